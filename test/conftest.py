@@ -1,0 +1,194 @@
+"""Builds the C trainer as a library (shim.c) and lets the tests call it: Library is the C side, Model one model."""
+import ctypes as ct
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+
+TEST = pathlib.Path(__file__).resolve().parent
+ROOT = TEST.parent
+sys.path.insert(0, str(TEST))
+NO_PRELOAD = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}    # the compiler itself needs no sanitizer
+
+
+def compiles(cc, *flags):
+    return not subprocess.run([*cc, *flags, "-x", "c", "-", "-o", os.devnull], input=b"int main(void) { return 0; }",
+                              capture_output=True, env=NO_PRELOAD).returncode
+
+
+def build_shim(double):
+    """Compiles shim.c with CC and CFLAGS from the environment; again only when a source is newer than the library."""
+    cc = shlex.split(os.environ.get("CC", "cc"))
+    flags = shlex.split(os.environ.get("CFLAGS", "-O3 -march=native")) + ["-DDOUBLE"] * double
+    flags += [f for f in ("-fopenmp-simd", "-fopenmp") if compiles(cc, f)]
+    command = [*cc, *flags, "-shared", "-fPIC", "-I", str(ROOT), str(TEST / "shim.c")]
+    name = f"shim_{'double' if double else 'float'}_{zlib.crc32(shlex.join(command).encode()):08x}.so"    # a command, a file
+    library = ROOT / "build" / name
+    sources = [*ROOT.glob("*.[hc]"), *TEST.glob("*.[hc]")]
+    if not library.exists() or library.stat().st_mtime < max(s.stat().st_mtime for s in sources):
+        library.parent.mkdir(exist_ok=True)
+        part = library.with_suffix(f".{os.getpid()}")
+        subprocess.run([*command, "-o", str(part), "-lm"], check=True, env=NO_PRELOAD)
+        part.replace(library)
+    return library
+
+
+class Library:
+    """shim.c at one precision. Arrays of `real` go in and out as C-contiguous numpy arrays of self.real."""
+
+    def __init__(self, double):
+        self.c = c = ct.CDLL(str(build_shim(double)))
+        self.real = np.float64 if double else np.float32
+        c.shim_real_size.restype = ct.c_size_t
+        assert c.shim_real_size() == np.dtype(self.real).itemsize
+        for name in "shim_new shim_params shim_grads shim_m shim_v".split():
+            getattr(c, name).restype = ct.c_void_p
+        for name in "forward backward total_loss log_z max_attn_logit update lr".split():
+            getattr(c, "shim_" + name).restype = ct.c_double
+        c.shim_num_parameters.restype = ct.c_long
+        for name in "free layernorm_forward layernorm_backward gelu_forward gelu_backward rope_forward rope_backward " \
+                    "attention_forward attention_backward cross_entropy matmul tensor".split():
+            getattr(c, "shim_" + name).restype = None
+
+    def array(self, x):
+        return np.array(x, self.real, order="C")
+
+    def empty(self, *shape):
+        """Filled with NaN: whatever the C code forgets to write shows."""
+        return np.full(shape, np.nan, self.real)
+
+    def call(self, name, *args):
+        """Calls a layer: a float goes as double, an int of gelu's n as long, an array by its address, None as NULL."""
+        for a in args:
+            assert not isinstance(a, np.ndarray) or (a.flags.c_contiguous and a.dtype in (self.real, np.int32, np.float64))
+        return getattr(self.c, "shim_" + name)(*[pass_on(a) for a in args])
+
+    # Layers, each returning what it computed.
+
+    def layernorm_forward(self, x, w):
+        out, mean, rstd = self.empty(*x.shape), self.empty(len(x)), self.empty(len(x))
+        self.call("layernorm_forward", out, mean, rstd, x, w, *x.shape)
+        return out, mean, rstd
+
+    def layernorm_backward(self, dout, x, w, mean, rstd):
+        dx, dw = self.empty(*x.shape), self.empty(*w.shape)
+        self.call("layernorm_backward", dx, dw, dout, x, w, mean, rstd, *x.shape)
+        return dx, dw
+
+    def gelu_forward(self, x):
+        out = self.empty(*x.shape)
+        self.call("gelu_forward", out, x, ct.c_long(x.size))
+        return out
+
+    def gelu_backward(self, x, dout):
+        dx = self.empty(*x.shape)
+        self.call("gelu_backward", dx, x, dout, ct.c_long(x.size))
+        return dx
+
+    def rope(self, which, x):
+        out = self.empty(*x.shape)
+        self.call("rope_" + which, out, x, *x.shape)
+        return out
+
+    def attention_forward(self, q, k, v, scale):
+        B, T, NH, HS = q.shape
+        out, lse, largest = self.empty(B, T, NH, HS), self.empty(B, NH, T), np.full(1, np.nan)
+        self.call("attention_forward", out, lse, q, k, v, scale, B, T, NH, HS, largest)
+        return out, lse, largest[0]
+
+    def attention_backward(self, dout, out, lse, q, k, v, scale):
+        grads = [self.empty(*q.shape) for _ in "qkv"]
+        self.call("attention_backward", *grads, dout, out, lse, q, k, v, scale, *q.shape)
+        return grads
+
+    def cross_entropy(self, logits, targets, z_loss):
+        dlogits, loss, log_z = logits.copy(), np.full(1, np.nan), np.full(1, np.nan)
+        self.call("cross_entropy", dlogits, loss, log_z, np.int32(targets), z_loss, *logits.shape)
+        return dlogits, loss[0], log_z[0]
+
+    def matmul(self, out, a, b, add, M, N, K, trans_a, trans_b):
+        self.call("matmul", out, a, b, add, M, N, K, int(trans_a), int(trans_b))
+        return out
+
+
+def pass_on(a):
+    if isinstance(a, np.ndarray):
+        return ct.c_void_p(a.ctypes.data)
+    return ct.c_double(a) if isinstance(a, float) else a    # an int goes as C's int
+
+
+class Model:
+    """A model of the C side. p, g, m, v: its memory as dicts of arrays, to read and to write."""
+
+    def __init__(self, library, **flags):
+        self.c, self.cfg = library.c, flags
+        argv = [b"train_gpt"] + [str(x).encode() for name, value in flags.items() for x in ("-" + name, value)]
+        self.handle = ct.c_void_p(self.c.shim_new(ct.c_int(len(argv)), (ct.c_char_p * len(argv))(*argv)))
+        self.size = self.c.shim_num_parameters(self.handle)
+        flat = []
+        for name in "params grads m v".split():
+            address = getattr(self.c, "shim_" + name)(self.handle)
+            flat.append(np.ctypeslib.as_array(ct.cast(address, ct.POINTER(ct.c_double if library.real == np.float64
+                                                                           else ct.c_float)), (self.size,)))
+        self.flat, self.p, self.g, self.m, self.v, self.hidden = flat[0], {}, {}, {}, {}, {}
+        for i in range(self.c.shim_num_tensors(self.handle)):
+            name, hidden = ct.create_string_buffer(128), ct.c_int()
+            offset, rows, cols = ct.c_long(), ct.c_long(), ct.c_long()
+            self.c.shim_tensor(self.handle, ct.c_int(i), name, *map(ct.byref, (offset, rows, cols, hidden)))
+            name, offset, rows, cols = name.value.decode(), offset.value, rows.value, cols.value
+            vector = ".ln_" in name or name.startswith("ln_") or "_norm." in name
+            assert rows == 1 or not vector, name
+            for flat_array, tensors in zip(flat, (self.p, self.g, self.m, self.v)):
+                x = flat_array[offset:offset + rows * cols]
+                tensors[name] = x if vector else x.reshape(rows, cols)
+            self.hidden[name] = bool(hidden.value)
+
+    def __del__(self):
+        if getattr(self, "handle", None):
+            self.c.shim_free(self.handle)
+
+    def batch(self, function, inputs, targets):
+        inputs, targets = (np.ascontiguousarray(x, np.int32) for x in (inputs, targets))
+        return function(self.handle, *map(pass_on, (inputs, targets)), *map(ct.c_int, inputs.shape))
+
+    def forward(self, inputs, targets):
+        return self.batch(self.c.shim_forward, inputs, targets)
+
+    def backward(self, inputs, targets):
+        return self.batch(self.c.shim_backward, inputs, targets)
+
+    def total_loss(self):
+        return self.c.shim_total_loss(self.handle)
+
+    def log_z(self):
+        return self.c.shim_log_z(self.handle)
+
+    def max_attn_logits(self):
+        return np.array([self.c.shim_max_attn_logit(self.handle, ct.c_int(l)) for l in range(self.cfg["layers"])])
+
+    def update(self, step):
+        return self.c.shim_update(self.handle, ct.c_int(step))
+
+    def lr(self, step):
+        return self.c.shim_lr(self.handle, ct.c_int(step))
+
+
+def library(double):
+    if not (TEST / "shim.c").exists():
+        pytest.skip("test/shim.c does not exist")
+    return Library(double)
+
+
+@pytest.fixture(scope="session")
+def float_library():
+    return library(False)
+
+
+@pytest.fixture(scope="session")
+def double_library():
+    return library(True)

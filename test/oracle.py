@@ -1,0 +1,151 @@
+"""The same model a second time, in JAX and float64, written from the paper's definitions alone
+(design.md sections 3 and 4) and not from train_gpt.c: what both agree on is hardly a slip of one.
+
+A model is a dict of arrays under the names of model.safetensors; a config is a dict as CONFIG:
+
+    p = init(cfg, seed)
+    (total, seen), g = value_and_grad(cfg)(p, inputs, targets)    # inputs, targets: integers (B, T)
+    p, m, v, norm = adamw_step(cfg, p, m, v, g, step)             # steps count from 1
+"""
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+jax.config.update("jax_enable_x64", True)
+
+CONFIG = dict(d=32, layers=2, heads=2, T=32, vocab=256, qk_norm=1, z_loss=1e-4, mu_param="off", base_d=32,
+              lr=1e-2, min_lr=1e-5, warmup=50, steps=1000, beta1=0.9, beta2=0.95, eps=1e-8, clip=1.0,
+              wd=1e-4, wd_independent=1)
+HIDDEN = ("c_attn.weight", "c_proj.weight", "c_fc.weight")    # matrices whose fan-in grows with the width
+
+
+# ---- parameters
+
+def shapes(cfg):
+    """Every tensor's name and shape (a matrix is out x in), in the file's order."""
+    C, V, HS = cfg["d"], cfg["vocab"], cfg["d"] // cfg["heads"]
+    out = {"wte.weight": (V, C)}
+    for l in range(cfg["layers"]):
+        h = f"h.{l}."
+        out[h + "ln_1.weight"] = (C,)
+        out[h + "attn.c_attn.weight"] = (3 * C, C)
+        if cfg["qk_norm"]:
+            out[h + "attn.q_norm.weight"] = out[h + "attn.k_norm.weight"] = (HS,)
+        out[h + "attn.c_proj.weight"] = (C, C)
+        out[h + "ln_2.weight"] = (C,)
+        out[h + "mlp.c_fc.weight"] = (4 * C, C)
+        out[h + "mlp.c_proj.weight"] = (C, 4 * C)
+    out["ln_f.weight"] = (C,)
+    out["lm_head.weight"] = (V, C)
+    return out
+
+
+def init(cfg, seed):
+    """Scales 1; embedding N(0, 1/C); other matrices normal cut at 2 sigma, then of variance 1/fan_in."""
+    rng, p = np.random.default_rng(seed), {}
+    for name, shape in shapes(cfg).items():
+        if len(shape) == 1:
+            p[name] = np.ones(shape)
+            continue
+        x = rng.standard_normal(shape)
+        while name != "wte.weight" and (abs(x) > 2).any():
+            x = np.where(abs(x) > 2, rng.standard_normal(shape), x)
+        # 0.8796: the standard deviation of a standard normal cut at 2
+        p[name] = x / (1 if name == "wte.weight" else 0.87962566103423978) / np.sqrt(shape[1])
+    return p
+
+
+# ---- the model
+
+def layernorm(x, weight):
+    x = x - x.mean(-1, keepdims=True)
+    return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weight
+
+
+def rope(x):
+    """x (B, T, NH, HS): the pair (i, i + HS/2) at position t turns by t * 10000^(-2i/HS)."""
+    T, half = x.shape[1], x.shape[-1] // 2
+    angle = (jnp.arange(T)[:, None] * 10000.0 ** (-jnp.arange(half) / half))[:, None, :]    # (T, 1, HS/2)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)], -1)
+
+
+def forward(cfg, p, inputs):
+    """Returns the logits (B, T, V) and the largest absolute attention logit of each layer."""
+    C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
+    HS, m, mu = C // NH, C / cfg["base_d"], cfg["mu_param"]
+    scale = HS ** -0.5 * (m ** -0.5 if mu == "full" else 1)
+    causal = jnp.tril(jnp.ones((T, T), bool))
+    x, largest = p["wte.weight"][inputs], []
+    for l in range(cfg["layers"]):
+        w = lambda name: p[f"h.{l}.{name}.weight"]
+        qkv = layernorm(x, w("ln_1")) @ w("attn.c_attn").T
+        q, k, v = (y.reshape(B, T, NH, HS) for y in jnp.split(qkv, 3, -1))
+        if cfg["qk_norm"]:
+            q, k = layernorm(q, w("attn.q_norm")), layernorm(k, w("attn.k_norm"))
+        s = jnp.einsum("bqhc,bkhc->bhqk", rope(q), rope(k)) * scale
+        largest.append(jnp.where(causal, abs(s), 0).max())
+        a = jax.nn.softmax(jnp.where(causal, s, -jnp.inf))
+        x = x + jnp.einsum("bhqk,bkhc->bqhc", a, v).reshape(B, T, C) @ w("attn.c_proj").T
+        y = layernorm(x, w("ln_2")) @ w("mlp.c_fc").T
+        y = 0.5 * y * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (y + 0.044715 * y ** 3)))
+        x = x + y @ w("mlp.c_proj").T
+    out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].T
+    return out / m if mu in ("intermediate", "full") else out, jnp.stack(largest)
+
+
+def evaluate(cfg, p, inputs, targets):
+    """Everything measured: total (what is descended), ce (what is logged), mean log Z, largest attention logits."""
+    out, largest = forward(cfg, p, inputs)
+    log_z = jax.nn.logsumexp(out, -1)
+    ce = (log_z - jnp.take_along_axis(out, targets[..., None], -1)[..., 0]).mean()
+    return ce + cfg["z_loss"] * (log_z ** 2).mean(), dict(ce=ce, log_z=log_z.mean(), max_attn_logit=largest)
+
+
+def logits(cfg, p, inputs):
+    return forward(cfg, p, inputs)[0]
+
+
+def loss(cfg, p, inputs, targets):
+    total, seen = evaluate(cfg, p, inputs, targets)
+    return seen["ce"], total
+
+
+def max_attention_logits(cfg, p, inputs):
+    return forward(cfg, p, inputs)[1]
+
+
+def value_and_grad(cfg):
+    """Compiled: (p, inputs, targets) -> ((total, seen), gradients)."""
+    return jax.jit(jax.value_and_grad(lambda p, x, y: evaluate(cfg, p, x, y), has_aux=True))
+
+
+# ---- the optimizer
+
+def schedule(cfg, step):
+    """Steps count from 1: a line from 0 to the peak at step warmup, half a cosine from there to min_lr at the last."""
+    peak, low, warmup, steps = cfg["lr"], min(cfg["min_lr"], cfg["lr"]), cfg["warmup"], cfg["steps"]
+    if step < warmup:
+        return peak * step / warmup
+    done = (step - warmup) / (steps - warmup) if steps > warmup else 0.0    # the peak is the last step
+    return low + (peak - low) * 0.5 * (1 + np.cos(np.pi * done))
+
+
+def adamw_step(cfg, p, m, v, g, step):
+    """One step of AdamW with a global-norm clip. Returns new p, m, v and the gradients' norm before the clip."""
+    g = {n: np.asarray(x) for n, x in g.items()}
+    norm = np.sqrt(sum((x * x).sum() for x in g.values()))
+    cut = cfg["clip"] / norm if cfg["clip"] and norm > cfg["clip"] else 1.0
+    lr, b1, b2 = schedule(cfg, step), cfg["beta1"], cfg["beta2"]
+    decay = (lr / cfg["lr"] if cfg["wd_independent"] else lr) * cfg["wd"]
+    width = cfg["d"] / cfg["base_d"] if cfg["mu_param"] != "off" else 1.0
+    P, M, V = {}, {}, {}
+    for n in p:
+        M[n] = b1 * m[n] + (1 - b1) * cut * g[n]
+        V[n] = b2 * v[n] + (1 - b2) * (cut * g[n]) ** 2
+        update = M[n] / (1 - b1 ** step) / (np.sqrt(V[n] / (1 - b2 ** step)) + cfg["eps"])
+        P[n] = p[n] - lr * (1 / width if n.endswith(HIDDEN) else 1) * update - decay * p[n]
+    return P, M, V, norm
