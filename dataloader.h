@@ -1,0 +1,523 @@
+// dataloader.h: where tokens come from: an invented language (the default, no file needed), any
+// text file, or llm.c's .bin shards. Plain C that is also valid C++.
+//
+// Nothing here remembers anything: a training batch is a function of (seed, step), a validation
+// window of its number. So a run that was stopped goes on with the very rows it would have had.
+#ifndef DATALOADER_H
+#define DATALOADER_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <math.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "gpt.h"
+
+// ---------------------------------------------------------------------------
+// An invented written language: what it is made of
+//
+//     @@@
+//
+// What there is to learn, from easy to hard: the letters and syllables; the words; which classes
+// of words follow which; each word's favourite followers; that a line repeats its own words; that
+// the class of a line's first word decides the mark at its end. A newline forgets everything, so a
+// row of text that starts with one hides nothing from its reader, and the exact probability of
+// every next character can be computed: no model can have a lower loss.
+//
+// Only integers decide the text: it is the same on every machine, to the last bit.
+
+enum {
+    N_WORDS = 1000,
+    N_CLASSES = 16,      // classes of words, like nouns or verbs
+    N_FOLLOWERS = 4,     // a word's favourite next words
+    N_REMEMBERED = 8,    // the last words of a line, likely to come back in it
+    MAX_WORD = 10,       // bytes: three syllables of three letters, and the final 0
+    LINE_START = N_WORDS,    // stands for the last word where there is none
+    LANGUAGE_SEED = 1,   // the one language of all runs
+
+    // The next word, in shares of 40: 3 to each of the last word's followers, 1 to each remembered
+    // word, the other 28 - remembered to the grammar. A line's first word has only the grammar.
+    FOLLOWER_SHARE = 3, GRAMMAR_SHARE = 28,
+    // What comes after a word, in shares of 25: a comma, the line's end (from its third word on),
+    // otherwise a space.
+    COMMA_SHARE = 2, END_SHARE = 5, AFTER_SHARES = 25, SHORTEST_LINE = 3
+};
+
+typedef struct {
+    char spelling[MAX_WORD];
+    int kind;                                      // its class, 0 .. N_CLASSES-1
+    uint32_t frequency;
+    int followers[N_FOLLOWERS];
+} Word;
+
+typedef struct {
+    Word words[N_WORDS + 1];                       // by spelling, then LINE_START
+    uint32_t below[N_CLASSES + 1][N_WORDS + 1];    // [k][w]: the grammar's mass (< 2^31) of the words
+} Language;                                        // 0 .. w-1 after a word of class k
+
+static void language_shuffle(uint64_t *random, char *items, int n) {
+    for (int i = n - 1; i > 0; i--) {
+        int j = (int)random_below(random, (uint32_t)i + 1);
+        char swap = items[i];
+        items[i] = items[j];
+        items[j] = swap;
+    }
+}
+
+// One of n letters. The i-th, from 1, has the weight i^-0.3, here in percent.
+static char language_letter(uint64_t *random, const char *letters, int n) {
+    static const int weights[18] = {100, 81, 72, 66, 62, 58, 56, 54, 52, 50, 49, 47, 46, 45, 44, 44, 43, 42};
+    int total = 0, i = 0;
+    for (int k = 0; k < n; k++) total += weights[k];
+    int left = (int)random_below(random, (uint32_t)total);
+    while (left >= weights[i]) left -= weights[i++];
+    return letters[i];
+}
+
+static int language_by_spelling(const void *a, const void *b) {
+    return strcmp(((const Word *)a)->spelling, ((const Word *)b)->spelling);
+}
+
+// Language number `seed`. The one that the program uses is LANGUAGE_SEED.
+static void language_init(Language *lang, uint64_t seed) {
+    uint64_t random = random_stream(seed, 0, 0);
+    memset(lang, 0, sizeof *lang);
+
+    // The lexicon, the most frequent word first: words of (C)V(C) syllables, frequent ones short.
+    char consonants[] = "bdfghjklmnprstvwyz", vowels[] = "aeiou";
+    uint32_t class_frequency[N_CLASSES] = {0};
+    language_shuffle(&random, consonants, 18);
+    language_shuffle(&random, vowels, 5);
+    for (int rank = 0; rank < N_WORDS; rank++) {
+        Word *word = &lang->words[rank];
+        for (int other = -1; other < rank; ) {     // until no other word is spelled like it
+            char *s = word->spelling;
+            int syllables = 1 + (rank >= 30) + (rank >= 100 && random_below(&random, 2));
+            for (int i = 0; i < syllables; i++) {
+                if (random_below(&random, 10) < 9) *s++ = language_letter(&random, consonants, 18);
+                *s++ = language_letter(&random, vowels, 5);
+                if (random_below(&random, 4) < 1) *s++ = language_letter(&random, "nsrltk", 6);
+            }
+            *s = 0;
+            other = 0;
+            while (other < rank && strcmp(word->spelling, lang->words[other].spelling) != 0) other++;
+        }
+        word->kind = (int)random_below(&random, N_CLASSES);
+        word->frequency = (1u << 28) / (uint32_t)(10*rank + 37);       // Zipf: 1 / (rank + 2.7), from rank 1
+        class_frequency[word->kind] += word->frequency;
+    }
+    qsort(lang->words, N_WORDS, sizeof(Word), language_by_spelling);
+
+    // The grammar: each class (and the start of a line) has its own order of classes to follow it,
+    // with the weights place^-2; words share their class's weight by frequency.
+    for (int kind = 0; kind <= N_CLASSES; kind++) {
+        char place[N_CLASSES];
+        for (int i = 0; i < N_CLASSES; i++) place[i] = (char)(i + 1);
+        language_shuffle(&random, place, N_CLASSES);
+        for (int w = 0; w < N_WORDS; w++) {
+            int next = lang->words[w].kind;
+            uint64_t weight = (1u << 30) / (uint32_t)(place[next] * place[next]);
+            uint64_t mass = weight * lang->words[w].frequency / class_frequency[next];
+            lang->below[kind][w + 1] = lang->below[kind][w] + (uint32_t)mass;
+        }
+    }
+
+    lang->words[LINE_START].kind = N_CLASSES;
+    for (int w = 0; w <= N_WORDS; w++)
+        for (int i = 0; i < N_FOLLOWERS; i++)      // LINE_START has itself, a word that is never written
+            lang->words[w].followers[i] = w == LINE_START ? LINE_START : (int)random_below(&random, N_WORDS);
+}
+
+// ---------------------------------------------------------------------------
+// The language in use: writing it, and reading it with the probability of every character
+
+typedef struct {
+    int last;                                      // its last word, or LINE_START
+    int words;                                     // how many it has so far
+    int remembered[N_REMEMBERED];                  // the last of these, in any order
+    const char *end;                               // how it will end: "" before its first word
+} Line;
+
+static void line_start(Line *line) {
+    line->last = LINE_START;
+    line->words = 0;
+    line->end = "";
+}
+
+static void line_add(const Language *lang, Line *line, int word) {
+    static const char *const ends[3] = {".\n", "?\n", "!\n"};
+    if (line->words == 0) line->end = ends[lang->words[word].kind % 3];
+    line->remembered[line->words++ % N_REMEMBERED] = word;
+    line->last = word;
+}
+
+static int line_remembered(const Line *line) {
+    return line->words < N_REMEMBERED ? line->words : N_REMEMBERED;
+}
+
+static int language_next_word(const Language *lang, const Line *line, uint64_t *random) {
+    const Word *last = &lang->words[line->last];
+    int shares = GRAMMAR_SHARE + (line->words ? N_FOLLOWERS * FOLLOWER_SHARE : 0);
+    int share = (int)random_below(random, (uint32_t)shares);
+    if (share >= GRAMMAR_SHARE) return last->followers[(share - GRAMMAR_SHARE) / FOLLOWER_SHARE];
+    if (share < line_remembered(line)) return line->remembered[share];
+
+    const uint32_t *below = lang->below[last->kind];
+    uint32_t mass = random_below(random, below[N_WORDS]);
+    int lo = 0, hi = N_WORDS;                      // below[lo] <= mass < below[hi]
+    while (hi - lo > 1) {
+        int middle = (lo + hi) / 2;
+        if (below[middle] <= mass) lo = middle; else hi = middle;
+    }
+    return lo;
+}
+
+// Writes the n characters that follow a newline.
+static void language_write(const Language *lang, uint64_t *random, int *text, int n) {
+    Line line;
+    line_start(&line);
+    for (int i = 0; i < n; ) {
+        int word = language_next_word(lang, &line, random), first = i;
+        for (const char *s = lang->words[word].spelling; *s && i < n; s++) text[i++] = *s;
+        if (line.words == 0) text[first] += 'A' - 'a';
+        line_add(lang, &line, word);
+
+        int share = (int)random_below(random, AFTER_SHARES);
+        const char *after = share < COMMA_SHARE ? ", " : " ";
+        if (line.words >= SHORTEST_LINE && share >= AFTER_SHARES - END_SHARE) after = line.end;
+        for (const char *s = after; *s && i < n; s++) text[i++] = *s;
+        if (after == line.end) line_start(&line);
+    }
+}
+
+// Has read some text from the start of a line on.
+typedef struct {
+    Line line;                                     // its whole words
+    int letters;                                   // so many of the next word
+    int lo, hi;                                    // the range of the words that begin with them
+    uint64_t mass;                                 // of that range
+    const char *due;                               // characters that must come first: the space of ", "
+} Reader;
+
+// The chance that the line's next word is one of lo .. hi-1, in a unit that depends on the line.
+static uint64_t language_mass(const Language *lang, const Line *line, int lo, int hi) {
+    const Word *last = &lang->words[line->last];
+    const uint32_t *below = lang->below[last->kind];
+    int remembered = line_remembered(line), shares = 0;
+    for (int i = 0; i < N_FOLLOWERS; i++)
+        if (lo <= last->followers[i] && last->followers[i] < hi) shares += FOLLOWER_SHARE;
+    for (int i = 0; i < remembered; i++)
+        if (lo <= line->remembered[i] && line->remembered[i] < hi) shares++;
+    return (uint64_t)shares * below[N_WORDS]
+         + (uint64_t)(GRAMMAR_SHARE - remembered) * (below[hi] - below[lo]);
+}
+
+static void reader_next_word(const Language *lang, Reader *reader) {
+    reader->letters = 0;
+    reader->lo = 0;
+    reader->hi = N_WORDS;
+    reader->mass = language_mass(lang, &reader->line, 0, N_WORDS);
+}
+
+static void reader_start(const Language *lang, Reader *reader) {
+    line_start(&reader->line);
+    reader_next_word(lang, reader);
+    reader->due = "";
+}
+
+// The first word in the reader's range whose next letter is not before this one.
+static int reader_bound(const Language *lang, const Reader *reader, int letter) {
+    int lo = reader->lo, hi = reader->hi;
+    while (lo < hi) {
+        int middle = (lo + hi) / 2;
+        if (lang->words[middle].spelling[reader->letters] < letter) lo = middle + 1; else hi = middle;
+    }
+    return lo;
+}
+
+// Reads the character c and returns the probability that it had, given all that was read before.
+// After a character of probability 0 the reader must not be used any more.
+static double reader_read(const Language *lang, Reader *reader, int c) {
+    Line *line = &reader->line;
+    if (*reader->due) {
+        if (c != *reader->due) return 0;
+        reader->due++;
+        if (c == '\n') reader_start(lang, reader);
+        return 1;
+    }
+
+    int end = line->words + 1 >= SHORTEST_LINE ? END_SHARE : 0;
+    const char *after = c == ',' ? ", " : c == ' ' ? " " : line->end;
+    int share = c == ',' ? COMMA_SHARE : c == ' ' ? AFTER_SHARES - COMMA_SHARE - end : c == *after ? end : 0;
+    int capital = line->words == 0 && reader->letters == 0;
+    int letter = capital ? c - 'A' + 'a' : c;
+    if (share) letter = 0;                         // the word ends here, as its spelling does
+    else if (letter < 'a' || letter > 'z') return 0;
+
+    int lo = reader_bound(lang, reader, letter), hi = reader_bound(lang, reader, letter + 1);
+    uint64_t mass = language_mass(lang, line, lo, hi);
+    double p = (double)mass / (double)reader->mass;
+    if (letter) {
+        reader->letters++;
+        reader->lo = lo;
+        reader->hi = hi;
+        reader->mass = mass;
+        return p;
+    }
+    if (mass) {
+        line_add(lang, line, lo);
+        reader_next_word(lang, reader);
+        reader->due = after + 1;
+    }
+    return p * share / AFTER_SHARES;
+}
+
+// ---------------------------------------------------------------------------
+// Files, mapped rather than read, so that they may be larger than memory
+
+typedef struct {
+    const char *path;
+    void *map;                     // the whole file
+    size_t size;                   // its bytes
+    const unsigned char *tokens;   // where its tokens begin
+    int width;                     // bytes a token: 1 in a text, 2 in a .bin
+    int64_t first, count;          // the tokens of this file that are used: first .. first+count-1
+    int64_t rows;                  // so many rows of T+1 tokens lie within them
+} Shard;
+
+typedef struct {                   // the training data or the validation data
+    Shard *shards;
+    glob_t paths;                  // as many, sorted
+    int64_t stride;                // tokens from the start of a row to that of the next
+    int64_t rows;                  // in all shards
+} Part;
+
+// A little-endian number of so many bytes.
+static uint32_t read_number(const unsigned char *bytes, int width) {
+    uint32_t number = 0;
+    while (width-- > 0) number = number << 8 | bytes[width];
+    return number;
+}
+
+// Maps one file: text, or llm.c's .bin: 256 int32 (magic, version, number of tokens), then uint16s.
+static void shard_open(Shard *shard, const char *path) {
+    enum { HEADER = 256 * 4, MAGIC = 20240520, VERSION = 1 };
+    struct stat info;
+    if (stat(path, &info) != 0)
+        die(FAILED, "%s: cannot read it (%s): give 'synthetic', a text file, or .bin shards (a path or a pattern)",
+            path, strerror(errno));
+    if (!S_ISREG(info.st_mode))
+        die(FAILED, "%s: is a %s, not a file: give a text file, or .bin shards (a path or a pattern)",
+            path, S_ISDIR(info.st_mode) ? "directory" : "device");
+    if (info.st_size == 0) die(FAILED, "%s: is empty: give a file with text or tokens", path);
+
+    int file = open(path, O_RDONLY);
+    if (file < 0) die(FAILED, "%s: cannot read it (%s): its owner can allow that", path, strerror(errno));
+    shard->path = path;
+    shard->size = (size_t)info.st_size;
+    shard->map = mmap(NULL, shard->size, PROT_READ, MAP_PRIVATE, file, 0);
+    if (shard->map == MAP_FAILED)
+        die(FAILED, "%s: cannot map its %lld bytes (%s): give smaller files", path, (long long)shard->size, strerror(errno));
+    close(file);
+    shard->tokens = (const unsigned char *)shard->map;
+
+    size_t length = strlen(path);
+    shard->width = length >= 4 && strcmp(path + length - 4, ".bin") == 0 ? 2 : 1;
+    shard->count = info.st_size;
+    if (shard->width == 1) return;
+    const unsigned char *header = shard->tokens;
+    if (shard->size < HEADER)
+        die(FAILED, "%s: has %lld bytes, fewer than the %d of a .bin header: is it truncated?",
+            path, (long long)shard->size, HEADER);
+    uint32_t magic = read_number(header, 4), version = read_number(header + 4, 4);
+    if (magic != MAGIC)
+        die(FAILED, "%s: has the magic number %u, a .bin of tokens has %d: make it with llm.c's dev/data scripts",
+            path, magic, MAGIC);
+    if (version != VERSION)
+        die(FAILED, "%s: has version %u of the .bin format, this program reads version %d (uint16 tokens)",
+            path, version, VERSION);
+    shard->tokens += HEADER;
+    shard->count = read_number(header + 8, 4);
+    int64_t size = HEADER + 2 * shard->count;
+    if (info.st_size != size)
+        die(FAILED, "%s: has %lld bytes, but its header's %lld tokens take %lld: is it truncated?",
+            path, (long long)info.st_size, (long long)shard->count, (long long)size);
+}
+
+// Opens the file, or every file that matches the pattern, in sorted order.
+static void part_open(Part *part, const char *pattern) {
+    // GLOB_NOCHECK: what matches nothing stands for itself, and shard_open says what is wrong.
+    if (glob(pattern, GLOB_NOCHECK, NULL, &part->paths) != 0)
+        die(FAILED, "%s: cannot look for the files of this pattern", pattern);
+    part->shards = (Shard *)calloc(part->paths.gl_pathc, sizeof(Shard));
+    if (!part->shards) die(FAILED, "%s: no memory for a list of %zu files", pattern, part->paths.gl_pathc);
+    for (size_t i = 0; i < part->paths.gl_pathc; i++)
+        shard_open(&part->shards[i], part->paths.gl_pathv[i]);
+}
+
+static int64_t part_tokens(const Part *part) {
+    int64_t tokens = 0;
+    for (size_t i = 0; i < part->paths.gl_pathc; i++) tokens += part->shards[i].count;
+    return tokens;
+}
+
+// Keeps the tokens from .. to-1, counted through all shards.
+static void part_keep(Part *part, int64_t from, int64_t to) {
+    for (size_t i = 0; i < part->paths.gl_pathc; i++) {
+        Shard *shard = &part->shards[i];
+        int64_t lo = from < 0 ? 0 : from < shard->count ? from : shard->count;
+        int64_t hi = to < 0 ? 0 : to < shard->count ? to : shard->count;
+        from -= shard->count;
+        to -= shard->count;
+        shard->first = lo;
+        shard->count = hi - lo;
+    }
+}
+
+// Counts the rows of T+1 tokens, each within one shard, that start every `stride` tokens.
+static void part_count_rows(Part *part, const char *name, int T, int64_t stride) {
+    int64_t longest = 0;
+    part->stride = stride;
+    for (size_t i = 0; i < part->paths.gl_pathc; i++) {
+        Shard *shard = &part->shards[i];
+        shard->rows = shard->count > T ? (shard->count - T - 1) / stride + 1 : 0;
+        part->rows += shard->rows;
+        if (shard->count > longest) longest = shard->count;
+    }
+    if (part->rows == 0)
+        die(FAILED, "%s: too short: its %s part has %lld tokens in one piece, -T %d takes %lld: give more data or a smaller -T",
+            part->shards[0].path, name, (long long)longest, T, (long long)T + 1);
+}
+
+static void part_close(Part *part) {
+    for (size_t i = 0; i < part->paths.gl_pathc; i++) munmap(part->shards[i].map, part->shards[i].size);
+    free(part->shards);
+    globfree(&part->paths);
+}
+
+// ---------------------------------------------------------------------------
+// The loader
+
+typedef struct {
+    int vocab;                     // every token is below it
+    int T;                         // tokens a row
+    int64_t val_windows;           // so many validation windows (INT64_MAX: without end)
+    uint64_t seed;                 // of the training rows
+    Language *language;            // if synthetic, otherwise NULL
+    Part train, val;               // unless synthetic
+} DataLoader;
+
+// data: "synthetic", a text (its bytes are the tokens), or .bin shards (a path or a pattern).
+// val: the same for validation; NULL or "": the last tenth of data, all shards counted together.
+// vocab: 0 for the natural one: 256, or GPT-2's 50257 for .bin. T >= 1.
+// Dies (FAILED) where a file is missing, unreadable, empty, damaged or too short for T.
+static void dataloader_init(DataLoader *loader, const char *data, const char *val, int vocab, int T, uint64_t seed) {
+    int own_val = val && *val;
+    memset(loader, 0, sizeof *loader);
+    loader->T = T;
+    loader->seed = seed;
+    loader->vocab = vocab ? vocab : 256;
+
+    if (strcmp(data, "synthetic") == 0) {
+        if (loader->vocab < 128)
+            die(FAILED, "synthetic: its tokens are ASCII characters: -vocab must be at least 128, not %d", vocab);
+        if (own_val) die(FAILED, "%s: synthetic data has validation rows of its own: leave -val out", val);
+        loader->val_windows = INT64_MAX;
+        loader->language = (Language *)malloc(sizeof(Language));
+        if (!loader->language) die(FAILED, "synthetic: no memory for a language of %zu bytes", sizeof(Language));
+        language_init(loader->language, LANGUAGE_SEED);
+        return;
+    }
+
+    Part *train = &loader->train, *validation = &loader->val;
+    part_open(train, data);
+    part_open(validation, own_val ? val : data);
+    if (validation->shards[0].width != train->shards[0].width)
+        die(FAILED, "%s: text and .bin tokens do not mix: give a -val like %s", val, train->shards[0].path);
+    if (!vocab && train->shards[0].width == 2) loader->vocab = 50257;
+    if (!own_val) {
+        int64_t tokens = part_tokens(train), split = tokens - tokens / 10;
+        part_keep(train, 0, split);
+        part_keep(validation, split, tokens);
+    }
+    part_count_rows(train, "training", T, 1);
+    part_count_rows(validation, own_val ? "validation" : "validation (the last tenth)", T, T);
+    loader->val_windows = validation->rows;
+}
+
+// inputs and targets (T): a row of the language from the start of a line on.
+static void dataloader_language_row(const DataLoader *loader, uint64_t random, int *inputs, int *targets) {
+    language_write(loader->language, &random, targets, loader->T);
+    inputs[0] = '\n';
+    memcpy(inputs + 1, targets, (size_t)(loader->T - 1) * sizeof(int));
+}
+
+// inputs and targets (T): row number `row` of a part. Dies where a token is not below vocab.
+static void dataloader_file_row(const DataLoader *loader, const Part *part, int64_t row, int *inputs, int *targets) {
+    const Shard *shard = part->shards;
+    while (row >= shard->rows) row -= (shard++)->rows;
+    int64_t start = shard->first + row * part->stride;
+    for (int t = 0; t <= loader->T; t++) {
+        uint32_t token = read_number(shard->tokens + (start + t) * shard->width, shard->width);
+        if (token >= (uint32_t)loader->vocab)
+            die(FAILED, "%s: token %u at position %lld is not below the vocabulary of %d: give a larger -vocab",
+                shard->path, token, (long long)(start + t), loader->vocab);
+        if (t < loader->T) inputs[t] = (int)token;
+        if (t > 0) targets[t - 1] = (int)token;
+    }
+}
+
+// inputs and targets (B, T), targets[t] being what follows inputs[t]: the training batch of a step.
+// Rows start anywhere, all places being equally likely, or, if synthetic, with a newline.
+static void dataloader_train(const DataLoader *loader, int64_t step, int B, int *inputs, int *targets) {
+    for (int b = 0; b < B; b++, inputs += loader->T, targets += loader->T) {
+        uint64_t random = random_stream(loader->seed, (uint64_t)step, (uint64_t)b);
+        if (loader->language) dataloader_language_row(loader, random, inputs, targets);
+        else {                     // a file may have more than 2^32 rows, too many for random_below
+            int64_t row = (int64_t)(random_u64(&random) % (uint64_t)loader->train.rows);
+            dataloader_file_row(loader, &loader->train, row, inputs, targets);
+        }
+    }
+}
+
+// inputs and targets (rows, T): the validation windows `window` .. window+rows-1, which must be
+// below val_windows. They are the same for every seed.
+static void dataloader_val(const DataLoader *loader, int64_t window, int rows, int *inputs, int *targets) {
+    for (int b = 0; b < rows; b++, window++, inputs += loader->T, targets += loader->T) {
+        // No training row has the number -1, so none comes from the same stream.
+        uint64_t random = random_stream(0, (uint64_t)window, (uint64_t)-1);
+        if (loader->language) dataloader_language_row(loader, random, inputs, targets);
+        else dataloader_file_row(loader, &loader->val, window, inputs, targets);
+    }
+}
+
+// The loss, in nats a token, of a reader who knows the language, on the first so many validation
+// windows: the mean of -log p(next character | the row so far). NAN unless synthetic.
+static double dataloader_entropy_floor(const DataLoader *loader, int64_t windows) {
+    if (!loader->language) return NAN;
+    int T = loader->T;
+    int *inputs = (int *)malloc(2 * (size_t)T * sizeof(int)), *targets = inputs + T;
+    if (!inputs) die(FAILED, "synthetic: no memory for a row of %d tokens", T);
+    double nats = 0;
+    for (int64_t window = 0; window < windows; window++) {
+        dataloader_val(loader, window, 1, inputs, targets);
+        Reader reader;
+        reader_start(loader->language, &reader);
+        for (int t = 0; t < T; t++) nats -= log(reader_read(loader->language, &reader, targets[t]));
+    }
+    free(inputs);
+    return nats / ((double)windows * T);
+}
+
+static void dataloader_free(DataLoader *loader) {
+    if (!loader->language) {
+        part_close(&loader->train);
+        part_close(&loader->val);
+    }
+    free(loader->language);
+}
+
+#endif

@@ -1,0 +1,718 @@
+// train_gpt.c: a small GPT, trained on the CPU in plain C and OpenMP, that shows why training a
+// Transformer becomes unstable, and what cures it.
+// Sections: matrix multiply; layers, each forward then backward; the model; AdamW; the training loop; main.
+// Shapes: B batch, T sequence length, C channels, L layers, NH heads, HS = C/NH head size, V vocabulary.
+// Arrays are row-major and a comment gives their shape, the fastest index last: x (B,T,C).
+// Results do not depend on the number of threads: no sum is ever split by thread.
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include "gpt.h"
+#include "dataloader.h"
+
+// ---------------------------------------------------------------------------
+// Scalar functions: one name for either precision
+
+#ifdef DOUBLE
+#define SQRT sqrt
+#define LOG log
+#define FABS fabs
+static inline real exponential(real x) { return exp(x); }
+#else
+#define SQRT sqrtf
+#define LOG logf
+#define FABS fabsf
+
+// exp(x) for x <= 0, without a branch or a call, so that loops over it become vector code.
+// x = n ln 2 + r with n whole and |r| <= ln(2)/2: exp(x) = 2^n exp(r), exp(r) by a polynomial (Cephes' expf,
+// error below 1e-7). Adding and taking away 1.5 * 2^23 rounds to a whole number; 2^n is made in the exponent's bits.
+static inline float exponential(float x) {
+    float shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f;
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;    // ln 2 in two parts: n times the first is exact
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1;
+    int32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (int32_t)((uint32_t)bits << 23) + 0x3f800000;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return x < -87 ? 0 : p * power;
+}
+#endif
+
+// ---------------------------------------------------------------------------
+// Matrix multiply: all but a few percent of the FLOPs of a step
+
+// A tile of MR x NR sums stays in vector registers while k runs: each step of k loads NR values of B and
+// MR of A, and does MR * NR multiply-adds. AVX-512 and Arm have 32 registers, AVX2 has 16.
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64, MR = 12 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32, MR = 6 };
+#elif defined(__aarch64__)
+enum { VECTOR_BYTES = 16, MR = 12 };
+#else
+enum { VECTOR_BYTES = 16, MR = 6 };
+#endif
+enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 256 };
+typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+// A matrix in memory, possibly transposed: element (i, j) is at data[i * row + j * col].
+typedef struct { const real *data; ptrdiff_t row, col; } Matrix;
+static Matrix matrix(const real *data, int columns) { Matrix m = {data, columns, 1}; return m; }
+static Matrix transposed(const real *data, int columns) { Matrix m = {data, 1, columns}; return m; }
+
+// out (rows,cols) = add + a (rows,K) panel (K,NR), for rows <= MR and cols <= NR; add may be NULL.
+static inline void tile(real *out, const real *add, ptrdiff_t ldc, int rows, int cols, Matrix a, const real *panel, int K) {
+    vector sum[MR][2];
+    const real *row[MR];
+    for (int i = 0; i < MR; i++) {
+        row[i] = a.data + (i < rows ? i : rows - 1) * a.row;    // past the last row: that row again, not stored
+        sum[i][0] = sum[i][1] = (vector){0};
+    }
+    for (int k = 0; k < K; k++) {
+        vector b0 = *(const vector *)(panel + k * NR), b1 = *(const vector *)(panel + k * NR + VL);
+        for (int i = 0; i < MR; i++) {
+            real x = row[i][k * a.col];
+            sum[i][0] += x * b0;
+            sum[i][1] += x * b1;
+        }
+    }
+    for (int i = 0; i < MR; i++) {
+        if (i >= rows) break;
+        if (cols == NR) {
+            vector *o = (vector *)(out + i * ldc);
+            if (add) sum[i][0] += *(const vector *)(add + i * ldc), sum[i][1] += *(const vector *)(add + i * ldc + VL);
+            o[0] = sum[i][0];
+            *(vector *)(out + i * ldc + VL) = sum[i][1];
+        } else {
+            for (int j = 0; j < cols; j++)
+                out[i * ldc + j] = (add ? add[i * ldc + j] : 0) + sum[i][j / VL][j % VL];
+        }
+    }
+}
+
+// panel (K,NR) = columns 0 to cols of b, zeros beyond: what the tile reads in order.
+static void pack(real *panel, Matrix b, int cols, int K) {
+    if (cols < NR) memset(panel, 0, (size_t)K * NR * sizeof(real));
+    if (b.col == 1)
+        for (int k = 0; k < K; k++)
+            for (int j = 0; j < cols; j++) panel[k * NR + j] = b.data[k * b.row + j];
+    else
+        for (int j = 0; j < cols; j++)
+            for (int k = 0; k < K; k++) panel[k * NR + j] = b.data[k * b.row + j * b.col];
+}
+
+// out (M,N) = add + a (M,K) b (K,N), on this thread; ldc elements from one row of out and add to the next.
+static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix b, int M, int N, int K) {
+    real panel[KC * NR] __attribute__((aligned(64)));
+    for (int k = 0; k < K; k += KC) {
+        int depth = K - k < KC ? K - k : KC;
+        for (int j = 0; j < N; j += NR) {
+            int cols = N - j < NR ? N - j : NR;
+            Matrix block = {b.data + k * b.row + j * b.col, b.row, b.col};
+            pack(panel, block, cols, depth);
+            for (int i = 0; i < M; i += MR) {
+                Matrix rows = {a.data + i * a.row + k * a.col, a.row, a.col};
+                tile(out + i * ldc + j, add ? add + i * ldc + j : NULL, ldc, M - i < MR ? M - i : MR, cols, rows, panel, depth);
+            }
+        }
+        add = out;    // the next block of k adds to this one
+    }
+}
+
+static int max_threads(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+static int this_thread(void) {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// out (M,N) = add + a (M,K) b (K,N) on all threads, each with blocks of out of its own; add may be NULL or out.
+static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N, int K) {
+    int threads = max_threads();
+    if (threads == 1) { multiply(out, add, N, a, b, M, N, K); return; }
+    int col_blocks = (N + NR - 1) / NR, row_blocks = (3 * threads + col_blocks - 1) / col_blocks;    // about 3 tasks a thread
+    int height = ((M + row_blocks - 1) / row_blocks + MR - 1) / MR * MR;
+    #pragma omp parallel for collapse(2)
+    for (int j = 0; j < N; j += NR)
+        for (int i = 0; i < M; i += height) {
+            Matrix rows = {a.data + i * a.row, a.row, a.col}, cols = {b.data + j * b.col, b.row, b.col};
+            size_t at = (size_t)i * (size_t)N + (size_t)j;
+            multiply(out + at, add ? add + at : NULL, N, rows, cols, M - i < height ? M - i : height, N - j < NR ? N - j : NR, K);
+        }
+}
+
+// ---------------------------------------------------------------------------
+// Layers, each forward then backward. "add" is what a result is added to: NULL for nothing.
+
+// out (rows,OC) = add + inp (rows,IC) weight^T, weight (OC,IC)
+static void matmul_forward(real *out, const real *add, const real *inp, const real *weight, int rows, int IC, int OC) {
+    matmul(out, add, matrix(inp, IC), transposed(weight, IC), rows, OC, IC);
+}
+
+// dinp (rows,IC) = add + dout (rows,OC) weight;  dweight (OC,IC) = dout^T inp
+static void matmul_backward(real *dinp, const real *add, real *dweight, const real *dout, const real *inp, const real *weight, int rows, int IC, int OC) {
+    matmul(dinp, add, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
+    matmul(dweight, NULL, transposed(dout, OC), matrix(inp, IC), OC, IC, rows);
+}
+
+// out (rows,C) = wte (V,C) at each token
+static void embedding_forward(real *out, const int *tokens, const real *wte, int rows, int C) {
+    #pragma omp parallel for
+    for (int i = 0; i < rows; i++) memcpy(out + (size_t)i * C, wte + (size_t)tokens[i] * C, (size_t)C * sizeof(real));
+}
+
+// dwte (V,C): each token's row is the sum of dout (rows,C) where the token stood. A thread has channels of its own.
+static void embedding_backward(real *dwte, const real *dout, const int *tokens, int rows, int C, int V) {
+    memset(dwte, 0, (size_t)V * C * sizeof(real));
+    #pragma omp parallel for
+    for (int c = 0; c < C; c += 64)
+        for (int i = 0; i < rows; i++)
+            for (int j = c; j < C && j < c + 64; j++) dwte[(size_t)tokens[i] * C + j] += dout[(size_t)i * C + j];
+}
+
+// out = weight * (inp - mean) * rstd, a row of C at a time; mean, rstd (rows). Ba et al. 2016, without a bias.
+static void layernorm_forward(real *out, real *mean, real *rstd, const real *inp, const real *weight, int rows, int C) {
+    #pragma omp parallel for
+    for (int i = 0; i < rows; i++) {
+        const real *x = inp + (size_t)i * C;
+        real *y = out + (size_t)i * C, sum = 0, squares = 0;
+        #pragma omp simd reduction(+:sum)
+        for (int j = 0; j < C; j++) sum += x[j];
+        real m = sum / C;
+        #pragma omp simd reduction(+:squares)
+        for (int j = 0; j < C; j++) squares += (x[j] - m) * (x[j] - m);
+        real r = 1 / SQRT(squares / C + (real)1e-6);
+        #pragma omp simd
+        for (int j = 0; j < C; j++) y[j] = weight[j] * ((x[j] - m) * r);
+        mean[i] = m;
+        rstd[i] = r;
+    }
+}
+
+enum { CHUNK = 64 };    // rows whose share of dweight is summed on its own, whatever the number of threads
+
+// With n = (inp - mean) * rstd and g = dout * weight:  dinp = add + rstd * (g - mean(g) - n * mean(g * n)),
+// dweight (C) = sum over rows of dout * n. partial (rows/CHUNK, C) is scratch.
+static void layernorm_backward(real *dinp, const real *add, real *dweight, const real *dout, const real *inp, const real *weight,
+                               const real *mean, const real *rstd, real *partial, int rows, int C) {
+    int chunks = (rows + CHUNK - 1) / CHUNK;
+    #pragma omp parallel for
+    for (int c = 0; c < chunks; c++) {
+        real *dw = partial + (size_t)c * C;
+        memset(dw, 0, (size_t)C * sizeof(real));
+        for (int i = c * CHUNK; i < rows && i < (c + 1) * CHUNK; i++) {
+            const real *x = inp + (size_t)i * C, *dy = dout + (size_t)i * C;
+            real *dx = dinp + (size_t)i * C, m = mean[i], r = rstd[i], sum_g = 0, sum_gn = 0;
+            #pragma omp simd reduction(+:sum_g, sum_gn)
+            for (int j = 0; j < C; j++) {
+                real n = (x[j] - m) * r, g = dy[j] * weight[j];
+                sum_g += g;
+                sum_gn += g * n;
+                dw[j] += dy[j] * n;
+            }
+            sum_g /= C;
+            sum_gn /= C;
+            #pragma omp simd
+            for (int j = 0; j < C; j++) {
+                real n = (x[j] - m) * r, g = dy[j] * weight[j];
+                dx[j] = (add ? add[(size_t)i * C + j] : 0) + r * (g - sum_g - n * sum_gn);
+            }
+        }
+    }
+    memcpy(dweight, partial, (size_t)C * sizeof(real));
+    for (int c = 1; c < chunks; c++)
+        for (int j = 0; j < C; j++) dweight[j] += partial[(size_t)c * C + j];
+}
+
+// Rotary positions (Su et al. 2021): at position t the pair (i, i + HS/2) of a head turns by the angle
+// t * 10000^(-2i/HS). cosine, sine (T,HS/2); out, inp (B,T,NH,HS). out may be inp.
+static void rope_table(real *cosine, real *sine, int T, int HS) {
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < HS / 2; i++) {
+            double angle = t * pow(10000, -2.0 * i / HS);
+            cosine[t * (HS / 2) + i] = (real)cos(angle);
+            sine[t * (HS / 2) + i] = (real)sin(angle);
+        }
+}
+
+static void rope_turn(real *out, const real *inp, const real *cosine, const real *sine, real direction, int B, int T, int NH, int HS) {
+    int half = HS / 2;
+    #pragma omp parallel for
+    for (int row = 0; row < B * T; row++)
+        for (int h = 0; h < NH; h++) {
+            const real *x = inp + ((size_t)row * NH + h) * HS, *c = cosine + (size_t)(row % T) * half, *s = sine + (size_t)(row % T) * half;
+            real *y = out + ((size_t)row * NH + h) * HS;
+            #pragma omp simd
+            for (int i = 0; i < half; i++) {
+                real x0 = x[i], x1 = x[i + half], turn = direction * s[i];
+                y[i] = x0 * c[i] - x1 * turn;
+                y[i + half] = x0 * turn + x1 * c[i];
+            }
+        }
+}
+
+static void rope_forward(real *out, const real *inp, const real *cosine, const real *sine, int B, int T, int NH, int HS) {
+    rope_turn(out, inp, cosine, sine, 1, B, T, NH, HS);
+}
+
+static void rope_backward(real *dinp, const real *dout, const real *cosine, const real *sine, int B, int T, int NH, int HS) {
+    rope_turn(dinp, dout, cosine, sine, -1, B, T, NH, HS);    // the inverse of a rotation is its transpose
+}
+
+// Causal attention. q, k, v, out (B,T,NH,HS): out_i = sum over j <= i of p_ij v_j, p = softmax of scale * q_i k_j.
+// A T x T matrix is never kept: scores exist for QB queries at a time, and the backward pass makes them again
+// from lse (B,NH,T), the log of each row's sum of exponentials (Dao et al. 2022).
+// scores (threads,2,QB,T) is scratch. max_logit (B,NH), where not NULL, gets the largest |scale * q_i k_j|.
+enum { QB = 64 };
+
+static void attention_forward(real *out, real *lse, real *max_logit, const real *q, const real *k, const real *v, real scale,
+                              real *scores, int B, int T, int NH, int HS) {
+    int C = NH * HS;
+    #pragma omp parallel for
+    for (int head = 0; head < B * NH; head++) {
+        size_t at = (size_t)(head / NH) * T * C + (size_t)(head % NH) * HS;
+        real *s = scores + (size_t)this_thread() * 2 * QB * T, largest = 0;
+        for (int i0 = 0; i0 < T; i0 += QB) {
+            int rows = T - i0 < QB ? T - i0 : QB, cols = i0 + rows;
+            multiply(s, NULL, cols, matrix(q + at + (size_t)i0 * C, C), transposed(k + at, C), rows, cols, HS);
+            for (int i = 0; i < rows; i++) {
+                real *p = s + (size_t)i * cols, top = -INFINITY, sum = 0;
+                int n = i0 + i + 1;
+                #pragma omp simd reduction(max:top)
+                for (int j = 0; j < n; j++) { p[j] *= scale; top = p[j] > top ? p[j] : top; }
+                if (max_logit) for (int j = 0; j < n; j++) largest = FABS(p[j]) > largest ? FABS(p[j]) : largest;
+                #pragma omp simd reduction(+:sum)
+                for (int j = 0; j < n; j++) { p[j] = exponential(p[j] - top); sum += p[j]; }
+                real inverse = 1 / sum;
+                for (int j = 0; j < n; j++) p[j] *= inverse;
+                for (int j = n; j < cols; j++) p[j] = 0;
+                lse[(size_t)head * T + i0 + i] = top + LOG(sum);
+            }
+            multiply(out + at + (size_t)i0 * C, NULL, C, matrix(s, cols), matrix(v + at, C), rows, HS, cols);
+        }
+        if (max_logit) max_logit[head] = largest;
+    }
+}
+
+// dp_ij = dout_i v_j;  ds_ij = scale * p_ij (dp_ij - dout_i out_i);  dq = ds k;  dk = ds^T q;  dv = p^T dout
+static void attention_backward(real *dq, real *dk, real *dv, const real *dout, const real *out, const real *lse, const real *q, const real *k,
+                               const real *v, real scale, real *scores, int B, int T, int NH, int HS) {
+    int C = NH * HS;
+    #pragma omp parallel for
+    for (int head = 0; head < B * NH; head++) {
+        size_t at = (size_t)(head / NH) * T * C + (size_t)(head % NH) * HS;
+        real *p = scores + (size_t)this_thread() * 2 * QB * T, *ds = p + (size_t)QB * T;
+        int last = (T - 1) / QB * QB;
+        for (int i0 = last; i0 >= 0; i0 -= QB) {    // backwards: the first block writes all of dk and dv, the others add
+            int rows = T - i0 < QB ? T - i0 : QB, cols = i0 + rows;
+            size_t from = at + (size_t)i0 * C;
+            multiply(p, NULL, cols, matrix(q + from, C), transposed(k + at, C), rows, cols, HS);
+            multiply(ds, NULL, cols, matrix(dout + from, C), transposed(v + at, C), rows, cols, HS);
+            for (int i = 0; i < rows; i++) {
+                real *pi = p + (size_t)i * cols, *dsi = ds + (size_t)i * cols, z = lse[(size_t)head * T + i0 + i], dot = 0;
+                const real *o = out + from + (size_t)i * C, *go = dout + from + (size_t)i * C;
+                int n = i0 + i + 1;
+                #pragma omp simd reduction(+:dot)
+                for (int j = 0; j < HS; j++) dot += o[j] * go[j];
+                #pragma omp simd
+                for (int j = 0; j < n; j++) {
+                    pi[j] = exponential(scale * pi[j] - z);
+                    dsi[j] = scale * pi[j] * (dsi[j] - dot);
+                }
+                for (int j = n; j < cols; j++) pi[j] = dsi[j] = 0;
+            }
+            multiply(dq + from, NULL, C, matrix(ds, cols), matrix(k + at, C), rows, HS, cols);
+            multiply(dk + at, i0 == last ? NULL : dk + at, C, transposed(ds, cols), matrix(q + from, C), cols, HS, rows);
+            multiply(dv + at, i0 == last ? NULL : dv + at, C, transposed(p, cols), matrix(dout + from, C), cols, HS, rows);
+        }
+    }
+}
+
+// GELU in its tanh form (Hendrycks and Gimpel 2016): gelu(x) = x (1 + tanh u)/2 = x s, where s = 1/(1 + exp(-2u)),
+// 2u = x (A + B x^2). It is computed from e = exp(-|2u|), which is at most 1: s is 1/(1 + e) or e/(1 + e), and
+// s (1 - s) = e/(1 + e)^2 on both sides, so that nothing cancels or overflows; 1 - s would leave 6e-8 where the truth
+// is 0, and x^3 would make a gradient of it. Beyond |x| = 30 e is 0 and x^2 needs no following.
+#define GELU_A ((real)1.5957691216057308)     // 2 sqrt(2/pi)
+#define GELU_B ((real)0.07135481282553497)    // 2 sqrt(2/pi) 0.044715
+static inline real clamp_30(real x) { return x > 30 ? 30 : x < -30 ? -30 : x; }
+
+static void gelu_forward(real *out, const real *inp, size_t n) {
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < n; i++) {
+        real x = clamp_30(inp[i]), e = exponential(-FABS(x) * (GELU_A + GELU_B * x * x));
+        out[i] = inp[i] * (x > 0 ? 1 : e) / (1 + e);
+    }
+}
+
+// gelu'(x) = s + x s (1 - s) (2u)'. dinp may be dout.
+static void gelu_backward(real *dinp, const real *dout, const real *inp, size_t n) {
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < n; i++) {
+        real x = clamp_30(inp[i]), e = exponential(-FABS(x) * (GELU_A + GELU_B * x * x)), inverse = 1 / (1 + e);
+        real s = (x > 0 ? 1 : e) * inverse;
+        dinp[i] = dout[i] * (s + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x * x));
+    }
+}
+
+// Softmax, loss and their gradient in one pass over a row of logits (rows,V), which becomes dlogits where
+// gradient is not 0. With log Z = log of the sum of exp(logits), a row's loss is log Z - logit[target], and
+// dlogits = (p - [target] + 2 z_loss log Z p) / rows. losses, log_z (rows). logit_scale: muParam's.
+static void cross_entropy(real *logits, real *losses, real *log_z, const int *targets, real z_loss, real logit_scale, int gradient, int rows, int V) {
+    #pragma omp parallel for
+    for (int i = 0; i < rows; i++) {
+        real *x = logits + (size_t)i * V, top = -INFINITY, sum = 0;
+        #pragma omp simd reduction(max:top)
+        for (int j = 0; j < V; j++) { x[j] *= logit_scale; top = x[j] > top ? x[j] : top; }
+        real of_target = x[targets[i]];
+        #pragma omp simd reduction(+:sum)
+        for (int j = 0; j < V; j++) { x[j] = exponential(x[j] - top); sum += x[j]; }
+        log_z[i] = top + LOG(sum);
+        losses[i] = top - of_target + LOG(sum);
+        if (!gradient) continue;
+        real weight = 1;
+        weight += 2 * z_loss * log_z[i];                                                  // [z_loss]
+        real factor = weight / sum * logit_scale / rows;
+        #pragma omp simd
+        for (int j = 0; j < V; j++) x[j] *= factor;
+        x[targets[i]] -= logit_scale / rows;
+    }
+}
+
+// ---------------------------------------------------------------------------
+// The model
+
+typedef struct {
+    Config cfg;
+    int V;
+    Parameter table[NUM_KINDS];
+    size_t num_parameters;
+    real *params, *grads, *m, *v;                    // m, v: AdamW's moments
+    real *cosine, *sine;                             // (T,HS/2)
+    // activations, (L, ...) where a layer has its own; mean and rstd are each norm's
+    real *residual;                                  // (2L+1,B,T,C): before attention and before the MLP of each layer, and at the end
+    real *ln_1, *ln_1_mean, *ln_1_rstd;              // (L,B,T,C), (L,B,T)
+    real *qkv;                                       // (L,3,B,T,C)
+    real *qk_mean, *qk_rstd;                         // (L,2,B,T,NH)
+    real *qk;                                        // (L,2,B,T,C): q and k as attention sees them
+    real *att, *lse;                                 // (L,B,T,C), (L,B,NH,T)
+    real *ln_2, *ln_2_mean, *ln_2_rstd;
+    real *fc, *gelu;                                 // (L,B,T,4C)
+    real *ln_f, *ln_f_mean, *ln_f_rstd;
+    real *logits;                                    // (B,T,V), then their gradient
+    real *losses, *log_z;                            // (B,T)
+    // gradients that live for one layer
+    real *dresidual, *dnorm, *dqkv, *dfc;            // (B,T,C), (B,T,C), (3,B,T,C), (B,T,4C)
+    // scratch
+    real *scores, *partial, *max_logit;              // (threads,2,QB,T), (B*T/CHUNK + 2,C), (L,B,NH)
+    double *sums;
+    double bytes;                                    // of all the above
+} GPT;
+
+enum { SUM_CHUNK = 4096 };    // elements whose squares are summed on their own, whatever the number of threads
+
+// The one list of buffers, from which both the size and the place of each follow. Dies if memory is short.
+static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
+    memset(g, 0, sizeof *g);
+    g->cfg = *cfg;
+    g->cfg.vocab = g->V = V;
+    g->num_parameters = parameter_table(cfg, V, g->table);
+    double L = cfg->layers, NH = cfg->heads, C = cfg->d, BT = (double)B * T, N = (double)g->num_parameters;
+    const struct { real **buffer; double size; } list[] = {
+        {&g->params, N}, {&g->grads, N}, {&g->m, N}, {&g->v, N}, {&g->cosine, T * C / NH / 2}, {&g->sine, T * C / NH / 2},
+        {&g->residual, (2 * L + 1) * BT * C},
+        {&g->ln_1, L * BT * C}, {&g->ln_1_mean, L * BT}, {&g->ln_1_rstd, L * BT},
+        {&g->qkv, L * 3 * BT * C}, {&g->qk_mean, L * 2 * BT * NH}, {&g->qk_rstd, L * 2 * BT * NH}, {&g->qk, L * 2 * BT * C},
+        {&g->att, L * BT * C}, {&g->lse, L * BT * NH},
+        {&g->ln_2, L * BT * C}, {&g->ln_2_mean, L * BT}, {&g->ln_2_rstd, L * BT},
+        {&g->fc, L * BT * 4 * C}, {&g->gelu, L * BT * 4 * C},
+        {&g->ln_f, BT * C}, {&g->ln_f_mean, BT}, {&g->ln_f_rstd, BT},
+        {&g->logits, BT * V}, {&g->losses, BT}, {&g->log_z, BT},
+        {&g->dresidual, BT * C}, {&g->dnorm, BT * C}, {&g->dqkv, 3 * BT * C}, {&g->dfc, BT * 4 * C},
+        {&g->scores, (double)max_threads() * 2 * QB * T}, {&g->partial, (BT / CHUNK + 2) * C}, {&g->max_logit, L * B * NH},
+    };
+    enum { COUNT = sizeof list / sizeof list[0], ALIGN = 16 };    // reals: a cache line of floats
+    for (int i = 0; i < COUNT; i++) g->bytes += (floor(list[i].size / ALIGN) + 1) * ALIGN * sizeof(real);
+    check_memory(g->bytes);
+    real *next = (real *)allocate((size_t)g->bytes, 1);
+    for (int i = 0; i < COUNT; i++) {
+        *list[i].buffer = next;
+        next += ((size_t)(list[i].size / ALIGN) + 1) * ALIGN;
+    }
+    g->sums = (double *)allocate(g->num_parameters / SUM_CHUNK + 1, sizeof(double));
+    parameters_init(g->params, g->table, cfg->seed);
+    rope_table(g->cosine, g->sine, T, cfg->d / cfg->heads);
+}
+
+static void gpt_free(GPT *g) {
+    free(g->params);    // the start of the one allocation
+    free(g->sums);
+}
+
+// Where layer l's tensor of a kind starts, in the parameters or in their gradients.
+static real *tensor(const GPT *g, real *params, int kind, int l) {
+    return params + g->table[kind].offset + (size_t)l * parameter_size(&g->table[kind]);
+}
+
+// logits (B,T,V) from tokens (B,T). statistics: also the largest attention logit of each layer.
+static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
+    size_t BTC = (size_t)rows * C;
+    real *p = g->params, scale = (real)attention_scale(&g->cfg);
+    embedding_forward(g->residual, tokens, tensor(g, p, WTE, 0), rows, C);
+    for (int l = 0; l < L; l++) {
+        real *x = g->residual + 2 * l * BTC, *x_mid = x + BTC, *x_out = x_mid + BTC;
+        real *ln_1 = g->ln_1 + l * BTC, *ln_2 = g->ln_2 + l * BTC, *qkv = g->qkv + l * 3 * BTC, *qk = g->qk + l * 2 * BTC;
+        real *att = g->att + l * BTC, *lse = g->lse + (size_t)l * rows * NH, *fc = g->fc + l * 4 * BTC, *gelu = g->gelu + l * 4 * BTC;
+        layernorm_forward(ln_1, g->ln_1_mean + l * rows, g->ln_1_rstd + l * rows, x, tensor(g, p, LN_1, l), rows, C);
+        for (int i = 0; i < 3; i++) matmul_forward(qkv + i * BTC, NULL, ln_1, tensor(g, p, C_ATTN, l) + (size_t)i * C * C, rows, C, C);
+        for (int i = 0; i < 2; i++) {    // q, then k
+            real *from = qkv + i * BTC, *to = qk + i * BTC;
+            if (g->cfg.qk_norm) {                                                         // [qk_norm
+                size_t at = (size_t)(2 * l + i) * rows * NH;
+                layernorm_forward(to, g->qk_mean + at, g->qk_rstd + at, from, tensor(g, p, i ? K_NORM : Q_NORM, l), rows * NH, HS);
+                from = to;
+            }                                                                             // qk_norm]
+            rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS);
+        }
+        attention_forward(att, lse, statistics ? g->max_logit + (size_t)l * B * NH : NULL, qk, qk + BTC, qkv + 2 * BTC, scale, g->scores, B, T, NH, HS);
+        matmul_forward(x_mid, x, att, tensor(g, p, ATTN_C_PROJ, l), rows, C, C);
+        layernorm_forward(ln_2, g->ln_2_mean + l * rows, g->ln_2_rstd + l * rows, x_mid, tensor(g, p, LN_2, l), rows, C);
+        matmul_forward(fc, NULL, ln_2, tensor(g, p, C_FC, l), rows, C, 4 * C);
+        gelu_forward(gelu, fc, 4 * BTC);
+        matmul_forward(x_out, x_mid, gelu, tensor(g, p, MLP_C_PROJ, l), rows, 4 * C, C);
+    }
+    layernorm_forward(g->ln_f, g->ln_f_mean, g->ln_f_rstd, g->residual + 2 * L * BTC, tensor(g, p, LN_F, 0), rows, C);
+    matmul_forward(g->logits, NULL, g->ln_f, tensor(g, p, LM_HEAD, 0), rows, C, g->V);
+}
+
+// Mean cross-entropy in nats of the logits of the last gpt_forward against targets (B,T). gradient: the logits
+// become the gradient of the loss, which is the cross-entropy + z_loss * mean(log Z ^ 2). log_z: the mean of log Z.
+static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, double *log_z) {
+    double sum = 0, sum_log_z = 0;
+    cross_entropy(g->logits, g->losses, g->log_z, targets, (real)g->cfg.z_loss, (real)mu_logit_scale(&g->cfg), gradient, B * T, g->V);
+    for (int i = 0; i < B * T; i++) sum += g->losses[i], sum_log_z += g->log_z[i];
+    *log_z = sum_log_z / (B * T);
+    return sum / (B * T);
+}
+
+// All gradients, after gpt_forward and gpt_loss of the same batch.
+static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
+    size_t BTC = (size_t)rows * C;
+    real *p = g->params, *d = g->grads, *dx = g->dresidual, *dn = g->dnorm, *dfc = g->dfc, scale = (real)attention_scale(&g->cfg);
+    matmul_backward(dn, NULL, tensor(g, d, LM_HEAD, 0), g->logits, g->ln_f, tensor(g, p, LM_HEAD, 0), rows, C, g->V);
+    layernorm_backward(dx, NULL, tensor(g, d, LN_F, 0), dn, g->residual + 2 * L * BTC, tensor(g, p, LN_F, 0), g->ln_f_mean, g->ln_f_rstd, g->partial, rows, C);
+    for (int l = L - 1; l >= 0; l--) {
+        real *x = g->residual + 2 * l * BTC, *x_mid = x + BTC;
+        real *ln_1 = g->ln_1 + l * BTC, *ln_2 = g->ln_2 + l * BTC, *qkv = g->qkv + l * 3 * BTC, *qk = g->qk + l * 2 * BTC;
+        real *att = g->att + l * BTC, *lse = g->lse + (size_t)l * rows * NH, *fc = g->fc + l * 4 * BTC, *gelu = g->gelu + l * 4 * BTC;
+        matmul_backward(dfc, NULL, tensor(g, d, MLP_C_PROJ, l), dx, gelu, tensor(g, p, MLP_C_PROJ, l), rows, 4 * C, C);
+        gelu_backward(dfc, dfc, fc, 4 * BTC);
+        matmul_backward(dn, NULL, tensor(g, d, C_FC, l), dfc, ln_2, tensor(g, p, C_FC, l), rows, C, 4 * C);
+        layernorm_backward(dx, dx, tensor(g, d, LN_2, l), dn, x_mid, tensor(g, p, LN_2, l), g->ln_2_mean + l * rows, g->ln_2_rstd + l * rows, g->partial, rows, C);
+        matmul_backward(dn, NULL, tensor(g, d, ATTN_C_PROJ, l), dx, att, tensor(g, p, ATTN_C_PROJ, l), rows, C, C);
+        attention_backward(g->dqkv, g->dqkv + BTC, g->dqkv + 2 * BTC, dn, att, lse, qk, qk + BTC, qkv + 2 * BTC, scale, g->scores, B, T, NH, HS);
+        for (int i = 0; i < 2; i++) {    // q, then k
+            real *dq = g->dqkv + i * BTC;
+            rope_backward(dq, dq, g->cosine, g->sine, B, T, NH, HS);
+            if (g->cfg.qk_norm) {                                                         // [qk_norm
+                size_t at = (size_t)(2 * l + i) * rows * NH;
+                int kind = i ? K_NORM : Q_NORM;
+                layernorm_backward(dq, NULL, tensor(g, d, kind, l), dq, qkv + i * BTC, tensor(g, p, kind, l), g->qk_mean + at, g->qk_rstd + at, g->partial, rows * NH, HS);
+            }                                                                             // qk_norm]
+        }
+        for (int i = 0; i < 3; i++) {
+            size_t at = (size_t)i * C * C;
+            matmul_backward(dn, i ? dn : NULL, tensor(g, d, C_ATTN, l) + at, g->dqkv + i * BTC, ln_1, tensor(g, p, C_ATTN, l) + at, rows, C, C);
+        }
+        layernorm_backward(dx, dx, tensor(g, d, LN_1, l), dn, x, tensor(g, p, LN_1, l), g->ln_1_mean + l * rows, g->ln_1_rstd + l * rows, g->partial, rows, C);
+    }
+    embedding_backward(tensor(g, d, WTE, 0), dx, tokens, rows, C, g->V);
+}
+
+// ---------------------------------------------------------------------------
+// AdamW (Loshchilov and Hutter 2019)
+
+// The sum of squares in double, so that it overflows no sooner than the values do.
+static double sum_squares(const real *x, size_t n, double *sums) {
+    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;
+    #pragma omp parallel for
+    for (size_t c = 0; c < chunks; c++) {
+        size_t end = (c + 1) * SUM_CHUNK < n ? (c + 1) * SUM_CHUNK : n;
+        double sum = 0;
+        #pragma omp simd reduction(+:sum)
+        for (size_t i = c * SUM_CHUNK; i < end; i++) sum += (double)x[i] * (double)x[i];
+        sums[c] = sum;
+    }
+    double total = 0;
+    for (size_t c = 0; c < chunks; c++) total += sums[c];
+    return total;
+}
+
+// One step for n parameters: g = grad * grad_scale;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
+// u = (m / correction1) / (sqrt(v / correction2) + eps);  p -= lr u + decay p.  update, where not NULL, gets u; it may be grad.
+static void adamw(real *param, const real *grad, real *m, real *v, real *update, size_t n, real grad_scale, real lr,
+                  real beta1, real beta2, real correction1, real correction2, real eps, real decay) {
+    #pragma omp parallel for simd
+    for (size_t i = 0; i < n; i++) {
+        real g = grad[i] * grad_scale;
+        m[i] = beta1 * m[i] + (1 - beta1) * g;
+        v[i] = beta2 * v[i] + (1 - beta2) * g * g;
+        real u = m[i] / correction1 / (SQRT(v[i] / correction2) + eps);
+        param[i] -= lr * u + decay * param[i];
+        if (update) update[i] = u;
+    }
+}
+
+// Clips the gradient, updates every parameter at this step (from 1), returns the gradient's norm before clipping.
+// stats, where not NULL, gets the RMS of each kind's gradient, update and new parameters; the gradients are then gone.
+static double gpt_update(GPT *g, int step, Stats *stats) {
+    const Config *cfg = &g->cfg;
+    double squares[NUM_KINDS], total = 0, scale = 1, lr = learning_rate(cfg, step);
+    for (int k = 0; k < NUM_KINDS; k++) {
+        squares[k] = sum_squares(g->grads + g->table[k].offset, parameter_size(&g->table[k]) * (size_t)g->table[k].copies, g->sums);
+        total += squares[k];
+    }
+    double norm = sqrt(total);
+    if (cfg->clip > 0 && norm > cfg->clip) scale = cfg->clip / norm;                      // [clip]
+    for (int k = 0; k < NUM_KINDS; k++) {
+        const Parameter *p = &g->table[k];
+        size_t at = p->offset, n = parameter_size(p) * (size_t)p->copies;
+        double kind_lr = lr;
+        kind_lr *= mu_lr_scale(cfg, p);                                                   // [mu_param]
+        adamw(g->params + at, g->grads + at, g->m + at, g->v + at, stats ? g->grads + at : NULL, n, (real)scale, (real)kind_lr,
+              (real)cfg->beta1, (real)cfg->beta2, (real)(1 - pow(cfg->beta1, step)), (real)(1 - pow(cfg->beta2, step)),
+              (real)cfg->eps,                                                             // [eps]
+              (real)weight_decay(cfg, step));                                             // [wd]
+        if (!stats || !n) continue;
+        stats->grad_rms[k] = sqrt(squares[k] / (double)n);
+        stats->update_rms[k] = sqrt(sum_squares(g->grads + at, n, g->sums) / (double)n);
+        stats->param_rms[k] = sqrt(sum_squares(g->params + at, n, g->sums) / (double)n);
+    }
+    return norm;
+}
+
+// ---------------------------------------------------------------------------
+// The training loop
+
+// The largest attention logit of each layer in the last gpt_forward with statistics.
+static void gpt_statistics(const GPT *g, int B, Stats *stats) {
+    int heads = B * g->cfg.heads;
+    for (int l = 0; l < g->cfg.layers; l++) {
+        stats->max_attn_logit[l] = 0;
+        for (int i = 0; i < heads; i++) stats->max_attn_logit[l] = fmax(stats->max_attn_logit[l], g->max_logit[(size_t)l * heads + i]);
+    }
+}
+
+// Mean loss in nats over the first `windows` windows of the validation part.
+static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *inputs, int *targets) {
+    int B = g->cfg.batch, T = g->cfg.T;
+    double sum = 0, log_z;
+    for (int64_t w = 0; w < windows; w += B) {
+        int rows = windows - w < B ? (int)(windows - w) : B;
+        dataloader_val(loader, w, rows, inputs, targets);
+        gpt_forward(g, inputs, rows, T, 0);
+        sum += gpt_loss(g, targets, rows, T, 0, &log_z) * rows;
+    }
+    return sum / (double)windows;
+}
+
+// One run from its flags to its files; returns the exit status.
+static int train(const Config *flags, int threads, Progress *progress) {
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#endif
+    int B = flags->batch, T = flags->T;
+    DataLoader loader;
+    GPT g;
+    dataloader_init(&loader, flags->data, flags->val, flags->vocab, T, (uint64_t)flags->seed);
+    gpt_init(&g, flags, loader.vocab, B, T);
+    const Config *cfg = &g.cfg;
+    int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int)), *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+    int64_t windows = cfg->eval_tokens / T > 0 ? cfg->eval_tokens / T : 1;
+    if (windows > loader.val_windows) windows = loader.val_windows;
+
+    State state = {0, 0, 0};
+    if (cfg->resume) state = checkpoint_load(cfg, g.table, g.params, g.m, g.v);
+    Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, dataloader_entropy_floor(&loader, windows), machine_name(), threads, progress);
+    Stats stats;
+    if (state.step == 0) {
+        double initial = evaluate(&g, &loader, windows, inputs, targets);
+        run_initial(&run, &stats, initial);
+    }
+    int step = state.step;
+    while (step < cfg->steps && !interrupted && !run.diverged_step) {
+        step++;
+        int validated = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
+        int logged = validated || step % cfg->log_every == 0;
+        dataloader_train(&loader, step, B, inputs, targets);
+        gpt_forward(&g, inputs, B, T, logged);
+        stats.train_loss = gpt_loss(&g, targets, B, T, 1, &stats.log_z);
+        gpt_backward(&g, inputs, B, T);
+        stats.grad_norm = gpt_update(&g, step, logged ? &stats : NULL);
+        stats.val_loss = validated ? evaluate(&g, &loader, windows, inputs, targets) : NAN;
+        if (!isfinite(stats.train_loss) || (validated && !isfinite(stats.val_loss))) run.diverged_step = step;
+        if (logged) gpt_statistics(&g, B, &stats);
+        run_step(&run, &stats, step, logged);
+        if (step == cfg->steps || interrupted || run.diverged_step || (cfg->checkpoint_every && step % cfg->checkpoint_every == 0)) {
+            state = run_state(&run, step);
+            checkpoint_save(cfg, g.table, g.params, g.m, g.v, &state);
+        }
+    }
+    int status = run_end(&run, step);
+    dataloader_free(&loader);
+    gpt_free(&g);
+    free(inputs);
+    free(targets);
+    return status;
+}
+
+// Writes tokens drawn from the model saved in -out: bytes as they are, the tokens of a larger vocabulary as numbers.
+static void sample(const Config *cfg) {
+    int T = cfg->T, V = cfg->vocab, *context = (int *)allocate((size_t)T, sizeof(int)), used = 1;
+    GPT g;
+    gpt_init(&g, cfg, V, 1, T);
+    checkpoint_load(cfg, g.table, g.params, g.m, g.v);
+    uint64_t random = (uint64_t)cfg->seed;
+    context[0] = V <= 256 ? '\n' % V : V - 1;    // a text starts with a line; GPT-2's texts with its last token
+    for (int i = 0; i < cfg->sample; i++) {
+        gpt_forward(&g, context, 1, used, 0);
+        int token = sample_token(g.logits + (size_t)(used - 1) * V, V, cfg->temperature / mu_logit_scale(cfg), &random);
+        if (V <= 256) putchar(token);
+        else printf("%d ", token);
+        if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
+        else used++;
+        context[used - 1] = token;
+    }
+    putchar('\n');
+    gpt_free(&g);
+    free(context);
+}
+
+int main(int argc, char **argv) {
+    Config cfg;
+    char lr[MAX_RUNS][16];
+    config_parse(&cfg, argc, argv);
+    int runs = learning_rates(cfg.lr_text, lr);
+    if (runs > 1) return sweep(&cfg, lr, runs, max_threads(), train);
+    if (cfg.sample) sample(&cfg);
+    else return train(&cfg, max_threads(), NULL);
+    return 0;
+}
