@@ -19,7 +19,9 @@
 // ---------------------------------------------------------------------------
 // An invented written language: what it is made of
 //
-//     @@@
+//     Ejat bulvayo pabima puspo?
+//     Munlu wehe dazuju dikor munlu ejat, raspe hali risla pa hozilu pa rafo.
+//     Wapuk lulok lawu lawu go ni pohuhi missaka kubat!
 //
 // What there is to learn, from easy to hard: the letters and syllables; the words; which classes
 // of words follow which; each word's favourite followers; that a line repeats its own words; that

@@ -50,6 +50,7 @@ EXPORT void language_delete(Language *lang) { free(lang); }
 // The tables, with 0 <= w < 1000 and 0 <= kind <= 16 (16: the start of a line).
 EXPORT const char *language_spelling(const Language *lang, int w) { return lang->words[w].spelling; }
 EXPORT int language_kind(const Language *lang, int w) { return lang->words[w].kind; }
+EXPORT uint32_t language_frequency(const Language *lang, int w) { return lang->words[w].frequency; }
 EXPORT int language_follower(const Language *lang, int w, int i) { return lang->words[w].followers[i]; }
 EXPORT uint32_t language_grammar(const Language *lang, int kind, int w) {
     return lang->below[kind][w + 1] - lang->below[kind][w];
