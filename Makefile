@@ -12,8 +12,14 @@ ARCH = $(if $(PORTABLE),,-march=native)
 # errno of sqrt is never read; without this the square roots of a loop are not vector code. No -ffast-math: see README.md
 FLAGS = -std=gnu11 $(CFLAGS) $(ARCH) -fno-math-errno $(OPENMP)
 # OpenMP where the compiler has its library, else one thread and its vector loops alone
-OPENMP := $(shell printf '\#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n' > /tmp/openmp_$$$$.c; \
-	$(CC) -fopenmp /tmp/openmp_$$$$.c -o /tmp/openmp_$$$$ 2>/dev/null && echo -fopenmp || echo -fopenmp-simd; rm -f /tmp/openmp_$$$$ /tmp/openmp_$$$$.c)
+OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' | $(CC) -fopenmp -include omp.h -x c - -o /dev/null 2>/dev/null \
+	&& echo -fopenmp || echo -fopenmp-simd)
+
+build/bench: test/bench.c train_gpt.c gpt.h dataloader.h Makefile | build
+	$(CC) $(FLAGS) -o $@ test/bench.c -lm
+
+build:
+	mkdir -p build
 
 train_gpt: train_gpt.c gpt.h dataloader.h Makefile
 	$(CC) $(FLAGS) -o $@ train_gpt.c -lm

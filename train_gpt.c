@@ -60,7 +60,7 @@ enum { VECTOR_BYTES = 16, MR = 12 };
 #else
 enum { VECTOR_BYTES = 16, MR = 6 };
 #endif
-enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 256 };
+enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 256, NC = 4 * NR, MC = 8 * MR };
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 // A matrix in memory, possibly transposed: element (i, j) is at data[i * row + j * col].
@@ -68,8 +68,9 @@ typedef struct { const real *data; ptrdiff_t row, col; } Matrix;
 static Matrix matrix(const real *data, int columns) { Matrix m = {data, columns, 1}; return m; }
 static Matrix transposed(const real *data, int columns) { Matrix m = {data, 1, columns}; return m; }
 
-// out (rows,cols) = add + a (rows,K) panel (K,NR), for rows <= MR and cols <= NR; add may be NULL.
-static inline void tile(real *out, const real *add, ptrdiff_t ldc, int rows, int cols, Matrix a, const real *panel, int K) {
+// out (rows,cols) = add + a (rows,K) b (K,NR), for rows <= MR and cols <= NR; add may be NULL. ldc elements lead
+// from one row of out and add to the next, ldb from one row of b.
+static inline void tile(real *out, const real *add, ptrdiff_t ldc, int rows, int cols, Matrix a, const real *b, ptrdiff_t ldb, int K) {
     vector sum[MR][2];
     const real *row[MR];
     for (int i = 0; i < MR; i++) {
@@ -77,54 +78,63 @@ static inline void tile(real *out, const real *add, ptrdiff_t ldc, int rows, int
         sum[i][0] = sum[i][1] = (vector){0};
     }
     for (int k = 0; k < K; k++) {
-        vector b0 = *(const vector *)(panel + k * NR), b1 = *(const vector *)(panel + k * NR + VL);
+        vector b0 = *(const vector *)(b + k * ldb), b1 = *(const vector *)(b + k * ldb + VL);
         for (int i = 0; i < MR; i++) {
             real x = row[i][k * a.col];
             sum[i][0] += x * b0;
             sum[i][1] += x * b1;
         }
     }
-    for (int i = 0; i < MR; i++) {
-        if (i >= rows) break;
-        if (cols == NR) {
-            vector *o = (vector *)(out + i * ldc);
-            if (add) sum[i][0] += *(const vector *)(add + i * ldc), sum[i][1] += *(const vector *)(add + i * ldc + VL);
-            o[0] = sum[i][0];
-            *(vector *)(out + i * ldc + VL) = sum[i][1];
-        } else {
-            for (int j = 0; j < cols; j++)
-                out[i * ldc + j] = (add ? add[i * ldc + j] : 0) + sum[i][j / VL][j % VL];
+    for (int i = 0; i < MR && i < rows; i++, out += ldc, add += add ? ldc : 0) {
+        if (cols < NR) {
+            for (int j = 0; j < cols; j++) out[j] = (add ? add[j] : 0) + sum[i][j / VL][j % VL];
+            continue;
         }
+        if (add) sum[i][0] += *(const vector *)add, sum[i][1] += *(const vector *)(add + VL);
+        *(vector *)out = sum[i][0];
+        *(vector *)(out + VL) = sum[i][1];
     }
 }
 
-// panel (K,NR) = columns 0 to cols of b, zeros beyond: what the tile reads in order.
-static void pack(real *panel, Matrix b, int cols, int K) {
-    if (cols < NR) memset(panel, 0, (size_t)K * NR * sizeof(real));
-    if (b.col == 1)
-        for (int k = 0; k < K; k++)
-            for (int j = 0; j < cols; j++) panel[k * NR + j] = b.data[k * b.row + j];
-    else
-        for (int j = 0; j < cols; j++)
-            for (int k = 0; k < K; k++) panel[k * NR + j] = b.data[k * b.row + j * b.col];
+static int least(int a, int b) { return a < b ? a : b; }
+
+// Panels of `width` columns of m (K,cols), one after another, each (KC,width) with zeros past the last column:
+// in the order in which the tile reads.
+static inline void pack(real *packed, Matrix m, int width, int cols, int K) {
+    if (cols % width) memset(packed + cols / width * width * KC, 0, (size_t)K * (size_t)width * sizeof(real));
+    for (int k = 0; k < K && m.col == 1; k++)
+        for (int p = 0; p < cols; p += width) {
+            int n = least(width, cols - p);
+            const real *from = m.data + k * m.row + p;
+            real *to = packed + p * KC + k * width;
+            if (n == width) memcpy(to, from, (size_t)width * sizeof(real));
+            else for (int j = 0; j < n; j++) to[j] = from[j];
+        }
+    for (int j = 0; j < cols && m.col != 1; j++)
+        for (int k = 0; k < K; k++) packed[j / width * width * KC + k * width + j % width] = m.data[k * m.row + j * m.col];
 }
 
-// out (M,N) = add + a (M,K) b (K,N), on this thread; ldc elements from one row of out and add to the next.
+static Matrix part(Matrix m, int i, int j) { m.data += i * m.row + j * m.col; return m; }    // from row i and column j on
+static Matrix flip(Matrix m) { Matrix t = {m.data, m.col, m.row}; return t; }
+
+// out (M,N) = add + a (M,K) b (K,N) on this thread. A block of b, KC x NC, is packed and stays in the cache while
+// every tile of rows of a passes over it; blocks of a transposed a, whose rows are far apart, are packed too.
 static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix b, int M, int N, int K) {
-    real panel[KC * NR] __attribute__((aligned(64)));
-    for (int k = 0; k < K; k += KC) {
-        int depth = K - k < KC ? K - k : KC;
-        for (int j = 0; j < N; j += NR) {
-            int cols = N - j < NR ? N - j : NR;
-            Matrix block = {b.data + k * b.row + j * b.col, b.row, b.col};
-            pack(panel, block, cols, depth);
+    real b_block[KC * NC] __attribute__((aligned(64))), a_block[KC * MC] __attribute__((aligned(64)));
+    int a_apart = a.col != 1 && N > NR, b_as_is = b.col == 1 && N % NR == 0 && M <= MC;    // too few rows to repay the copy
+    for (int k = 0; k < K; k += KC, add = out)    // each block of k adds to the one before
+        for (int j = 0; j < N; j += NC) {
+            int depth = least(KC, K - k), width = least(NC, N - j);
+            if (!b_as_is) pack(b_block, part(b, k, j), NR, width, depth);
             for (int i = 0; i < M; i += MR) {
-                Matrix rows = {a.data + i * a.row + k * a.col, a.row, a.col};
-                tile(out + i * ldc + j, add ? add + i * ldc + j : NULL, ldc, M - i < MR ? M - i : MR, cols, rows, panel, depth);
+                if (a_apart && i % MC == 0) pack(a_block, flip(part(a, i, k)), MR, least(MC, M - i), depth);
+                Matrix rows = part(a, i, k);
+                if (a_apart) rows.data = a_block + i % MC * KC, rows.row = 1, rows.col = MR;
+                for (int jj = j; jj < j + width; jj += NR)
+                    tile(out + i * ldc + jj, add ? add + i * ldc + jj : NULL, ldc, least(MR, M - i), least(NR, N - jj), rows,
+                         b_as_is ? part(b, k, jj).data : b_block + (jj - j) * KC, b_as_is ? b.row : NR, depth);
             }
         }
-        add = out;    // the next block of k adds to this one
-    }
 }
 
 static int max_threads(void) {
@@ -143,18 +153,17 @@ static int this_thread(void) {
 #endif
 }
 
-// out (M,N) = add + a (M,K) b (K,N) on all threads, each with blocks of out of its own; add may be NULL or out.
+// out (M,N) = add + a (M,K) b (K,N) on all threads, in blocks of out that are each one thread's; add may be NULL or out.
 static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N, int K) {
-    int threads = max_threads();
-    if (threads == 1) { multiply(out, add, N, a, b, M, N, K); return; }
-    int col_blocks = (N + NR - 1) / NR, row_blocks = (3 * threads + col_blocks - 1) / col_blocks;    // about 3 tasks a thread
+    int tasks = max_threads() > 1 ? 2 * max_threads() : 1, width = NC;
+    while (width > NR && (N + width - 1) / width < tasks) width /= 2;
+    int col_blocks = (N + width - 1) / width, row_blocks = (tasks + col_blocks - 1) / col_blocks;
     int height = ((M + row_blocks - 1) / row_blocks + MR - 1) / MR * MR;
-    #pragma omp parallel for collapse(2)
-    for (int j = 0; j < N; j += NR)
+    #pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int j = 0; j < N; j += width)
         for (int i = 0; i < M; i += height) {
-            Matrix rows = {a.data + i * a.row, a.row, a.col}, cols = {b.data + j * b.col, b.row, b.col};
             size_t at = (size_t)i * (size_t)N + (size_t)j;
-            multiply(out + at, add ? add + at : NULL, N, rows, cols, M - i < height ? M - i : height, N - j < NR ? N - j : NR, K);
+            multiply(out + at, add ? add + at : NULL, N, part(a, i, 0), part(b, 0, j), least(height, M - i), least(width, N - j), K);
         }
 }
 

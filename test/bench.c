@@ -1,0 +1,55 @@
+// The speed of training steps, and of the multiply alone, measured in turn so that both see the same machine.
+// usage: bench C L NH T B V seconds    prints: tokens/s, model GFLOP/s, and the multiply's GFLOP/s at 1024 cubed, medians
+#define main train_gpt_main
+#include "../train_gpt.c"
+#undef main
+
+static int by_value(const void *a, const void *b) { return *(const double *)a < *(const double *)b ? -1 : 1; }
+
+static double median(double *x, int n) {
+    qsort(x, (size_t)n, sizeof *x, by_value);
+    return x[n / 2];
+}
+
+static double sgemm_rate(real *buffer) {    // FLOP/s of out = a b, all 1024 x 1024
+    enum { N = 1024 };
+    double start = now();
+    matmul(buffer, NULL, matrix(buffer + N * N, N), matrix(buffer + 2 * N * N, N), N, N, N);
+    return 2.0 * N * N * N / (now() - start);
+}
+
+int main(int argc, char **argv) {
+    enum { ROUNDS = 1000 };
+    if (argc != 8) die(USAGE, "usage: bench C L NH T B V seconds");
+    int C = atoi(argv[1]), L = atoi(argv[2]), NH = atoi(argv[3]), T = atoi(argv[4]), B = atoi(argv[5]), V = atoi(argv[6]);
+    char *flags[] = {argv[0], (char *)"-d", argv[1], (char *)"-layers", argv[2], (char *)"-heads", argv[3], (char *)"-T", argv[4], (char *)"-batch", argv[5]};
+    Config cfg;
+    GPT g;
+    config_parse(&cfg, 11, flags);
+    gpt_init(&g, &cfg, V, B, T);
+    int *tokens = (int *)allocate((size_t)(B * T), sizeof(int)), *targets = (int *)allocate((size_t)(B * T), sizeof(int));
+    uint64_t random = 1;
+    for (int i = 0; i < B * T; i++) tokens[i] = (int)random_below(&random, (uint32_t)V), targets[i] = (int)random_below(&random, (uint32_t)V);
+    real *buffer = (real *)allocate(3 * 1024 * 1024, sizeof(real));
+    for (int i = 0; i < 3 * 1024 * 1024; i++) buffer[i] = (real)random_normal(&random);
+
+    static double step_rate[ROUNDS], gemm_rate[ROUNDS];
+    double log_z, end = now() + atof(argv[7]);
+    int round = 0, step = 0;
+    for (; round < ROUNDS && (round < 5 || now() < end); round++) {
+        double start = now(), steps = 0;
+        do {
+            step++, steps++;
+            gpt_forward(&g, tokens, B, T, 0);
+            gpt_loss(&g, targets, B, T, 1, &log_z);
+            gpt_backward(&g, tokens, B, T);
+            gpt_update(&g, step % 1000 + 1, NULL);
+        } while (now() - start < 0.1);
+        step_rate[round] = steps * B * T / (now() - start);
+        gemm_rate[round] = sgemm_rate(buffer);
+    }
+    double flops = 6.0 * (double)(g.num_parameters - parameter_size(&g.table[WTE])) + 12.0 * L * T / 2 * C;    // a token, forward and backward
+    double tokens_per_second = median(step_rate, round);
+    printf("%.0f %.1f %.1f\n", tokens_per_second, 1e-9 * flops * tokens_per_second, 1e-9 * median(gemm_rate, round));
+    return 0;
+}
