@@ -8,9 +8,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <float.h>
+#include <inttypes.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -213,27 +215,30 @@ static void flag_range(const Flag *flag, char out[64]) {
 }
 
 // Sets the flag's field from text; dies with the flag, the text and the range if it is not a value of it.
-static void flag_set(Config *cfg, const Flag *flag, const char *text) {
-    char range[64], *end, *field = (char *)cfg + flag->offset;
+// file: the checkpoint that the text stands in; NULL: the command line.
+static void flag_set(Config *cfg, const Flag *flag, const char *text, const char *file) {
+    char range[64], where[MAX_TEXT], *end, *field = (char *)cfg + flag->offset;
+    int status = file ? FAILED : USAGE;
     flag_range(flag, range);
+    format_text(where, sizeof where, "%s%s-%s", file ? file : "", file ? ": " : "", flag->name);
     if (flag->type == TEXT) {
         size_t room = flag->offset == FIELD(size) ? sizeof cfg->size : flag->offset == FIELD(warmup_text) ? sizeof cfg->warmup_text : MAX_TEXT;
-        if (strlen(text) >= room || strchr(text, '\n')) die(USAGE, "-%s: the value is longer than %zu characters or has a newline", flag->name, room - 1);
+        if (strlen(text) >= room || strchr(text, '\n')) die(status, "%s: the value is longer than %zu characters or has a newline", where, room - 1);
         strcpy(field, text);
     } else if (flag->type == CHOICE) {
         int i = 0;
         size_t length = strlen(text);
         for (const char *word = flag->choices; ; word = strchr(word, ' ') + 1, i++) {
             if (length && strcspn(word, " ") == length && !strncmp(word, text, length)) break;
-            if (!strchr(word, ' ')) die(USAGE, "-%s: '%s' is none of: %s", flag->name, text, range);
+            if (!strchr(word, ' ')) die(status, "%s: '%s' is none of: %s", where, text, range);
         }
         memcpy(field, &i, sizeof i);
     } else {
         double value = strtod(text, &end);
-        if (end == text || *end || isspace((unsigned char)*text)) die(USAGE, "-%s: '%s' is not a number; expected %s", flag->name, text, range);
-        if (!(value >= flag->least && value <= flag->most)) die(USAGE, "-%s: %s is out of range; expected %s", flag->name, text, range);
+        if (end == text || *end || isspace((unsigned char)*text)) die(status, "%s: '%s' is not a number; expected %s", where, text, range);
+        if (!(value >= flag->least && value <= flag->most)) die(status, "%s: %s is out of range; expected %s", where, text, range);
         int number = (int)(flag->type == INT ? value : 0);
-        if (flag->type == INT && number != value) die(USAGE, "-%s: %s is not a whole number; expected %s", flag->name, text, range);
+        if (flag->type == INT && number != value) die(status, "%s: %s is not a whole number; expected %s", where, text, range);
         memcpy(field, flag->type == INT ? (void *)&number : (void *)&value, flag->type == INT ? sizeof number : sizeof value);
     }
 }
@@ -283,11 +288,12 @@ static void print_help(const char *program) {
 }
 
 // The learning rates that -lr names, as texts: "X", "X,Y,Z", or "X:Y" with the half-decades 1 and 3 between.
-static int learning_rates(const char *spec, char out[MAX_RUNS][16]) {
-    char copy[MAX_TEXT], *rest = copy, *item;
-    int count = 0;
+static int learning_rates(const char *spec, char out[MAX_RUNS][16], const char *file) {
+    char copy[MAX_TEXT], where[MAX_TEXT], *rest = copy, *item;
+    int count = 0, status = file ? FAILED : USAGE;
     double ends[2] = {0, 0};
     format_text(copy, sizeof copy, "%s", spec);
+    format_text(where, sizeof where, "%s%s", file ? file : "", file ? ": " : "");
     char *colon = strchr(copy, ':');
     if (colon) *colon = ',';
     while ((item = rest)) {
@@ -295,13 +301,13 @@ static int learning_rates(const char *spec, char out[MAX_RUNS][16]) {
         char *end;
         double value = strtod(item, &end);
         if (end == item || *end || !(value > 0) || value > 1e30 || strlen(item) > 15 || isspace((unsigned char)*item))
-            die(USAGE, "-lr: '%s' is not a learning rate; expected a number above 0, several (1e-3,1e-2) or a range (3e-4:3e-1)", item);
-        if (count == MAX_RUNS) die(USAGE, "-lr: more than %d learning rates", MAX_RUNS);
+            die(status, "%s-lr: '%s' is not a learning rate; expected a number above 0, several (1e-3,1e-2) or a range (3e-4:3e-1)", where, item);
+        if (count == MAX_RUNS) die(status, "%s-lr: more than %d learning rates", where, MAX_RUNS);
         if (count < 2) ends[count] = value;
         strcpy(out[count++], item);
     }
     if (!colon) return count;
-    if (count != 2 || ends[0] >= ends[1]) die(USAGE, "-lr: '%s' is not a range; expected two numbers, the smaller first, like 3e-4:3e-1", spec);
+    if (count != 2 || ends[0] >= ends[1]) die(status, "%s-lr: '%s' is not a range; expected two numbers, the smaller first, like 3e-4:3e-1", where, spec);
     char last[16];
     strcpy(last, out[1]);
     count = 1;
@@ -311,7 +317,7 @@ static int learning_rates(const char *spec, char out[MAX_RUNS][16]) {
         snprintf(text, sizeof text, exponent ? "%de%d" : "%d", i & 1 ? 3 : 1, exponent);
         double value = strtod(text, NULL);
         if (value <= ends[0] * (1 + 1e-9) || value >= ends[1] * (1 - 1e-9)) continue;
-        if (count == MAX_RUNS - 1) die(USAGE, "-lr: '%s' has more than %d half-decades", spec, MAX_RUNS);
+        if (count == MAX_RUNS - 1) die(status, "%s-lr: '%s' has more than %d half-decades", where, spec, MAX_RUNS);
         strcpy(out[count++], text);
     }
     strcpy(out[count++], last);
@@ -320,9 +326,6 @@ static int learning_rates(const char *spec, char out[MAX_RUNS][16]) {
 
 // ---------------------------------------------------------------------------
 // Files that appear whole or not at all: written beside (path.tmp), synced, renamed
-
-#include <inttypes.h>
-#include <stdbool.h>
 
 enum { PATH_BYTES = 4096 };
 
@@ -666,17 +669,20 @@ static void safetensors_read(const char *path, const Tensor *wanted, int count) 
 // From the command line to a checked Config
 
 // Sets what follows from the flags and checks what no single row of the table can.
-static void config_finish(Config *cfg) {
+static void config_finish(Config *cfg, const char *file) {
+    char where[MAX_TEXT], *end;
+    int status = file ? FAILED : USAGE;
+    format_text(where, sizeof where, "%s%s", file ? file : "", file ? ": " : "");
     cfg->lr = strtod(cfg->lr_text, NULL);
-    char *end;
     double warmup = strtod(cfg->warmup_text, &end);
     int share = end != cfg->warmup_text && !strcmp(end, "%");
     if (share) warmup = floor(warmup / 100 * cfg->steps + 0.5);
     if (end == cfg->warmup_text || (*end && !share) || !(warmup >= 0 && warmup <= cfg->steps) || warmup != floor(warmup))
-        die(USAGE, "-warmup: '%s' is not a length of warm-up; expected steps from 0 to %d, or a share from 0%% to 100%%", cfg->warmup_text, cfg->steps);
+        die(status, "%s-warmup: '%s' is not a length of warm-up; expected steps from 0 to %d, or a share from 0%% to 100%%", where, cfg->warmup_text, cfg->steps);
     cfg->warmup = (int)warmup;
-    if (cfg->d % cfg->heads) die(USAGE, "-heads: %d heads do not divide -d %d", cfg->heads, cfg->d);
-    if (cfg->d / cfg->heads % 2) die(USAGE, "-heads: the head size %d/%d = %d is odd; RoPE turns pairs and needs an even one", cfg->d, cfg->heads, cfg->d / cfg->heads);
+    if (cfg->d % cfg->heads) die(status, "%s-heads: %d heads do not divide -d %d", where, cfg->heads, cfg->d);
+    if (cfg->d / cfg->heads % 2)
+        die(status, "%s-heads: the head size %d/%d = %d is odd; RoPE turns pairs and needs an even one", where, cfg->d, cfg->heads, cfg->d / cfg->heads);
 }
 
 static void size_set(Config *cfg, const char *name) {
@@ -698,7 +704,7 @@ static void default_folder(const Config *cfg, char out[MAX_TEXT]) {
         if (FLAGS[i].scope == THE_COMMAND || !strcmp(text, FLAGS[i].initial)) continue;
         Config standard = *cfg;
         char initial[MAX_TEXT];
-        flag_set(&standard, &FLAGS[i], FLAGS[i].initial);    // 1e-08 is the default 1e-8
+        flag_set(&standard, &FLAGS[i], FLAGS[i].initial, NULL);    // 1e-08 is the default 1e-8
         flag_text(&standard, &FLAGS[i], initial);
         if (!strcmp(text, initial)) continue;
         const char *base = strrchr(text, '/') ? strrchr(text, '/') + 1 : text;
@@ -711,6 +717,23 @@ static void default_folder(const Config *cfg, char out[MAX_TEXT]) {
 }
 
 static void checkpoint_path(const Config *cfg, char out[MAX_TEXT]) { format_text(out, MAX_TEXT, "%s/model.safetensors", cfg->out); }
+
+// The flags saved in the checkpoint that -resume and -sample name, but for those given on the command line.
+static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
+    char path[MAX_TEXT], rates[MAX_RUNS][16];
+    static Metadata saved[NUM_FLAGS + 16];
+    checkpoint_path(cfg, path);
+    int count = safetensors_read_metadata(path, saved, NUM_FLAGS + 16);
+    for (int i = 0; i < NUM_FLAGS; i++) {
+        int j = 0;
+        if (given[i] || FLAGS[i].scope == THE_COMMAND) continue;
+        while (j < count && strcmp(saved[j].key, FLAGS[i].name)) j++;
+        if (j == count) die(FAILED, "%s: no checkpoint of this program: its metadata has no '%s'", path, FLAGS[i].name);
+        flag_set(cfg, &FLAGS[i], saved[j].value, path);
+    }
+    if (learning_rates(cfg->lr_text, rates, path) > 1) die(FAILED, "%s: -lr: '%s' is not one learning rate", path, cfg->lr_text);
+    config_finish(cfg, path);
+}
 
 // The defaults, then -size or the flags saved in the checkpoint that -resume and -sample name, then the
 // flags given. Exits with a message on anything wrong; -h prints the help and exits.
@@ -725,22 +748,17 @@ static void config_parse(Config *cfg, int argc, char **argv) {
         given[flag] = stands_alone ? FLAGS[flag].bare : argv[++i];
     }
     memset(cfg, 0, sizeof *cfg);
-    for (int i = 0; i < NUM_FLAGS; i++) flag_set(cfg, &FLAGS[i], FLAGS[i].initial);
+    for (int i = 0; i < NUM_FLAGS; i++) flag_set(cfg, &FLAGS[i], FLAGS[i].initial, NULL);
     const char *size = given[flag_index("size")];
     if (size) size_set(cfg, size);
     for (int i = 0; i < NUM_FLAGS; i++)
-        if (given[i]) flag_set(cfg, &FLAGS[i], given[i]);
+        if (given[i]) flag_set(cfg, &FLAGS[i], given[i], NULL);
     if (!*cfg->out) default_folder(cfg, cfg->out);
-    char path[MAX_TEXT], rates[MAX_RUNS][16];
-    if (learning_rates(cfg->lr_text, rates) == 1 && (cfg->resume || cfg->sample)) {
-        checkpoint_path(cfg, path);
-        static Metadata saved[NUM_FLAGS + 16];
-        int count = safetensors_read_metadata(path, saved, NUM_FLAGS + 16);
-        for (int i = 0; i < NUM_FLAGS; i++)
-            for (int j = 0; j < count; j++)
-                if (!given[i] && FLAGS[i].scope == THE_RUN && !strcmp(saved[j].key, FLAGS[i].name)) flag_set(cfg, &FLAGS[i], saved[j].value);
-    }
-    config_finish(cfg);
+    char rates[MAX_RUNS][16];
+    int runs = learning_rates(cfg->lr_text, rates, NULL);
+    if (cfg->sample && runs > 1) die(USAGE, "-sample: name one learning rate, or the run's folder with -out");
+    if ((cfg->resume && runs == 1) || cfg->sample) config_load(cfg, given);
+    config_finish(cfg, NULL);
 }
 
 // ---------------------------------------------------------------------------

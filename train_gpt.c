@@ -719,7 +719,7 @@ int main(int argc, char **argv) {
     Config cfg;
     char lr[MAX_RUNS][16];
     config_parse(&cfg, argc, argv);
-    int runs = learning_rates(cfg.lr_text, lr);
+    int runs = learning_rates(cfg.lr_text, lr, NULL);
     if (runs > 1) return sweep(&cfg, lr, runs, max_threads(), train);
     if (cfg.sample) sample(&cfg);
     else return train(&cfg, max_threads(), NULL);
