@@ -55,6 +55,11 @@ class Library:
                     "attention_forward attention_backward cross_entropy matmul tensor".split():
             getattr(c, "shim_" + name).restype = None
 
+    def threads(self, n):
+        """Without OpenMP there is one. More threads than free cores wait for each other: small models want one."""
+        if hasattr(self.c, "omp_set_num_threads"):
+            self.c.omp_set_num_threads(ct.c_int(n))
+
     def array(self, x):
         return np.array(x, self.real, order="C")
 
@@ -181,7 +186,9 @@ class Model:
 def library(double):
     if not (TEST / "shim.c").exists():
         pytest.skip("test/shim.c does not exist")
-    return Library(double)
+    library = Library(double)
+    library.threads(1)
+    return library
 
 
 @pytest.fixture(scope="session")

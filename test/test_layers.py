@@ -10,9 +10,12 @@ import pytest
 U = 2.0 ** -24
 
 
-@pytest.fixture
-def lib(float_library):
-    return float_library
+@pytest.fixture(scope="module", params=[1, 3], ids=["thread", "threads"])
+def lib(float_library, request):
+    """Each test with one thread and with three, more than this machine may have and dividing nothing."""
+    float_library.threads(request.param)
+    yield float_library
+    float_library.threads(1)
 
 
 @pytest.fixture
