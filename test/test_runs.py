@@ -1,0 +1,485 @@
+"""Whole runs: what their files say, that interruptions and threads change no bit, the diagnosis and the sweep."""
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+from safetensors.numpy import load_file, save_file
+
+from test_cli import PROGRAM, TINY, log, program, snapshot, summary, table, train, words
+
+MODEL = "model.safetensors"
+KINDS = dict(wte="wte", ln_1="ln_1", c_attn="attn.c_attn", q_norm="attn.q_norm", k_norm="attn.k_norm", attn_c_proj="attn.c_proj",
+             ln_2="ln_2", c_fc="mlp.c_fc", mlp_c_proj="mlp.c_proj", ln_f="ln_f", lm_head="lm_head")    # in log.csv, in the checkpoint
+
+
+def metadata(folder):
+    with safetensors.safe_open(Path(folder) / MODEL, "numpy") as file:
+        return file.metadata()
+
+
+def assert_same_run(a, b, but=()):
+    """Every bit of log.csv and of the final weights and moments, and every flag, but for times."""
+    logs, weights = [log(x) for x in (a, b)], [load_file(Path(x) / MODEL) for x in (a, b)]
+    assert list(logs[0]) == list(logs[1]) and weights[0].keys() == weights[1].keys()
+    for name in logs[0].keys() - {"tokens_per_second"}:
+        assert [logs[0][name].tolist()] == [pytest.approx(logs[1][name].tolist(), rel=0, abs=0, nan_ok=True)], name
+    assert [n for n, x in weights[0].items() if x.tobytes() != weights[1][n].tobytes()] == []
+    flags = [{k: v for k, v in metadata(x).items() if k not in {"seconds", "log_bytes", *but}} for x in (a, b)]
+    assert flags[0] == flags[1]
+    rows = [{k: v for k, v in summary(x).items() if k not in {"seconds", "tokens_per_second", "out", "threads", *but}} for x in (a, b)]
+    assert rows[0] == rows[1]
+
+
+# ---------------------------------------------------------------------------
+# The files
+
+@pytest.fixture(scope="module", params=[dict(layers=2, d=24, heads=3, T=7, qk_norm=1), dict(qk_norm=0, steps=17), dict(steps=1, layers=3, log_every=1)], ids=str)
+def run(request, tmp_path_factory):
+    flags = {**TINY, "layers": 2, "log_every": 4, "eval_every": 10, **request.param}
+    folder = tmp_path_factory.mktemp("run") / "a run, \"quoted\""
+    train(folder, **flags)
+    return folder, flags
+
+
+def test_log(run):
+    folder, flags = run
+    rows, L, steps = log(folder), flags["layers"], flags["steps"]
+    kinds = [k for k in KINDS if flags["qk_norm"] or not k.endswith("_norm")] if "qk_norm" in flags else list(KINDS)
+    assert list(rows) == ["step", "tokens", "lr", "train_loss", "val_loss", "grad_norm", "log_z", *[f"max_attn_logit_{l}" for l in range(L)],
+                          *[f"{what}_rms_{k}" for what in ("grad", "param", "update") for k in kinds], "tokens_per_second"]
+    validated = {0, steps} | set(range(0, steps, 10))
+    assert rows["step"].tolist() == sorted(validated | set(range(0, steps, flags["log_every"])))
+    assert rows["tokens"].tolist() == (rows["step"] * flags["batch"] * flags["T"]).tolist()
+    assert np.isfinite(rows["val_loss"]).tolist() == [step in validated for step in rows["step"]]
+    for name, column in rows.items():
+        assert np.isfinite(column[1:]).all() or name == "val_loss", name
+        assert (column[1:] > 0).all() or name in ("val_loss", "log_z"), name
+        assert np.isnan(column[0]) or name in ("step", "tokens", "val_loss"), name
+
+
+def test_summary_follows_from_log_and_flags(run):
+    folder, flags = run
+    row, rows, weights = summary(folder), log(folder), load_file(folder / MODEL)
+    names = program("-h", cwd=folder.parent).stdout
+    assert list(row) == re.findall(r"^-(\w+)", names, re.M) + """machine threads parameters parameters_non_embedding initial_loss best_loss
+        final_loss entropy_floor diverged diverged_step max_attn_logit log_z grad_norm seconds tokens_per_second""".split()
+    for name, value in flags.items():
+        assert float(row[name]) == float(value), name
+    assert (row["mu_param"], row["warmup"], row["data"], row["vocab"], row["out"]) == ("off", "5%", "synthetic", "256", str(folder))
+    val = rows["val_loss"][np.isfinite(rows["val_loss"])]
+    logits = np.max([rows[name][1:] for name in rows if name.startswith("max_attn")])
+    for name, wanted in dict(initial_loss=val[0], best_loss=val.min(), final_loss=val[-1], max_attn_logit=logits, log_z=rows["log_z"][-1],
+                             grad_norm=rows["grad_norm"][-1], diverged=float(val[-1] >= val[0])).items():
+        assert float(row[name]) == wanted, name
+    sizes = {n: x.size for n, x in weights.items() if not n.startswith("adam")}
+    assert int(row["parameters"]) == sum(sizes.values()) == int(row["parameters_non_embedding"]) + sizes["wte.weight"]
+    assert row["machine"] and row["threads"] == "1" and row["diverged_step"] == "" and float(row["seconds"]) > 0
+    assert 0.8 < float(row["entropy_floor"]) < 1.6
+
+
+def test_model_holds_every_tensor_and_the_flags(run):
+    folder, flags = run
+    oracle = pytest.importorskip("oracle")
+    weights = load_file(folder / MODEL)
+    shapes = oracle.shapes({**oracle.CONFIG, **flags})
+    assert {n: x.shape for n, x in weights.items()} == {p + n: s for n, s in shapes.items() for p in ("", "adam.m.", "adam.v.")}
+    saved = metadata(folder)
+    assert [float(saved[name]) for name in flags] == [float(x) for x in flags.values()] and saved["step"] == str(flags["steps"])
+
+
+def test_rms_columns_follow_from_the_weights_and_moments(run):
+    """The last row's, from the checkpoint: the parameters, AdamW's update without the learning rate, and after the first step the gradient."""
+    folder, flags = run
+    rows, weights, step = log(folder), load_file(folder / MODEL), flags["steps"]
+    total = 0
+    for kind, name in KINDS.items():
+        if "param_rms_" + kind not in rows:
+            continue
+        p, m, v = (np.concatenate([x.ravel() for n, x in weights.items() if re.fullmatch(re.escape(prefix) + r"(h\.\d+\.)?" + re.escape(name) + r"\.weight", n)])
+                   .astype(float) for prefix in ("", "adam.m.", "adam.v."))
+        update = m / (1 - 0.9 ** step) / (np.sqrt(v / (1 - 0.95 ** step)) + 1e-8)
+        for what, x in dict(param=p, update=update).items():
+            assert rows[f"{what}_rms_{kind}"][-1] == pytest.approx(np.sqrt((x ** 2).mean()), rel=1e-5), (what, kind)
+        if step == 1:
+            gradient = np.sqrt((m ** 2).mean()) / 0.1 * max(1, rows["grad_norm"][-1])
+            assert rows["grad_rms_" + kind][-1] == pytest.approx(gradient, rel=1e-5), kind
+        total += len(p) * rows["grad_rms_" + kind] ** 2
+    assert rows["grad_norm"][1:] == pytest.approx(np.sqrt(total[1:]), rel=1e-6)
+
+
+# ---------------------------------------------------------------------------
+# Validation loss, against the oracle with the final weights
+
+def windows(tokens, T, eval_tokens):
+    n = min((len(tokens) - 1) // T, max(1, eval_tokens // T))
+    return np.array([tokens[i * T:(i + 1) * T] for i in range(n)]), np.array([tokens[i * T + 1:(i + 1) * T + 1] for i in range(n)])
+
+
+def write_tokens(path, tokens):
+    header = np.zeros(256, np.int32)
+    header[:3] = 20240520, 1, len(tokens)
+    path.write_bytes(header.tobytes() + np.asarray(tokens, np.uint16).tobytes())
+
+
+@pytest.mark.parametrize("eval_tokens", [1, 64, 70, 10 ** 6])
+@pytest.mark.parametrize("kind", ["text", "text and val", ".bin", ".bin and val"])
+def test_validation_loss(tmp_path, kind, eval_tokens):
+    """The mean over the first eval_tokens tokens, in consecutive windows of T, of -val or of the last tenth of -data."""
+    import oracle
+    rng, V, flags = np.random.default_rng(1), 300 if ".bin" in kind else 256, {}
+    paths = [tmp_path / (name + (".bin" if ".bin" in kind else ".txt")) for name in ("data", "val")]
+    texts = [(rng.integers(0, V, n) ** 2) // V for n in (1507, 333)]    # small tokens more often
+    for path, text in zip(paths, texts):
+        write_tokens(path, text) if ".bin" in kind else path.write_bytes(bytes(text.tolist()))
+    tokens = texts[0][len(texts[0]) - len(texts[0]) // 10:]
+    if "val" in kind:
+        flags["val"], tokens = paths[1], texts[1]
+    if ".bin" in kind:
+        flags["vocab"] = V
+    train(tmp_path / "x", data=paths[0], steps=20, **{**flags, "eval_tokens": eval_tokens})
+    weights = {n: x.astype(float) for n, x in load_file(tmp_path / "x" / MODEL).items() if "adam" not in n}
+    cfg = dict(oracle.CONFIG, d=16, layers=1, heads=2, T=8, vocab=V)
+    row, wanted = summary(tmp_path / "x"), oracle.loss(cfg, weights, *windows(tokens, 8, eval_tokens))[0]
+    assert float(row["final_loss"]) == pytest.approx(float(wanted), rel=2e-6)
+    assert row["vocab"] == str(V) and weights["wte.weight"].shape == (V, 16)
+    assert row["entropy_floor"] == "" and row["final_loss"] < row["initial_loss"]
+
+
+@pytest.mark.parametrize("flags", [dict(T=8), dict(T=40, d=32, lr="3e-2")])
+def test_no_model_goes_below_the_entropy_floor(tmp_path, flags):
+    train(tmp_path / "x", steps=300, batch=16, eval_every=50, **{**flags, "eval_tokens": 8000})
+    row = summary(tmp_path / "x")
+    assert 0.8 < float(row["entropy_floor"]) < float(row["best_loss"]) < 2.5
+
+
+# ---------------------------------------------------------------------------
+# The same bits
+
+@pytest.mark.parametrize("flags", [
+    dict(), dict(d=24, heads=3, T=7, batch=1, layers=3), dict(d=96, heads=3, T=33, batch=5, qk_norm=0), dict(d=40, heads=5, T=70, batch=3, log_every=1),
+    dict(d=16, heads=1, T=2, batch=40, mu_param="full", base_d=4, wd=1, wd_independent=0),
+], ids=str)
+def test_threads_change_no_bit(tmp_path, flags):
+    for threads in (1, 2, 4, 3):
+        train(tmp_path / str(threads), threads=threads, **{"steps": 11, "log_every": 5, **flags})
+        assert_same_run(tmp_path / "1", tmp_path / str(threads))
+    train(tmp_path / "seed", **{"steps": 11, "log_every": 5, "seed": 2, **flags})
+    assert summary(tmp_path / "seed")["final_loss"] != summary(tmp_path / "1")["final_loss"]
+
+
+LONG = dict(steps=1500, checkpoint_every=7, log_every=3, eval_every=100)    # about a second
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "x"
+    train(folder, **LONG)
+    return folder
+
+
+def start(folder, *arguments, threads=1):
+    return subprocess.Popen([PROGRAM, *arguments, "-out", folder.name], cwd=folder.parent, env=dict(os.environ, OMP_NUM_THREADS=str(threads)),
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait(process, condition):
+    """Until the condition holds or the process has ended."""
+    end = time.time() + 60
+    while not condition() and process.poll() is None:
+        assert time.time() < end
+        time.sleep(0.002)
+
+
+def age(path):
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def test_killed_at_random_and_resumed(tmp_path, undisturbed):
+    rng, folder, arguments, kills = np.random.default_rng(), tmp_path / "x", words({**TINY, **LONG}), 0
+    for attempt in range(8):
+        old = age(folder / MODEL)
+        process = start(folder, *arguments, threads=1 + attempt % 2)
+        wait(process, lambda: age(folder / MODEL) != old)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        assert int(metadata(folder)["step"]) % 7 == 0 or process.returncode == 0
+        arguments = ["-resume"]
+    assert kills >= 3
+    assert program("-resume", "-out", str(folder), cwd=tmp_path).returncode == 0
+    assert_same_run(folder, undisturbed)
+    assert sorted(p.name for p in folder.iterdir()) == ["log.csv", MODEL, "summary.csv"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_stops_after_a_step_and_says_how_to_go_on(tmp_path, undisturbed, number):
+    """No checkpoint but the one of the signal: it is of the step that was said, and the command that was said goes on."""
+    folder = tmp_path / "x"
+    process = start(folder, *words({**TINY, **LONG, "checkpoint_every": 0}))
+    wait(process, lambda: (folder / "log.csv").exists() and len((folder / "log.csv").read_text().splitlines()) > 20)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + number, "")
+    step, command = re.search(r"stopped after step (\d+); go on with: (.*)$", out, re.M).groups()
+    assert 50 < int(step) < 1500 and metadata(folder)["step"] == step and not (folder / "summary.csv").exists()
+    assert command.startswith("./train_gpt ")
+    assert program(*shlex.split(command)[1:], cwd=tmp_path).returncode == 0
+    assert_same_run(folder, undisturbed, but=["checkpoint_every"])
+
+
+def test_signal_before_the_first_step(tmp_path):
+    """What the message says must work here too."""
+    folder, flags = tmp_path / "x", {**TINY, "eval_tokens": 100000, "steps": 3}
+    process = start(folder, *words(flags))
+    wait(process, lambda: (folder / "log.csv").exists())
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    command = re.search(r"go on with: (.*)$", out, re.M)[1]
+    result = program(*shlex.split(command)[1:], cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    train(tmp_path / "y", **flags)
+    assert_same_run(folder, tmp_path / "y")
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path):
+    train(tmp_path / "x")
+    before, weights = (tmp_path / "x" / "log.csv").read_bytes(), (tmp_path / "x" / MODEL).read_bytes()
+    row = summary(tmp_path / "x")
+    assert program("-resume", "-out", "x", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "x" / "log.csv").read_bytes() == before and (tmp_path / "x" / MODEL).read_bytes() == weights
+    again = summary(tmp_path / "x")
+    assert [k for k in row if row[k] != again[k] and k not in ("seconds", "tokens_per_second", "out")] == []
+
+
+@pytest.mark.parametrize("qk_norm", [0, 1])
+@pytest.mark.parametrize("d, heads", [(48, 2), (24, 3), (16, 1)])
+def test_mu_param(tmp_path, d, heads, qk_norm):
+    """At d = base_d the standard model, bit for bit; elsewhere four different ones."""
+    flags = dict(d=d, heads=heads, qk_norm=qk_norm, steps=12)
+    seen = {}
+    for mu_param in ("off", "simple", "intermediate", "full"):
+        train(tmp_path / mu_param, mu_param=mu_param, base_d=d, **flags)
+        assert_same_run(tmp_path / "off", tmp_path / mu_param, but=["mu_param"])
+        train(tmp_path / "other", mu_param=mu_param, base_d=8, **flags)
+        seen[mu_param] = summary(tmp_path / "other")["final_loss"]
+    assert len(set(seen.values())) == 4 and seen["off"] == summary(tmp_path / "off")["final_loss"]
+
+
+def test_independent_decay_is_standard_decay_times_the_peak(tmp_path):
+    for name, wd, independent in (("a", 0.03, 1), ("b", 3, 0), ("none", 0, 1), ("as standard", 3, 1)):
+        train(tmp_path / name, wd=wd, wd_independent=independent, log_every=1)
+    a, b, none = (log(tmp_path / name) for name in ("a", "b", "none"))
+    for name in ("train_loss", "param_rms_wte", "param_rms_ln_f"):
+        assert a[name][1:] == pytest.approx(b[name][1:], rel=1e-5)
+    assert a["param_rms_wte"][-1] < 0.8 * none["param_rms_wte"][-1]
+
+
+# ---------------------------------------------------------------------------
+# Runs that go wrong, and the diagnosis
+
+def test_a_run_that_diverges_is_a_result(tmp_path):
+    """Not a number at some step: exit status 0, and the step stands in the files, in the log and in the diagnosis."""
+    out = train(tmp_path / "x", lr="1e30", clip=0, qk_norm=0)
+    row, rows = summary(tmp_path / "x"), log(tmp_path / "x")
+    last = int(rows["step"][-1])
+    assert (row["diverged"], row["diverged_step"]) == ("1", str(last)) and last < 30
+    assert row["final_loss"] == "nan" and not np.isfinite(rows["train_loss"][-1]) and np.isfinite(float(row["initial_loss"]))
+    assert f"diagnosis: the loss was not finite at step {last}: a lower -lr treats it" in out
+    assert "-nan" not in (tmp_path / "x" / "log.csv").read_text() + out
+    assert metadata(tmp_path / "x")["step"] == str(last)
+
+
+def diagnosis(out):
+    return [line.split("diagnosis: ")[1] for line in out.splitlines() if "diagnosis: " in line]
+
+
+def edited_diagnosis(run, folder, cells):
+    """The diagnosis of a finished run in whose log these cells, (column, step): value, were changed."""
+    shutil.copytree(run, folder)
+    lines = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
+    for (column, step), value in cells.items():
+        next(line for line in lines[1:] if line[0] == str(step))[lines[0].index(column)] = f"{value:.9g}"
+    text = "".join(",".join(line) + "\n" for line in lines)
+    (folder / "log.csv").write_text(text)
+    save_file(load_file(folder / MODEL), folder / MODEL, {**metadata(folder), "log_bytes": str(len(text))})
+    result = program("-resume", "-out", str(folder), cwd=folder.parent)
+    assert result.returncode == 0, result.stderr
+    return diagnosis(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    """Runs of 30 steps, 10 of them warm-up, logged every 5, with and without the cures."""
+    home = tmp_path_factory.mktemp("healthy")
+    for name, flags in dict(cured={}, plain=dict(qk_norm=0, z_loss=0)).items():
+        assert diagnosis(train(home / name, layers=2, warmup=10, log_every=5, **flags)) == []
+    return home
+
+
+@pytest.mark.parametrize("run, cells, says", [
+    ("cured", {}, None),
+    ("cured", {("max_attn_logit_1", 15): 250, ("max_attn_logit_1", 20): 1e5, ("max_attn_logit_0", 10): 300}, "past 100 | layer 1 from step 15 on | 1e+05: a lower -lr"),
+    ("plain", {("max_attn_logit_0", 30): 1234}, "layer 0 from step 30 on | up to 1.23e+03 | -qk_norm 1"),
+    ("plain", {("max_attn_logit_0", 30): 99}, None),
+    ("cured", {("log_z", 25): -7.5}, "log Z fell to -7.5 | a larger -z_loss"), ("plain", {("log_z", 5): -60}, "log Z fell to -60 | -z_loss 1e-4"),
+    ("plain", {("log_z", 5): 60}, None), ("plain", {("log_z", 5): -1}, None),
+    ("cured", {("update_rms_c_fc", 30): 1e-3, ("update_rms_c_fc", 10): 0.5, ("grad_rms_c_fc", 30): 2e-9}, "update of c_fc | 0.001 | from 0.5 | 2e-09 | epsilon 1e-08 | -eps"),
+    ("cured", {("update_rms_c_fc", 30): 1e-3, ("grad_rms_c_fc", 30): 1e-2}, None), ("cured", {("grad_rms_c_fc", 30): 1e-9}, None),
+    ("cured", {("train_loss", 10): 9.25}, "spiked | to 9.25 at step 10 | within warm-up | -warmup"), ("cured", {("train_loss", 15): 9.25}, None),
+    ("cured", {("val_loss", 30): 8}, "not below the initial | -lr"), ("cured", {("train_loss", 30): float("inf")}, "not finite at step 30 | -lr"),
+], ids=lambda x: str(x) if isinstance(x, dict) else "")
+def test_diagnosis_says_what_the_log_shows_and_no_more(healthy, tmp_path, run, cells, says):
+    found = edited_diagnosis(healthy / run, tmp_path / "x", cells)
+    assert len(found) == bool(says), found
+    assert not says or [word for word in says.split(" | ") if word not in found[0]] == [], found
+
+
+@pytest.mark.parametrize("flags, says", [
+    (dict(qk_norm=0, lr=1, steps=100), "attention logits grew past 100 in layer 0 from step (?P<step>\\d+) on, up to (?P<max_attn_logit_0>[^:]*): -qk_norm 1"),
+    (dict(eps=1, lr=30, steps=200), "the update of wte collapsed to (?P<update_rms_wte>\\S+) .* RMS, (?P<grad_rms_wte>[^,]+), met epsilon 1: a smaller -eps"),
+], ids=["qk_norm", "eps"])
+def test_diagnosis_of_runs_that_go_wrong(tmp_path, flags, says):
+    lines = diagnosis(train(tmp_path / "x", **flags))
+    match, = filter(None, (re.match(says, line) for line in lines))
+    rows = log(tmp_path / "x")
+    for name, value in match.groupdict().items():
+        if name == "step":
+            assert float(value) == rows["step"][np.flatnonzero(rows["max_attn_logit_0"] > 100)[0]]
+        else:
+            assert float(value) == pytest.approx(np.nanmax(rows[name]) if "logit" in name else rows[name][-1], rel=0.05), name
+
+
+# ---------------------------------------------------------------------------
+# The sweep
+
+LRS = ["3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1", "3e-1", "1"]
+WILD = dict(wd=30, wd_independent=0, steps=60)    # above 2/30 the weights grow without end
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep") / "x"
+    return folder, train(folder, threads=2, lr="3e-4:1", **WILD)
+
+
+def test_sweep_leaves_every_run_and_one_summary(sweep):
+    folder, _ = sweep
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*("lr" + lr for lr in LRS), "summary.csv"])
+    rows = table(folder / "summary.csv")
+    assert [row["lr"] for row in rows] == LRS and rows == [summary(folder / f"lr{lr}") for lr in LRS]
+    assert {"0", "1"} == {row["diverged"] for row in rows}
+
+
+def test_sweep_is_its_single_runs(sweep, tmp_path):
+    for lr in LRS:
+        train(tmp_path / lr, lr=lr, **WILD)
+        assert_same_run(sweep[0] / f"lr{lr}", tmp_path / lr)
+
+
+def test_sweep_table(sweep):
+    folder, out = sweep
+    rows = table(folder / "summary.csv")
+    lines = [line.split() for line in out[out.index("final loss"):].splitlines()[1:9]]
+    assert [line[0] for line in lines] == LRS
+    for line, row in zip(lines, rows):
+        for shown, name in zip(line[1:5], ("final_loss", "max_attn_logit", "log_z", "grad_norm")):
+            wanted = float(row[name] or "nan")    # a run may end before its first logged step
+            assert float(shown) == pytest.approx(wanted, rel=6e-3, abs=6e-4, nan_ok=True), (line, name)
+        assert line[5] == ("yes" if row["diverged"] == "1" else "no")
+
+
+def test_sweep_sensitivity(sweep):
+    """The mean of min(final, initial), less the best, over 3e-4 to 3e-1 and 3e-3 to 3e-1: the run at 1 stays out of it."""
+    folder, out = sweep
+    finals, initials = ([float(row[name]) for row in table(folder / "summary.csv")] for name in ("final_loss", "initial_loss"))
+    losses = [initial if not final < initial else final for final, initial in zip(finals, initials)]
+    shown = [float(x) for x in re.findall(r"^ +\S+ to 0\.3: (\S+)$", out, re.M)]
+    assert shown == pytest.approx([np.mean(losses[i:7]) - min(losses[i:7]) for i in (0, 2)], abs=6e-4) and min(shown) > 0.05
+
+
+def test_sweep_chart(sweep):
+    """A mark a run, an x where it diverged, no mark higher for a lower loss."""
+    folder, out = sweep
+    rows = table(folder / "summary.csv")
+    chart = re.findall(r"^ *(\S+) \|(.*)$", out, re.M)
+    levels, cells = [float(level) for level, _ in chart], [line.ljust(7 * 8) for _, line in chart]
+    step = levels[0] - levels[1]
+    for i, row in enumerate(rows):
+        loss = min(float(row["final_loss"]), float(row["initial_loss"])) if row["final_loss"] != "nan" else float(row["initial_loss"])
+        marks = [(level, mark) for level, line in zip(levels, cells) for mark in line[7 * i:7 * i + 7] if mark in "ox"]
+        assert [mark for _, mark in marks] == ["x" if row["diverged"] == "1" else "o"]
+        assert abs(marks[0][0] - loss) < 0.51 * step + 1e-3, (row["lr"], marks, loss)
+    floor = next(level for level, line in zip(levels, cells) if "..." in line)
+    assert abs(floor - float(rows[0]["entropy_floor"])) < 0.51 * step + 1e-3
+
+
+def test_sweep_diagnosis_names_the_runs(sweep):
+    folder, out = sweep
+    wrong = {match for match in re.findall(r"lr (\S+): the (?:loss was not finite|final loss is not below)", out)}
+    assert wrong == {row["lr"] for row in table(folder / "summary.csv") if row["diverged"] == "1"}
+
+
+def test_healthy_sweep(tmp_path):
+    out = train(tmp_path / "x", lr="1e-3,1e-2")
+    assert "nothing went wrong" in out and len(diagnosis(out)) == 1
+
+
+def test_a_rate_given_twice_is_refused_or_run_once(tmp_path):
+    """Never two runs at a time in one folder."""
+    result = program(*words({**TINY, "lr": "1e-2,1e-3,1e-2"}), "-out", "x", cwd=tmp_path, threads=4)
+    if result.returncode == 0:
+        assert [row["lr"] for row in table(tmp_path / "x" / "summary.csv")] == ["1e-2", "1e-3"]
+    else:
+        assert result.returncode == 2 and "1e-2" in result.stderr and not (tmp_path / "x").exists()
+
+
+def test_one_run_of_a_sweep_fails_and_the_others_go_on(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "lr1e-2").write_text("in the way")
+    result = program(*words({**TINY, "lr": "1e-3,1e-2,1e-1"}), "-out", "x", cwd=tmp_path)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and "x/lr1e-2" in result.stderr
+    assert [row["lr"] for row in table(tmp_path / "x" / "summary.csv")] == ["1e-3", "1e-1"]
+    assert re.search(r"^ *1e-2 +failed", result.stdout, re.M) and (tmp_path / "x" / "lr1e-2").read_text() == "in the way"
+
+
+def test_interrupted_sweep_resumes_to_the_same_runs(tmp_path):
+    """Some runs done, some half done, some not begun; the same command and -resume makes them all."""
+    flags = dict(LONG, lr="1e-3,1e-2,1e-1,1", steps=600, checkpoint_every=0)
+    train(tmp_path / "whole", **flags)
+    times = 0
+    process = start(tmp_path / "x", *words({**TINY, **flags}), threads=2)
+    while process:
+        wait(process, lambda: len(list((tmp_path / "x").glob("lr*/log.csv"))) >= min(3, 2 * times + 1))
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert err == ""
+        times += process.returncode == 130
+        assert process.returncode in (0, 130) and ("-resume" in out) == (process.returncode == 130)
+        process = start(tmp_path / "x", *words({**TINY, **flags}), "-resume", threads=2) if process.returncode and times < 3 else None
+    assert times >= 1
+    result = program(*words({**TINY, **flags}), "-resume", "-out", "x", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for lr in flags["lr"].split(","):
+        assert_same_run(tmp_path / "x" / f"lr{lr}", tmp_path / "whole" / f"lr{lr}")
+    rows = [table(tmp_path / name / "summary.csv") for name in ("x", "whole")]
+    assert [[row["lr"], row["final_loss"]] for row in rows[0]] == [[row["lr"], row["final_loss"]] for row in rows[1]]
+    before = snapshot(tmp_path / "x" / "lr1e-2")
+    assert program(*words({**TINY, **flags}), "-resume", "-out", "x", cwd=tmp_path).returncode == 0
+    assert snapshot(tmp_path / "x" / "lr1e-2") == before    # nothing is run again
+
+
+def test_resumed_sweep_with_other_flags_does_not_pass_off_old_runs(tmp_path):
+    train(tmp_path / "x", lr="1e-3,1e-2", steps=5)
+    result = program(*words({**TINY, "lr": "1e-3,1e-2", "steps": 9}), "-resume", "-out", "x", cwd=tmp_path)
+    assert result.returncode != 0 or {row["steps"] for row in table(tmp_path / "x" / "summary.csv")} == {"9"}
