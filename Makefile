@@ -16,7 +16,7 @@ OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' | 
 	&& echo -fopenmp || echo -fopenmp-simd)
 
 build/bench: test/bench.c train_gpt.c gpt.h dataloader.h Makefile | build
-	$(CC) $(FLAGS) -o $@ test/bench.c -lm
+	$(CC) $(FLAGS) -o $@ test/bench.c -lm -ldl
 
 build:
 	mkdir -p build

@@ -52,15 +52,15 @@ static inline float exponential(float x) {
 // A tile of MR x NR sums stays in vector registers while k runs: each step of k loads NR values of B and
 // MR of A, and does MR * NR multiply-adds. AVX-512 and Arm have 32 registers, AVX2 has 16.
 #if defined(__AVX512F__)
-enum { VECTOR_BYTES = 64, MR = 12 };
+enum { VECTOR_BYTES = 64, MR = 8 };
 #elif defined(__AVX__)
 enum { VECTOR_BYTES = 32, MR = 6 };
 #elif defined(__aarch64__)
-enum { VECTOR_BYTES = 16, MR = 12 };
+enum { VECTOR_BYTES = 16, MR = 8 };
 #else
 enum { VECTOR_BYTES = 16, MR = 6 };
 #endif
-enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 256, NC = 4 * NR, MC = 8 * MR };
+enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 256, NC = 4 * NR, MC = 12 * MR };
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 // A matrix in memory, possibly transposed: element (i, j) is at data[i * row + j * col].
@@ -68,31 +68,28 @@ typedef struct { const real *data; ptrdiff_t row, col; } Matrix;
 static Matrix matrix(const real *data, int columns) { Matrix m = {data, columns, 1}; return m; }
 static Matrix transposed(const real *data, int columns) { Matrix m = {data, 1, columns}; return m; }
 
-// out (rows,cols) = add + a (rows,K) b (K,NR), for rows <= MR and cols <= NR; add may be NULL. ldc elements lead
-// from one row of out and add to the next, ldb from one row of b.
-static inline void tile(real *out, const real *add, ptrdiff_t ldc, int rows, int cols, Matrix a, const real *b, ptrdiff_t ldb, int K) {
+// out (rows,cols) = add + a (rows,K) b (K,cols), for rows <= MR and cols <= vectors * VL; add may be NULL. ldc elements
+// lead from one row of out and add to the next, ldb from one row of b. vectors, 1 or 2, is known where this is inlined.
+static inline __attribute__((always_inline)) void tile(int vectors, real *out, const real *add, ptrdiff_t ldc, int rows, int cols,
+                                                       Matrix a, const real *b, ptrdiff_t ldb, int K) {
     vector sum[MR][2];
     const real *row[MR];
     for (int i = 0; i < MR; i++) {
         row[i] = a.data + (i < rows ? i : rows - 1) * a.row;    // past the last row: that row again, not stored
-        sum[i][0] = sum[i][1] = (vector){0};
+        for (int w = 0; w < vectors; w++) sum[i][w] = (vector){0};
     }
-    for (int k = 0; k < K; k++) {
-        vector b0 = *(const vector *)(b + k * ldb), b1 = *(const vector *)(b + k * ldb + VL);
-        for (int i = 0; i < MR; i++) {
-            real x = row[i][k * a.col];
-            sum[i][0] += x * b0;
-            sum[i][1] += x * b1;
-        }
-    }
+    for (int k = 0; k < K; k++)
+        for (int i = 0; i < MR; i++)
+            for (int w = 0; w < vectors; w++) sum[i][w] += row[i][k * a.col] * *(const vector *)(b + k * ldb + w * VL);
     for (int i = 0; i < MR && i < rows; i++, out += ldc, add += add ? ldc : 0) {
-        if (cols < NR) {
+        if (cols < vectors * VL) {
             for (int j = 0; j < cols; j++) out[j] = (add ? add[j] : 0) + sum[i][j / VL][j % VL];
             continue;
         }
-        if (add) sum[i][0] += *(const vector *)add, sum[i][1] += *(const vector *)(add + VL);
-        *(vector *)out = sum[i][0];
-        *(vector *)(out + VL) = sum[i][1];
+        for (int w = 0; w < vectors; w++) {
+            if (add) sum[i][w] += *(const vector *)(add + w * VL);
+            *(vector *)(out + w * VL) = sum[i][w];
+        }
     }
 }
 
@@ -121,7 +118,7 @@ static Matrix flip(Matrix m) { Matrix t = {m.data, m.col, m.row}; return t; }
 // every tile of rows of a passes over it; blocks of a transposed a, whose rows are far apart, are packed too.
 static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix b, int M, int N, int K) {
     real b_block[KC * NC] __attribute__((aligned(64))), a_block[KC * MC] __attribute__((aligned(64)));
-    int a_apart = a.col != 1 && N > NR, b_as_is = b.col == 1 && N % NR == 0 && M <= MC;    // too few rows to repay the copy
+    int a_apart = a.col != 1 && N > NR, b_as_is = b.col == 1 && N % VL == 0 && M <= MC;    // too few rows to repay the copy
     for (int k = 0; k < K; k += KC, add = out)    // each block of k adds to the one before
         for (int j = 0; j < N; j += NC) {
             int depth = least(KC, K - k), width = least(NC, N - j);
@@ -130,9 +127,14 @@ static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix
                 if (a_apart && i % MC == 0) pack(a_block, flip(part(a, i, k)), MR, least(MC, M - i), depth);
                 Matrix rows = part(a, i, k);
                 if (a_apart) rows.data = a_block + i % MC * KC, rows.row = 1, rows.col = MR;
-                for (int jj = j; jj < j + width; jj += NR)
-                    tile(out + i * ldc + jj, add ? add + i * ldc + jj : NULL, ldc, least(MR, M - i), least(NR, N - jj), rows,
-                         b_as_is ? part(b, k, jj).data : b_block + (jj - j) * KC, b_as_is ? b.row : NR, depth);
+                for (int jj = j; jj < j + width; jj += NR) {
+                    real *o = out + i * ldc + jj;
+                    const real *plus = add ? add + i * ldc + jj : NULL, *columns = b_as_is ? part(b, k, jj).data : b_block + (jj - j) * KC;
+                    ptrdiff_t ldb = b_as_is ? b.row : NR;
+                    int height = least(MR, M - i), cols = least(NR, N - jj);
+                    if (cols > VL) tile(2, o, plus, ldc, height, cols, rows, columns, ldb, depth);
+                    else tile(1, o, plus, ldc, height, cols, rows, columns, ldb, depth);
+                }
             }
         }
 }
@@ -287,31 +289,36 @@ static void rope_backward(real *dinp, const real *dout, const real *cosine, cons
 
 // Causal attention. q, k, v, out (B,T,NH,HS): out_i = sum over j <= i of p_ij v_j, p = softmax of scale * q_i k_j.
 // A T x T matrix is never kept: scores exist for QB queries at a time, and the backward pass makes them again
-// from lse (B,NH,T), the log of each row's sum of exponentials (Dao et al. 2022).
-// scores (threads,2,QB,T) is scratch. max_logit (B,NH), where not NULL, gets the largest |scale * q_i k_j|.
-enum { QB = 64 };
+// from lse (B,NH,T), the log of each row's sum of exponentials (Dao et al. 2022). scratch (threads,2,QB + HS,T).
+// max_logit (B,NH), where not NULL, gets the largest |scale * q_i k_j|.
+enum { QB = 32 };
+
+// out (HS,T) = one head of x, transposed, so that a product reads its rows in order
+static void transpose_head(real *out, const real *x, int T, int HS, int C) {
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < HS; i++) out[(size_t)i * T + t] = x[(size_t)t * C + i];
+}
 
 static void attention_forward(real *out, real *lse, real *max_logit, const real *q, const real *k, const real *v, real scale,
-                              real *scores, int B, int T, int NH, int HS) {
+                              real *scratch, int B, int T, int NH, int HS) {
     int C = NH * HS;
-    #pragma omp parallel for
+    #pragma omp parallel for schedule(dynamic)
     for (int head = 0; head < B * NH; head++) {
         size_t at = (size_t)(head / NH) * T * C + (size_t)(head % NH) * HS;
-        real *s = scores + (size_t)this_thread() * 2 * QB * T, largest = 0;
+        real *s = scratch + (size_t)this_thread() * 2 * (QB + HS) * T, *k_t = s + (size_t)QB * T, largest = 0;
+        transpose_head(k_t, k + at, T, HS, C);
         for (int i0 = 0; i0 < T; i0 += QB) {
-            int rows = T - i0 < QB ? T - i0 : QB, cols = i0 + rows;
-            multiply(s, NULL, cols, matrix(q + at + (size_t)i0 * C, C), transposed(k + at, C), rows, cols, HS);
+            int rows = least(QB, T - i0), cols = i0 + rows;
+            multiply(s, NULL, cols, matrix(q + at + (size_t)i0 * C, C), matrix(k_t, T), rows, cols, HS);
             for (int i = 0; i < rows; i++) {
                 real *p = s + (size_t)i * cols, top = -INFINITY, sum = 0;
-                int n = i0 + i + 1;
                 #pragma omp simd reduction(max:top)
-                for (int j = 0; j < n; j++) { p[j] *= scale; top = p[j] > top ? p[j] : top; }
-                if (max_logit) for (int j = 0; j < n; j++) largest = FABS(p[j]) > largest ? FABS(p[j]) : largest;
+                for (int j = 0; j < cols; j++) { p[j] = j <= i0 + i ? scale * p[j] : -INFINITY; top = p[j] > top ? p[j] : top; }
+                if (max_logit) for (int j = 0; j <= i0 + i; j++) largest = FABS(p[j]) > largest ? FABS(p[j]) : largest;
                 #pragma omp simd reduction(+:sum)
-                for (int j = 0; j < n; j++) { p[j] = exponential(p[j] - top); sum += p[j]; }
+                for (int j = 0; j < cols; j++) { p[j] = exponential(p[j] - top); sum += p[j]; }
                 real inverse = 1 / sum;
-                for (int j = 0; j < n; j++) p[j] *= inverse;
-                for (int j = n; j < cols; j++) p[j] = 0;
+                for (int j = 0; j < cols; j++) p[j] *= inverse;
                 lse[(size_t)head * T + i0 + i] = top + LOG(sum);
             }
             multiply(out + at + (size_t)i0 * C, NULL, C, matrix(s, cols), matrix(v + at, C), rows, HS, cols);
@@ -322,30 +329,30 @@ static void attention_forward(real *out, real *lse, real *max_logit, const real 
 
 // dp_ij = dout_i v_j;  ds_ij = scale * p_ij (dp_ij - dout_i out_i);  dq = ds k;  dk = ds^T q;  dv = p^T dout
 static void attention_backward(real *dq, real *dk, real *dv, const real *dout, const real *out, const real *lse, const real *q, const real *k,
-                               const real *v, real scale, real *scores, int B, int T, int NH, int HS) {
+                               const real *v, real scale, real *scratch, int B, int T, int NH, int HS) {
     int C = NH * HS;
-    #pragma omp parallel for
+    #pragma omp parallel for schedule(dynamic)
     for (int head = 0; head < B * NH; head++) {
         size_t at = (size_t)(head / NH) * T * C + (size_t)(head % NH) * HS;
-        real *p = scores + (size_t)this_thread() * 2 * QB * T, *ds = p + (size_t)QB * T;
+        real *p = scratch + (size_t)this_thread() * 2 * (QB + HS) * T, *ds = p + (size_t)QB * T, *k_t = ds + (size_t)QB * T, *v_t = k_t + (size_t)HS * T;
+        transpose_head(k_t, k + at, T, HS, C);
+        transpose_head(v_t, v + at, T, HS, C);
         int last = (T - 1) / QB * QB;
         for (int i0 = last; i0 >= 0; i0 -= QB) {    // backwards: the first block writes all of dk and dv, the others add
-            int rows = T - i0 < QB ? T - i0 : QB, cols = i0 + rows;
+            int rows = least(QB, T - i0), cols = i0 + rows;
             size_t from = at + (size_t)i0 * C;
-            multiply(p, NULL, cols, matrix(q + from, C), transposed(k + at, C), rows, cols, HS);
-            multiply(ds, NULL, cols, matrix(dout + from, C), transposed(v + at, C), rows, cols, HS);
+            multiply(p, NULL, cols, matrix(q + from, C), matrix(k_t, T), rows, cols, HS);
+            multiply(ds, NULL, cols, matrix(dout + from, C), matrix(v_t, T), rows, cols, HS);
             for (int i = 0; i < rows; i++) {
                 real *pi = p + (size_t)i * cols, *dsi = ds + (size_t)i * cols, z = lse[(size_t)head * T + i0 + i], dot = 0;
                 const real *o = out + from + (size_t)i * C, *go = dout + from + (size_t)i * C;
-                int n = i0 + i + 1;
                 #pragma omp simd reduction(+:dot)
                 for (int j = 0; j < HS; j++) dot += o[j] * go[j];
                 #pragma omp simd
-                for (int j = 0; j < n; j++) {
-                    pi[j] = exponential(scale * pi[j] - z);
+                for (int j = 0; j < cols; j++) {
+                    pi[j] = j <= i0 + i ? exponential(scale * pi[j] - z) : 0;
                     dsi[j] = scale * pi[j] * (dsi[j] - dot);
                 }
-                for (int j = n; j < cols; j++) pi[j] = dsi[j] = 0;
             }
             multiply(dq + from, NULL, C, matrix(ds, cols), matrix(k + at, C), rows, HS, cols);
             multiply(dk + at, i0 == last ? NULL : dk + at, C, transposed(ds, cols), matrix(q + from, C), cols, HS, rows);
@@ -429,7 +436,7 @@ typedef struct {
     // gradients that live for one layer
     real *dresidual, *dnorm, *dqkv, *dfc;            // (B,T,C), (B,T,C), (3,B,T,C), (B,T,4C)
     // scratch
-    real *scores, *partial, *max_logit;              // (threads,2,QB,T), (B*T/CHUNK + 2,C), (L,B,NH)
+    real *scratch, *partial, *max_logit;             // (threads,2,QB + HS,T), (B*T/CHUNK + 2,C), (L,B,NH)
     double *sums;
     double bytes;                                    // of all the above
 } GPT;
@@ -454,7 +461,7 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
         {&g->ln_f, BT * C}, {&g->ln_f_mean, BT}, {&g->ln_f_rstd, BT},
         {&g->logits, BT * V}, {&g->losses, BT}, {&g->log_z, BT},
         {&g->dresidual, BT * C}, {&g->dnorm, BT * C}, {&g->dqkv, 3 * BT * C}, {&g->dfc, BT * 4 * C},
-        {&g->scores, (double)max_threads() * 2 * QB * T}, {&g->partial, (BT / CHUNK + 2) * C}, {&g->max_logit, L * B * NH},
+        {&g->scratch, (double)max_threads() * 2 * (QB + C / NH) * T}, {&g->partial, (BT / CHUNK + 2) * C}, {&g->max_logit, L * B * NH},
     };
     enum { COUNT = sizeof list / sizeof list[0], ALIGN = 16 };    // reals: a cache line of floats
     for (int i = 0; i < COUNT; i++) g->bytes += (floor(list[i].size / ALIGN) + 1) * ALIGN * sizeof(real);
@@ -500,7 +507,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
             }                                                                             // qk_norm]
             rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS);
         }
-        attention_forward(att, lse, statistics ? g->max_logit + (size_t)l * B * NH : NULL, qk, qk + BTC, qkv + 2 * BTC, scale, g->scores, B, T, NH, HS);
+        attention_forward(att, lse, statistics ? g->max_logit + (size_t)l * B * NH : NULL, qk, qk + BTC, qkv + 2 * BTC, scale, g->scratch, B, T, NH, HS);
         matmul_forward(x_mid, x, att, tensor(g, p, ATTN_C_PROJ, l), rows, C, C);
         layernorm_forward(ln_2, g->ln_2_mean + l * rows, g->ln_2_rstd + l * rows, x_mid, tensor(g, p, LN_2, l), rows, C);
         matmul_forward(fc, NULL, ln_2, tensor(g, p, C_FC, l), rows, C, 4 * C);
@@ -537,7 +544,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         matmul_backward(dn, NULL, tensor(g, d, C_FC, l), dfc, ln_2, tensor(g, p, C_FC, l), rows, C, 4 * C);
         layernorm_backward(dx, dx, tensor(g, d, LN_2, l), dn, x_mid, tensor(g, p, LN_2, l), g->ln_2_mean + l * rows, g->ln_2_rstd + l * rows, g->partial, rows, C);
         matmul_backward(dn, NULL, tensor(g, d, ATTN_C_PROJ, l), dx, att, tensor(g, p, ATTN_C_PROJ, l), rows, C, C);
-        attention_backward(g->dqkv, g->dqkv + BTC, g->dqkv + 2 * BTC, dn, att, lse, qk, qk + BTC, qkv + 2 * BTC, scale, g->scores, B, T, NH, HS);
+        attention_backward(g->dqkv, g->dqkv + BTC, g->dqkv + 2 * BTC, dn, att, lse, qk, qk + BTC, qkv + 2 * BTC, scale, g->scratch, B, T, NH, HS);
         for (int i = 0; i < 2; i++) {    // q, then k
             real *dq = g->dqkv + i * BTC;
             rope_backward(dq, dq, g->cosine, g->sine, B, T, NH, HS);

@@ -1,5 +1,7 @@
-// The speed of training steps, and of the multiply alone, measured in turn so that both see the same machine.
-// usage: bench C L NH T B V seconds    prints: tokens/s, model GFLOP/s, and the multiply's GFLOP/s at 1024 cubed, medians
+// The speed of training steps, of the multiply alone and of OpenBLAS, measured in turn so that all see the same machine.
+// usage: bench C L NH T B V seconds [libopenblas.so symbol]
+// prints medians: tokens/s, model GFLOP/s, the multiply's GFLOP/s at 1024 cubed, OpenBLAS's at 2048 cubed (0 without it)
+#include <dlfcn.h>
 #define main train_gpt_main
 #include "../train_gpt.c"
 #undef main
@@ -11,17 +13,21 @@ static double median(double *x, int n) {
     return x[n / 2];
 }
 
-static double sgemm_rate(real *buffer) {    // FLOP/s of out = a b, all 1024 x 1024
-    enum { N = 1024 };
+// cblas_sgemm(order, trans_a, trans_b, M, N, K, alpha, a, lda, b, ldb, beta, c, ldc), its integers of 32 or 64 bits
+typedef void Sgemm(int, int, int, long, long, long, float, const real *, long, const real *, long, float, real *, long);
+
+static double sgemm_rate(Sgemm *sgemm, real *buffer, int N) {    // FLOP/s of out = a b, all N x N; sgemm NULL: ours
+    real *a = buffer + (size_t)N * N, *b = a + (size_t)N * N;
     double start = now();
-    matmul(buffer, NULL, matrix(buffer + N * N, N), matrix(buffer + 2 * N * N, N), N, N, N);
+    if (sgemm) sgemm(101, 111, 111, N, N, N, 1, a, N, b, N, 0, buffer, N);
+    else matmul(buffer, NULL, matrix(a, N), matrix(b, N), N, N, N);
     return 2.0 * N * N * N / (now() - start);
 }
 
 int main(int argc, char **argv) {
     enum { ROUNDS = 1000 };
-    if (argc != 8) die(USAGE, "usage: bench C L NH T B V seconds");
-    int C = atoi(argv[1]), L = atoi(argv[2]), NH = atoi(argv[3]), T = atoi(argv[4]), B = atoi(argv[5]), V = atoi(argv[6]);
+    if (argc != 8 && argc != 10) die(USAGE, "usage: bench C L NH T B V seconds [libopenblas.so symbol]");
+    int C = atoi(argv[1]), L = atoi(argv[2]), T = atoi(argv[4]), B = atoi(argv[5]), V = atoi(argv[6]);
     char *flags[] = {argv[0], (char *)"-d", argv[1], (char *)"-layers", argv[2], (char *)"-heads", argv[3], (char *)"-T", argv[4], (char *)"-batch", argv[5]};
     Config cfg;
     GPT g;
@@ -30,10 +36,14 @@ int main(int argc, char **argv) {
     int *tokens = (int *)allocate((size_t)(B * T), sizeof(int)), *targets = (int *)allocate((size_t)(B * T), sizeof(int));
     uint64_t random = 1;
     for (int i = 0; i < B * T; i++) tokens[i] = (int)random_below(&random, (uint32_t)V), targets[i] = (int)random_below(&random, (uint32_t)V);
-    real *buffer = (real *)allocate(3 * 1024 * 1024, sizeof(real));
-    for (int i = 0; i < 3 * 1024 * 1024; i++) buffer[i] = (real)random_normal(&random);
+    real *buffer = (real *)allocate(3 * 2048 * 2048, sizeof(real));
+    for (int i = 0; i < 3 * 2048 * 2048; i++) buffer[i] = (real)random_uniform(&random);
 
-    static double step_rate[ROUNDS], gemm_rate[ROUNDS];
+    void *library = argc == 10 ? dlopen(argv[8], RTLD_NOW) : NULL;
+    Sgemm *openblas = library ? (Sgemm *)dlsym(library, argv[9]) : NULL;
+    if (argc == 10 && !openblas) die(FAILED, "%s", dlerror());
+
+    static double step_rate[ROUNDS], gemm_rate[ROUNDS], openblas_rate[ROUNDS];
     double log_z, end = now() + atof(argv[7]);
     int round = 0, step = 0;
     for (; round < ROUNDS && (round < 5 || now() < end); round++) {
@@ -46,10 +56,13 @@ int main(int argc, char **argv) {
             gpt_update(&g, step % 1000 + 1, NULL);
         } while (now() - start < 0.1);
         step_rate[round] = steps * B * T / (now() - start);
-        gemm_rate[round] = sgemm_rate(buffer);
+        gemm_rate[round] = sgemm_rate(NULL, buffer, 1024);
+        if (!openblas) continue;
+        openblas_rate[round] = sgemm_rate(openblas, buffer, 2048);
+        usleep(20000);    // its threads spin for a while after their work
     }
     double flops = 6.0 * (double)(g.num_parameters - parameter_size(&g.table[WTE])) + 12.0 * L * T / 2 * C;    // a token, forward and backward
     double tokens_per_second = median(step_rate, round);
-    printf("%.0f %.1f %.1f\n", tokens_per_second, 1e-9 * flops * tokens_per_second, 1e-9 * median(gemm_rate, round));
+    printf("%.0f %.1f %.1f %.1f\n", tokens_per_second, 1e-9 * flops * tokens_per_second, 1e-9 * median(gemm_rate, round), 1e-9 * median(openblas_rate, round));
     return 0;
 }

@@ -102,18 +102,18 @@ void shim_rope_forward(real *out, const real *inp, int B, int T, int NH, int HS)
 void shim_rope_backward(real *dinp, const real *dout, int B, int T, int NH, int HS) { rope(dinp, dout, B, T, NH, HS, 1); }
 
 void shim_attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, double scale, int B, int T, int NH, int HS, double *max_logit) {
-    real *scores = (real *)allocate((size_t)max_threads() * 2 * QB * (size_t)T, sizeof(real)), *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
-    attention_forward(out, lse, largest, q, k, v, (real)scale, scores, B, T, NH, HS);
+    real *scratch = (real *)allocate((size_t)max_threads() * 2 * (size_t)(QB + HS) * (size_t)T, sizeof(real)), *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
+    attention_forward(out, lse, largest, q, k, v, (real)scale, scratch, B, T, NH, HS);
     *max_logit = 0;
     for (int i = 0; i < B * NH; i++) *max_logit = fmax(*max_logit, largest[i]);
-    free(scores);
+    free(scratch);
     free(largest);
 }
 
 void shim_attention_backward(real *dq, real *dk, real *dv, const real *dout, const real *out, const real *lse, const real *q, const real *k, const real *v, double scale, int B, int T, int NH, int HS) {
-    real *scores = (real *)allocate((size_t)max_threads() * 2 * QB * (size_t)T, sizeof(real));
-    attention_backward(dq, dk, dv, dout, out, lse, q, k, v, (real)scale, scores, B, T, NH, HS);
-    free(scores);
+    real *scratch = (real *)allocate((size_t)max_threads() * 2 * (size_t)(QB + HS) * (size_t)T, sizeof(real));
+    attention_backward(dq, dk, dv, dout, out, lse, q, k, v, (real)scale, scratch, B, T, NH, HS);
+    free(scratch);
 }
 
 void shim_cross_entropy(real *logits, double *loss, double *log_z, const int *targets, double z_loss, int rows, int V) {
