@@ -1,25 +1,45 @@
 # make              train_gpt, for this machine
 # make test         every check, after installing what it needs into build/venv
 # make bench        tokens a second, and how far that is from the machine's limit
-# make PORTABLE=1   a binary that runs on any machine of this architecture
+# make figures      the pictures of README.md, from runs made here
+# make clean
+# PORTABLE=1        a binary for any machine of this architecture, not just this one
+# CC=clang          another compiler
 
-CC ?= cc
 ifeq ($(origin CC),default)
 CC := cc
 endif
 CFLAGS ?= -O3 -Wall -Wextra
-ARCH = $(if $(PORTABLE),,-march=native)
-# errno of sqrt is never read; without this the square roots of a loop are not vector code. No -ffast-math: see README.md
-FLAGS = -std=gnu11 $(CFLAGS) $(ARCH) -fno-math-errno $(OPENMP)
-# OpenMP where the compiler has its library, else one thread and its vector loops alone
+ARCH := $(if $(PORTABLE),,-march=native)
+# OpenMP where the compiler has its library; else one thread, and the vector loops alone
 OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' | $(CC) -fopenmp -include omp.h -x c - -o /dev/null 2>/dev/null \
 	&& echo -fopenmp || echo -fopenmp-simd)
+# Nobody reads errno after a square root, and without it their loops become vector code. No -ffast-math: it makes
+# instabilities that are not there, and hides those that are (README.md, "Exactness").
+FLAGS := -std=gnu11 $(CFLAGS) $(ARCH) -fno-math-errno $(OPENMP)
+SOURCES := train_gpt.c gpt.h dataloader.h Makefile
 
-build/bench: test/bench.c train_gpt.c gpt.h dataloader.h Makefile | build
+train_gpt: $(SOURCES)
+	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
+
+build/bench: test/bench.c $(SOURCES) | build
 	$(CC) $(FLAGS) -o $@ test/bench.c -lm -ldl
 
 build:
 	mkdir -p build
 
-train_gpt: train_gpt.c gpt.h dataloader.h Makefile
-	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
+# Python's packages, pinned; the stamp is touched when all are there.
+build/venv/ready: test/requirements.txt | build
+	python3 -m venv build/venv || { echo "make: python3 has no venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
+	touch $@
+
+.PHONY: test bench clean
+test: train_gpt build/venv/ready
+	build/venv/bin/python -m pytest -q test
+
+bench: build/bench build/venv/ready
+	build/venv/bin/python test/bench.py
+
+clean:
+	rm -rf train_gpt build

@@ -222,7 +222,9 @@ static void flag_set(Config *cfg, const Flag *flag, const char *text, const char
     flag_range(flag, range);
     format_text(where, sizeof where, "%s%s-%s", file ? file : "", file ? ": " : "", flag->name);
     if (flag->type == TEXT) {
-        size_t room = flag->offset == FIELD(size) ? sizeof cfg->size : flag->offset == FIELD(warmup_text) ? sizeof cfg->warmup_text : MAX_TEXT;
+        size_t room = MAX_TEXT;
+        if (flag->offset == FIELD(size)) room = sizeof cfg->size;
+        if (flag->offset == FIELD(warmup_text)) room = sizeof cfg->warmup_text;
         if (strlen(text) >= room || strchr(text, '\n')) die(status, "%s: the value is longer than %zu characters or has a newline", where, room - 1);
         strcpy(field, text);
     } else if (flag->type == CHOICE) {
@@ -1429,7 +1431,7 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int 
             static const char *word[4] = {"waiting", "", "done", "stopped"};
             char left[16];
             time_text(progress[i].seconds_left, left);
-            printf(i || !drawn ? "" : "\033[%dA", n);
+            if (i == 0 && drawn) printf("\033[%dA", n);
             printf("\r\033[Klr %-6s  step %*d/%d  loss %6.4f  ", lr[i], (int)log10(cfg->steps + 1.0) + 1, progress[i].step, cfg->steps, progress[i].loss);
             printf(progress[i].state == RUNNING ? "%s left\n" : "%s\n", progress[i].state == RUNNING ? left : word[progress[i].state]);
         }

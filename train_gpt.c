@@ -46,6 +46,19 @@ static inline float exponential(float x) {
 }
 #endif
 
+// The largest of n values, in lanes that every compiler keeps in one vector register. A NaN is passed over.
+static inline real row_max(const real *x, int n) {
+    enum { LANES = 16 };
+    real lane[LANES], top = -INFINITY;
+    int j = 0;
+    for (int l = 0; l < LANES; l++) lane[l] = -INFINITY;
+    for (; j + LANES <= n; j += LANES)
+        for (int l = 0; l < LANES; l++) lane[l] = x[j + l] > lane[l] ? x[j + l] : lane[l];
+    for (int l = 0; l < LANES; l++) top = lane[l] > top ? lane[l] : top;
+    for (; j < n; j++) top = x[j] > top ? x[j] : top;
+    return top;
+}
+
 // ---------------------------------------------------------------------------
 // Matrix multiply: all but a few percent of the FLOPs of a step
 
@@ -311,9 +324,9 @@ static void attention_forward(real *out, real *lse, real *max_logit, const real 
             int rows = least(QB, T - i0), cols = i0 + rows;
             multiply(s, NULL, cols, matrix(q + at + (size_t)i0 * C, C), matrix(k_t, T), rows, cols, HS);
             for (int i = 0; i < rows; i++) {
-                real *p = s + (size_t)i * cols, top = -INFINITY, sum = 0;
-                #pragma omp simd reduction(max:top)
-                for (int j = 0; j < cols; j++) { p[j] = j <= i0 + i ? scale * p[j] : -INFINITY; top = p[j] > top ? p[j] : top; }
+                real *p = s + (size_t)i * cols, sum = 0;
+                for (int j = 0; j < cols; j++) p[j] = j <= i0 + i ? scale * p[j] : -INFINITY;
+                real top = row_max(p, cols);
                 if (max_logit) for (int j = 0; j <= i0 + i; j++) largest = FABS(p[j]) > largest ? FABS(p[j]) : largest;
                 #pragma omp simd reduction(+:sum)
                 for (int j = 0; j < cols; j++) { p[j] = exponential(p[j] - top); sum += p[j]; }
@@ -393,10 +406,9 @@ static void gelu_backward(real *dinp, const real *dout, const real *inp, size_t 
 static void cross_entropy(real *logits, real *losses, real *log_z, const int *targets, real z_loss, real logit_scale, int gradient, int rows, int V) {
     #pragma omp parallel for
     for (int i = 0; i < rows; i++) {
-        real *x = logits + (size_t)i * V, top = -INFINITY, sum = 0;
-        #pragma omp simd reduction(max:top)
-        for (int j = 0; j < V; j++) { x[j] *= logit_scale; top = x[j] > top ? x[j] : top; }
-        real of_target = x[targets[i]];
+        real *x = logits + (size_t)i * V, sum = 0;
+        if (logit_scale != 1) for (int j = 0; j < V; j++) x[j] *= logit_scale;            // [mu_param]
+        real top = row_max(x, V), of_target = x[targets[i]];
         #pragma omp simd reduction(+:sum)
         for (int j = 0; j < V; j++) { x[j] = exponential(x[j] - top); sum += x[j]; }
         log_z[i] = top + LOG(sum);
@@ -404,7 +416,8 @@ static void cross_entropy(real *logits, real *losses, real *log_z, const int *ta
         if (!gradient) continue;
         real weight = 1;
         weight += 2 * z_loss * log_z[i];                                                  // [z_loss]
-        real factor = weight / sum * logit_scale / rows;
+        weight *= logit_scale;                                                            // [mu_param]
+        real factor = weight / sum / rows;
         #pragma omp simd
         for (int j = 0; j < V; j++) x[j] *= factor;
         x[targets[i]] -= logit_scale / rows;
@@ -723,6 +736,11 @@ static void sample(const Config *cfg) {
 }
 
 int main(int argc, char **argv) {
+#ifdef _OPENMP
+    // A thread that waits for others must sleep: while it spins, a busy machine is a hundred times slower. OpenMP reads
+    // this when it is loaded, so the program starts itself again.
+    if (!getenv("OMP_WAIT_POLICY") && !setenv("OMP_WAIT_POLICY", "passive", 1)) execv("/proc/self/exe", argv);
+#endif
     Config cfg;
     char lr[MAX_RUNS][16];
     config_parse(&cfg, argc, argv);
