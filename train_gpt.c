@@ -73,7 +73,7 @@ enum { VECTOR_BYTES = 16, MR = 8 };
 #else
 enum { VECTOR_BYTES = 16, MR = 6 };
 #endif
-enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 256, NC = 4 * NR, MC = 12 * MR };
+enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 512, NC = 4 * NR, MC = 12 * MR };
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 // A matrix in memory, possibly transposed: element (i, j) is at data[i * row + j * col].
@@ -169,14 +169,14 @@ static int this_thread(void) {
 }
 
 // out (M,N) = add + a (M,K) b (K,N) on all threads, in blocks of out that are each one thread's; add may be NULL or out.
+// Blocks of rows first: the layers before and after divide their rows the same way, so that a thread finds its rows
+// in its own cache. Where there are too few rows, blocks of columns too.
 static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N, int K) {
-    int tasks = max_threads() > 1 ? 2 * max_threads() : 1, width = NC;
-    while (width > NR && (N + width - 1) / width < tasks) width /= 2;
-    int col_blocks = (N + width - 1) / width, row_blocks = (tasks + col_blocks - 1) / col_blocks;
-    int height = ((M + row_blocks - 1) / row_blocks + MR - 1) / MR * MR;
-    #pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int j = 0; j < N; j += width)
-        for (int i = 0; i < M; i += height) {
+    int threads = max_threads(), row_blocks = least(threads, (M + 4 * MR - 1) / (4 * MR)), col_blocks = (threads + row_blocks - 1) / row_blocks;
+    int height = ((M + row_blocks - 1) / row_blocks + MR - 1) / MR * MR, width = ((N + col_blocks - 1) / col_blocks + NR - 1) / NR * NR;
+    #pragma omp parallel for collapse(2)
+    for (int i = 0; i < M; i += height)
+        for (int j = 0; j < N; j += width) {
             size_t at = (size_t)i * (size_t)N + (size_t)j;
             multiply(out + at, add ? add + at : NULL, N, part(a, i, 0), part(b, 0, j), least(height, M - i), least(width, N - j), K);
         }
@@ -315,7 +315,7 @@ static void transpose_head(real *out, const real *x, int T, int HS, int C) {
 static void attention_forward(real *out, real *lse, real *max_logit, const real *q, const real *k, const real *v, real scale,
                               real *scratch, int B, int T, int NH, int HS) {
     int C = NH * HS;
-    #pragma omp parallel for schedule(dynamic)
+    #pragma omp parallel for
     for (int head = 0; head < B * NH; head++) {
         size_t at = (size_t)(head / NH) * T * C + (size_t)(head % NH) * HS;
         real *s = scratch + (size_t)this_thread() * 2 * (QB + HS) * T, *k_t = s + (size_t)QB * T, largest = 0;
@@ -344,7 +344,7 @@ static void attention_forward(real *out, real *lse, real *max_logit, const real 
 static void attention_backward(real *dq, real *dk, real *dv, const real *dout, const real *out, const real *lse, const real *q, const real *k,
                                const real *v, real scale, real *scratch, int B, int T, int NH, int HS) {
     int C = NH * HS;
-    #pragma omp parallel for schedule(dynamic)
+    #pragma omp parallel for
     for (int head = 0; head < B * NH; head++) {
         size_t at = (size_t)(head / NH) * T * C + (size_t)(head % NH) * HS;
         real *p = scratch + (size_t)this_thread() * 2 * (QB + HS) * T, *ds = p + (size_t)QB * T, *k_t = ds + (size_t)QB * T, *v_t = k_t + (size_t)HS * T;
@@ -737,9 +737,14 @@ static void sample(const Config *cfg) {
 
 int main(int argc, char **argv) {
 #ifdef _OPENMP
-    // A thread that waits for others must sleep: while it spins, a busy machine is a hundred times slower. OpenMP reads
-    // this when it is loaded, so the program starts itself again.
-    if (!getenv("OMP_WAIT_POLICY") && !setenv("OMP_WAIT_POLICY", "passive", 1)) execv("/proc/self/exe", argv);
+    // A thread that waits for others should spin for a moment and then sleep: waking takes longer than most layers of a
+    // small model, but one that spins on a busy machine keeps away the thread that it waits for, and training is a
+    // hundred times slower. OpenMP (GCC's, LLVM's) reads this when it is loaded, so the program starts itself again.
+    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")) {
+        setenv("GOMP_SPINCOUNT", "5000", 1);
+        setenv("KMP_BLOCKTIME", "1", 0);
+        execv("/proc/self/exe", argv);
+    }
 #endif
     Config cfg;
     char lr[MAX_RUNS][16];
