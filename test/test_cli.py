@@ -169,6 +169,15 @@ def test_what_cannot_be_done(folder, arguments, says):
     assert_refused(folder, words(TINY if fresh else {}) + words(arguments), 1, says)    # what comes last counts
 
 
+@pytest.mark.parametrize("arguments, says", [
+    ("-data nothing.txt", "nothing.txt"), ("-data book.txt -T 500", "-T 500"), ("-data book.txt -vocab 100", "book.txt | token 1 | -vocab"),
+    ("-d 65536 -layers 1000 -heads 64", "GB | -d"), ("-out file", "file | folder"),
+])
+@pytest.mark.parametrize("out", ["new", "run"])
+def test_what_no_run_of_a_sweep_can_do_is_said_once(folder, arguments, says, out):
+    assert_refused(folder, words({**TINY, "lr": "1e-3,1e-2,1e-1", "out": out}) + words(arguments), 1, says)
+
+
 @pytest.mark.skipif(b"__asan" in Path(PROGRAM).read_bytes() if Path(PROGRAM).exists() else False, reason="AddressSanitizer needs terabytes of addresses")
 @pytest.mark.parametrize("size", ["-d 1024 -layers 12 -heads 16", "-size 100m"])
 def test_memory_that_a_limit_denies(tmp_path, size):
