@@ -46,19 +46,6 @@ static inline float exponential(float x) {
 }
 #endif
 
-// The largest of n values, in lanes that every compiler keeps in one vector register. A NaN is passed over.
-static inline real row_max(const real *x, int n) {
-    enum { LANES = 16 };
-    real lane[LANES], top = -INFINITY;
-    int j = 0;
-    for (int l = 0; l < LANES; l++) lane[l] = -INFINITY;
-    for (; j + LANES <= n; j += LANES)
-        for (int l = 0; l < LANES; l++) lane[l] = x[j + l] > lane[l] ? x[j + l] : lane[l];
-    for (int l = 0; l < LANES; l++) top = lane[l] > top ? lane[l] : top;
-    for (; j < n; j++) top = x[j] > top ? x[j] : top;
-    return top;
-}
-
 // ---------------------------------------------------------------------------
 // Matrix multiply: all but a few percent of the FLOPs of a step
 
@@ -75,6 +62,20 @@ enum { VECTOR_BYTES = 16, MR = 6 };
 #endif
 enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 512, NC = 4 * NR, MC = 12 * MR };
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+// The largest of n values, in the lanes of a vector. (Clang makes no vector code of the plain loop, as NaN might matter.)
+static inline real row_max(const real *x, int n) {
+    real lane[VL], top = -INFINITY;
+    int j = 0;
+    for (int l = 0; l < VL; l++) lane[l] = -INFINITY;
+    for (; j + VL <= n; j += VL) {
+        #pragma omp simd
+        for (int l = 0; l < VL; l++) { real a = x[j + l], b = lane[l]; lane[l] = a > b ? a : b; }
+    }
+    for (int l = 0; l < VL; l++) top = lane[l] > top ? lane[l] : top;
+    for (; j < n; j++) top = x[j] > top ? x[j] : top;
+    return top;
+}
 
 // A matrix in memory, possibly transposed: element (i, j) is at data[i * row + j * col].
 typedef struct { const real *data; ptrdiff_t row, col; } Matrix;
@@ -94,16 +95,17 @@ static inline __attribute__((always_inline)) void tile(int vectors, real *out, c
     for (int k = 0; k < K; k++)
         for (int i = 0; i < MR; i++)
             for (int w = 0; w < vectors; w++) sum[i][w] += row[i][k * a.col] * *(const vector *)(b + k * ldb + w * VL);
-    for (int i = 0; i < MR && i < rows; i++, out += ldc, add += add ? ldc : 0) {
-        if (cols < vectors * VL) {
-            for (int j = 0; j < cols; j++) out[j] = (add ? add[j] : 0) + sum[i][j / VL][j % VL];
-            continue;
-        }
-        for (int w = 0; w < vectors; w++) {
-            if (add) sum[i][w] += *(const vector *)(add + w * VL);
-            *(vector *)(out + w * VL) = sum[i][w];
-        }
+    if (rows == MR && cols == vectors * VL) {    // whole: the sums go from their registers to out
+        for (int i = 0; i < MR; i++)
+            for (int w = 0; w < vectors; w++) {
+                vector value = sum[i][w];
+                if (add) value += *(const vector *)(add + i * ldc + w * VL);
+                *(vector *)(out + i * ldc + w * VL) = value;
+            }
+        return;
     }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < cols; j++) out[i * ldc + j] = (add ? add[i * ldc + j] : 0) + sum[i][j / VL][j % VL];
 }
 
 static int least(int a, int b) { return a < b ? a : b; }
@@ -130,7 +132,7 @@ static Matrix flip(Matrix m) { Matrix t = {m.data, m.col, m.row}; return t; }
 // out (M,N) = add + a (M,K) b (K,N) on this thread. A block of b, KC x NC, is packed and stays in the cache while
 // every tile of rows of a passes over it; blocks of a transposed a, whose rows are far apart, are packed too.
 static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix b, int M, int N, int K) {
-    real b_block[KC * NC] __attribute__((aligned(64))), a_block[KC * MC] __attribute__((aligned(64)));
+    static _Thread_local real b_block[KC * NC] __attribute__((aligned(64))), a_block[KC * MC] __attribute__((aligned(64)));
     int a_apart = a.col != 1 && N > NR, b_as_is = b.col == 1 && N % VL == 0 && M <= MC;    // too few rows to repay the copy
     for (int k = 0; k < K; k += KC, add = out)    // each block of k adds to the one before
         for (int j = 0; j < N; j += NC) {
@@ -322,6 +324,7 @@ static void attention_forward(real *out, real *lse, real *max_logit, const real 
         transpose_head(k_t, k + at, T, HS, C);
         for (int i0 = 0; i0 < T; i0 += QB) {
             int rows = least(QB, T - i0), cols = i0 + rows;
+            real tops[QB], sums[QB];
             multiply(s, NULL, cols, matrix(q + at + (size_t)i0 * C, C), matrix(k_t, T), rows, cols, HS);
             for (int i = 0; i < rows; i++) {
                 real *p = s + (size_t)i * cols, sum = 0;
@@ -332,8 +335,9 @@ static void attention_forward(real *out, real *lse, real *max_logit, const real 
                 for (int j = 0; j < cols; j++) { p[j] = exponential(p[j] - top); sum += p[j]; }
                 real inverse = 1 / sum;
                 for (int j = 0; j < cols; j++) p[j] *= inverse;
-                lse[(size_t)head * T + i0 + i] = top + LOG(sum);
+                tops[i] = top, sums[i] = sum;
             }
+            for (int i = 0; i < rows; i++) lse[(size_t)head * T + i0 + i] = tops[i] + LOG(sums[i]);    // apart: a call empties the vector registers
             multiply(out + at + (size_t)i0 * C, NULL, C, matrix(s, cols), matrix(v + at, C), rows, HS, cols);
         }
         if (max_logit) max_logit[head] = largest;
