@@ -37,9 +37,9 @@ static inline float exponential(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1;
-    int32_t bits;
+    uint32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
-    bits = (int32_t)((uint32_t)bits << 23) + 0x3f800000;
+    bits = (bits << 23) + 0x3f800000;
     float power;
     memcpy(&power, &bits, sizeof power);
     return x < -87 ? 0 : p * power;
@@ -383,7 +383,7 @@ static void attention_backward(real *dq, real *dk, real *dv, const real *dout, c
 // s (1 - s) = e/(1 + e)^2 on both sides, so that nothing cancels or overflows; 1 - s would leave 6e-8 where the truth
 // is 0, and x^3 would make a gradient of it. Beyond |x| = 30 e is 0 and x^2 needs no following.
 #define GELU_A ((real)1.5957691216057308)     // 2 sqrt(2/pi)
-#define GELU_B ((real)0.07135481282553497)    // 2 sqrt(2/pi) 0.044715
+#define GELU_B (GELU_A * (real)0.044715)
 static inline real clamp_30(real x) { return x > 30 ? 30 : x < -30 ? -30 : x; }
 
 static void gelu_forward(real *out, const real *inp, size_t n) {
