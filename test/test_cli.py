@@ -96,6 +96,8 @@ SECTIONS = dict(qk_norm="3.1.1", z_loss="3.1.2", warmup="3.2.1", wd="3.2.2", wd_
                 heads="3.2.3", mu_param="3.2.4", base_d="3.2.4", eps="3.4", beta2="app.", clip="app.", batch="app.", steps="app.")
 DEFAULTS = dict(qk_norm="1", z_loss="1e-4", warmup="5%", wd="1e-4", wd_independent="1", mu_param="off", eps="1e-8", clip="1",
                 beta1="0.9", beta2="0.95", min_lr="1e-5", data="synthetic")
+RANGES = dict(eps="> 0", clip=">= 0", wd=">= 0", z_loss=">= 0", min_lr=">= 0", beta1="0 <= x < 1", beta2="0 <= x < 1", qk_norm="0 .. 1",
+              wd_independent="0 .. 1", mu_param="off simple intermediate full", temperature=">= 0")
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent qk_norm z_loss mu_param base_d seed
     data val vocab eval_tokens eval_every log_every checkpoint_every resume sample temperature out size""".split()
 
@@ -109,6 +111,7 @@ def test_help_lists_every_flag(tmp_path, flag):
     assert all(default and accepted for default, accepted, _ in rows.values())
     assert {name: rows[name][2] for name in SECTIONS} == SECTIONS
     assert {name: rows[name][0] for name in DEFAULTS} == DEFAULTS
+    assert {name: rows[name][1] for name in RANGES} == RANGES
 
 
 def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
