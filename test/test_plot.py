@@ -1,0 +1,257 @@
+"""plot.py: numbers against hand-computed ones, what the figures hold (their lines, not their pixels), files that are not as
+they should be, and a real sweep."""
+import csv
+import importlib.util
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+PROGRAM = os.environ.get("TRAIN_GPT", str(REPO / "train_gpt"))
+spec = importlib.util.spec_from_file_location("plot", REPO / "plot.py")
+plot = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(plot)
+
+COLUMNS = "lr d layers heads size steps warmup qk_norm seed out machine threads parameters initial_loss final_loss entropy_floor " \
+          "diverged max_attn_logit log_z".split()
+RUN = dict(lr="1e-2", d=32, layers=2, heads=2, size="", steps=300, warmup="5%", qk_norm=1, seed=1, out="x", machine="a, b", threads=1,
+           parameters=41184, initial_loss=6, final_loss=2, entropy_floor=0.9, diverged=0, max_attn_logit=10, log_z=5)
+LRS = ["3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1", "3e-1", "1"]
+LOSSES = [3.5, 2.5, 2.2, 2.0, 2.4, 3.0, math.nan, math.nan]    # the last two diverged: 6 each
+
+
+def sweep(folder, *runs):
+    """A sweep's folder with these runs, each told by what differs from RUN."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "summary.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**RUN, **run} for run in runs)
+    return str(folder)
+
+
+def known(folder, **flags):
+    """Eight learning rates with the losses above."""
+    return sweep(folder, *(dict(lr=lr, final_loss=x, diverged=int(math.isnan(x)), max_attn_logit=10 * i, **flags)
+                           for i, (lr, x) in enumerate(zip(LRS, LOSSES))))
+
+
+def curves(ax):
+    """{label: points} of the lines in the legend, and the crosses of the runs that diverged."""
+    lines, crosses = {}, []
+    for line in ax.lines:
+        points = [(float(x), float(y)) for x, y in zip(*line.get_data()) if math.isfinite(x)]
+        if line.get_marker() == "x":
+            crosses += points
+        elif not line.get_label().startswith("entropy"):
+            lines[line.get_label()] = points
+    return lines, crosses
+
+
+def run_plot(*arguments, cwd=None):
+    return subprocess.run([sys.executable, str(REPO / "plot.py"), *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=60)
+
+
+def rows_of(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|") and "--" not in line]
+
+
+def test_lr_sensitivity_by_hand(tmp_path):
+    runs = plot.read_sweeps([known(tmp_path)])
+    paper, n = plot.lr_sensitivity(runs, 3e-4, 3e-1)    # ends of the grid are in it, lr 1 is not
+    assert n == 7 and paper == pytest.approx((3.5 + 2.5 + 2.2 + 2.0 + 2.4 + 3.0 + 6) / 7 - 2.0)
+    high, n = plot.lr_sensitivity(runs, 3e-3, 3e-1)
+    assert n == 5 and high == pytest.approx((2.2 + 2.0 + 2.4 + 3.0 + 6) / 5 - 2.0)
+    assert math.isnan(plot.lr_sensitivity(runs[:1], 3e-4, 3e-1)[0])    # of one learning rate there is none
+
+
+def test_a_loss_above_the_initial_one_counts_as_the_initial(tmp_path):
+    run, = plot.read_sweeps([sweep(tmp_path, dict(final_loss=9, diverged=1))])
+    assert plot.loss(run) == 6
+
+
+def test_median_and_interval_over_seeds(tmp_path):
+    runs = plot.read_sweeps([sweep(tmp_path, *(dict(seed=s, final_loss=x) for s, x in enumerate([2.0, 2.1, 3.0])))])
+    assert plot.over_lr(runs, plot.loss).tolist() == [[1e-2, 2.1, 2.0, 3.0]]
+    assert plot.lr_sensitivity(runs + plot.read_sweeps([sweep(tmp_path, dict(lr="1e-1", final_loss=4))]), 3e-4, 3e-1)[0] == pytest.approx((2.1 + 4) / 2 - 2.1)
+
+
+def test_panels_lines_and_crosses(tmp_path):
+    """off on the left, on on the right; a line a size with the losses as written; crosses on the runs that diverged and nowhere else."""
+    folders = [known(tmp_path / "off", qk_norm=0), sweep(tmp_path / "on", dict(lr="1e-2"), dict(lr="1e-1", d=64, parameters=2e6))]
+    figure = plot.draw_lr(plot.read_sweeps(folders))
+    (top_off, top_on), (low_off, low_on) = np.reshape(figure.axes, (2, 2))
+    assert top_off.get_title() == "without qk-norm" and top_on.get_title() == "with qk-norm"
+    assert top_off.get_ylim() == top_on.get_ylim() and low_off.get_ylim() == low_on.get_ylim()
+    assert [ax.get_xscale() for ax in figure.axes] == ["log"] * 4 and top_off.get_yscale() == "linear" and low_off.get_yscale() == "log"
+    small, large = "d 32, layers 2 (41.2k parameters)", "d 64, layers 2 (2M parameters)"
+    expected = [(float(lr), 6 if math.isnan(x) else x) for lr, x in zip(LRS, LOSSES)]
+    lines, crosses = curves(top_off)
+    assert lines[small] == expected and not lines[large] and crosses == expected[-2:]
+    lines, crosses = curves(top_on)
+    assert lines == {small: [(1e-2, 2)], large: [(1e-1, 2)]} and not crosses
+    lines, crosses = curves(low_off)
+    assert lines[small] == [(float(lr), 10 * i) for i, lr in enumerate(LRS)][1:]    # the first logit, 0, was never logged
+    assert crosses == [(0.3, 60), (1, 70)]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == [small, large, "entropy of the language: no model can go below", "diverged"]
+
+
+def test_interval_band_and_a_seed_that_diverged(tmp_path):
+    folder = sweep(tmp_path, *(dict(lr=lr, seed=s, final_loss=x, diverged=int(math.isnan(x)))
+                               for lr, xs in [("1e-2", [2, 2.25, 2.5]), ("1e-1", [3, 4, math.nan])] for s, x in enumerate(xs)))
+    ax = plot.draw_lr(plot.read_sweeps([folder])).axes[0]
+    lines, crosses = curves(ax)
+    assert list(lines.values()) == [[(1e-2, 2.25), (1e-1, 4)]] and crosses == [(1e-1, 6)]
+    corners = {tuple(np.round(p, 6)) for p in ax.collections[0].get_paths()[0].vertices}
+    assert corners == {(1e-2, 2), (1e-2, 2.5), (1e-1, 3), (1e-1, 6)}
+
+
+def test_colours_are_ordered_and_differ_in_grey():
+    for n in range(2, 9):
+        grey = [np.dot(plot.look(i, n)["color"][:3], [0.299, 0.587, 0.114]) for i in range(n)]
+        assert all(np.diff(grey) < -0.04) and max(grey) < 0.8
+        assert len({plot.look(i, n)["marker"] for i in range(n)}) == n
+
+
+def test_the_floor_only_where_it_is_the_same(tmp_path):
+    def floors(*values):
+        folder = sweep(tmp_path, *(dict(lr=lr, entropy_floor=x) for lr, x in zip(LRS, values)))
+        return [line.get_ydata()[0] for line in plot.draw_lr(plot.read_sweeps([folder])).axes[0].lines if line.get_label().startswith("entropy")]
+    assert floors(0.9, 0.9) == [0.9] and floors(0.9, 0.8) == [] and floors("", "") == [] and floors(0.9, "") == []
+
+
+def test_runs_that_differ_otherwise_are_no_seeds_of_each_other(tmp_path):
+    runs = plot.read_sweeps([sweep(tmp_path, dict(warmup="5%"), dict(warmup="10%"), dict(d=16, steps=100, parameters=1e4))])
+    assert sorted(plot.by_size(runs)) == ["d 16, layers 2", "d 32, layers 2, warmup 10%", "d 32, layers 2, warmup 5%"]
+    assert list(plot.by_size(runs))[0] == "d 16, layers 2"    # small to large
+
+
+def test_a_run_given_twice_counts_once(tmp_path):
+    a, b = sweep(tmp_path / "a", dict(lr="1e-2", out="a")), sweep(tmp_path / "b", dict(lr="0.01", out="b"))
+    assert len(plot.read_sweeps([a, a, b])) == 1
+
+
+def test_a_folder_of_sweeps_and_an_unfinished_sweep(tmp_path):
+    sweep(tmp_path / "s" / "lr1e-2", dict(lr="1e-2"))
+    sweep(tmp_path / "s" / "lr1e-1", dict(lr="1e-1"))
+    assert [run["lr"] for run in plot.read_sweeps([tmp_path / "s"])] == [0.1, 0.01]
+
+
+def test_table(tmp_path):
+    folders = [known(tmp_path / "a", qk_norm=0), sweep(tmp_path / "b", dict(seed=1, final_loss=2.5), dict(seed=2, final_loss=2.75, log_z=6))]
+    result = run_plot("table", *folders)
+    assert result.returncode == 0 and not result.stderr
+    rows = rows_of(result.stdout)
+    assert rows[0] == ["size", "qk_norm", "learning rate", "final loss", "max attention logit", "log Z", "diverged"]
+    assert rows[1] == ["d 32, layers 2", "0", "3e-4", "3.5000", "-", "5.000", "0 of 1"]
+    assert rows[8] == ["d 32, layers 2", "0", "1", "6.0000", "70", "5.000", "1 of 1"]
+    assert rows[9] == ["d 32, layers 2", "1", "1e-2", "2.6250 (2.500 to 2.750)", "10", "5.500", "0 of 2"]
+    assert rows[10] == ["size", "qk_norm", "3e-4 to 3e-1", "3e-3 to 3e-1"]
+    assert rows[11] == ["d 32, layers 2", "0", "1.0857 (7)", "1.1200 (5)"]
+    assert rows[12] == ["d 32, layers 2", "1", "- (1)", "- (1)"]
+    for block in result.stdout.split("\n\n"):
+        assert len({len(line) for line in block.splitlines() if line.startswith("|")}) <= 1    # aligned
+
+
+HEADER = ",".join(COLUMNS)
+GOOD = "1e-2,32,2,2,,300,5%,1,7,x,m,1,41184,6,2,0.9,0,10,5"
+BAD = {
+    "empty": (b"", "is empty"),
+    "header": (HEADER.encode() + b"\n", "has no rows yet"),
+    "foreign": (b"name,age\nAda,36\n", "has no column lr: not written by train_gpt"),
+    "cut": (f"{HEADER}\n{GOOD}\n{GOOD[:30]}".encode(), f"line 3 has {GOOD[:30].count(',') + 1} cells, not 19: left out"),
+    "word": (f"{HEADER}\n{GOOD.replace('1e-2', 'fast')}\n".encode(), "line 2: lr is 'fast', not a number: left out"),
+    "damaged": (f"{HEADER}\n{GOOD.replace(',2,0.9', ',2?0,0.9')}\n".encode(), "line 2: final_loss is '2?0', not a number: left out"),
+    "missing": (f"{HEADER}\n{GOOD.replace(',2,0.9', ',,0.9')}\n{GOOD}x,\n".encode(),
+                "line 2: final_loss is '', but the run did not diverge: left out, and 1 more"),
+    "binary": (bytes(range(256)) * 20, "has no column lr"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_summary_is_named_and_does_not_stop_the_rest(tmp_path, capsys, name):
+    contents, message = BAD[name]
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "summary.csv").write_bytes(contents)
+    good = known(tmp_path / "good")
+    runs = plot.read_sweeps([str(tmp_path / name), good])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{name}/summary.csv: " in said and message in said
+    assert len(runs) == 8 + (name == "cut")
+
+
+def test_nothing_to_draw(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad").mkdir()
+    for arguments in ["bad", "nowhere"], ["table", "bad"], ["log", "bad"], []:
+        assert plot.main(arguments) == 1
+        assert "nothing to show" in capsys.readouterr().err
+    assert not (tmp_path / "figures").exists()
+    assert run_plot("bad", cwd=tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [["-format", "gif"], ["-colour", "red"], ["log"], ["table", "-format", "png"]])
+def test_usage(arguments):
+    with pytest.raises(SystemExit) as exit:
+        plot.main(arguments)
+    assert exit.value.code == 2
+
+
+def test_an_output_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert plot.main([known(tmp_path / "a"), "-o", str(tmp_path / "file")]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / "file") in said and said.count("\n") == 1
+
+
+def test_log_of_known_data(tmp_path, capsys):
+    head = "step,tokens,lr,train_loss,val_loss,grad_norm,log_z,max_attn_logit_0,max_attn_logit_1,grad_rms_wte,update_rms_wte\n"
+    (tmp_path / "log.csv").write_text(head + "0,0,,,5.5,,,,,,\n10,1,1,4,,1,2,30,40,1e-3,.1\n20,2,1,3,3.5,1,2,50,60,1e-4,.2\n"
+                                             "30,3,1,-nan,,,,,,,\n40,3,1,2")
+    rows = plot.read_csv(tmp_path / "log.csv", "step", "train_loss")
+    assert len(rows) == 4 and "line 6 has 4 cells, not 11" in capsys.readouterr().err
+    axes = plot.draw_log({"run": rows}).axes
+    assert [ax.get_ylabel() for ax in axes] == [title for title, _, _ in plot.PANELS]
+    lines = [curves(ax)[0] for ax in axes]
+    assert lines[0]["train"] == [(10, 4), (20, 3)] and lines[0]["val"] == [(0, 5.5), (20, 3.5)]
+    assert lines[0]["not finite"] == [(30, 0), (30, 1)]    # from the axis's bottom to its top
+    assert lines[2]["layer 0"] == [(10, 30), (20, 50)] and lines[2]["layer 1"] == [(10, 40), (20, 60)]
+    assert lines[4]["wte"] == [(10, 1e-3), (20, 1e-4)] and lines[5]["wte"] == [(10, 0.1), (20, 0.2)]
+    assert len(plot.draw_log({"a": rows, "b": rows[:1]}).axes) == 12    # a column each, one of them without a single step
+
+
+def test_dependencies():
+    """Those of the inline metadata are the tests', and one that is missing gets the command that installs it."""
+    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", (REPO / "plot.py").read_text(), re.M).group(1)
+    wanted = re.findall(r'"(\w+==[\d.]+)"', block)
+    assert [w.split("==")[0] for w in wanted] == ["numpy", "matplotlib"]
+    assert set(wanted) <= set((REPO / "test" / "requirements.txt").read_text().split())
+    result = subprocess.run([sys.executable, "-S", "-I", str(REPO / "plot.py")], capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and "pip install " + " ".join(wanted) in result.stderr
+
+
+@pytest.mark.skipif(not Path(PROGRAM).exists(), reason="train_gpt is not built")
+def test_a_real_sweep(tmp_path):
+    tiny = "-lr 1e-3,1e-2 -d 16 -layers 1 -heads 1 -T 8 -batch 2 -steps 5 -eval_tokens 64".split()
+    for qk_norm in "01":
+        subprocess.run([PROGRAM, *tiny, "-qk_norm", qk_norm, "-out", f"sweep{qk_norm}"], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    for arguments, name in (["sweep0", "sweep1"], "lr.png"), (["sweep0", "sweep1", "-format", "svg"], "lr.svg"), \
+            (["log", "sweep0/lr1e-2", "sweep1/lr1e-2", "-format", "pdf"], "log.pdf"):
+        result = run_plot(*arguments, cwd=tmp_path)
+        assert (result.returncode, result.stderr, result.stdout) == (0, "", f"wrote figures/{name}\n")
+        magic = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:]]
+        assert (tmp_path / "figures" / name).read_bytes().startswith(magic)
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["log.pdf", "lr.png", "lr.svg"]
+    runs = plot.read_sweeps([tmp_path / "sweep0", tmp_path / "sweep1"])
+    lines = [curves(ax)[0] for ax in plot.draw_lr(runs).axes]
+    assert len(runs) == 4 and [len(points) for line in lines for points in line.values()] == [2] * 4
+    assert all(len(line) == 1 for line in lines)    # the trainer's other columns do not set runs apart
+    printed = rows_of(run_plot("table", "sweep0", "sweep1", cwd=tmp_path).stdout)
+    assert [row[2] for row in printed[1:5]] == ["1e-3", "1e-2"] * 2 and printed[6][2].endswith("(2)")
