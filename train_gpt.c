@@ -63,18 +63,46 @@ enum { VECTOR_BYTES = 16, MR = 6 };
 enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 512, NC = 4 * NR, MC = 12 * MR };
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
-// The largest of n values, in the lanes of a vector. (Clang makes no vector code of the plain loop, as NaN might matter.)
+// The largest, the sum and the sum of products of rows of n values, in the lanes of a vector and then halved: short
+// chains of dependent operations, in an order that no compiler may change. A NaN is passed over by row_max.
 static inline real row_max(const real *x, int n) {
-    real lane[VL], top = -INFINITY;
+    real lane[VL];
     int j = 0;
     for (int l = 0; l < VL; l++) lane[l] = -INFINITY;
     for (; j + VL <= n; j += VL) {
         #pragma omp simd
         for (int l = 0; l < VL; l++) { real a = x[j + l], b = lane[l]; lane[l] = a > b ? a : b; }
     }
-    for (int l = 0; l < VL; l++) top = lane[l] > top ? lane[l] : top;
-    for (; j < n; j++) top = x[j] > top ? x[j] : top;
-    return top;
+    for (; j < n; j++) lane[0] = x[j] > lane[0] ? x[j] : lane[0];
+    for (int half = VL / 2; half > 0; half /= 2)
+        #pragma omp simd
+        for (int l = 0; l < half; l++) { real a = lane[l + half], b = lane[l]; lane[l] = a > b ? a : b; }
+    return lane[0];
+}
+
+static inline real lane_sum(real lane[VL]) {
+    for (int half = VL / 2; half > 0; half /= 2)
+        #pragma omp simd
+        for (int l = 0; l < half; l++) lane[l] += lane[l + half];
+    return lane[0];
+}
+
+static inline real row_sum(const real *x, int n) {
+    real lane[VL] = {0};
+    int j = 0;
+    for (; j + VL <= n; j += VL)
+        for (int l = 0; l < VL; l++) lane[l] += x[j + l];
+    for (; j < n; j++) lane[0] += x[j];
+    return lane_sum(lane);
+}
+
+static inline real row_dot(const real *x, const real *y, int n) {
+    real lane[VL] = {0};
+    int j = 0;
+    for (; j + VL <= n; j += VL)
+        for (int l = 0; l < VL; l++) lane[l] += x[j + l] * y[j + l];
+    for (; j < n; j++) lane[0] += x[j] * y[j];
+    return lane_sum(lane);
 }
 
 // A matrix in memory, possibly transposed: element (i, j) is at data[i * row + j * col].
@@ -218,15 +246,12 @@ static void layernorm_forward(real *out, real *mean, real *rstd, const real *inp
     #pragma omp parallel for
     for (int i = 0; i < rows; i++) {
         const real *x = inp + (size_t)i * C;
-        real *y = out + (size_t)i * C, sum = 0, squares = 0;
-        #pragma omp simd reduction(+:sum)
-        for (int j = 0; j < C; j++) sum += x[j];
-        real m = sum / C;
-        #pragma omp simd reduction(+:squares)
-        for (int j = 0; j < C; j++) squares += (x[j] - m) * (x[j] - m);
-        real r = 1 / SQRT(squares / C + (real)1e-6);
+        real *y = out + (size_t)i * C, m = row_sum(x, C) / C;
         #pragma omp simd
-        for (int j = 0; j < C; j++) y[j] = weight[j] * ((x[j] - m) * r);
+        for (int j = 0; j < C; j++) y[j] = x[j] - m;
+        real r = 1 / SQRT(row_dot(y, y, C) / C + (real)1e-6);
+        #pragma omp simd
+        for (int j = 0; j < C; j++) y[j] = weight[j] * (y[j] * r);
         mean[i] = m;
         rstd[i] = r;
     }
@@ -235,36 +260,31 @@ static void layernorm_forward(real *out, real *mean, real *rstd, const real *inp
 enum { CHUNK = 64 };    // rows whose share of dweight is summed on its own, whatever the number of threads
 
 // With n = (inp - mean) * rstd and g = dout * weight:  dinp = add + rstd * (g - mean(g) - n * mean(g * n)),
-// dweight (C) = sum over rows of dout * n. partial (rows/CHUNK, C) is scratch.
+// dweight (C) = sum over rows of dout * n. partial (rows/CHUNK,3,C) is scratch: a chunk's dweight, and n and g of a row.
 static void layernorm_backward(real *dinp, const real *add, real *dweight, const real *dout, const real *inp, const real *weight,
                                const real *mean, const real *rstd, real *partial, int rows, int C) {
     int chunks = (rows + CHUNK - 1) / CHUNK;
     #pragma omp parallel for
     for (int c = 0; c < chunks; c++) {
-        real *dw = partial + (size_t)c * C;
+        real *dw = partial + (size_t)c * 3 * C, *n = dw + C, *g = n + C;
         memset(dw, 0, (size_t)C * sizeof(real));
         for (int i = c * CHUNK; i < rows && i < (c + 1) * CHUNK; i++) {
-            const real *x = inp + (size_t)i * C, *dy = dout + (size_t)i * C;
-            real *dx = dinp + (size_t)i * C, m = mean[i], r = rstd[i], sum_g = 0, sum_gn = 0;
-            #pragma omp simd reduction(+:sum_g, sum_gn)
-            for (int j = 0; j < C; j++) {
-                real n = (x[j] - m) * r, g = dy[j] * weight[j];
-                sum_g += g;
-                sum_gn += g * n;
-                dw[j] += dy[j] * n;
-            }
-            sum_g /= C;
-            sum_gn /= C;
+            const real *x = inp + (size_t)i * C, *dy = dout + (size_t)i * C, *plus = add ? add + (size_t)i * C : NULL;
+            real *dx = dinp + (size_t)i * C, m = mean[i], r = rstd[i];
             #pragma omp simd
             for (int j = 0; j < C; j++) {
-                real n = (x[j] - m) * r, g = dy[j] * weight[j];
-                dx[j] = (add ? add[(size_t)i * C + j] : 0) + r * (g - sum_g - n * sum_gn);
+                n[j] = (x[j] - m) * r;
+                g[j] = dy[j] * weight[j];
+                dw[j] += dy[j] * n[j];
             }
+            real mean_g = row_sum(g, C) / C, mean_gn = row_dot(g, n, C) / C;
+            #pragma omp simd
+            for (int j = 0; j < C; j++) dx[j] = (plus ? plus[j] : 0) + r * (g[j] - mean_g - n[j] * mean_gn);
         }
     }
     memcpy(dweight, partial, (size_t)C * sizeof(real));
     for (int c = 1; c < chunks; c++)
-        for (int j = 0; j < C; j++) dweight[j] += partial[(size_t)c * C + j];
+        for (int j = 0; j < C; j++) dweight[j] += partial[(size_t)c * 3 * C + j];
 }
 
 // Rotary positions (Su et al. 2021): at position t the pair (i, i + HS/2) of a head turns by the angle
@@ -304,7 +324,7 @@ static void rope_backward(real *dinp, const real *dout, const real *cosine, cons
 
 // Causal attention. q, k, v, out (B,T,NH,HS): out_i = sum over j <= i of p_ij v_j, p = softmax of scale * q_i k_j.
 // A T x T matrix is never kept: scores exist for QB queries at a time, and the backward pass makes them again
-// from lse (B,NH,T), the log of each row's sum of exponentials (Dao et al. 2022). scratch (threads,2,QB + HS,T).
+// from lse (B,NH,T), the log of each row's sum of exponentials (Dao et al. 2022). scratch (threads,2,QB + HS + 1,T).
 // max_logit (B,NH), where not NULL, gets the largest |scale * q_i k_j|.
 enum { QB = 32 };
 
@@ -314,26 +334,31 @@ static void transpose_head(real *out, const real *x, int T, int HS, int C) {
         for (int i = 0; i < HS; i++) out[(size_t)i * T + t] = x[(size_t)t * C + i];
 }
 
+// mask (2T): added from mask + T - 1 - i on, it leaves the scores of query i and keys j <= i and makes the others -infinity
+static void causal_mask(real *mask, int T) {
+    for (int t = 0; t < T; t++) mask[t] = 0, mask[T + t] = -INFINITY;
+}
+
 static void attention_forward(real *out, real *lse, real *max_logit, const real *q, const real *k, const real *v, real scale,
                               real *scratch, int B, int T, int NH, int HS) {
     int C = NH * HS;
     #pragma omp parallel for
     for (int head = 0; head < B * NH; head++) {
         size_t at = (size_t)(head / NH) * T * C + (size_t)(head % NH) * HS;
-        real *s = scratch + (size_t)this_thread() * 2 * (QB + HS) * T, *k_t = s + (size_t)QB * T, largest = 0;
+        real *s = scratch + (size_t)this_thread() * 2 * (QB + HS + 1) * T, *k_t = s + (size_t)QB * T, *mask = k_t + (size_t)HS * T, largest = 0;
+        causal_mask(mask, T);
         transpose_head(k_t, k + at, T, HS, C);
         for (int i0 = 0; i0 < T; i0 += QB) {
             int rows = least(QB, T - i0), cols = i0 + rows;
             real tops[QB], sums[QB];
             multiply(s, NULL, cols, matrix(q + at + (size_t)i0 * C, C), matrix(k_t, T), rows, cols, HS);
             for (int i = 0; i < rows; i++) {
-                real *p = s + (size_t)i * cols, sum = 0;
-                for (int j = 0; j < cols; j++) p[j] = j <= i0 + i ? scale * p[j] : -INFINITY;
+                real *p = s + (size_t)i * cols, *hide = mask + T - 1 - i0 - i;
+                for (int j = 0; j < cols; j++) p[j] = scale * p[j] + hide[j];
                 real top = row_max(p, cols);
                 if (max_logit) for (int j = 0; j <= i0 + i; j++) largest = FABS(p[j]) > largest ? FABS(p[j]) : largest;
-                #pragma omp simd reduction(+:sum)
-                for (int j = 0; j < cols; j++) { p[j] = exponential(p[j] - top); sum += p[j]; }
-                real inverse = 1 / sum;
+                for (int j = 0; j < cols; j++) p[j] = exponential(p[j] - top);
+                real sum = row_sum(p, cols), inverse = 1 / sum;
                 for (int j = 0; j < cols; j++) p[j] *= inverse;
                 tops[i] = top, sums[i] = sum;
             }
@@ -351,7 +376,9 @@ static void attention_backward(real *dq, real *dk, real *dv, const real *dout, c
     #pragma omp parallel for
     for (int head = 0; head < B * NH; head++) {
         size_t at = (size_t)(head / NH) * T * C + (size_t)(head % NH) * HS;
-        real *p = scratch + (size_t)this_thread() * 2 * (QB + HS) * T, *ds = p + (size_t)QB * T, *k_t = ds + (size_t)QB * T, *v_t = k_t + (size_t)HS * T;
+        real *p = scratch + (size_t)this_thread() * 2 * (QB + HS + 1) * T, *ds = p + (size_t)QB * T;
+        real *k_t = ds + (size_t)QB * T, *v_t = k_t + (size_t)HS * T, *mask = v_t + (size_t)HS * T;
+        causal_mask(mask, T);
         transpose_head(k_t, k + at, T, HS, C);
         transpose_head(v_t, v + at, T, HS, C);
         int last = (T - 1) / QB * QB;
@@ -361,13 +388,11 @@ static void attention_backward(real *dq, real *dk, real *dv, const real *dout, c
             multiply(p, NULL, cols, matrix(q + from, C), matrix(k_t, T), rows, cols, HS);
             multiply(ds, NULL, cols, matrix(dout + from, C), matrix(v_t, T), rows, cols, HS);
             for (int i = 0; i < rows; i++) {
-                real *pi = p + (size_t)i * cols, *dsi = ds + (size_t)i * cols, z = lse[(size_t)head * T + i0 + i], dot = 0;
-                const real *o = out + from + (size_t)i * C, *go = dout + from + (size_t)i * C;
-                #pragma omp simd reduction(+:dot)
-                for (int j = 0; j < HS; j++) dot += o[j] * go[j];
+                real *pi = p + (size_t)i * cols, *dsi = ds + (size_t)i * cols, *hide = mask + T - 1 - i0 - i, z = lse[(size_t)head * T + i0 + i];
+                real dot = row_dot(out + from + (size_t)i * C, dout + from + (size_t)i * C, HS);
                 #pragma omp simd
                 for (int j = 0; j < cols; j++) {
-                    pi[j] = j <= i0 + i ? exponential(scale * pi[j] - z) : 0;
+                    pi[j] = exponential(scale * pi[j] + hide[j] - z);
                     dsi[j] = scale * pi[j] * (dsi[j] - dot);
                 }
             }
@@ -410,11 +435,11 @@ static void gelu_backward(real *dinp, const real *dout, const real *inp, size_t 
 static void cross_entropy(real *logits, real *losses, real *log_z, const int *targets, real z_loss, real logit_scale, int gradient, int rows, int V) {
     #pragma omp parallel for
     for (int i = 0; i < rows; i++) {
-        real *x = logits + (size_t)i * V, sum = 0;
+        real *x = logits + (size_t)i * V;
         if (logit_scale != 1) for (int j = 0; j < V; j++) x[j] *= logit_scale;            // [mu_param]
         real top = row_max(x, V), of_target = x[targets[i]];
-        #pragma omp simd reduction(+:sum)
-        for (int j = 0; j < V; j++) { x[j] = exponential(x[j] - top); sum += x[j]; }
+        for (int j = 0; j < V; j++) x[j] = exponential(x[j] - top);
+        real sum = row_sum(x, V);
         log_z[i] = top + LOG(sum);
         losses[i] = top - of_target + LOG(sum);
         if (!gradient) continue;
@@ -453,7 +478,7 @@ typedef struct {
     // gradients that live for one layer
     real *dresidual, *dnorm, *dqkv, *dfc;            // (B,T,C), (B,T,C), (3,B,T,C), (B,T,4C)
     // scratch
-    real *scratch, *partial, *max_logit;             // (threads,2,QB + HS,T), (B*T/CHUNK + 2,C), (L,B,NH)
+    real *scratch, *partial, *max_logit;             // (threads,2,QB + HS + 1,T), (B*T/CHUNK + 2,3,C), (L,B,NH)
     double *sums;
     double bytes;                                    // of all the above
 } GPT;
@@ -478,7 +503,7 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
         {&g->ln_f, BT * C}, {&g->ln_f_mean, BT}, {&g->ln_f_rstd, BT},
         {&g->logits, BT * V}, {&g->losses, BT}, {&g->log_z, BT},
         {&g->dresidual, BT * C}, {&g->dnorm, BT * C}, {&g->dqkv, 3 * BT * C}, {&g->dfc, BT * 4 * C},
-        {&g->scratch, (double)max_threads() * 2 * (QB + C / NH) * T}, {&g->partial, (BT / CHUNK + 2) * C}, {&g->max_logit, L * B * NH},
+        {&g->scratch, (double)max_threads() * 2 * (QB + C / NH + 1) * T}, {&g->partial, 3 * (BT / CHUNK + 2) * C}, {&g->max_logit, L * B * NH},
     };
     enum { COUNT = sizeof list / sizeof list[0], ALIGN = 16 };    // reals: a cache line of floats
     for (int i = 0; i < COUNT; i++) g->bytes += (floor(list[i].size / ALIGN) + 1) * ALIGN * sizeof(real);

@@ -84,7 +84,7 @@ void shim_layernorm_forward(real *out, real *mean, real *rstd, const real *inp, 
 }
 
 void shim_layernorm_backward(real *dinp, real *dweight, const real *dout, const real *inp, const real *weight, const real *mean, const real *rstd, int rows, int C) {
-    real *partial = (real *)allocate((size_t)(rows / CHUNK + 1) * (size_t)C, sizeof(real));
+    real *partial = (real *)allocate(3 * (size_t)(rows / CHUNK + 1) * (size_t)C, sizeof(real));
     layernorm_backward(dinp, NULL, dweight, dout, inp, weight, mean, rstd, partial, rows, C);
     free(partial);
 }
@@ -102,7 +102,7 @@ void shim_rope_forward(real *out, const real *inp, int B, int T, int NH, int HS)
 void shim_rope_backward(real *dinp, const real *dout, int B, int T, int NH, int HS) { rope(dinp, dout, B, T, NH, HS, 1); }
 
 void shim_attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, double scale, int B, int T, int NH, int HS, double *max_logit) {
-    real *scratch = (real *)allocate((size_t)max_threads() * 2 * (size_t)(QB + HS) * (size_t)T, sizeof(real)), *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
+    real *scratch = (real *)allocate((size_t)max_threads() * 2 * (size_t)(QB + HS + 1) * (size_t)T, sizeof(real)), *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
     attention_forward(out, lse, largest, q, k, v, (real)scale, scratch, B, T, NH, HS);
     *max_logit = 0;
     for (int i = 0; i < B * NH; i++) *max_logit = fmax(*max_logit, largest[i]);
@@ -111,7 +111,7 @@ void shim_attention_forward(real *out, real *lse, const real *q, const real *k, 
 }
 
 void shim_attention_backward(real *dq, real *dk, real *dv, const real *dout, const real *out, const real *lse, const real *q, const real *k, const real *v, double scale, int B, int T, int NH, int HS) {
-    real *scratch = (real *)allocate((size_t)max_threads() * 2 * (size_t)(QB + HS) * (size_t)T, sizeof(real));
+    real *scratch = (real *)allocate((size_t)max_threads() * 2 * (size_t)(QB + HS + 1) * (size_t)T, sizeof(real));
     attention_backward(dq, dk, dv, dout, out, lse, q, k, v, (real)scale, scratch, B, T, NH, HS);
     free(scratch);
 }
