@@ -19,6 +19,7 @@
 #define LOG log
 #define FABS fabs
 static inline real exponential(real x) { return exp(x); }
+static inline real reciprocal(real x) { return 1 / x; }
 #else
 #define SQRT sqrtf
 #define LOG logf
@@ -43,6 +44,15 @@ static inline float exponential(float x) {
     float power;
     memcpy(&power, &bits, sizeof power);
     return x < -87 ? 0 : p * power;
+}
+
+// 1/x for x in [1, 2]: a line that is 4% off at most, then Newton's method, which squares the error three times.
+// A division takes three times as long.
+static inline float reciprocal(float x) {
+    float y = 1.4571068f - 0.5f * x;
+    y *= 2 - x * y;
+    y *= 2 - x * y;
+    return y * (2 - x * y);
 }
 #endif
 
@@ -415,7 +425,7 @@ static void gelu_forward(real *out, const real *inp, size_t n) {
     #pragma omp parallel for simd
     for (size_t i = 0; i < n; i++) {
         real x = clamp_30(inp[i]), e = exponential(-FABS(x) * (GELU_A + GELU_B * x * x));
-        out[i] = inp[i] * (x > 0 ? 1 : e) / (1 + e);
+        out[i] = inp[i] * ((x > 0 ? 1 : e) * reciprocal(1 + e));
     }
 }
 
@@ -423,7 +433,7 @@ static void gelu_forward(real *out, const real *inp, size_t n) {
 static void gelu_backward(real *dinp, const real *dout, const real *inp, size_t n) {
     #pragma omp parallel for simd
     for (size_t i = 0; i < n; i++) {
-        real x = clamp_30(inp[i]), e = exponential(-FABS(x) * (GELU_A + GELU_B * x * x)), inverse = 1 / (1 + e);
+        real x = clamp_30(inp[i]), e = exponential(-FABS(x) * (GELU_A + GELU_B * x * x)), inverse = reciprocal(1 + e);
         real s = (x > 0 ? 1 : e) * inverse;
         dinp[i] = dout[i] * (s + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x * x));
     }
@@ -625,7 +635,7 @@ static double sum_squares(const real *x, size_t n, double *sums) {
 }
 
 // One step for n parameters: g = grad * grad_scale;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
-// u = (m / correction1) / (sqrt(v / correction2) + eps);  p -= lr u + decay p.  update, where not NULL, gets u; it may be grad.
+// u = m correction1 / (sqrt(v correction2) + eps);  p -= lr u + decay p.  update, where not NULL, gets u; it may be grad.
 static void adamw(real *param, const real *grad, real *m, real *v, real *update, size_t n, real grad_scale, real lr,
                   real beta1, real beta2, real correction1, real correction2, real eps, real decay) {
     #pragma omp parallel for simd
@@ -633,7 +643,7 @@ static void adamw(real *param, const real *grad, real *m, real *v, real *update,
         real g = grad[i] * grad_scale;
         m[i] = beta1 * m[i] + (1 - beta1) * g;
         v[i] = beta2 * v[i] + (1 - beta2) * g * g;
-        real u = m[i] / correction1 / (SQRT(v[i] / correction2) + eps);
+        real u = m[i] * correction1 / (SQRT(v[i] * correction2) + eps);
         param[i] -= lr * u + decay * param[i];
         if (update) update[i] = u;
     }
@@ -656,7 +666,7 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
         double kind_lr = lr;
         kind_lr *= mu_lr_scale(cfg, p);                                                   // [mu_param]
         adamw(g->params + at, g->grads + at, g->m + at, g->v + at, stats ? g->grads + at : NULL, n, (real)scale, (real)kind_lr,
-              (real)cfg->beta1, (real)cfg->beta2, (real)(1 - pow(cfg->beta1, step)), (real)(1 - pow(cfg->beta2, step)),
+              (real)cfg->beta1, (real)cfg->beta2, (real)(1 / (1 - pow(cfg->beta1, step))), (real)(1 / (1 - pow(cfg->beta2, step))),
               (real)cfg->eps,                                                             // [eps]
               (real)weight_decay(cfg, step));                                             // [wd]
         if (!stats || !n) continue;
