@@ -180,8 +180,8 @@ enum { NUM_FLAGS = sizeof(FLAGS) / sizeof(FLAGS[0]) };
 
 // The ladder of sizes; parameters counted at V = 256.
 static const struct { const char *name; int d, layers, heads; } LADDER[] = {
-    {"10k", 16, 1, 1}, {"40k", 32, 2, 2}, {"130k", 64, 2, 4}, {"500k", 96, 4, 6}, {"2m", 160, 6, 5},
-    {"6m", 256, 8, 8}, {"25m", 448, 10, 7}, {"100m", 768, 14, 12},
+    {"10k", 16, 1, 1}, {"40k", 32, 2, 2}, {"130k", 64, 2, 4}, {"500k", 96, 4, 6}, {"2m", 192, 4, 6},
+    {"6m", 256, 8, 8}, {"25m", 448, 10, 8}, {"100m", 768, 14, 12},
 };
 enum { NUM_RUNGS = sizeof(LADDER) / sizeof(LADDER[0]) };
 
@@ -305,6 +305,8 @@ static int learning_rates(const char *spec, char out[MAX_RUNS][16], const char *
         if (end == item || *end || !(value > 0) || value > 1e30 || strlen(item) > 15 || isspace((unsigned char)*item))
             die(status, "%s-lr: '%s' is not a learning rate; expected a number above 0, several (1e-3,1e-2) or a range (3e-4:3e-1)", where, item);
         if (count == MAX_RUNS) die(status, "%s-lr: more than %d learning rates", where, MAX_RUNS);
+        for (int i = 0; i < count && !colon; i++)
+            if (strtod(out[i], NULL) == value) die(status, "%s-lr: '%s' stands twice; each needs a folder of its own", where, item);
         if (count < 2) ends[count] = value;
         strcpy(out[count++], item);
     }
@@ -517,8 +519,9 @@ static int json_numbers(Safetensors *s, uint64_t *numbers, int max) {
         char c = json_next(s);
         if (n == max || c < '0' || c > '9') json_fail(s, "no whole number, or one too many");
         errno = 0;
-        numbers[n++] = strtoull(s->at, &s->at, 10);
-        if (errno || (c == '0' && s->at[-1] != c)) json_fail(s, "a number out of range");
+        const char *start = s->at;
+        numbers[n++] = strtoull(start, &s->at, 10);
+        if (errno || (c == '0' && s->at > start + 1)) json_fail(s, "a number out of range");
     } while (json_accept(s, ','));
     json_expect(s, ']');
     return n;
@@ -678,8 +681,9 @@ static void config_finish(Config *cfg, const char *file) {
     cfg->lr = strtod(cfg->lr_text, NULL);
     double warmup = strtod(cfg->warmup_text, &end);
     int share = end != cfg->warmup_text && !strcmp(end, "%");
+    int in_range = warmup >= 0 && warmup <= (share ? 100 : cfg->steps);
     if (share) warmup = floor(warmup / 100 * cfg->steps + 0.5);
-    if (end == cfg->warmup_text || (*end && !share) || !(warmup >= 0 && warmup <= cfg->steps) || warmup != floor(warmup))
+    if (end == cfg->warmup_text || (*end && !share) || !in_range || warmup != floor(warmup))
         die(status, "%s-warmup: '%s' is not a length of warm-up; expected steps from 0 to %d, or a share from 0%% to 100%%", where, cfg->warmup_text, cfg->steps);
     cfg->warmup = (int)warmup;
     if (cfg->d % cfg->heads) die(status, "%s-heads: %d heads do not divide -d %d", where, cfg->heads, cfg->d);
@@ -865,7 +869,16 @@ static double attention_scale(const Config *cfg) {
 // ---------------------------------------------------------------------------
 // Checkpoints: model.safetensors holds the weights, AdamW's moments and what an exact resume needs
 
-typedef struct { int step; double seconds; long log_bytes; } State;    // steps done, time spent, length of log.csv then
+typedef struct { int step; double seconds; long log_bytes; uint32_t log_hash; } State;    // steps done, time spent, log.csv then
+
+// FNV-1a of the first bytes of a file (fewer, if it is shorter): tells whether a log is the one of a checkpoint.
+static uint32_t file_hash(const char *path, long bytes) {
+    uint32_t hash = 2166136261u;
+    FILE *file = fopen(path, "rb");
+    for (int c; file && bytes-- > 0 && (c = getc(file)) != EOF; ) hash = (hash ^ (uint32_t)c) * 16777619u;
+    if (file) fclose(file);
+    return hash;
+}
 
 static int checkpoint_tensors(const Parameter table[NUM_KINDS], real *params, real *m, real *v, Tensor **out) {
     real *groups[3] = {params, m, v};
@@ -889,7 +902,7 @@ static int checkpoint_tensors(const Parameter table[NUM_KINDS], real *params, re
 
 static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS], real *params, real *m, real *v, const State *state) {
     char path[MAX_TEXT];
-    static Metadata meta[NUM_FLAGS + 3];
+    static Metadata meta[NUM_FLAGS + 4];
     int count = 0;
     for (int i = 0; i < NUM_FLAGS; i++) {
         if (FLAGS[i].scope == THE_COMMAND) continue;
@@ -899,6 +912,7 @@ static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS],
     strcpy(meta[count].key, "step"), snprintf(meta[count++].value, MAX_TEXT, "%d", state->step);
     strcpy(meta[count].key, "seconds"), snprintf(meta[count++].value, MAX_TEXT, "%.3f", state->seconds);
     strcpy(meta[count].key, "log_bytes"), snprintf(meta[count++].value, MAX_TEXT, "%ld", state->log_bytes);
+    strcpy(meta[count].key, "log_hash"), snprintf(meta[count++].value, MAX_TEXT, "%u", state->log_hash);
     checkpoint_path(cfg, path);
     Tensor *tensors;
     int tensor_count = checkpoint_tensors(table, params, m, v, &tensors);
@@ -909,22 +923,37 @@ static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS],
 static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params, real *m, real *v) {
     char path[MAX_TEXT];
     static Metadata meta[NUM_FLAGS + 16];
-    static const char *keys[3] = {"step", "seconds", "log_bytes"};
-    double values[3] = {-1, -1, -1};
+    static const char *keys[4] = {"step", "seconds", "log_bytes", "log_hash"};
+    double values[4] = {-1, -1, -1, -1};
     checkpoint_path(cfg, path);
     int count = safetensors_read_metadata(path, meta, NUM_FLAGS + 16);
     for (int i = 0; i < count; i++)
-        for (int j = 0; j < 3; j++)
+        for (int j = 0; j < 4; j++)
             if (!strcmp(meta[i].key, keys[j])) values[j] = strtod(meta[i].value, NULL);
-    for (int j = 0; j < 3; j++)
-        if (!(values[j] >= 0 && values[j] < 1e15)) die(FAILED, "%s: no checkpoint of this program: '%s' is missing from its metadata or not a count", path, keys[j]);
+    for (int j = 0; j < 4; j++)
+        if (!(values[j] >= 0 && values[j] < (j == 3 ? 4294967296.0 : 1e15))) die(FAILED, "%s: no checkpoint of this program: '%s' is missing from its metadata or not a count", path, keys[j]);
     if (values[0] > cfg->steps) die(FAILED, "%s: %.0f steps are done, more than -steps %d", path, values[0], cfg->steps);
     Tensor *tensors;
     int tensor_count = checkpoint_tensors(table, params, m, v, &tensors);
     safetensors_read(path, tensors, tensor_count);
     free(tensors);
-    State state = {(int)values[0], values[1], (long)values[2]};
+    State state = {(int)values[0], values[1], (long)values[2], (uint32_t)values[3]};
     return state;
+}
+
+// Dies where the checkpoint of a sweep's run was made with other flags: it is neither done nor to be gone on with.
+static void checkpoint_check_flags(const Config *cfg) {
+    char path[MAX_TEXT], text[MAX_TEXT];
+    static Metadata meta[NUM_FLAGS + 16];
+    checkpoint_path(cfg, path);
+    int count = safetensors_read_metadata(path, meta, NUM_FLAGS + 16);
+    for (int i = 0; i < count; i++)
+        for (int j = 0; j < NUM_FLAGS; j++) {
+            if (FLAGS[j].scope == THE_COMMAND || strcmp(meta[i].key, FLAGS[j].name)) continue;
+            flag_text(cfg, &FLAGS[j], text);
+            if (strcmp(text, meta[i].value) && (FLAGS[j].offset != FIELD(vocab) || cfg->vocab))
+                die(FAILED, "%s: made with -%s %s, not %s: -resume goes on with a sweep of the same flags", path, FLAGS[j].name, meta[i].value, text);
+        }
 }
 
 // ---------------------------------------------------------------------------
@@ -1061,16 +1090,16 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     Run run = {cfg, table, num_parameters, entropy_floor, now(), state->seconds, 0, state->step + 1, 0, threads, machine, NULL, progress};
     char path[MAX_TEXT];
     make_folders(cfg->out);
+    path_in(cfg, "log.csv", path);
+    if (state->log_bytes && file_hash(path, state->log_bytes) != state->log_hash)
+        die(FAILED, "%s: missing, or not the log that the checkpoint was written beside; it is needed to resume", path);
     path_in(cfg, "summary.csv", path);
     if (unlink(path) && errno != ENOENT) die(FAILED, "%s: cannot replace it: %s", path, strerror(errno));
     path_in(cfg, "log.csv", path);
-    struct stat info;
-    if (state->step && (stat(path, &info) || info.st_size < state->log_bytes))
-        die(FAILED, "%s: missing, or shorter than when the checkpoint was written; it is needed to resume", path);
-    if (state->step && truncate(path, state->log_bytes)) die(FAILED, "%s: cannot be cut back: %s", path, strerror(errno));
-    run.log = fopen(path, state->step ? "a" : "w");
+    if (state->log_bytes && truncate(path, state->log_bytes)) die(FAILED, "%s: cannot be cut back: %s", path, strerror(errno));
+    run.log = fopen(path, state->log_bytes ? "a" : "w");
     if (!run.log) die(FAILED, "%s: cannot be written: %s", path, strerror(errno));
-    if (!state->step) {
+    if (!state->log_bytes) {
         fprintf(run.log, "step,tokens,lr,train_loss,val_loss,grad_norm,log_z");
         for (int l = 0; l < cfg->layers; l++) fprintf(run.log, ",max_attn_logit_%d", l);
         static const char *what[3] = {"grad", "param", "update"};
@@ -1103,8 +1132,8 @@ static void run_log(Run *run, const Stats *s, int step, int logged) {
     double tokens = (double)cfg->batch * cfg->T;
     fprintf(run->log, "%d,%.0f", step, step * tokens);
     log_number(run->log, step ? learning_rate(cfg, step) : NAN);
-    if (step) fprintf(run->log, ",%.9g", s->train_loss);    // nan here is a loss that is not a number
-    else log_number(run->log, NAN);
+    if (step && isnan(s->train_loss)) fputs(",nan", run->log);    // known, and not a number
+    else log_number(run->log, s->train_loss);
     log_number(run->log, s->val_loss);
     log_number(run->log, s->grad_norm);
     log_number(run->log, s->log_z);
@@ -1136,9 +1165,9 @@ static void run_show(Run *run, const Stats *s, int step) {
     time_text(left, text);
     run->shown = t;
     printf("%sstep %*d/%d", live ? "\r\033[K" : "", (int)log10(cfg->steps + 1.0) + 1, step, cfg->steps);
-    if (step) printf("  loss %.4f", s->train_loss);
+    if (step) printf("  loss %.4f", fabs(s->train_loss));    // fabs: nan, not -nan
     if (!isnan(s->val_loss)) printf("  val %.4f", s->val_loss);
-    if (step) printf("  lr %.2e  grad %.3g  %.0f tokens/s  %s left", learning_rate(cfg, step), s->grad_norm, (step - run->first_step + 1.0) * cfg->batch * cfg->T / seconds, text);
+    if (step) printf("  lr %.2e  grad %.3g  %.0f tokens/s  %s left", learning_rate(cfg, step), fabs(s->grad_norm), (step - run->first_step + 1.0) * cfg->batch * cfg->T / seconds, text);
     fputs(kept ? "\n" : "", stdout);
     fflush(stdout);
 }
@@ -1160,7 +1189,10 @@ static void run_initial(Run *run, Stats *s, double val_loss) {
 // The state after a step, with log.csv on the disk up to there.
 static State run_state(Run *run, int step) {
     if (fflush(run->log) || fsync(fileno(run->log))) die(FAILED, "%s/log.csv: cannot be written: %s; the last checkpoint is intact", run->cfg->out, strerror(errno));
-    State state = {step, run->seconds_before + now() - run->started, ftell(run->log)};
+    char path[MAX_TEXT];
+    path_in(run->cfg, "log.csv", path);
+    State state = {step, run->seconds_before + now() - run->started, ftell(run->log), 0};
+    state.log_hash = file_hash(path, state.log_bytes);
     return state;
 }
 
@@ -1206,7 +1238,7 @@ static void run_summary(Run *run, int step) {
     fprintf(file, ",%d,%zu,%zu", run->threads, run->num_parameters, run->num_parameters - embedding);
     log_number(file, initial);
     log_number(file, log_extreme(&log, "val_loss", -1));
-    fprintf(file, ",%.9g", final);
+    fprintf(file, isnan(final) ? ",nan" : ",%.9g", final);
     log_number(file, run->entropy_floor);
     fprintf(file, ",%d,", !(final < initial));
     if (run->diverged_step) fprintf(file, "%d", run->diverged_step);
@@ -1357,7 +1389,7 @@ static void sweep_report(const Config *cfg, const Config *runs, char lr[MAX_RUNS
         diverged[i] = csv_value(&csv, 0, "diverged");
         entropy_floor = csv_value(&csv, 0, "entropy_floor");
         loss[i] = final < initial ? final : initial;
-        printf("%9s  %11.4f  %19.4g  %8.3f  %13.3g  %8s  %8.1f\n", lr[i], final, csv_value(&csv, 0, "max_attn_logit"), csv_value(&csv, 0, "log_z"),
+        printf("%9s  %11.4f  %19.4g  %8.4g  %13.3g  %8s  %8.1f\n", lr[i], fabs(final), csv_value(&csv, 0, "max_attn_logit"), csv_value(&csv, 0, "log_z"),
                csv_value(&csv, 0, "grad_norm"), diverged[i] ? "yes" : "no", csv_value(&csv, 0, "seconds"));
         csv_free(&csv);
     }
@@ -1366,7 +1398,11 @@ static void sweep_report(const Config *cfg, const Config *runs, char lr[MAX_RUNS
     sweep_chart(lr, loss, diverged, n, entropy_floor);
     printf("\nLR sensitivity, nats (0: the learning rate does not matter)\n");
     const double from[2] = {3e-4, 3e-3};
-    for (int g = 0; g < 2; g++) printf("  %g to 0.3: %.3f\n", from[g], lr_sensitivity(rate, loss, n, from[g], 0.3));
+    for (int g = 0; g < 2; g++) {
+        double value = lr_sensitivity(rate, loss, n, from[g], 0.3);
+        if (isnan(value)) printf("  %g to 0.3: needs two learning rates of that range\n", from[g]);
+        else printf("  %g to 0.3: %.3f\n", from[g], value);
+    }
     printf("\nthe runs are in %s\n", cfg->out);
     int found = 0;
     for (int i = 0; i < n; i++) {
@@ -1377,9 +1413,9 @@ static void sweep_report(const Config *cfg, const Config *runs, char lr[MAX_RUNS
     if (!found) printf("diagnosis: nothing went wrong\n");
 }
 
-// Trains once for each learning rate, `jobs` at a time, a process each; returns the exit status.
+// Trains once for each learning rate, `jobs` at a time, a process of so many threads each; returns the exit status.
 // train(cfg, threads, progress) is one run.
-static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int (*train)(const Config *, int, Progress *)) {
+static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int threads, int (*train)(const Config *, int, Progress *)) {
     Config *runs = (Config *)allocate((size_t)n, sizeof(Config));
     pid_t pid[MAX_RUNS];
     Progress *progress = (Progress *)mmap(NULL, sizeof(Progress) * MAX_RUNS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -1400,10 +1436,11 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int 
         if (cfg->resume && !access(path, F_OK)) progress[i].state = DONE;
         checkpoint_path(&runs[i], path);
         runs[i].resume = cfg->resume && !access(path, F_OK);
+        if (runs[i].resume) checkpoint_check_flags(&runs[i]);
         pid[i] = 0;
     }
-    int threads = jobs / n > 1 ? jobs / n : 1, live = isatty(STDOUT_FILENO), drawn = 0, failed = 0;
-    printf("%d learning rates, %d at a time, %d steps each\n", n, jobs < n ? jobs : n, cfg->steps);
+    int live = isatty(STDOUT_FILENO), drawn = 0, failed = 0;
+    printf("%d learning rates, %d at a time, %d steps each\n", n, jobs, cfg->steps);
     for (int running = 0, waiting = 1; running || waiting; ) {
         waiting = 0;
         for (int i = 0; i < n; i++) {

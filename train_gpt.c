@@ -422,7 +422,7 @@ static void attention_backward(real *dq, real *dk, real *dv, const real *dout, c
 static inline real clamp_30(real x) { return x > 30 ? 30 : x < -30 ? -30 : x; }
 
 static void gelu_forward(real *out, const real *inp, size_t n) {
-    #pragma omp parallel for simd
+    #pragma omp parallel for simd schedule(static, 1024)    // whole vectors to each thread: a tail may round differently
     for (size_t i = 0; i < n; i++) {
         real x = clamp_30(inp[i]), e = exponential(-FABS(x) * (GELU_A + GELU_B * x * x));
         out[i] = inp[i] * ((x > 0 ? 1 : e) * reciprocal(1 + e));
@@ -431,7 +431,7 @@ static void gelu_forward(real *out, const real *inp, size_t n) {
 
 // gelu'(x) = s + x s (1 - s) (2u)'. dinp may be dout.
 static void gelu_backward(real *dinp, const real *dout, const real *inp, size_t n) {
-    #pragma omp parallel for simd
+    #pragma omp parallel for simd schedule(static, 1024)
     for (size_t i = 0; i < n; i++) {
         real x = clamp_30(inp[i]), e = exponential(-FABS(x) * (GELU_A + GELU_B * x * x)), inverse = reciprocal(1 + e);
         real s = (x > 0 ? 1 : e) * inverse;
@@ -638,7 +638,7 @@ static double sum_squares(const real *x, size_t n, double *sums) {
 // u = m correction1 / (sqrt(v correction2) + eps);  p -= lr u + decay p.  update, where not NULL, gets u; it may be grad.
 static void adamw(real *param, const real *grad, real *m, real *v, real *update, size_t n, real grad_scale, real lr,
                   real beta1, real beta2, real correction1, real correction2, real eps, real decay) {
-    #pragma omp parallel for simd
+    #pragma omp parallel for simd schedule(static, 1024)
     for (size_t i = 0; i < n; i++) {
         real g = grad[i] * grad_scale;
         m[i] = beta1 * m[i] + (1 - beta1) * g;
@@ -702,6 +702,25 @@ static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *i
     return sum / (double)windows;
 }
 
+static int64_t eval_windows(const Config *cfg, const DataLoader *loader) {
+    int64_t windows = cfg->eval_tokens / cfg->T > 0 ? cfg->eval_tokens / cfg->T : 1;
+    return windows < loader->val_windows ? windows : loader->val_windows;
+}
+
+// Dies of what would stop each of so many runs at a time (data, tokens, memory) before any file is touched.
+static void check_runs(const Config *cfg, int jobs) {
+    int *row = (int *)allocate((size_t)cfg->T, 2 * sizeof(int));
+    DataLoader loader;
+    GPT g;
+    dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, cfg->T, (uint64_t)cfg->seed);
+    gpt_init(&g, cfg, loader.vocab, cfg->batch, cfg->T);
+    check_memory(g.bytes * jobs);
+    for (int64_t w = eval_windows(cfg, &loader); w-- > 0; ) dataloader_val(&loader, w, 1, row, row + cfg->T);
+    gpt_free(&g);
+    dataloader_free(&loader);
+    free(row);
+}
+
 // One run from its flags to its files; returns the exit status.
 static int train(const Config *flags, int threads, Progress *progress) {
 #ifdef _OPENMP
@@ -714,18 +733,18 @@ static int train(const Config *flags, int threads, Progress *progress) {
     gpt_init(&g, flags, loader.vocab, B, T);
     const Config *cfg = &g.cfg;
     int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int)), *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
-    int64_t windows = cfg->eval_tokens / T > 0 ? cfg->eval_tokens / T : 1;
-    if (windows > loader.val_windows) windows = loader.val_windows;
+    int64_t windows = eval_windows(cfg, &loader);
+    for (int64_t w = 0; w < windows; w++) dataloader_val(&loader, w, 1, inputs, targets);    // a bad token dies before a file is touched
 
-    State state = {0, 0, 0};
+    State state = {0, 0, 0, 0};
     if (cfg->resume) state = checkpoint_load(cfg, g.table, g.params, g.m, g.v);
     Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, dataloader_entropy_floor(&loader, windows), machine_name(), threads, progress);
     Stats stats;
-    if (state.step == 0) {
+    if (state.log_bytes == 0) {
         double initial = evaluate(&g, &loader, windows, inputs, targets);
         run_initial(&run, &stats, initial);
     }
-    int step = state.step;
+    int step = state.step, saved = cfg->resume ? step : -1;    // steps done, and those in the checkpoint
     while (step < cfg->steps && !interrupted && !run.diverged_step) {
         step++;
         int validated = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
@@ -739,10 +758,14 @@ static int train(const Config *flags, int threads, Progress *progress) {
         if (!isfinite(stats.train_loss) || (validated && !isfinite(stats.val_loss))) run.diverged_step = step;
         if (logged) gpt_statistics(&g, B, &stats);
         run_step(&run, &stats, step, logged);
-        if (step == cfg->steps || interrupted || run.diverged_step || (cfg->checkpoint_every && step % cfg->checkpoint_every == 0)) {
-            state = run_state(&run, step);
+        if (cfg->checkpoint_every && step % cfg->checkpoint_every == 0) {
+            state = run_state(&run, saved = step);
             checkpoint_save(cfg, g.table, g.params, g.m, g.v, &state);
         }
+    }
+    if (saved != step) {    // finished, diverged or stopped by a signal, be it before the first step
+        state = run_state(&run, step);
+        checkpoint_save(cfg, g.table, g.params, g.m, g.v, &state);
     }
     int status = run_end(&run, step);
     dataloader_free(&loader);
@@ -789,7 +812,11 @@ int main(int argc, char **argv) {
     char lr[MAX_RUNS][16];
     config_parse(&cfg, argc, argv);
     int runs = learning_rates(cfg.lr_text, lr, NULL);
-    if (runs > 1) return sweep(&cfg, lr, runs, max_threads(), train);
+    if (runs > 1) {
+        int jobs = least(runs, max_threads());
+        check_runs(&cfg, jobs);    // what is wrong with every run is said once
+        return sweep(&cfg, lr, runs, jobs, max_threads() / jobs, train);
+    }
     if (cfg.sample) sample(&cfg);
     else return train(&cfg, max_threads(), NULL);
     return 0;

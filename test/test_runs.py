@@ -32,7 +32,7 @@ def assert_same_run(a, b, but=()):
     for name in logs[0].keys() - {"tokens_per_second"}:
         assert [logs[0][name].tolist()] == [pytest.approx(logs[1][name].tolist(), rel=0, abs=0, nan_ok=True)], name
     assert [n for n, x in weights[0].items() if x.tobytes() != weights[1][n].tobytes()] == []
-    flags = [{k: v for k, v in metadata(x).items() if k not in {"seconds", "log_bytes", *but}} for x in (a, b)]
+    flags = [{k: v for k, v in metadata(x).items() if k not in {"seconds", "log_bytes", "log_hash", *but}} for x in (a, b)]
     assert flags[0] == flags[1]
     rows = [{k: v for k, v in summary(x).items() if k not in {"seconds", "tokens_per_second", "out", "threads", *but}} for x in (a, b)]
     assert rows[0] == rows[1]
@@ -178,6 +178,17 @@ def test_threads_change_no_bit(tmp_path, flags):
 LONG = dict(steps=1500, checkpoint_every=7, log_every=3, eval_every=100)    # about a second
 
 
+def test_a_log_of_another_run_is_refused(tmp_path):
+    """A run that was killed before its first checkpoint, in the folder of an older one, left its log beside the older model."""
+    train(tmp_path / "a", **TINY)
+    train(tmp_path / "b", **{**TINY, "lr": "3e-3"})
+    shutil.copy(tmp_path / "b/log.csv", tmp_path / "a/log.csv")
+    before = snapshot(tmp_path)
+    result = program("-resume", "-out", str(tmp_path / "a"), cwd=tmp_path)
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1 and "a/log.csv" in result.stderr
+    assert snapshot(tmp_path) == before
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "x"
@@ -303,15 +314,23 @@ def diagnosis(out):
     return [line.split("diagnosis: ")[1] for line in out.splitlines() if "diagnosis: " in line]
 
 
+def fnv(text):
+    """FNV-1a, 32 bits, as checkpoints keep it of log.csv."""
+    value = 2166136261
+    for byte in text.encode():
+        value = (value ^ byte) * 16777619 % 2**32
+    return str(value)
+
+
 def edited_diagnosis(run, folder, cells):
-    """The diagnosis of a finished run in whose log these cells, (column, step): value, were changed."""
+    """The diagnosis of a finished run in whose log (and the checkpoint's hash of it) these cells, (column, step): value, were changed."""
     shutil.copytree(run, folder)
     lines = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
     for (column, step), value in cells.items():
         next(line for line in lines[1:] if line[0] == str(step))[lines[0].index(column)] = f"{value:.9g}"
     text = "".join(",".join(line) + "\n" for line in lines)
     (folder / "log.csv").write_text(text)
-    save_file(load_file(folder / MODEL), folder / MODEL, {**metadata(folder), "log_bytes": str(len(text))})
+    save_file(load_file(folder / MODEL), folder / MODEL, {**metadata(folder), "log_bytes": str(len(text)), "log_hash": fnv(text)})
     result = program("-resume", "-out", str(folder), cwd=folder.parent)
     assert result.returncode == 0, result.stderr
     return diagnosis(result.stdout)
