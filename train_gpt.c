@@ -70,7 +70,7 @@ enum { VECTOR_BYTES = 16, MR = 8 };
 #else
 enum { VECTOR_BYTES = 16, MR = 6 };
 #endif
-enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 512, NC = 4 * NR, MC = 12 * MR };
+enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 512, NC = 8 * NR, MC = 12 * MR };
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 // The largest, the sum and the sum of products of rows of n values, in the lanes of a vector and then halved: short
@@ -160,8 +160,10 @@ static inline void pack(real *packed, Matrix m, int width, int cols, int K) {
             if (n == width) memcpy(to, from, (size_t)width * sizeof(real));
             else for (int j = 0; j < n; j++) to[j] = from[j];
         }
-    for (int j = 0; j < cols && m.col != 1; j++)
-        for (int k = 0; k < K; k++) packed[j / width * width * KC + k * width + j % width] = m.data[k * m.row + j * m.col];
+    for (int p = 0; p < cols && m.col != 1; p += width)
+        for (int from = 0; from < K; from += 64)    // 64 rows of a panel stay in the first cache while its columns are written
+            for (int j = 0; j < least(width, cols - p); j++)
+                for (int k = from; k < least(K, from + 64); k++) packed[p * KC + k * width + j] = m.data[k * m.row + (p + j) * m.col];
 }
 
 static Matrix part(Matrix m, int i, int j) { m.data += i * m.row + j * m.col; return m; }    // from row i and column j on
@@ -333,10 +335,11 @@ static void rope_backward(real *dinp, const real *dout, const real *cosine, cons
 }
 
 // Causal attention. q, k, v, out (B,T,NH,HS): out_i = sum over j <= i of p_ij v_j, p = softmax of scale * q_i k_j.
-// A T x T matrix is never kept: scores exist for QB queries at a time, and the backward pass makes them again
+// A T x T matrix is never kept: scores exist for at most QB queries at a time, and the backward pass makes them again
 // from lse (B,NH,T), the log of each row's sum of exponentials (Dao et al. 2022). scratch (threads,2,QB + HS + 1,T).
 // max_logit (B,NH), where not NULL, gets the largest |scale * q_i k_j|.
-enum { QB = 32 };
+enum { QB = 64 };
+static int query_block(int T) { return T > 128 ? QB : QB / 2; }    // small where much of the causal half would be wasted
 
 // out (HS,T) = one head of x, transposed, so that a product reads its rows in order
 static void transpose_head(real *out, const real *x, int T, int HS, int C) {
@@ -351,15 +354,15 @@ static void causal_mask(real *mask, int T) {
 
 static void attention_forward(real *out, real *lse, real *max_logit, const real *q, const real *k, const real *v, real scale,
                               real *scratch, int B, int T, int NH, int HS) {
-    int C = NH * HS;
+    int C = NH * HS, block = query_block(T);
     #pragma omp parallel for
     for (int head = 0; head < B * NH; head++) {
         size_t at = (size_t)(head / NH) * T * C + (size_t)(head % NH) * HS;
         real *s = scratch + (size_t)this_thread() * 2 * (QB + HS + 1) * T, *k_t = s + (size_t)QB * T, *mask = k_t + (size_t)HS * T, largest = 0;
         causal_mask(mask, T);
         transpose_head(k_t, k + at, T, HS, C);
-        for (int i0 = 0; i0 < T; i0 += QB) {
-            int rows = least(QB, T - i0), cols = i0 + rows;
+        for (int i0 = 0; i0 < T; i0 += block) {
+            int rows = least(block, T - i0), cols = i0 + rows;
             real tops[QB], sums[QB];
             multiply(s, NULL, cols, matrix(q + at + (size_t)i0 * C, C), matrix(k_t, T), rows, cols, HS);
             for (int i = 0; i < rows; i++) {
@@ -382,7 +385,7 @@ static void attention_forward(real *out, real *lse, real *max_logit, const real 
 // dp_ij = dout_i v_j;  ds_ij = scale * p_ij (dp_ij - dout_i out_i);  dq = ds k;  dk = ds^T q;  dv = p^T dout
 static void attention_backward(real *dq, real *dk, real *dv, const real *dout, const real *out, const real *lse, const real *q, const real *k,
                                const real *v, real scale, real *scratch, int B, int T, int NH, int HS) {
-    int C = NH * HS;
+    int C = NH * HS, block = query_block(T);
     #pragma omp parallel for
     for (int head = 0; head < B * NH; head++) {
         size_t at = (size_t)(head / NH) * T * C + (size_t)(head % NH) * HS;
@@ -391,9 +394,9 @@ static void attention_backward(real *dq, real *dk, real *dv, const real *dout, c
         causal_mask(mask, T);
         transpose_head(k_t, k + at, T, HS, C);
         transpose_head(v_t, v + at, T, HS, C);
-        int last = (T - 1) / QB * QB;
-        for (int i0 = last; i0 >= 0; i0 -= QB) {    // backwards: the first block writes all of dk and dv, the others add
-            int rows = least(QB, T - i0), cols = i0 + rows;
+        int last = (T - 1) / block * block;
+        for (int i0 = last; i0 >= 0; i0 -= block) {    // backwards: the first block writes all of dk and dv, the others add
+            int rows = least(block, T - i0), cols = i0 + rows;
             size_t from = at + (size_t)i0 * C;
             multiply(p, NULL, cols, matrix(q + from, C), matrix(k_t, T), rows, cols, HS);
             multiply(ds, NULL, cols, matrix(dout + from, C), matrix(v_t, T), rows, cols, HS);

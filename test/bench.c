@@ -59,7 +59,7 @@ int main(int argc, char **argv) {
         gemm_rate[round] = sgemm_rate(NULL, buffer, 1024);
         if (!openblas) continue;
         openblas_rate[round] = sgemm_rate(openblas, buffer, 2048);
-        usleep(20000);    // its threads spin for a while after their work
+        usleep(150000);    // its threads spin for a while after their work, and would slow the next steps
     }
     double flops = 6.0 * (double)(g.num_parameters - parameter_size(&g.table[WTE])) + 12.0 * L * T / 2 * C;    // a token, forward and backward
     double tokens_per_second = median(step_rate, round);
