@@ -6,14 +6,7 @@
 #ifndef DATALOADER_H
 #define DATALOADER_H
 
-#include <errno.h>
-#include <fcntl.h>
 #include <glob.h>
-#include <math.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include "gpt.h"
 
 // ---------------------------------------------------------------------------
@@ -394,6 +387,24 @@ static void part_count_rows(Part *part, const char *name, int T, int64_t stride)
             part->shards[0].path, name, (long long)longest, T, (long long)T + 1);
 }
 
+// The token at a place of a shard. Dies where it is not below vocab.
+static int shard_token(const Shard *shard, int64_t at, int vocab) {
+    uint32_t token = read_number(shard->tokens + at * shard->width, shard->width);
+    if (token >= (uint32_t)vocab)
+        die(FAILED, "%s: token %u at position %lld is not below the vocabulary of %d: give a larger -vocab",
+            shard->path, token, (long long)at, vocab);
+    return (int)token;
+}
+
+// Looks at the tokens of a part before any is used; at the first 2^24, so that data of any size opens at once: the rest dies where it is drawn.
+static void part_check_tokens(const Part *part, int vocab) {
+    int64_t left = (int64_t)1 << 24;
+    if (vocab >= 1 << 8 * part->shards[0].width) return;
+    for (size_t i = 0; i < part->paths.gl_pathc; i++)
+        for (int64_t at = 0; at < part->shards[i].count && left > 0; at++, left--)
+            shard_token(&part->shards[i], part->shards[i].first + at, vocab);
+}
+
 static void part_close(Part *part) {
     for (size_t i = 0; i < part->paths.gl_pathc; i++) munmap(part->shards[i].map, part->shards[i].size);
     free(part->shards);
@@ -448,6 +459,8 @@ static void dataloader_init(DataLoader *loader, const char *data, const char *va
     part_count_rows(train, "training", T, 1);
     part_count_rows(validation, own_val ? "validation" : "validation (the last tenth)", T, T);
     loader->val_windows = validation->rows;
+    part_check_tokens(train, loader->vocab);
+    part_check_tokens(validation, loader->vocab);
 }
 
 // inputs and targets (T): a row of the language from the start of a line on.
@@ -463,12 +476,9 @@ static void dataloader_file_row(const DataLoader *loader, const Part *part, int6
     while (row >= shard->rows) row -= (shard++)->rows;
     int64_t start = shard->first + row * part->stride;
     for (int t = 0; t <= loader->T; t++) {
-        uint32_t token = read_number(shard->tokens + (start + t) * shard->width, shard->width);
-        if (token >= (uint32_t)loader->vocab)
-            die(FAILED, "%s: token %u at position %lld is not below the vocabulary of %d: give a larger -vocab",
-                shard->path, token, (long long)(start + t), loader->vocab);
-        if (t < loader->T) inputs[t] = (int)token;
-        if (t > 0) targets[t - 1] = (int)token;
+        int token = shard_token(shard, start + t, loader->vocab);
+        if (t < loader->T) inputs[t] = token;
+        if (t > 0) targets[t - 1] = token;
     }
 }
 

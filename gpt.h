@@ -20,10 +20,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/time.h>
 #include <sys/types.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifdef DOUBLE            // the gradient check compiles everything in double precision
@@ -65,9 +65,9 @@ static void format_text(char *out, size_t size, const char *format, ...) {
 }
 
 static double now(void) {    // seconds
-    struct timeval t;
-    gettimeofday(&t, NULL);
-    return (double)t.tv_sec + 1e-6 * (double)t.tv_usec;
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 // ---------------------------------------------------------------------------
@@ -667,6 +667,7 @@ static void safetensors_read(const char *path, const Tensor *wanted, int count) 
             die(FAILED, "cannot read the tensor %s of %s: %s", t->name, path,
                 ferror(s.file) ? strerror(errno) : "the file has become shorter");
     }
+    if (s.count != count) die(FAILED, "%s has %d tensors, this model has %d: it was made with other flags", path, s.count, count);
     safetensors_close(&s);
 }
 
@@ -763,6 +764,7 @@ static void config_parse(Config *cfg, int argc, char **argv) {
     char rates[MAX_RUNS][16];
     int runs = learning_rates(cfg->lr_text, rates, NULL);
     if (cfg->sample && runs > 1) die(USAGE, "-sample: name one learning rate, or the run's folder with -out");
+    if (size && (cfg->resume || cfg->sample)) die(USAGE, "-size: a saved model has its own size; leave it out");
     if ((cfg->resume && runs == 1) || cfg->sample) config_load(cfg, given);
     config_finish(cfg, NULL);
 }
@@ -847,7 +849,7 @@ static double learning_rate(const Config *cfg, int step) {
 // The share of a weight that decays at a step (section 3.2.2).
 static double weight_decay(const Config *cfg, int step) {
     double lr = learning_rate(cfg, step);
-    return cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr);                           // [wd]
+    return cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr);                           // [wd_independent]
 }
 
 // muParam (section 3.2.4): each is 1 at d = base_d, so that the model there is the standard one, bit for bit.
@@ -869,7 +871,7 @@ static double attention_scale(const Config *cfg) {
 // ---------------------------------------------------------------------------
 // Checkpoints: model.safetensors holds the weights, AdamW's moments and what an exact resume needs
 
-typedef struct { int step; double seconds; long log_bytes; uint32_t log_hash; } State;    // steps done, time spent, log.csv then
+typedef struct { int step; double seconds; long log_bytes; uint32_t log_hash; int diverged_step; } State;    // steps done, time spent, log.csv then, 0 or where it diverged
 
 // FNV-1a of the first bytes of a file (fewer, if it is shorter): tells whether a log is the one of a checkpoint.
 static uint32_t file_hash(const char *path, long bytes) {
@@ -902,7 +904,7 @@ static int checkpoint_tensors(const Parameter table[NUM_KINDS], real *params, re
 
 static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS], real *params, real *m, real *v, const State *state) {
     char path[MAX_TEXT];
-    static Metadata meta[NUM_FLAGS + 4];
+    static Metadata meta[NUM_FLAGS + 5];
     int count = 0;
     for (int i = 0; i < NUM_FLAGS; i++) {
         if (FLAGS[i].scope == THE_COMMAND) continue;
@@ -913,6 +915,7 @@ static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS],
     strcpy(meta[count].key, "seconds"), snprintf(meta[count++].value, MAX_TEXT, "%.3f", state->seconds);
     strcpy(meta[count].key, "log_bytes"), snprintf(meta[count++].value, MAX_TEXT, "%ld", state->log_bytes);
     strcpy(meta[count].key, "log_hash"), snprintf(meta[count++].value, MAX_TEXT, "%u", state->log_hash);
+    strcpy(meta[count].key, "diverged_step"), snprintf(meta[count++].value, MAX_TEXT, "%d", state->diverged_step);
     checkpoint_path(cfg, path);
     Tensor *tensors;
     int tensor_count = checkpoint_tensors(table, params, m, v, &tensors);
@@ -923,21 +926,22 @@ static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS],
 static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params, real *m, real *v) {
     char path[MAX_TEXT];
     static Metadata meta[NUM_FLAGS + 16];
-    static const char *keys[4] = {"step", "seconds", "log_bytes", "log_hash"};
-    double values[4] = {-1, -1, -1, -1};
+    static const char *keys[5] = {"step", "seconds", "log_bytes", "log_hash", "diverged_step"};
+    static const double most[5] = {2147483647, 1e15, 1e15, 4294967295, 2147483647};
+    double values[5] = {-1, -1, -1, -1, -1};
     checkpoint_path(cfg, path);
     int count = safetensors_read_metadata(path, meta, NUM_FLAGS + 16);
     for (int i = 0; i < count; i++)
-        for (int j = 0; j < 4; j++)
+        for (int j = 0; j < 5; j++)
             if (!strcmp(meta[i].key, keys[j])) values[j] = strtod(meta[i].value, NULL);
-    for (int j = 0; j < 4; j++)
-        if (!(values[j] >= 0 && values[j] < (j == 3 ? 4294967296.0 : 1e15))) die(FAILED, "%s: no checkpoint of this program: '%s' is missing from its metadata or not a count", path, keys[j]);
+    for (int j = 0; j < 5; j++)
+        if (!(values[j] >= 0 && values[j] <= most[j])) die(FAILED, "%s: no checkpoint of this program: '%s' is missing from its metadata or not a count", path, keys[j]);
     if (values[0] > cfg->steps) die(FAILED, "%s: %.0f steps are done, more than -steps %d", path, values[0], cfg->steps);
     Tensor *tensors;
     int tensor_count = checkpoint_tensors(table, params, m, v, &tensors);
     safetensors_read(path, tensors, tensor_count);
     free(tensors);
-    State state = {(int)values[0], values[1], (long)values[2], (uint32_t)values[3]};
+    State state = {(int)values[0], values[1], (long)values[2], (uint32_t)values[3], (int)values[4]};
     return state;
 }
 
@@ -1048,6 +1052,16 @@ typedef struct {
 static volatile sig_atomic_t interrupted = 0;
 static void on_signal(int number) { interrupted = number; }
 
+static void catch_signals(void) {
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    action.sa_flags = SA_RESTART;    // a checkpoint that is being written goes on
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    signal(SIGXFSZ, SIG_IGN);        // a file grown too large is an error of write, not a death
+}
+
 static void path_in(const Config *cfg, const char *file, char out[MAX_TEXT]) { format_text(out, MAX_TEXT, "%s/%s", cfg->out, file); }
 
 static const char *machine_name(void) {    // the processor's name, else the system's word for its kind
@@ -1059,7 +1073,7 @@ static const char *machine_name(void) {    // the processor's name, else the sys
         if (strncmp(name, "model name", 10) || !value) continue;
         value[strcspn(value, "\n")] = 0;
         fclose(file);
-        return value + 2;
+        return value + 1 + strspn(value + 1, " \t");
     }
     if (file) fclose(file);
     snprintf(name, sizeof name, "%s", uname(&system) ? "unknown" : system.machine);
@@ -1087,18 +1101,19 @@ static void check_memory(double bytes) {
 // columns here is the order in run_log.
 static Run run_begin(const Config *cfg, const Parameter *table, size_t num_parameters, double bytes, const State *state, double entropy_floor,
                      const char *machine, int threads, Progress *progress) {
-    Run run = {cfg, table, num_parameters, entropy_floor, now(), state->seconds, 0, state->step + 1, 0, threads, machine, NULL, progress};
+    Run run = {cfg, table, num_parameters, entropy_floor, now(), state->seconds, 0, state->step + 1, state->diverged_step, threads, machine, NULL, progress};
     char path[MAX_TEXT];
     make_folders(cfg->out);
+    char summary[MAX_TEXT];
     path_in(cfg, "log.csv", path);
+    path_in(cfg, "summary.csv", summary);
     if (state->log_bytes && file_hash(path, state->log_bytes) != state->log_hash)
         die(FAILED, "%s: missing, or not the log that the checkpoint was written beside; it is needed to resume", path);
-    path_in(cfg, "summary.csv", path);
-    if (unlink(path) && errno != ENOENT) die(FAILED, "%s: cannot replace it: %s", path, strerror(errno));
-    path_in(cfg, "log.csv", path);
-    if (state->log_bytes && truncate(path, state->log_bytes)) die(FAILED, "%s: cannot be cut back: %s", path, strerror(errno));
-    run.log = fopen(path, state->log_bytes ? "a" : "w");
+    run.log = fopen(path, "a");
     if (!run.log) die(FAILED, "%s: cannot be written: %s", path, strerror(errno));
+    if (unlink(summary) && errno != ENOENT) die(FAILED, "%s: cannot replace it: %s", summary, strerror(errno));
+    if (ftruncate(fileno(run.log), state->log_bytes)) die(FAILED, "%s: cannot be cut back: %s", path, strerror(errno));
+    fseek(run.log, 0, SEEK_END);
     if (!state->log_bytes) {
         fprintf(run.log, "step,tokens,lr,train_loss,val_loss,grad_norm,log_z");
         for (int l = 0; l < cfg->layers; l++) fprintf(run.log, ",max_attn_logit_%d", l);
@@ -1108,12 +1123,7 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
                 if (run.table[k].copies) fprintf(run.log, ",%s_rms_%s", what[i], run.table[k].kind);
         fprintf(run.log, ",tokens_per_second\n");
     }
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGXFSZ, SIG_IGN);    // a file grown too large is an error of write, not a death
+    catch_signals();
     if (progress) return run;
     printf("%s: %zu parameters, %d layers of width %d, %d heads, on %s, %d thread%s, %.1f MB of memory\n", cfg->out, run.num_parameters, cfg->layers,
            cfg->d, cfg->heads, run.machine, run.threads, run.threads > 1 ? "s" : "", 1e-6 * bytes);
@@ -1191,7 +1201,7 @@ static State run_state(Run *run, int step) {
     if (fflush(run->log) || fsync(fileno(run->log))) die(FAILED, "%s/log.csv: cannot be written: %s; the last checkpoint is intact", run->cfg->out, strerror(errno));
     char path[MAX_TEXT];
     path_in(run->cfg, "log.csv", path);
-    State state = {step, run->seconds_before + now() - run->started, ftell(run->log), 0};
+    State state = {step, run->seconds_before + now() - run->started, ftell(run->log), 0, run->diverged_step};
     state.log_hash = file_hash(path, state.log_bytes);
     return state;
 }
@@ -1362,12 +1372,15 @@ static void sweep_chart(char lr[MAX_RUNS][16], const double *loss, const double 
         putchar('\n');
     }
     printf("         ");
-    for (int i = 0; i < n; i++) printf("%*s%-*s", (WIDTH - (int)strlen(lr[i])) / 2, "", WIDTH - (WIDTH - (int)strlen(lr[i])) / 2, lr[i]);
+    for (int i = 0; i < n; i++) {
+        int indent = strlen(lr[i]) < WIDTH ? (WIDTH - (int)strlen(lr[i])) / 2 : 0;
+        printf("%*s%-*.*s", indent, "", WIDTH - indent, WIDTH - indent, lr[i]);
+    }
     printf(" learning rate\n");
 }
 
 // Reads the runs' summaries, joins them into DIR/summary.csv, and shows table, chart, sensitivity, diagnosis.
-static void sweep_report(const Config *cfg, const Config *runs, char lr[MAX_RUNS][16], int n) {
+static void sweep_report(const Config *cfg, const Config *runs, const Progress *progress, char lr[MAX_RUNS][16], int n) {
     char path[MAX_TEXT], *line = NULL;
     size_t room = 0;
     double rate[MAX_RUNS], loss[MAX_RUNS], diverged[MAX_RUNS], entropy_floor = NAN;
@@ -1378,7 +1391,7 @@ static void sweep_report(const Config *cfg, const Config *runs, char lr[MAX_RUNS
         char from[MAX_TEXT];
         path_in(&runs[i], "summary.csv", from);
         rate[i] = strtod(lr[i], NULL), loss[i] = diverged[i] = NAN;
-        FILE *file = fopen(from, "r");
+        FILE *file = progress[i].state == DONE ? fopen(from, "r") : NULL;
         if (!file) { printf("%9s  failed: see the message above\n", lr[i]); continue; }
         for (int row = 0; getline(&line, &room, file) > 0; row++)
             if (row || !header) fputs(line, joined);
@@ -1415,16 +1428,12 @@ static void sweep_report(const Config *cfg, const Config *runs, char lr[MAX_RUNS
 
 // Trains once for each learning rate, `jobs` at a time, a process of so many threads each; returns the exit status.
 // train(cfg, threads, progress) is one run.
-static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int threads, int (*train)(const Config *, int, Progress *)) {
+static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int threads, double bytes, int (*train)(const Config *, int, Progress *)) {
     Config *runs = (Config *)allocate((size_t)n, sizeof(Config));
     pid_t pid[MAX_RUNS];
     Progress *progress = (Progress *)mmap(NULL, sizeof(Progress) * MAX_RUNS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (progress == (Progress *)MAP_FAILED) die(FAILED, "no memory for the sweep: %s", strerror(errno));
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = on_signal;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    catch_signals();
     make_folders(cfg->out);
     for (int i = 0; i < n; i++) {
         char path[MAX_TEXT];
@@ -1440,7 +1449,7 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int 
         pid[i] = 0;
     }
     int live = isatty(STDOUT_FILENO), drawn = 0, failed = 0;
-    printf("%d learning rates, %d at a time, %d steps each\n", n, jobs, cfg->steps);
+    printf("%d learning rates, %d at a time, %d steps each, %.1f MB of memory a run\n", n, jobs, cfg->steps, 1e-6 * bytes);
     for (int running = 0, waiting = 1; running || waiting; ) {
         waiting = 0;
         for (int i = 0; i < n; i++) {
@@ -1448,6 +1457,7 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int 
             if (interrupted || running >= jobs) { waiting = !interrupted; break; }
             fflush(stdout);
             pid[i] = fork();
+            if (pid[i] < 0 && running) { waiting = 1; break; }    // too many processes: later
             if (pid[i] < 0) die(FAILED, "cannot start a process: %s", strerror(errno));
             if (!pid[i]) exit(train(&runs[i], threads, &progress[i]));
             progress[i].state = RUNNING;
@@ -1460,6 +1470,7 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int 
             if (interrupted) kill(pid[i], SIGTERM);    // Ctrl-C reaches all, a SIGTERM only this process
             if (waitpid(pid[i], &status, WNOHANG) != pid[i]) continue;
             progress[i].state = status ? BROKEN : DONE;
+            if (WIFSIGNALED(status)) fprintf(stderr, "train_gpt: the run at -lr %s was killed by signal %d\n", lr[i], WTERMSIG(status));
             failed |= status && !interrupted;
             running--;
             if (!live && !status) printf("lr %-6s done: step %d/%d  loss %.4f\n", lr[i], progress[i].step, cfg->steps, progress[i].loss), fflush(stdout);
@@ -1476,7 +1487,7 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int 
         fflush(stdout);
     }
     if (interrupted) printf("\nstopped; go on with the same command and -resume\n");
-    else sweep_report(cfg, runs, lr, n);
+    else sweep_report(cfg, runs, progress, lr, n);
     free(runs);
     return interrupted ? 128 + interrupted : failed ? FAILED : 0;
 }

@@ -46,7 +46,7 @@ static inline float exponential(float x) {
     return x < -60 ? 0 : p * power;    // e^-60 = 1e-26 adds nothing to a sum of at least 1, and its products would be denormal: slow
 }
 
-// 1/x for x in [1, 2]: a line that is 4% off at most, then Newton's method, which squares the error three times.
+// 1/x for x in [1, 2]: a line that is 9% off at most, then Newton's method, which squares the error three times.
 // A division takes three times as long.
 static inline float reciprocal(float x) {
     float y = 1.4571068f - 0.5f * x;
@@ -199,6 +199,14 @@ static int max_threads(void) {
     return omp_get_max_threads();
 #else
     return 1;
+#endif
+}
+
+static int max_jobs(void) {    // processes that a sweep runs at a time
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return (int)fmax(1, (double)sysconf(_SC_NPROCESSORS_ONLN));
 #endif
 }
 
@@ -493,16 +501,20 @@ typedef struct {
     // scratch
     real *scratch, *partial, *max_logit;             // (threads,2,QB + HS + 1,T), (B*T/CHUNK + 2,3,C), (L,B,NH)
     double *sums;
-    double bytes;                                    // of all the above
+    void *memory;                                    // of all the above
+    double bytes;
 } GPT;
 
+enum { CACHE_LINE = 64 };
 enum { SUM_CHUNK = 4096 };    // elements whose squares are summed on their own, whatever the number of threads
 
-// The one list of buffers, from which both the size and the place of each follow. Dies if memory is short.
-static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
+// The one list of buffers, from which both the size and the place of each follow. Sets bytes, and where memory is not
+// NULL also the buffers in it.
+static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *memory) {
     memset(g, 0, sizeof *g);
     g->cfg = *cfg;
     g->cfg.vocab = g->V = V;
+    g->memory = memory;
     g->num_parameters = parameter_table(cfg, V, g->table);
     double L = cfg->layers, NH = cfg->heads, C = cfg->d, BT = (double)B * T, N = (double)g->num_parameters;
     const struct { real **buffer; double size; } list[] = {
@@ -518,21 +530,28 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
         {&g->dresidual, BT * C}, {&g->dnorm, BT * C}, {&g->dqkv, 3 * BT * C}, {&g->dfc, BT * 4 * C},
         {&g->scratch, (double)max_threads() * 2 * (QB + C / NH + 1) * T}, {&g->partial, 3 * (BT / CHUNK + 2) * C}, {&g->max_logit, L * B * NH},
     };
-    enum { COUNT = sizeof list / sizeof list[0], ALIGN = 16 };    // reals: a cache line of floats
-    for (int i = 0; i < COUNT; i++) g->bytes += (floor(list[i].size / ALIGN) + 1) * ALIGN * sizeof(real);
-    check_memory(g->bytes);
-    real *next = (real *)allocate((size_t)g->bytes, 1);
-    for (int i = 0; i < COUNT; i++) {
+    real *next = (real *)(((uintptr_t)memory + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);    // a vector that straddles two lines is slow
+    g->bytes = CACHE_LINE;
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
+        double lines = floor(list[i].size * sizeof(real) / CACHE_LINE) + 1;
+        g->bytes += lines * CACHE_LINE;
+        if (!memory) continue;
         *list[i].buffer = next;
-        next += ((size_t)(list[i].size / ALIGN) + 1) * ALIGN;
+        next += (size_t)lines * CACHE_LINE / sizeof(real);
     }
+}
+
+static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
+    gpt_layout(g, cfg, V, B, T, NULL);
+    check_memory(g->bytes);
+    gpt_layout(g, cfg, V, B, T, allocate((size_t)g->bytes, 1));
     g->sums = (double *)allocate(g->num_parameters / SUM_CHUNK + 1, sizeof(double));
     parameters_init(g->params, g->table, cfg->seed);
     rope_table(g->cosine, g->sine, T, cfg->d / cfg->heads);
 }
 
 static void gpt_free(GPT *g) {
-    free(g->params);    // the start of the one allocation
+    free(g->memory);
     free(g->sums);
 }
 
@@ -551,7 +570,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
         real *x = g->residual + 2 * l * BTC, *x_mid = x + BTC, *x_out = x_mid + BTC;
         real *ln_1 = g->ln_1 + l * BTC, *ln_2 = g->ln_2 + l * BTC, *qkv = g->qkv + l * 3 * BTC, *qk = g->qk + l * 2 * BTC;
         real *att = g->att + l * BTC, *lse = g->lse + (size_t)l * rows * NH, *fc = g->fc + l * 4 * BTC, *gelu = g->gelu + l * 4 * BTC;
-        layernorm_forward(ln_1, g->ln_1_mean + l * rows, g->ln_1_rstd + l * rows, x, tensor(g, p, LN_1, l), rows, C);
+        layernorm_forward(ln_1, g->ln_1_mean + (size_t)l * rows, g->ln_1_rstd + (size_t)l * rows, x, tensor(g, p, LN_1, l), rows, C);
         for (int i = 0; i < 3; i++) matmul_forward(qkv + i * BTC, NULL, ln_1, tensor(g, p, C_ATTN, l) + (size_t)i * C * C, rows, C, C);
         for (int i = 0; i < 2; i++) {    // q, then k
             real *from = qkv + i * BTC, *to = qk + i * BTC;
@@ -564,7 +583,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
         }
         attention_forward(att, lse, statistics ? g->max_logit + (size_t)l * B * NH : NULL, qk, qk + BTC, qkv + 2 * BTC, scale, g->scratch, B, T, NH, HS);
         matmul_forward(x_mid, x, att, tensor(g, p, ATTN_C_PROJ, l), rows, C, C);
-        layernorm_forward(ln_2, g->ln_2_mean + l * rows, g->ln_2_rstd + l * rows, x_mid, tensor(g, p, LN_2, l), rows, C);
+        layernorm_forward(ln_2, g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, x_mid, tensor(g, p, LN_2, l), rows, C);
         matmul_forward(fc, NULL, ln_2, tensor(g, p, C_FC, l), rows, C, 4 * C);
         gelu_forward(gelu, fc, 4 * BTC);
         matmul_forward(x_out, x_mid, gelu, tensor(g, p, MLP_C_PROJ, l), rows, 4 * C, C);
@@ -597,7 +616,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         matmul_backward(dfc, NULL, tensor(g, d, MLP_C_PROJ, l), dx, gelu, tensor(g, p, MLP_C_PROJ, l), rows, 4 * C, C);
         gelu_backward(dfc, dfc, fc, 4 * BTC);
         matmul_backward(dn, NULL, tensor(g, d, C_FC, l), dfc, ln_2, tensor(g, p, C_FC, l), rows, C, 4 * C);
-        layernorm_backward(dx, dx, tensor(g, d, LN_2, l), dn, x_mid, tensor(g, p, LN_2, l), g->ln_2_mean + l * rows, g->ln_2_rstd + l * rows, g->partial, rows, C);
+        layernorm_backward(dx, dx, tensor(g, d, LN_2, l), dn, x_mid, tensor(g, p, LN_2, l), g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, g->partial, rows, C);
         matmul_backward(dn, NULL, tensor(g, d, ATTN_C_PROJ, l), dx, att, tensor(g, p, ATTN_C_PROJ, l), rows, C, C);
         attention_backward(g->dqkv, g->dqkv + BTC, g->dqkv + 2 * BTC, dn, att, lse, qk, qk + BTC, qkv + 2 * BTC, scale, g->scratch, B, T, NH, HS);
         for (int i = 0; i < 2; i++) {    // q, then k
@@ -613,7 +632,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
             size_t at = (size_t)i * C * C;
             matmul_backward(dn, i ? dn : NULL, tensor(g, d, C_ATTN, l) + at, g->dqkv + i * BTC, ln_1, tensor(g, p, C_ATTN, l) + at, rows, C, C);
         }
-        layernorm_backward(dx, dx, tensor(g, d, LN_1, l), dn, x, tensor(g, p, LN_1, l), g->ln_1_mean + l * rows, g->ln_1_rstd + l * rows, g->partial, rows, C);
+        layernorm_backward(dx, dx, tensor(g, d, LN_1, l), dn, x, tensor(g, p, LN_1, l), g->ln_1_mean + (size_t)l * rows, g->ln_1_rstd + (size_t)l * rows, g->partial, rows, C);
     }
     embedding_backward(tensor(g, d, WTE, 0), dx, tokens, rows, C, g->V);
 }
@@ -637,15 +656,15 @@ static double sum_squares(const real *x, size_t n, double *sums) {
     return total;
 }
 
-// One step for n parameters: g = grad * grad_scale;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
+// One step for n parameters: g = grad * grad_scale;  m = beta1 m + new1 g;  v = beta2 v + new2 g^2, new = 1 - beta;
 // u = m correction1 / (sqrt(v correction2) + eps);  p -= lr u + decay p.  update, where not NULL, gets u; it may be grad.
 static void adamw(real *param, const real *grad, real *m, real *v, real *update, size_t n, real grad_scale, real lr,
-                  real beta1, real beta2, real correction1, real correction2, real eps, real decay) {
+                  real beta1, real new1, real beta2, real new2, real correction1, real correction2, real eps, real decay) {
     #pragma omp parallel for simd schedule(static, 1024)
     for (size_t i = 0; i < n; i++) {
         real g = grad[i] * grad_scale;
-        m[i] = beta1 * m[i] + (1 - beta1) * g;
-        v[i] = beta2 * v[i] + (1 - beta2) * g * g;
+        m[i] = beta1 * m[i] + new1 * g;
+        v[i] = beta2 * v[i] + new2 * g * g;
         real u = m[i] * correction1 / (SQRT(v[i] * correction2) + eps);
         param[i] -= lr * u + decay * param[i];
         if (update) update[i] = u;
@@ -656,7 +675,9 @@ static void adamw(real *param, const real *grad, real *m, real *v, real *update,
 // stats, where not NULL, gets the RMS of each kind's gradient, update and new parameters; the gradients are then gone.
 static double gpt_update(GPT *g, int step, Stats *stats) {
     const Config *cfg = &g->cfg;
-    double squares[NUM_KINDS], total = 0, scale = 1, lr = learning_rate(cfg, step);
+    double squares[NUM_KINDS], total = 0, scale = 1, lr = learning_rate(cfg, step), decay = 0, eps = 1e-8;
+    decay = weight_decay(cfg, step);                                                      // [wd]
+    eps = cfg->eps;                                                                       // [eps]
     for (int k = 0; k < NUM_KINDS; k++) {
         squares[k] = sum_squares(g->grads + g->table[k].offset, parameter_size(&g->table[k]) * (size_t)g->table[k].copies, g->sums);
         total += squares[k];
@@ -669,9 +690,8 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
         double kind_lr = lr;
         kind_lr *= mu_lr_scale(cfg, p);                                                   // [mu_param]
         adamw(g->params + at, g->grads + at, g->m + at, g->v + at, stats ? g->grads + at : NULL, n, (real)scale, (real)kind_lr,
-              (real)cfg->beta1, (real)cfg->beta2, (real)(1 / (1 - pow(cfg->beta1, step))), (real)(1 / (1 - pow(cfg->beta2, step))),
-              (real)cfg->eps,                                                             // [eps]
-              (real)weight_decay(cfg, step));                                             // [wd]
+              (real)cfg->beta1, (real)(1 - cfg->beta1), (real)cfg->beta2, (real)(1 - cfg->beta2),
+              (real)(1 / (1 - pow(cfg->beta1, step))), (real)(1 / (1 - pow(cfg->beta2, step))), (real)eps, (real)decay);
         if (!stats || !n) continue;
         stats->grad_rms[k] = sqrt(squares[k] / (double)n);
         stats->update_rms[k] = sqrt(sum_squares(g->grads + at, n, g->sums) / (double)n);
@@ -702,7 +722,8 @@ static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *i
         gpt_forward(g, inputs, rows, T, 0);
         sum += gpt_loss(g, targets, rows, T, 0, &log_z) * rows;
     }
-    return sum / (double)windows;
+    sum /= (double)windows;
+    return isnan(sum) ? INFINITY : sum;    // NAN is for a loss that was not looked at
 }
 
 static int64_t eval_windows(const Config *cfg, const DataLoader *loader) {
@@ -710,18 +731,16 @@ static int64_t eval_windows(const Config *cfg, const DataLoader *loader) {
     return windows < loader->val_windows ? windows : loader->val_windows;
 }
 
-// Dies of what would stop each of so many runs at a time (data, tokens, memory) before any file is touched.
-static void check_runs(const Config *cfg, int jobs) {
-    int *row = (int *)allocate((size_t)cfg->T, 2 * sizeof(int));
+// Dies of what would stop each of so many runs at a time (data, memory) before any file is touched; returns the
+// memory of one in bytes.
+static double check_runs(const Config *cfg, int jobs) {
     DataLoader loader;
     GPT g;
     dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, cfg->T, (uint64_t)cfg->seed);
-    gpt_init(&g, cfg, loader.vocab, cfg->batch, cfg->T);
+    gpt_layout(&g, cfg, loader.vocab, cfg->batch, cfg->T, NULL);
     check_memory(g.bytes * jobs);
-    for (int64_t w = eval_windows(cfg, &loader); w-- > 0; ) dataloader_val(&loader, w, 1, row, row + cfg->T);
-    gpt_free(&g);
     dataloader_free(&loader);
-    free(row);
+    return g.bytes;
 }
 
 // One run from its flags to its files; returns the exit status.
@@ -737,9 +756,7 @@ static int train(const Config *flags, int threads, Progress *progress) {
     const Config *cfg = &g.cfg;
     int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int)), *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
     int64_t windows = eval_windows(cfg, &loader);
-    for (int64_t w = 0; w < windows; w++) dataloader_val(&loader, w, 1, inputs, targets);    // a bad token dies before a file is touched
-
-    State state = {0, 0, 0, 0};
+    State state = {0, 0, 0, 0, 0};
     if (cfg->resume) state = checkpoint_load(cfg, g.table, g.params, g.m, g.v);
     Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, dataloader_entropy_floor(&loader, windows), machine_name(), threads, progress);
     Stats stats;
@@ -816,9 +833,8 @@ int main(int argc, char **argv) {
     config_parse(&cfg, argc, argv);
     int runs = learning_rates(cfg.lr_text, lr, NULL);
     if (runs > 1) {
-        int jobs = least(runs, max_threads());
-        check_runs(&cfg, jobs);    // what is wrong with every run is said once
-        return sweep(&cfg, lr, runs, jobs, max_threads() / jobs, train);
+        int jobs = least(runs, max_jobs());
+        return sweep(&cfg, lr, runs, jobs, max_jobs() / jobs, check_runs(&cfg, jobs), train);
     }
     if (cfg.sample) sample(&cfg);
     else return train(&cfg, max_threads(), NULL);

@@ -340,6 +340,9 @@ STRANGERS = {
     "width of 0": edit(lambda h, a, b: h["__metadata__"].update(d="0")),
     "width out of range": edit(lambda h, a, b: h["__metadata__"].update(d="99999999999")),
     "heads that do not divide": edit(lambda h, a, b: h["__metadata__"].update(heads="3")),
+    "an extra tensor": grown(24, dtype="I64", shape=[3]),
+    "an extra unknown dtype": grown(3, dtype="F8_E5M2"),
+    "an empty extra tensor": grown(0),
 }
 
 # Unusual, and right.
@@ -348,9 +351,6 @@ SOUND = {
     "spaced out": lambda blob: join(to_json(split(blob)[0], indent=4), split(blob)[1]),
     "another order": edit(lambda h, a, b: h.update({name: h.pop(name) for name in reversed(list(h))})),
     "escaped letters": text(lambda t: t.replace(b'.weight"', b'.\\u0077eig\\u0068t"').replace(b'"F32"', b'"\\u00463\\u0032"')),
-    "an extra tensor": grown(24, dtype="I64", shape=[3]),
-    "an extra unknown dtype": grown(3, dtype="F8_E5M2"),
-    "an empty extra tensor": grown(0),
 }
 
 

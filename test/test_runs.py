@@ -505,3 +505,26 @@ def test_resumed_sweep_with_other_flags_does_not_pass_off_old_runs(tmp_path):
     train(tmp_path / "x", lr="1e-3,1e-2", steps=5)
     result = program(*words({**TINY, "lr": "1e-3,1e-2", "steps": 9}), "-resume", "-out", "x", cwd=tmp_path)
     assert result.returncode != 0 or {row["steps"] for row in table(tmp_path / "x" / "summary.csv")} == {"9"}
+
+
+# ---------------------------------------------------------------------------
+# A checkpoint and flags that do not belong together
+
+@pytest.mark.parametrize("flags, status", [("-layers 1", 1), ("-layers 3", 1), ("-d 32", 1), ("-qk_norm 0", 1), ("-vocab 300", 1), ("-size 10k", 2)])
+@pytest.mark.parametrize("command", ["-resume", "-sample 3"])
+def test_a_model_of_another_shape_is_refused(tmp_path, command, flags, status):
+    train(tmp_path / "x", **{**TINY, "layers": 2})
+    before = snapshot(tmp_path)
+    result = program(*command.split(), *flags.split(), "-out", str(tmp_path / "x"), cwd=tmp_path)
+    assert result.returncode == status and len(result.stderr.splitlines()) == 1, result.stderr
+    assert ("-size" if status == 2 else MODEL) in result.stderr
+    assert snapshot(tmp_path) == before
+
+
+def test_a_diverged_run_stays_diverged_when_resumed(tmp_path):
+    train(tmp_path / "x", **{**TINY, "lr": "1e30", "clip": 0, "qk_norm": 0})
+    before = summary(tmp_path / "x")
+    assert before["diverged"] == "1" and before["diverged_step"]
+    assert program("-resume", "-out", str(tmp_path / "x"), cwd=tmp_path).returncode == 0
+    after = summary(tmp_path / "x")
+    assert [after[k] for k in ("diverged", "diverged_step", "final_loss")] == [before[k] for k in ("diverged", "diverged_step", "final_loss")]
