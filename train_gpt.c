@@ -173,7 +173,7 @@ static Matrix flip(Matrix m) { Matrix t = {m.data, m.col, m.row}; return t; }
 // every tile of rows of a passes over it; blocks of a transposed a, whose rows are far apart, are packed too.
 static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix b, int M, int N, int K) {
     static _Thread_local real b_block[KC * NC] __attribute__((aligned(64))), a_block[KC * MC] __attribute__((aligned(64)));
-    int a_apart = a.col != 1 && N > NR, b_as_is = b.col == 1 && N % VL == 0 && M <= MC;    // too few rows to repay the copy
+    int a_apart = a.col != 1 && N > NR && M > MC, b_as_is = b.col == 1 && N % VL == 0 && M <= MC;    // too few rows to repay the copy
     for (int k = 0; k < K; k += KC, add = out)    // each block of k adds to the one before
         for (int j = 0; j < N; j += NC) {
             int depth = least(KC, K - k), width = least(NC, N - j);
@@ -379,12 +379,14 @@ static void attention_forward(real *out, real *lse, real *max_logit, const real 
                 real top = row_max(p, cols);
                 if (max_logit) for (int j = 0; j <= i0 + i; j++) largest = FABS(p[j]) > largest ? FABS(p[j]) : largest;
                 for (int j = 0; j < cols; j++) p[j] = exponential(p[j] - top);
-                real sum = row_sum(p, cols), inverse = 1 / sum;
-                for (int j = 0; j < cols; j++) p[j] *= inverse;
-                tops[i] = top, sums[i] = sum;
+                tops[i] = top, sums[i] = row_sum(p, cols);
             }
             for (int i = 0; i < rows; i++) lse[(size_t)head * T + i0 + i] = tops[i] + LOG(sums[i]);    // apart: a call empties the vector registers
             multiply(out + at + (size_t)i0 * C, NULL, C, matrix(s, cols), matrix(v + at, C), rows, HS, cols);
+            for (int i = 0; i < rows; i++) {
+                real *o = out + at + (size_t)(i0 + i) * C, inverse = 1 / sums[i];
+                for (int j = 0; j < HS; j++) o[j] *= inverse;
+            }
         }
         if (max_logit) max_logit[head] = largest;
     }
