@@ -1030,9 +1030,14 @@ static void csv_write_text(FILE *file, const char *text) {
 // ---------------------------------------------------------------------------
 // A run: its folder, its log, its live line, its summary
 
+// Activations whose RMS over a batch, and over the layers, is logged: the embedding, q k v before qk-norm, attention's
+// output, the MLP before GELU, the last residual, the logits with muParam's factor.
+enum { ACT_WTE, ACT_C_ATTN, ACT_ATT, ACT_C_FC, ACT_RESIDUAL, ACT_LOGITS, NUM_ACTIVATIONS };
+static const char *const ACTIVATIONS[NUM_ACTIVATIONS] = {"wte", "c_attn", "att", "c_fc", "residual", "logits"};
+
 typedef struct {           // what a step knows (NAN: not known), then what only a logged step knows
     double train_loss, val_loss, grad_norm, log_z;
-    double max_attn_logit[MAX_LAYERS], grad_rms[NUM_KINDS], param_rms[NUM_KINDS], update_rms[NUM_KINDS];
+    double max_attn_logit[MAX_LAYERS], act_rms[NUM_ACTIVATIONS], grad_rms[NUM_KINDS], param_rms[NUM_KINDS], update_rms[NUM_KINDS];
 } Stats;
 
 typedef enum { WAITING, RUNNING, DONE, BROKEN } RunState;
@@ -1117,6 +1122,7 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     if (!state->log_bytes) {
         fprintf(run.log, "step,tokens,lr,train_loss,val_loss,grad_norm,log_z");
         for (int l = 0; l < cfg->layers; l++) fprintf(run.log, ",max_attn_logit_%d", l);
+        for (int a = 0; a < NUM_ACTIVATIONS; a++) fprintf(run.log, ",act_rms_%s", ACTIVATIONS[a]);
         static const char *what[3] = {"grad", "param", "update"};
         for (int i = 0; i < 3; i++)
             for (int k = 0; k < NUM_KINDS; k++)
@@ -1148,6 +1154,7 @@ static void run_log(Run *run, const Stats *s, int step, int logged) {
     log_number(run->log, s->grad_norm);
     log_number(run->log, s->log_z);
     for (int l = 0; l < cfg->layers; l++) log_number(run->log, logged ? s->max_attn_logit[l] : NAN);
+    for (int a = 0; a < NUM_ACTIVATIONS; a++) log_number(run->log, logged ? s->act_rms[a] : NAN);
     const double *what[3] = {s->grad_rms, s->param_rms, s->update_rms};
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < NUM_KINDS; k++)

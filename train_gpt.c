@@ -476,6 +476,24 @@ static void cross_entropy(real *logits, real *losses, real *log_z, const int *ta
     }
 }
 
+enum { SUM_CHUNK = 4096 };    // elements whose squares are summed on their own, whatever the number of threads
+
+// The sum of squares in double, so that it overflows no sooner than the values do. sums (n/SUM_CHUNK + 1) is scratch.
+static double sum_squares(const real *x, size_t n, double *sums) {
+    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;
+    #pragma omp parallel for
+    for (size_t c = 0; c < chunks; c++) {
+        size_t end = (c + 1) * SUM_CHUNK < n ? (c + 1) * SUM_CHUNK : n;
+        double sum = 0;
+        #pragma omp simd reduction(+:sum)
+        for (size_t i = c * SUM_CHUNK; i < end; i++) sum += (double)x[i] * (double)x[i];
+        sums[c] = sum;
+    }
+    double total = 0;
+    for (size_t c = 0; c < chunks; c++) total += sums[c];
+    return total;
+}
+
 // ---------------------------------------------------------------------------
 // The model
 
@@ -502,13 +520,12 @@ typedef struct {
     real *dresidual, *dnorm, *dqkv, *dfc;            // (B,T,C), (B,T,C), (3,B,T,C), (B,T,4C)
     // scratch
     real *scratch, *partial, *max_logit;             // (threads,2,QB + HS + 1,T), (B*T/CHUNK + 2,3,C), (L,B,NH)
-    double *sums;
+    double *sums, act_rms[NUM_ACTIVATIONS];          // (the longest array / SUM_CHUNK + 1), of the last gpt_forward with statistics
     void *memory;                                    // of all the above
     double bytes;
 } GPT;
 
 enum { CACHE_LINE = 64 };
-enum { SUM_CHUNK = 4096 };    // elements whose squares are summed on their own, whatever the number of threads
 
 // The one list of buffers, from which both the size and the place of each follow. Sets bytes, and where memory is not
 // NULL also the buffers in it.
@@ -547,7 +564,7 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     gpt_layout(g, cfg, V, B, T, NULL);
     check_memory(g->bytes);
     gpt_layout(g, cfg, V, B, T, allocate((size_t)g->bytes, 1));
-    g->sums = (double *)allocate(g->num_parameters / SUM_CHUNK + 1, sizeof(double));
+    g->sums = (double *)allocate((size_t)(g->bytes / sizeof(real)) / SUM_CHUNK + 1, sizeof(double));
     parameters_init(g->params, g->table, cfg->seed);
     rope_table(g->cosine, g->sine, T, cfg->d / cfg->heads);
 }
@@ -562,7 +579,7 @@ static real *tensor(const GPT *g, real *params, int kind, int l) {
     return params + g->table[kind].offset + (size_t)l * parameter_size(&g->table[kind]);
 }
 
-// logits (B,T,V) from tokens (B,T). statistics: also the largest attention logit of each layer.
+// logits (B,T,V) from tokens (B,T). statistics: also the largest attention logit of each layer and the RMS of activations.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
     size_t BTC = (size_t)rows * C;
@@ -592,6 +609,11 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     }
     layernorm_forward(g->ln_f, g->ln_f_mean, g->ln_f_rstd, g->residual + 2 * L * BTC, tensor(g, p, LN_F, 0), rows, C);
     matmul_forward(g->logits, NULL, g->ln_f, tensor(g, p, LM_HEAD, 0), rows, C, g->V);
+    if (!statistics) return;
+    const struct { const real *x; size_t n; } act[NUM_ACTIVATIONS] = {
+        {g->residual, BTC}, {g->qkv, 3 * L * BTC}, {g->att, L * BTC}, {g->fc, 4 * L * BTC}, {g->residual + 2 * L * BTC, BTC}, {g->logits, (size_t)rows * g->V}};
+    for (int a = 0; a < NUM_ACTIVATIONS; a++) g->act_rms[a] = sqrt(sum_squares(act[a].x, act[a].n, g->sums) / (double)act[a].n);
+    g->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                                    // [mu_param]
 }
 
 // Mean cross-entropy in nats of the logits of the last gpt_forward against targets (B,T). gradient: the logits
@@ -642,22 +664,6 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
 // ---------------------------------------------------------------------------
 // AdamW (Loshchilov and Hutter 2019)
 
-// The sum of squares in double, so that it overflows no sooner than the values do.
-static double sum_squares(const real *x, size_t n, double *sums) {
-    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;
-    #pragma omp parallel for
-    for (size_t c = 0; c < chunks; c++) {
-        size_t end = (c + 1) * SUM_CHUNK < n ? (c + 1) * SUM_CHUNK : n;
-        double sum = 0;
-        #pragma omp simd reduction(+:sum)
-        for (size_t i = c * SUM_CHUNK; i < end; i++) sum += (double)x[i] * (double)x[i];
-        sums[c] = sum;
-    }
-    double total = 0;
-    for (size_t c = 0; c < chunks; c++) total += sums[c];
-    return total;
-}
-
 // One step for n parameters: g = grad * grad_scale;  m = beta1 m + new1 g;  v = beta2 v + new2 g^2, new = 1 - beta;
 // u = m correction1 / (sqrt(v correction2) + eps);  p -= lr u + decay p.  update, where not NULL, gets u; it may be grad.
 static void adamw(real *param, const real *grad, real *m, real *v, real *update, size_t n, real grad_scale, real lr,
@@ -705,9 +711,10 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
 // ---------------------------------------------------------------------------
 // The training loop
 
-// The largest attention logit of each layer in the last gpt_forward with statistics.
+// What the last gpt_forward with statistics left: the largest attention logit of each layer, the RMS of activations.
 static void gpt_statistics(const GPT *g, int B, Stats *stats) {
     int heads = B * g->cfg.heads;
+    memcpy(stats->act_rms, g->act_rms, sizeof g->act_rms);
     for (int l = 0; l < g->cfg.layers; l++) {
         stats->max_attn_logit[l] = 0;
         for (int i = 0; i < heads; i++) stats->max_attn_logit[l] = fmax(stats->max_attn_logit[l], g->max_logit[(size_t)l * heads + i]);

@@ -48,7 +48,7 @@ class Library:
         assert c.shim_real_size() == np.dtype(self.real).itemsize
         for name in "shim_new shim_params shim_grads shim_m shim_v".split():
             getattr(c, name).restype = ct.c_void_p
-        for name in "forward backward total_loss log_z max_attn_logit update lr".split():
+        for name in "forward backward total_loss log_z max_attn_logit act_rms update lr".split():
             getattr(c, "shim_" + name).restype = ct.c_double
         c.shim_num_parameters.restype = ct.c_long
         for name in "free layernorm_forward layernorm_backward gelu_forward gelu_backward rope_forward rope_backward " \
@@ -175,6 +175,9 @@ class Model:
 
     def max_attn_logits(self):
         return np.array([self.c.shim_max_attn_logit(self.handle, ct.c_int(l)) for l in range(self.cfg["layers"])])
+
+    def act_rms(self):
+        return np.array([self.c.shim_act_rms(self.handle, ct.c_int(i)) for i in range(6)])
 
     def update(self, step):
         return self.c.shim_update(self.handle, ct.c_int(step))

@@ -74,12 +74,14 @@ def rope(x):
 
 
 def forward(cfg, p, inputs):
-    """Returns the logits (B, T, V) and the largest absolute attention logit of each layer."""
+    """Returns the logits (B, T, V), the largest absolute attention logit of each layer and the RMS of activations:
+    embedding, q k v, attention's output, fc1's output, last residual, logits."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS, m, mu = C // NH, C / cfg["base_d"], cfg["mu_param"]
     scale = HS ** -0.5 * (m ** -0.5 if mu == "full" else 1)
     causal = jnp.tril(jnp.ones((T, T), bool))
-    x, largest = p["wte.weight"][inputs], []
+    x, largest, inner = p["wte.weight"][inputs], [], []
+    embedding = x
     for l in range(cfg["layers"]):
         w = lambda name: p[f"h.{l}.{name}.weight"]
         qkv = layernorm(x, w("ln_1")) @ w("attn.c_attn").T
@@ -89,20 +91,24 @@ def forward(cfg, p, inputs):
         s = jnp.einsum("bqhc,bkhc->bhqk", rope(q), rope(k)) * scale
         largest.append(jnp.where(causal, abs(s), 0).max())
         a = jax.nn.softmax(jnp.where(causal, s, -jnp.inf))
-        x = x + jnp.einsum("bhqk,bkhc->bqhc", a, v).reshape(B, T, C) @ w("attn.c_proj").T
+        att = jnp.einsum("bhqk,bkhc->bqhc", a, v).reshape(B, T, C)
+        x = x + att @ w("attn.c_proj").T
         y = layernorm(x, w("ln_2")) @ w("mlp.c_fc").T
+        inner.append((qkv, att, y))
         y = 0.5 * y * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (y + 0.044715 * y ** 3)))
         x = x + y @ w("mlp.c_proj").T
     out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].T
-    return out / m if mu in ("intermediate", "full") else out, jnp.stack(largest)
+    out = out / m if mu in ("intermediate", "full") else out
+    acts = [embedding, *map(jnp.stack, zip(*inner)), x, out]
+    return out, jnp.stack(largest), jnp.stack([jnp.sqrt((y * y).mean()) for y in acts])
 
 
 def evaluate(cfg, p, inputs, targets):
-    """Everything measured: total (what is descended), ce (what is logged), mean log Z, largest attention logits."""
-    out, largest = forward(cfg, p, inputs)
+    """Everything measured: total (what is descended), ce (what is logged), mean log Z, largest attention logits, RMS of activations."""
+    out, largest, act_rms = forward(cfg, p, inputs)
     log_z = jax.nn.logsumexp(out, -1)
     ce = (log_z - jnp.take_along_axis(out, targets[..., None], -1)[..., 0]).mean()
-    return ce + cfg["z_loss"] * (log_z ** 2).mean(), dict(ce=ce, log_z=log_z.mean(), max_attn_logit=largest)
+    return ce + cfg["z_loss"] * (log_z ** 2).mean(), dict(ce=ce, log_z=log_z.mean(), max_attn_logit=largest, act_rms=act_rms)
 
 
 def logits(cfg, p, inputs):

@@ -76,6 +76,8 @@ double shim_max_attn_logit(Shim *s, int layer) {
     return stats.max_attn_logit[layer];
 }
 
+double shim_act_rms(Shim *s, int i) { return s->g.act_rms[i]; }
+
 double shim_update(Shim *s, int step) { return gpt_update(&s->g, step, NULL); }
 double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
 

@@ -37,6 +37,7 @@ CASES = dict(
     everything=dict(mu_param="full", base_d=12, z_loss=1e-1, wd=3, wd_independent=0, clip=0.1, eps=1e-3, beta1=0.8,
                     warmup=8, d=36, heads=3, T=11, batch=2),
 )
+ACTIVATIONS = ["embedding", "q k v", "attention", "fc1", "last residual", "logits"]
 TOLERANCE = dict(float=1e-4, double=1e-9)
 # The norm of two numbers jumps where they tie: changing the oracle's weights by a float's rounding there changes its
 # gradients by up to 1e-4 a step. So in float this case only shows that nothing breaks; in double it is as strict.
@@ -121,6 +122,8 @@ def test_five_steps(precision, case, fixed, request):
         close(c.total_loss(), seen["total"], tolerance, f"{where} total")
         close(c.log_z(), seen["log_z"], tolerance, f"{where} log Z")
         close(c.max_attn_logits(), seen["max_attn_logit"], tolerance, f"{where} attention logit")
+        for name, actual, wanted in zip(ACTIVATIONS, c.act_rms(), seen["act_rms"], strict=True):
+            close(actual, wanted, tolerance, f"{where} RMS of {name}")
         all_close(c.g, g, tolerance, f"{where} gradient")
         close(c.forward(*batch), seen["ce"], tolerance, f"{where} loss, forward alone")
         close(c.update(step), seen["norm"], tolerance, f"{where} gradient norm")

@@ -54,6 +54,7 @@ def test_log(run):
     rows, L, steps = log(folder), flags["layers"], flags["steps"]
     kinds = [k for k in KINDS if flags["qk_norm"] or not k.endswith("_norm")] if "qk_norm" in flags else list(KINDS)
     assert list(rows) == ["step", "tokens", "lr", "train_loss", "val_loss", "grad_norm", "log_z", *[f"max_attn_logit_{l}" for l in range(L)],
+                          *[f"act_rms_{a}" for a in ("wte", "c_attn", "att", "c_fc", "residual", "logits")],
                           *[f"{what}_rms_{k}" for what in ("grad", "param", "update") for k in kinds], "tokens_per_second"]
     validated = {0, steps} | set(range(0, steps, 10))
     assert rows["step"].tolist() == sorted(validated | set(range(0, steps, flags["log_every"])))
