@@ -434,22 +434,21 @@ static void attention_backward(real *dq, real *dk, real *dv, const real *dout, c
 #define GELU_B (GELU_A * (real)0.044715)
 static inline real clamp_30(real x) { return x > 30 ? 30 : x < -30 ? -30 : x; }
 
-static void gelu_forward(real *out, const real *inp, size_t n) {
+// out = gelu(inp), and slope = gelu'(inp) = s + x s (1 - s) (2u)', which costs little here and another exponential later
+static void gelu_forward(real *out, real *slope, const real *inp, size_t n) {
     #pragma omp parallel for simd schedule(static, 1024)    // whole vectors to each thread: a tail may round differently
     for (size_t i = 0; i < n; i++) {
-        real x = clamp_30(inp[i]), e = exponential(-FABS(x) * (GELU_A + GELU_B * x * x));
-        out[i] = inp[i] * ((x > 0 ? 1 : e) * reciprocal(1 + e));
+        real x = clamp_30(inp[i]), x2 = x * x, e = exponential(-FABS(x) * (GELU_A + GELU_B * x2)), inverse = reciprocal(1 + e);
+        real s = (x > 0 ? 1 : e) * inverse;
+        out[i] = inp[i] * s;
+        slope[i] = s + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x2);
     }
 }
 
-// gelu'(x) = s + x s (1 - s) (2u)'. dinp may be dout.
-static void gelu_backward(real *dinp, const real *dout, const real *inp, size_t n) {
+// dinp = dout * slope. dinp may be dout.
+static void gelu_backward(real *dinp, const real *dout, const real *slope, size_t n) {
     #pragma omp parallel for simd schedule(static, 1024)
-    for (size_t i = 0; i < n; i++) {
-        real x = clamp_30(inp[i]), e = exponential(-FABS(x) * (GELU_A + GELU_B * x * x)), inverse = reciprocal(1 + e);
-        real s = (x > 0 ? 1 : e) * inverse;
-        dinp[i] = dout[i] * (s + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x * x));
-    }
+    for (size_t i = 0; i < n; i++) dinp[i] = dout[i] * slope[i];
 }
 
 // Softmax, loss and their gradient in one pass over a row of logits (rows,V), which becomes dlogits where
@@ -512,12 +511,12 @@ typedef struct {
     real *qk;                                        // (L,2,B,T,C): q and k as attention sees them
     real *att, *lse;                                 // (L,B,T,C), (L,B,NH,T)
     real *ln_2, *ln_2_mean, *ln_2_rstd;
-    real *fc, *gelu;                                 // (L,B,T,4C)
+    real *gelu, *slope;                              // (L,B,T,4C)
     real *ln_f, *ln_f_mean, *ln_f_rstd;
     real *logits;                                    // (B,T,V), then their gradient
     real *losses, *log_z;                            // (B,T)
-    // gradients that live for one layer
-    real *dresidual, *dnorm, *dqkv, *dfc;            // (B,T,C), (B,T,C), (3,B,T,C), (B,T,4C)
+    // what lives for one layer
+    real *fc, *dresidual, *dnorm, *dqkv, *dfc;       // (B,T,4C), (B,T,C), (B,T,C), (3,B,T,C), (B,T,4C)
     // scratch
     real *scratch, *partial, *max_logit;             // (threads,2,QB + HS + 1,T), (B*T/CHUNK + 2,3,C), (L,B,NH)
     double *sums, act_rms[NUM_ACTIVATIONS];          // (the longest array / SUM_CHUNK + 1), of the last gpt_forward with statistics
@@ -543,10 +542,10 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
         {&g->qkv, L * 3 * BT * C}, {&g->qk_mean, L * 2 * BT * NH}, {&g->qk_rstd, L * 2 * BT * NH}, {&g->qk, L * 2 * BT * C},
         {&g->att, L * BT * C}, {&g->lse, L * BT * NH},
         {&g->ln_2, L * BT * C}, {&g->ln_2_mean, L * BT}, {&g->ln_2_rstd, L * BT},
-        {&g->fc, L * BT * 4 * C}, {&g->gelu, L * BT * 4 * C},
+        {&g->gelu, L * BT * 4 * C}, {&g->slope, L * BT * 4 * C},
         {&g->ln_f, BT * C}, {&g->ln_f_mean, BT}, {&g->ln_f_rstd, BT},
         {&g->logits, BT * V}, {&g->losses, BT}, {&g->log_z, BT},
-        {&g->dresidual, BT * C}, {&g->dnorm, BT * C}, {&g->dqkv, 3 * BT * C}, {&g->dfc, BT * 4 * C},
+        {&g->fc, BT * 4 * C}, {&g->dresidual, BT * C}, {&g->dnorm, BT * C}, {&g->dqkv, 3 * BT * C}, {&g->dfc, BT * 4 * C},
         {&g->scratch, (double)max_threads() * 2 * (QB + C / NH + 1) * T}, {&g->partial, 3 * (BT / CHUNK + 2) * C}, {&g->max_logit, L * B * NH},
     };
     real *next = (real *)(((uintptr_t)memory + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);    // a vector that straddles two lines is slow
@@ -584,11 +583,12 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
     size_t BTC = (size_t)rows * C;
     real *p = g->params, scale = (real)attention_scale(&g->cfg);
+    double fc_squares = 0;
     embedding_forward(g->residual, tokens, tensor(g, p, WTE, 0), rows, C);
     for (int l = 0; l < L; l++) {
         real *x = g->residual + 2 * l * BTC, *x_mid = x + BTC, *x_out = x_mid + BTC;
         real *ln_1 = g->ln_1 + l * BTC, *ln_2 = g->ln_2 + l * BTC, *qkv = g->qkv + l * 3 * BTC, *qk = g->qk + l * 2 * BTC;
-        real *att = g->att + l * BTC, *lse = g->lse + (size_t)l * rows * NH, *fc = g->fc + l * 4 * BTC, *gelu = g->gelu + l * 4 * BTC;
+        real *att = g->att + l * BTC, *lse = g->lse + (size_t)l * rows * NH, *gelu = g->gelu + l * 4 * BTC;
         layernorm_forward(ln_1, g->ln_1_mean + (size_t)l * rows, g->ln_1_rstd + (size_t)l * rows, x, tensor(g, p, LN_1, l), rows, C);
         for (int i = 0; i < 3; i++) matmul_forward(qkv + i * BTC, NULL, ln_1, tensor(g, p, C_ATTN, l) + (size_t)i * C * C, rows, C, C);
         for (int i = 0; i < 2; i++) {    // q, then k
@@ -603,16 +603,18 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
         attention_forward(att, lse, statistics ? g->max_logit + (size_t)l * B * NH : NULL, qk, qk + BTC, qkv + 2 * BTC, scale, g->scratch, B, T, NH, HS);
         matmul_forward(x_mid, x, att, tensor(g, p, ATTN_C_PROJ, l), rows, C, C);
         layernorm_forward(ln_2, g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, x_mid, tensor(g, p, LN_2, l), rows, C);
-        matmul_forward(fc, NULL, ln_2, tensor(g, p, C_FC, l), rows, C, 4 * C);
-        gelu_forward(gelu, fc, 4 * BTC);
+        matmul_forward(g->fc, NULL, ln_2, tensor(g, p, C_FC, l), rows, C, 4 * C);
+        gelu_forward(gelu, g->slope + l * 4 * BTC, g->fc, 4 * BTC);
+        if (statistics) fc_squares += sum_squares(g->fc, 4 * BTC, g->sums);
         matmul_forward(x_out, x_mid, gelu, tensor(g, p, MLP_C_PROJ, l), rows, 4 * C, C);
     }
     layernorm_forward(g->ln_f, g->ln_f_mean, g->ln_f_rstd, g->residual + 2 * L * BTC, tensor(g, p, LN_F, 0), rows, C);
     matmul_forward(g->logits, NULL, g->ln_f, tensor(g, p, LM_HEAD, 0), rows, C, g->V);
     if (!statistics) return;
-    const struct { const real *x; size_t n; } act[NUM_ACTIVATIONS] = {
-        {g->residual, BTC}, {g->qkv, 3 * L * BTC}, {g->att, L * BTC}, {g->fc, 4 * L * BTC}, {g->residual + 2 * L * BTC, BTC}, {g->logits, (size_t)rows * g->V}};
-    for (int a = 0; a < NUM_ACTIVATIONS; a++) g->act_rms[a] = sqrt(sum_squares(act[a].x, act[a].n, g->sums) / (double)act[a].n);
+    const struct { int act; const real *x; size_t n; } list[] = {{ACT_WTE, g->residual, BTC}, {ACT_C_ATTN, g->qkv, 3 * L * BTC}, {ACT_ATT, g->att, L * BTC},
+        {ACT_RESIDUAL, g->residual + 2 * L * BTC, BTC}, {ACT_LOGITS, g->logits, (size_t)rows * g->V}};
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) g->act_rms[list[i].act] = sqrt(sum_squares(list[i].x, list[i].n, g->sums) / (double)list[i].n);
+    g->act_rms[ACT_C_FC] = sqrt(fc_squares / (double)(4 * L * BTC));
     g->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                                    // [mu_param]
 }
 
@@ -636,9 +638,9 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     for (int l = L - 1; l >= 0; l--) {
         real *x = g->residual + 2 * l * BTC, *x_mid = x + BTC;
         real *ln_1 = g->ln_1 + l * BTC, *ln_2 = g->ln_2 + l * BTC, *qkv = g->qkv + l * 3 * BTC, *qk = g->qk + l * 2 * BTC;
-        real *att = g->att + l * BTC, *lse = g->lse + (size_t)l * rows * NH, *fc = g->fc + l * 4 * BTC, *gelu = g->gelu + l * 4 * BTC;
+        real *att = g->att + l * BTC, *lse = g->lse + (size_t)l * rows * NH, *gelu = g->gelu + l * 4 * BTC;
         matmul_backward(dfc, NULL, tensor(g, d, MLP_C_PROJ, l), dx, gelu, tensor(g, p, MLP_C_PROJ, l), rows, 4 * C, C);
-        gelu_backward(dfc, dfc, fc, 4 * BTC);
+        gelu_backward(dfc, dfc, g->slope + l * 4 * BTC, 4 * BTC);
         matmul_backward(dn, NULL, tensor(g, d, C_FC, l), dfc, ln_2, tensor(g, p, C_FC, l), rows, C, 4 * C);
         layernorm_backward(dx, dx, tensor(g, d, LN_2, l), dn, x_mid, tensor(g, p, LN_2, l), g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, g->partial, rows, C);
         matmul_backward(dn, NULL, tensor(g, d, ATTN_C_PROJ, l), dx, att, tensor(g, p, ATTN_C_PROJ, l), rows, C, C);

@@ -86,13 +86,14 @@ class Library:
         return dx, dw
 
     def gelu_forward(self, x):
-        out = self.empty(*x.shape)
-        self.call("gelu_forward", out, x, ct.c_long(x.size))
-        return out
+        """The value and the slope."""
+        out, slope = self.empty(*x.shape), self.empty(*x.shape)
+        self.call("gelu_forward", out, slope, x, ct.c_long(x.size))
+        return out, slope
 
     def gelu_backward(self, x, dout):
-        dx = self.empty(*x.shape)
-        self.call("gelu_backward", dx, x, dout, ct.c_long(x.size))
+        dx, slope = self.empty(*x.shape), self.gelu_forward(x)[1]
+        self.call("gelu_backward", dx, dout, slope, ct.c_long(x.size))
         return dx
 
     def rope(self, which, x):

@@ -91,8 +91,8 @@ void shim_layernorm_backward(real *dinp, real *dweight, const real *dout, const 
     free(partial);
 }
 
-void shim_gelu_forward(real *out, const real *inp, long n) { gelu_forward(out, inp, (size_t)n); }
-void shim_gelu_backward(real *dinp, const real *inp, const real *dout, long n) { gelu_backward(dinp, dout, inp, (size_t)n); }
+void shim_gelu_forward(real *out, real *slope, const real *inp, long n) { gelu_forward(out, slope, inp, (size_t)n); }
+void shim_gelu_backward(real *dinp, const real *dout, const real *slope, long n) { gelu_backward(dinp, dout, slope, (size_t)n); }
 
 static void rope(real *out, const real *inp, int B, int T, int NH, int HS, int backward) {
     real *table = (real *)allocate((size_t)T * (size_t)HS, sizeof(real)), *sine = table + T * HS / 2;
