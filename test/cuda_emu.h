@@ -1,0 +1,841 @@
+// cuda_emu.h: stands in for what train_gpt.cu uses of CUDA, so that g++ alone builds and runs it on the CPU, to test it:
+//     g++ -std=c++17 -O3 -rdynamic -DCUDA_EMU -x c++ train_gpt.cu
+// It is slow, and stricter than a GPU. Whatever is not here does not compile; what cannot be seen then stops the program
+// with one line that names the kernel, the block and the thread.
+//
+// What there is
+//   Kernels: __global__ functions without `static`, started by cudaLaunchKernelEx; threadIdx, blockIdx, blockDim, gridDim;
+//     __shared__ arrays; __syncthreads; __syncwarp, __shfl_sync and __shfl_xor_sync by whole warps; vectors such as float4;
+//     bf16 as a format to store numbers in; wmma's 16 x 16 x 16 bf16 fragments with float sums.
+//   Host: device and pinned memory, copies, one stream, events, graphs captured from the stream, cuBLAS's GemmEx in float
+//     and bf16.
+// What it looks for
+//   A missing barrier: a block's threads run one after another, each until a barrier, in the order that CUDA_EMU_ORDER
+//     names: forward (the default), reverse, or random, in which warps take turns too. Blocks run in that order as well.
+//     Fragments are loaded and stored without a barrier, as CUDA promises none. A shuffle is one, though CUDA promises none.
+//   Threads at different barriers, or past their end while others wait at one; a warp's call that some lanes leave out.
+//   Memory that nobody wrote: device and pinned memory starts as NaN (0xFF), a block's shared memory too (static arrays:
+//     not in an AddressSanitizer build, which instead watches their ends).
+//   With -fsanitize=address: every access outside of an allocation, and the host's to device memory.
+//   Work runs only when the host waits for it, so that reading its results too early shows.
+//   A kernel's argument that points to the host's memory; a process that used CUDA before fork; work in a capture that
+//     cannot be captured; products that reach outside of an allocation; fragments at addresses that wmma refuses.
+// What it pretends: CUDA_EMU_DEVICES=0 no device, =old a driver that is too old; CUDA_EMU_MEMORY=bytes of the device
+// (default 8 GiB); CUDA_EMU_FAIL=n the n-th call to CUDA or cuBLAS returns an error.
+#ifndef CUDA_EMU_H
+#define CUDA_EMU_H
+
+#undef _FORTIFY_SOURCE    // its longjmp refuses to change stacks
+#include <dlfcn.h>
+#include <link.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+#include <algorithm>
+#include <cxxabi.h>
+#include <functional>
+#include <map>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#define CUDA_EMU_ASAN(statement) statement
+#else
+#define CUDA_EMU_ASAN(statement)
+#endif
+#pragma GCC diagnostic ignored "-Wunknown-pragmas"    // #pragma unroll
+
+// ---------------------------------------------------------------------------
+// Words of the language
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+#ifdef __SANITIZE_ADDRESS__
+#define __shared__ static                 // the sanitizer watches the ends of static memory
+#else
+#define __shared__ static thread_local    // all of a program's thread_local memory is its shared memory: shared_reset finds it
+#endif
+
+struct dim3 { unsigned x, y, z; constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {} };
+struct uint3 { unsigned x, y, z; };
+#define CUDA_EMU_VECTOR(type, name, n, ...) \
+    struct alignas(sizeof(type) * n) name { type __VA_ARGS__; };
+CUDA_EMU_VECTOR(float, float2, 2, x, y)
+CUDA_EMU_VECTOR(float, float4, 4, x, y, z, w)
+CUDA_EMU_VECTOR(int, int4, 4, x, y, z, w)
+CUDA_EMU_VECTOR(unsigned, uint2, 2, x, y)
+CUDA_EMU_VECTOR(unsigned, uint4, 4, x, y, z, w)
+
+static uint3 threadIdx, blockIdx;
+static dim3 blockDim, gridDim;
+// Macros, since the C library declares functions of some of these names.
+#define __expf(x) expf(x)
+#define __logf(x) logf(x)
+#define __fdividef(x, y) ((x) / (y))
+#define rsqrtf(x) (1.0f / sqrtf(x))
+
+// ---------------------------------------------------------------------------
+// Threads: fibers that a scheduler resumes one by one
+
+namespace cuda_emu {
+namespace {    // two libraries built from this header share nothing
+
+enum { WARP = 32, MAX_THREADS = 1024, STACK = 256 << 10 };
+enum Order { FORWARD, REVERSE, RANDOM };
+
+// Where a thread waits. The line tells one call from another, wherever the compiler moves its copies.
+struct Here { int line; static constexpr Here at(int line = __builtin_LINE()) { return {line}; } };
+enum Scope { THREAD, WHOLE_WARP, WHOLE_BLOCK };
+struct Barrier { Scope scope; const char *name; int line; };
+
+struct Fiber { jmp_buf context; ucontext_t start; void *stack, *fake; bool fresh; };
+struct Warp {
+    uint64_t value[2][WARP];      // what lanes exchange, in turns: one may be at the next exchange while others still read this one
+    const void *operand[WARP][4];
+    void (*action)(Warp &);       // done once when all lanes have come
+};
+struct Thread {
+    Fiber *fiber;
+    Barrier at;
+    bool ended;
+    uint64_t calls;               // a fingerprint of the warp's calls that do not wait
+    unsigned turn;
+};
+
+jmp_buf scheduler;
+std::vector<Fiber *> &idle = *new std::vector<Fiber *>;
+Thread threads[MAX_THREADS], *current;
+Warp warps[MAX_THREADS / WARP];
+int num_threads;
+std::function<void()> body;    // the kernel with its arguments
+const void *kernel_address;
+#ifdef __SANITIZE_ADDRESS__
+void *scheduler_fake;
+const void *scheduler_stack;
+size_t scheduler_stack_size;
+#endif
+
+inline const char *setting(const char *name, const char *otherwise) { const char *s = getenv(name); return s && *s ? s : otherwise; }
+
+inline uint3 index_of(int thread) {
+    unsigned t = (unsigned)thread;
+    return {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
+}
+
+inline std::string name_of(const void *function) {
+    Dl_info info;
+    if (!dladdr(function, &info) || !info.dli_sname) return "(nameless: it is static, or the program was linked without -rdynamic)";
+    char *plain = abi::__cxa_demangle(info.dli_sname, NULL, NULL, NULL);
+    std::string name = plain ? plain : info.dli_sname;
+    free(plain);
+    size_t end = name.find('(');
+    if (!name.compare(0, 5, "void ")) name.erase(0, 5), end -= 5;
+    return name.substr(0, end);
+}
+
+inline void print_place() {
+    if (!kernel_address) return;
+    fprintf(stderr, "cuda_emu: kernel %s, block (%u,%u,%u)", name_of(kernel_address).c_str(), blockIdx.x, blockIdx.y, blockIdx.z);
+    if (current) fprintf(stderr, ", thread (%u,%u,%u)", threadIdx.x, threadIdx.y, threadIdx.z);
+    fputc('\n', stderr);
+}
+
+__attribute__((format(printf, 1, 2), noreturn)) inline void stop(const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fflush(stdout);
+    fputs("cuda_emu: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    print_place();
+    abort();
+}
+
+uint64_t random_state;    // the same sequence in every run, so that what it finds can be found again
+inline unsigned random_below(unsigned n) {
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return (unsigned)((random_state >> 33) % n);
+}
+
+inline Order order() {
+    const char *s = setting("CUDA_EMU_ORDER", "forward");    // read at each launch, so that a test can change it
+    for (int i = 0; i < 3; i++) if (!strcmp(s, i == 0 ? "forward" : i == 1 ? "reverse" : "random")) return (Order)i;
+    stop("CUDA_EMU_ORDER is %s; it must be forward, reverse or random", s);
+}
+
+// 0 .. n-1 in the given order
+inline std::vector<int> sequence(int n, Order order) {
+    std::vector<int> s((size_t)n);
+    for (int i = 0; i < n; i++) s[(size_t)i] = order == REVERSE ? n - 1 - i : i;
+    for (int i = n; order == RANDOM && i > 1; i--) std::swap(s[(size_t)i - 1], s[random_below((unsigned)i)]);
+    return s;
+}
+
+// Leaves this thread's stack for the scheduler's, until the scheduler comes back.
+__attribute__((noinline)) inline void leave() {
+    Fiber *f = current->fiber;
+    CUDA_EMU_ASAN(__sanitizer_start_switch_fiber(&f->fake, scheduler_stack, scheduler_stack_size));
+    if (!_setjmp(f->context)) _longjmp(scheduler, 1);
+    CUDA_EMU_ASAN(__sanitizer_finish_switch_fiber(f->fake, &scheduler_stack, &scheduler_stack_size));
+}
+
+inline void fiber_main() {
+    CUDA_EMU_ASAN(__sanitizer_finish_switch_fiber(NULL, &scheduler_stack, &scheduler_stack_size));
+    for (;;) {    // one thread after another, as the scheduler hands them over
+        body();
+        current->ended = true;
+        leave();
+    }
+}
+
+inline Fiber *new_fiber() {
+    Fiber *f = new Fiber();
+    char *memory = (char *)mmap(NULL, STACK + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED || mprotect(memory, 4096, PROT_NONE)) stop("no memory for a thread's stack");    // a stack that overflows crashes
+    f->stack = memory + 4096;
+    f->fresh = true;
+    getcontext(&f->start);
+    f->start.uc_stack.ss_sp = f->stack;
+    f->start.uc_stack.ss_size = STACK;
+    makecontext(&f->start, fiber_main, 0);
+    return f;
+}
+
+// Runs a thread until it waits or ends.
+__attribute__((noinline)) inline void resume(int thread) {
+    current = &threads[thread];
+    threadIdx = index_of(thread);
+    if (!current->fiber) {
+        if (idle.empty()) idle.push_back(new_fiber());
+        current->fiber = idle.back();
+        idle.pop_back();
+    }
+    Fiber *f = current->fiber;
+    CUDA_EMU_ASAN(__sanitizer_start_switch_fiber(&scheduler_fake, f->stack, STACK));
+    if (!_setjmp(scheduler)) {
+        if (!f->fresh) _longjmp(f->context, 1);
+        f->fresh = false;
+        setcontext(&f->start);
+    }
+    CUDA_EMU_ASAN(__sanitizer_finish_switch_fiber(scheduler_fake, NULL, NULL));
+    if (current->ended) idle.push_back(current->fiber), current->fiber = NULL;
+    current = NULL;
+}
+
+inline void wait(Scope scope, const char *name, Here here) {
+    if (!current) stop("%s outside of a kernel", name);
+    current->at = {scope, name, here.line};
+    leave();
+}
+
+inline std::string place_of(int thread) {
+    char text[160];
+    const Thread &t = threads[thread];
+    uint3 i = index_of(thread);
+    if (t.ended) snprintf(text, sizeof text, "thread (%u,%u,%u) has ended", i.x, i.y, i.z);
+    else snprintf(text, sizeof text, "thread (%u,%u,%u) waits at %s of line %d", i.x, i.y, i.z, t.at.name, t.at.line);
+    return text;
+}
+
+// Stops unless the threads [first, last) wait at one barrier, or all have ended.
+inline void must_agree(int first, int last, const char *group) {
+    const Thread &a = threads[first];
+    for (int t = first + 1; t < last; t++) {
+        const Thread &b = threads[t];
+        if (a.ended != b.ended || (!a.ended && (a.at.name != b.at.name || a.at.line != b.at.line)))
+            stop("divergent barriers in a %s: %s, %s", group, place_of(first).c_str(), place_of(t).c_str());
+        if (a.calls != b.calls && first / WARP == t / WARP)
+            stop("a warp's matrix call was left out by some of its lanes: %s, %s", place_of(first).c_str(), place_of(t).c_str());
+    }
+}
+
+// Runs a warp's threads until each waits or ends; returns whether the warp can go on by itself.
+inline bool run_warp(int w, Order order) {
+    int first = w * WARP, last = std::min(first + WARP, num_threads);
+    for (int lane : sequence(last - first, order)) resume(first + lane);
+    must_agree(first, last, "warp");
+    const Thread &t = threads[first];
+    if (t.ended || t.at.scope == WHOLE_BLOCK) return false;
+    if (last - first < WARP) stop("%s of line %d in a warp of %d threads; 32 are needed", t.at.name, t.at.line, last - first);
+    if (warps[w].action) warps[w].action(warps[w]);
+    warps[w].action = NULL;
+    return true;
+}
+
+
+// Fills the shared memory that the block before left with NaN.
+inline void shared_reset() {
+#ifndef __SANITIZE_ADDRESS__
+    static thread_local volatile char touch;    // a library's thread_local memory is made when it is first used
+    touch = 0, (void)touch;
+    dl_iterate_phdr([](struct dl_phdr_info *info, size_t, void *) {
+        bool mine = false;
+        const ElfW(Phdr) *p = info->dlpi_phdr;
+        for (int i = 0; i < info->dlpi_phnum; i++) mine |= p[i].p_type == PT_LOAD && (uintptr_t)&scheduler - info->dlpi_addr - p[i].p_vaddr < p[i].p_memsz;
+        for (int i = 0; mine && i < info->dlpi_phnum; i++)
+            if (p[i].p_type == PT_TLS && info->dlpi_tls_data) memset(info->dlpi_tls_data, 0xFF, p[i].p_memsz);
+        return (int)mine;
+    }, NULL);
+#endif
+}
+
+inline void run_block(Order order) {
+    shared_reset();
+    for (int t = 0; t < num_threads; t++) threads[t] = Thread();
+    do {
+        std::vector<int> ready = sequence((num_threads + WARP - 1) / WARP, order);
+        while (!ready.empty()) {    // each warp runs until the block's barrier; in random order they take turns
+            size_t i = order == RANDOM ? random_below((unsigned)ready.size()) : 0;
+            if (!run_warp(ready[i], order)) ready.erase(ready.begin() + (ptrdiff_t)i);
+        }
+        must_agree(0, num_threads, "block");
+    } while (!threads[0].ended);
+}
+
+inline void run_grid(const void *address, dim3 grid, dim3 block) {
+    Order how = order();
+    random_state = 1;
+    kernel_address = address;
+    gridDim = grid, blockDim = block;
+    num_threads = (int)(block.x * block.y * block.z);
+    for (int i : sequence((int)(grid.x * grid.y * grid.z), how)) {
+        unsigned b = (unsigned)i;
+        blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
+        run_block(how);
+    }
+    kernel_address = NULL;
+}
+
+// Gives each lane's value to all lanes; the result is the warp's.
+inline const uint64_t *exchange(const char *name, unsigned mask, uint64_t value, Here here) {
+    if (mask != 0xffffffff) stop("%s of line %d with mask 0x%x; only whole warps are supported", name, here.line, mask);
+    if (!current) stop("%s outside of a kernel", name);
+    int thread = (int)(current - threads);
+    uint64_t *values = warps[thread / WARP].value[current->turn++ % 2];
+    values[thread % WARP] = value;
+    wait(WHOLE_WARP, name, here);
+    return values;
+}
+
+template <typename T> T shuffle(const char *name, unsigned mask, T value, int source, Here here) {
+    static_assert(std::is_arithmetic<T>::value, "shuffles of this type are not supported");
+    uint64_t bits = 0;
+    memcpy(&bits, &value, sizeof value);
+    if (source < 0 || source >= WARP) stop("%s of line %d from lane %d; there are 32", name, here.line, source);
+    bits = exchange(name, mask, bits, here)[source];
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+inline int lane() { return (int)(current - threads) % WARP; }
+
+}}    // namespace cuda_emu
+
+inline void __syncthreads(cuda_emu::Here here = cuda_emu::Here::at()) { cuda_emu::wait(cuda_emu::WHOLE_BLOCK, "__syncthreads", here); }
+inline void __syncwarp(unsigned mask = 0xffffffff, cuda_emu::Here here = cuda_emu::Here::at()) { cuda_emu::exchange("__syncwarp", mask, 0, here); }
+template <typename T> T __shfl_sync(unsigned mask, T value, int source, cuda_emu::Here here = cuda_emu::Here::at()) {
+    return cuda_emu::shuffle("__shfl_sync", mask, value, source, here);
+}
+template <typename T> T __shfl_xor_sync(unsigned mask, T value, int bits, cuda_emu::Here here = cuda_emu::Here::at()) {
+    return cuda_emu::shuffle("__shfl_xor_sync", mask, value, cuda_emu::lane() ^ bits, here);
+}
+// ---------------------------------------------------------------------------
+// bf16: the upper half of a float. No arithmetic: CUDA rounds each operation on two of them to bf16.
+
+struct __nv_bfloat16 {
+    uint16_t bits;
+    __nv_bfloat16() = default;
+    explicit __nv_bfloat16(float x) {
+        unsigned u;
+        memcpy(&u, &x, sizeof u);
+        bits = x != x ? 0x7fff : (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);    // to nearest, halves to even
+    }
+    explicit operator float() const {
+        unsigned u = (unsigned)bits << 16;
+        float x;
+        memcpy(&x, &u, sizeof x);
+        return x;
+    }
+};
+inline __nv_bfloat16 __float2bfloat16(float x) { return __nv_bfloat16(x); }
+inline float __bfloat162float(__nv_bfloat16 x) { return (float)x; }
+
+// ---------------------------------------------------------------------------
+// wmma: D = A B + C by a warp, 16 x 16 x 16
+
+namespace nvcuda { namespace wmma {
+
+struct matrix_a { enum { STRIDE = 77 }; };
+struct matrix_b { enum { STRIDE = 139 }; };
+struct accumulator { enum { STRIDE = 203 }; };
+struct row_major {};
+struct col_major {};
+enum layout_t { mem_row_major, mem_col_major };
+
+template <typename Use, int M, int N, int K, typename T, typename Layout = void> struct fragment {
+    static_assert(M == 16 && N == 16 && K == 16, "only fragments of 16 x 16 x 16 are supported");
+    static_assert(std::is_same<Use, accumulator>::value ? std::is_same<T, float>::value : std::is_same<T, __nv_bfloat16>::value,
+                  "only bf16 fragments with float sums are supported");
+    enum { num_elements = 8 };
+    T x[num_elements];
+    // The place of element i of a lane, as row * 16 + column: each once, in an order that no program should rely on.
+    static int place(int lane, int i) { return (lane * num_elements + i) * Use::STRIDE % 256; }
+};
+
+// The fingerprint of calls that every lane must make, though none waits for another.
+inline void note(const char *name, const void *p, unsigned ld, unsigned size, cuda_emu::Here here) {
+    if (!cuda_emu::current) cuda_emu::stop("%s outside of a kernel", name);
+    if ((uintptr_t)p % 32) cuda_emu::stop("%s of line %d: the address is not a multiple of 32 bytes", name, here.line);
+    if (ld * size % 16) cuda_emu::stop("%s of line %d: ld is %u; it must be a multiple of %u", name, here.line, ld, 16 / size);
+    cuda_emu::current->calls = (cuda_emu::current->calls ^ (uint64_t)here.line ^ (uint64_t)(uintptr_t)p << 16 ^ ld) * 0x9E3779B97F4A7C15u;
+}
+
+template <typename T, typename F> void move(F &f, T *p, unsigned ld, bool by_rows, bool load) {
+    for (int i = 0; i < F::num_elements; i++) {
+        unsigned place = (unsigned)F::place(cuda_emu::lane(), i), row = place / 16, col = place % 16;
+        T *at = p + (by_rows ? row * ld + col : col * ld + row);
+        if (load) f.x[i] = *at;
+        else *at = f.x[i];
+    }
+}
+template <typename Use, typename T, typename Layout>
+void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout> &f, const T *p, unsigned ld, cuda_emu::Here here = cuda_emu::Here::at()) {
+    note("load_matrix_sync", p, ld, sizeof(T), here);
+    move(f, const_cast<T *>(p), ld, std::is_same<Layout, row_major>::value, true);
+}
+inline void load_matrix_sync(fragment<accumulator, 16, 16, 16, float> &f, const float *p, unsigned ld, layout_t layout, cuda_emu::Here here = cuda_emu::Here::at()) {
+    note("load_matrix_sync", p, ld, 4, here);
+    move(f, const_cast<float *>(p), ld, layout == mem_row_major, true);
+}
+inline void store_matrix_sync(float *p, const fragment<accumulator, 16, 16, 16, float> &f, unsigned ld, layout_t layout, cuda_emu::Here here = cuda_emu::Here::at()) {
+    note("store_matrix_sync", p, ld, 4, here);
+    move(const_cast<fragment<accumulator, 16, 16, 16, float> &>(f), p, ld, layout == mem_row_major, false);
+}
+template <typename F, typename T> void fill_fragment(F &f, T value) { for (auto &x : f.x) x = value; }
+
+template <typename A, typename B, typename C> void multiply(cuda_emu::Warp &w) {
+    float a[256], b[256], d[256];
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 8; i++) {
+            a[A::place(lane, i)] = (float)((const A *)w.operand[lane][0])->x[i];
+            b[B::place(lane, i)] = (float)((const B *)w.operand[lane][1])->x[i];
+            d[C::place(lane, i)] = ((const C *)w.operand[lane][2])->x[i];
+        }
+    for (int i = 0; i < 16; i++)
+        for (int k = 0; k < 16; k++)
+            for (int j = 0; j < 16; j++) d[i * 16 + j] += a[i * 16 + k] * b[k * 16 + j];
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 8; i++) ((C *)w.operand[lane][3])->x[i] = d[C::place(lane, i)];
+}
+template <typename LA, typename LB>
+void mma_sync(fragment<accumulator, 16, 16, 16, float> &d, const fragment<matrix_a, 16, 16, 16, __nv_bfloat16, LA> &a,
+              const fragment<matrix_b, 16, 16, 16, __nv_bfloat16, LB> &b, const fragment<accumulator, 16, 16, 16, float> &c,
+              cuda_emu::Here here = cuda_emu::Here::at()) {
+    if (!cuda_emu::current) cuda_emu::stop("mma_sync outside of a kernel");
+    int thread = (int)(cuda_emu::current - cuda_emu::threads);
+    cuda_emu::Warp &w = cuda_emu::warps[thread / 32];
+    const void *operands[4] = {&a, &b, &c, &d};
+    memcpy(w.operand[thread % 32], operands, sizeof operands);
+    w.action = multiply<fragment<matrix_a, 16, 16, 16, __nv_bfloat16, LA>, fragment<matrix_b, 16, 16, 16, __nv_bfloat16, LB>, fragment<accumulator, 16, 16, 16, float>>;
+    cuda_emu::wait(cuda_emu::WHOLE_WARP, "mma_sync", here);
+}
+
+}}    // namespace nvcuda::wmma
+
+// ---------------------------------------------------------------------------
+// The runtime: errors, memory, the stream
+
+enum cudaError_t {
+    cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInitializationError = 3, cudaErrorInvalidConfiguration = 9,
+    cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100, cudaErrorInvalidDevice = 101, cudaErrorInvalidResourceHandle = 400, cudaErrorInvalidDeviceFunction = 98,
+    cudaErrorNoKernelImageForDevice = 209, cudaErrorNotSupported = 801, cudaErrorStreamCaptureUnsupported = 900, cudaErrorUnknown = 999,
+};
+enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
+struct cudaLaunchAttribute;
+struct cudaLaunchConfig_t { dim3 gridDim, blockDim; size_t dynamicSmemBytes; struct cuda_emu_stream *stream; cudaLaunchAttribute *attrs; unsigned numAttrs; };
+struct cudaDeviceProp {
+    char name[256];
+    size_t totalGlobalMem;
+    int major, minor;
+};
+typedef struct cuda_emu_stream { std::vector<std::function<void()>> work; } *cudaStream_t;
+typedef struct cuda_emu_graph { std::vector<std::function<void()>> work; } *cudaGraph_t, *cudaGraphExec_t;
+typedef struct cuda_emu_event { bool pending; } *cudaEvent_t;
+
+namespace cuda_emu {
+namespace {
+
+struct Allocation { size_t size; char *block; bool device; };
+enum { REDZONE = 4096, CUDA_ALIGN = 256 };
+
+std::map<uintptr_t, Allocation> allocations;    // by address
+size_t used;
+cudaError_t last_error;
+cuda_emu_stream queue;                          // all streams: there is one, and the NULL stream waits for it anyway
+cuda_emu_graph *capture;
+cudaStream_t the_stream;
+int num_calls;
+pid_t process;
+
+inline size_t device_bytes() { return (size_t)strtoull(setting("CUDA_EMU_MEMORY", "8589934592"), NULL, 10); }
+inline const char *devices() { return setting("CUDA_EMU_DEVICES", "1"); }
+inline bool planned_failure() { return ++num_calls == atoi(setting("CUDA_EMU_FAIL", "0")); }
+
+// What every call starts with. waits: it may not be made while the stream is captured.
+inline cudaError_t call(bool waits) {
+    if (!process) {
+        process = getpid();
+        CUDA_EMU_ASAN(__sanitizer_set_death_callback(print_place));
+    }
+    if (planned_failure()) return cudaErrorUnknown;
+    if (process != getpid()) return cudaErrorInitializationError;    // CUDA does not survive a fork
+    if (!strcmp(devices(), "old")) return cudaErrorInsufficientDriver;
+    if (!strcmp(devices(), "0")) return cudaErrorNoDevice;
+    return waits && capture ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+inline cudaError_t result(cudaError_t e) { return e ? last_error = e : e; }
+#define CUDA_EMU_CALL(waits) do { cudaError_t e = cuda_emu::call(waits); if (e) return cuda_emu::result(e); } while (0)
+
+// The allocation that holds [p, p + size), or NULL.
+inline const Allocation *find(const void *p, size_t size) {
+    auto next = allocations.upper_bound((uintptr_t)p);
+    if (next == allocations.begin()) return NULL;
+    --next;
+    size_t offset = (uintptr_t)p - next->first;
+    return offset <= next->second.size && size <= next->second.size - offset ? &next->second : NULL;
+}
+inline bool on_device(const void *p, size_t size) { const Allocation *a = find(p, size); return a && a->device; }
+
+inline void host_access(bool allowed) {
+    (void)allowed;
+    CUDA_EMU_ASAN(for (auto &a : allocations) if (a.second.device) {
+        if (allowed) ASAN_UNPOISON_MEMORY_REGION((void *)a.first, a.second.size);
+        else ASAN_POISON_MEMORY_REGION((void *)a.first, a.second.size);
+    })
+}
+
+inline void synchronize() {
+    if (queue.work.empty()) return;
+    host_access(true);
+    for (auto &work : queue.work) work();
+    host_access(false);
+    queue.work.clear();
+}
+inline void enqueue(std::function<void()> work) { (capture ? capture->work : queue.work).push_back(std::move(work)); }
+
+inline cudaError_t allocate(void **out, size_t size, bool device) {
+    CUDA_EMU_CALL(true);
+    *out = NULL;
+    if (device && (size > device_bytes() || used > device_bytes() - size)) return result(cudaErrorMemoryAllocation);
+    size_t room = (size + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
+    char *block = (char *)aligned_alloc(CUDA_ALIGN, room + 2 * REDZONE);
+    if (!block) return result(cudaErrorMemoryAllocation);
+    memset(block, 0xFF, room + 2 * REDZONE);
+    CUDA_EMU_ASAN(ASAN_POISON_MEMORY_REGION(block, room + 2 * REDZONE));
+    if (!device) { CUDA_EMU_ASAN(ASAN_UNPOISON_MEMORY_REGION(block + REDZONE, size)); }
+    *out = block + REDZONE;
+    allocations[(uintptr_t)*out] = {size, block, device};
+    used += device ? size : 0;
+    return cudaSuccess;
+}
+inline cudaError_t release(void *p, bool device) {
+    CUDA_EMU_CALL(true);
+    if (!p) return cudaSuccess;
+    synchronize();
+    auto a = allocations.find((uintptr_t)p);
+    if (a == allocations.end() || a->second.device != device) return result(cudaErrorInvalidValue);
+    used -= device ? a->second.size : 0;
+    CUDA_EMU_ASAN(ASAN_UNPOISON_MEMORY_REGION(a->second.block, (a->second.size + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN + 2 * REDZONE));
+    free(a->second.block);
+    allocations.erase(a);
+    return cudaSuccess;
+}
+
+template <typename T> void check_argument(const void *, int, const T &) {}
+template <typename T> void check_argument(const void *kernel, int i, T *const &p) {
+    if (p && !find(p, 1)) stop("kernel %s: argument %d points to no device or pinned memory", name_of(kernel).c_str(), i);
+}
+template <typename Tuple, size_t... I> void check_arguments(const void *kernel, const Tuple &arguments, std::index_sequence<I...>) {
+    (check_argument(kernel, (int)I + 1, std::get<I>(arguments)), ...);
+}
+
+}}    // namespace cuda_emu
+
+inline const char *cudaGetErrorString(cudaError_t e) {
+    switch (e) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorMemoryAllocation: return "out of memory";
+    case cudaErrorInitializationError: return "initialization error";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorInvalidResourceHandle: return "invalid resource handle";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    default: return "unknown error";
+    }
+}
+inline cudaError_t cudaGetLastError() { cudaError_t e = cuda_emu::last_error; cuda_emu::last_error = cudaSuccess; return e; }
+
+inline cudaError_t cudaGetDeviceCount(int *count) { *count = 0; CUDA_EMU_CALL(false); *count = 1; return cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) { CUDA_EMU_CALL(false); return cuda_emu::result(device ? cudaErrorInvalidDevice : cudaSuccess); }
+inline cudaError_t cudaGetDevice(int *device) { CUDA_EMU_CALL(false); *device = 0; return cudaSuccess; }
+inline cudaError_t cudaDriverGetVersion(int *version) { *version = strcmp(cuda_emu::devices(), "old") ? 13000 : 10000; return cudaSuccess; }
+inline cudaError_t cudaRuntimeGetVersion(int *version) { *version = 13000; return cudaSuccess; }
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
+    CUDA_EMU_CALL(false);
+    if (device) return cuda_emu::result(cudaErrorInvalidDevice);
+    *p = {"stand-in for CUDA on the CPU", cuda_emu::device_bytes(), 8, 0};
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
+    CUDA_EMU_CALL(false);
+    *total = cuda_emu::device_bytes();
+    *available = *total - std::min(*total, cuda_emu::used);
+    return cudaSuccess;
+}
+
+template <typename T> cudaError_t cudaMalloc(T **p, size_t size) { return cuda_emu::allocate((void **)p, size, true); }
+template <typename T> cudaError_t cudaMallocHost(T **p, size_t size) { return cuda_emu::allocate((void **)p, size, false); }
+inline cudaError_t cudaFree(void *p) { return cuda_emu::release(p, true); }
+inline cudaError_t cudaFreeHost(void *p) { return cuda_emu::release(p, false); }
+
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
+    CUDA_EMU_CALL(true);
+    if (cuda_emu::the_stream) cuda_emu::stop("a second stream is not supported");
+    *stream = cuda_emu::the_stream = new cuda_emu_stream;
+    return cudaSuccess;
+}
+inline bool cuda_emu_known(cudaStream_t stream) { return !stream || stream == cuda_emu::the_stream; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    CUDA_EMU_CALL(true);
+    if (!cuda_emu_known(stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    cuda_emu::synchronize();
+    return cudaSuccess;
+}
+inline cudaError_t cudaDeviceSynchronize() { return cudaStreamSynchronize(NULL); }
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    CUDA_EMU_CALL(true);
+    if (!stream || stream != cuda_emu::the_stream) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    cuda_emu::synchronize();
+    delete stream;
+    cuda_emu::the_stream = NULL;
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t stream = NULL) {
+    CUDA_EMU_CALL(false);
+    if (!cuda_emu_known(stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    if (size && !cuda_emu::on_device(p, size)) return cuda_emu::result(cudaErrorInvalidValue);
+    cuda_emu::enqueue([=] { memset(p, value, size); });
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemset(void *p, int value, size_t size) { return cudaMemsetAsync(p, value, size); }
+
+inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cudaMemcpyKind kind, cudaStream_t stream = NULL) {
+    CUDA_EMU_CALL(false);
+    if (!cuda_emu_known(stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice, from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if (!size) return cudaSuccess;
+    if (to_device != cuda_emu::on_device(to, size) || from_device != cuda_emu::on_device(from, size)) return cuda_emu::result(cudaErrorInvalidValue);
+    bool pageable = (!to_device && !cuda_emu::find(to, size)) || (!from_device && !cuda_emu::find(from, size));
+    if (pageable && cuda_emu::capture) return cuda_emu::result(cudaErrorStreamCaptureUnsupported);
+    if (pageable && !from_device) {    // as CUDA does: the copy from it is made at once, the rest later
+        std::string staged((const char *)from, size);
+        cuda_emu::enqueue([=] { memcpy(to, staged.data(), size); });
+    } else cuda_emu::enqueue([=] { memmove(to, from, size); });
+    if (pageable && from_device) cuda_emu::synchronize();
+    return cudaSuccess;
+}
+inline cudaError_t cudaMemcpy(void *to, const void *from, size_t size, cudaMemcpyKind kind) {
+    if (cuda_emu::capture) return cuda_emu::result(cudaErrorStreamCaptureUnsupported);
+    cudaError_t e = cudaMemcpyAsync(to, from, size, kind);
+    if (!e) cuda_emu::synchronize();
+    return e;
+}
+
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) { CUDA_EMU_CALL(false); *event = new cuda_emu_event(); return cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = NULL) {
+    CUDA_EMU_CALL(true);
+    if (!cuda_emu_known(stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    event->pending = true;
+    cuda_emu::enqueue([=] { event->pending = false; });
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    CUDA_EMU_CALL(true);
+    if (event->pending) cuda_emu::synchronize();
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) { CUDA_EMU_CALL(true); cuda_emu::synchronize(); delete event; return cudaSuccess; }
+
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    CUDA_EMU_CALL(true);
+    if (!stream || !cuda_emu_known(stream)) return cuda_emu::result(cudaErrorStreamCaptureUnsupported);
+    cuda_emu::capture = new cuda_emu_graph;
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph) {
+    CUDA_EMU_CALL(false);
+    if (!cuda_emu::capture) return cuda_emu::result(cudaErrorInvalidValue);
+    *graph = cuda_emu::capture;
+    cuda_emu::capture = NULL;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long = 0) {
+    CUDA_EMU_CALL(true);
+    *exec = new cuda_emu_graph(*graph);
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    CUDA_EMU_CALL(true);
+    if (!cuda_emu_known(stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    for (auto &work : exec->work) cuda_emu::enqueue(work);
+    return cudaSuccess;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { CUDA_EMU_CALL(false); delete graph; return cudaSuccess; }
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { CUDA_EMU_CALL(false); delete exec; return cudaSuccess; }
+
+struct cudaFuncAttributes { int binaryVersion; };
+template <typename T> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, T *) { CUDA_EMU_CALL(false); a->binaryVersion = 80; return cudaSuccess; }
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...), Arguments &&...arguments) {
+    CUDA_EMU_CALL(false);
+    static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel's arguments are more than 4096 bytes");
+    static_assert((std::is_trivially_copyable<Parameters>::value && ... && true), "a kernel's argument is not plain memory");
+    const void *address = (const void *)kernel;
+    dim3 grid = config->gridDim, block = config->blockDim;
+    if (config->numAttrs || config->dynamicSmemBytes)
+        cuda_emu::stop("kernel %s: launch attributes and dynamic shared memory are not supported", cuda_emu::name_of(address).c_str());
+    if (!cuda_emu_known(config->stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535 || !block.x || !block.y || !block.z || block.x > 1024
+        || block.y > 1024 || block.z > 64 || block.x * block.y * block.z > cuda_emu::MAX_THREADS) return cuda_emu::result(cudaErrorInvalidConfiguration);
+    std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
+    cuda_emu::check_arguments(address, values, std::index_sequence_for<Parameters...>());
+    cuda_emu::enqueue([=] {
+        cuda_emu::body = [&] { std::apply(kernel, values); };
+        cuda_emu::run_grid(address, grid, block);
+    });
+    return cudaSuccess;
+}
+
+// ---------------------------------------------------------------------------
+// cuBLAS: products of matrices by columns, as Fortran keeps them
+
+enum cublasStatus_t { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_NOT_INITIALIZED = 1, CUBLAS_STATUS_INVALID_VALUE = 7, CUBLAS_STATUS_EXECUTION_FAILED = 13, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
+enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
+enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
+typedef cudaDataType_t cudaDataType;
+enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_PEDANTIC = 69 };
+enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1 };
+enum cublasMath_t { CUBLAS_DEFAULT_MATH = 0, CUBLAS_PEDANTIC_MATH = 2, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16 };
+typedef struct cuda_emu_blas { cudaStream_t stream; } *cublasHandle_t;
+
+namespace cuda_emu {
+namespace {
+
+inline cublasStatus_t blas_call() {
+    if (planned_failure()) return CUBLAS_STATUS_EXECUTION_FAILED;
+    return process == getpid() && !strcmp(devices(), "1") ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_INITIALIZED;
+}
+
+// out (cols,rows), floats one column after another = op(x)
+inline std::vector<float> columns(const void *x, cudaDataType type, int ld, bool transpose, int rows, int cols) {
+    std::vector<float> out((size_t)rows * (size_t)cols);
+    for (int j = 0; j < cols; j++)
+        for (int i = 0; i < rows; i++) {
+            size_t at = transpose ? (size_t)i * (size_t)ld + (size_t)j : (size_t)j * (size_t)ld + (size_t)i;
+            out[(size_t)j * (size_t)rows + (size_t)i] = type == CUDA_R_32F ? ((const float *)x)[at] : (float)((const __nv_bfloat16 *)x)[at];
+        }
+    return out;
+}
+
+inline void check_matrix(const char *name, const void *p, cudaDataType type, int ld, int rows, int cols) {
+    size_t size = type == CUDA_R_32F ? 4 : 2, count = (size_t)ld * (size_t)(cols - 1) + (size_t)rows;
+    if (!on_device(p, count * size)) stop("cublasGemmEx: %s, %d x %d with a leading dimension of %d, is not inside of an allocation", name, rows, cols, ld);
+    if ((uintptr_t)p % size) stop("cublasGemmEx: %s is not aligned", name);
+}
+
+}}    // namespace cuda_emu
+
+inline const char *cublasGetStatusString(cublasStatus_t s) {
+    switch (s) {
+    case CUBLAS_STATUS_SUCCESS: return "the operation completed successfully";
+    case CUBLAS_STATUS_NOT_INITIALIZED: return "the library was not initialized";
+    case CUBLAS_STATUS_INVALID_VALUE: return "an unsupported value or parameter was passed to the function";
+    case CUBLAS_STATUS_NOT_SUPPORTED: return "the functionality requested is not supported";
+    default: return "the GPU program failed to execute";
+    }
+}
+inline cublasStatus_t cublasCreate(cublasHandle_t *handle) {
+    cublasStatus_t s = cuda_emu::blas_call();
+    if (!s) *handle = new cuda_emu_blas();
+    return s;
+}
+inline cublasStatus_t cublasDestroy(cublasHandle_t handle) { cublasStatus_t s = cuda_emu::blas_call(); if (!s) delete handle; return s; }
+inline cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) { handle->stream = stream; return cuda_emu::blas_call(); }
+inline cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return cuda_emu::blas_call(); }
+inline cublasStatus_t cublasSetWorkspace(cublasHandle_t, void *p, size_t size) {
+    cublasStatus_t s = cuda_emu::blas_call();
+    return s ? s : cuda_emu::on_device(p, size) && (uintptr_t)p % 256 == 0 ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+}
+
+// c (m,n) = alpha op(a) (m,k) op(b) (k,n) + beta c
+inline cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void *alpha,
+                                   const void *a, cudaDataType type_a, int lda, const void *b, cudaDataType type_b, int ldb, const void *beta,
+                                   void *c, cudaDataType type_c, int ldc, cublasComputeType_t, cublasGemmAlgo_t) {
+    cublasStatus_t s = cuda_emu::blas_call();
+    if (s) return s;
+    if (!cuda_emu_known(handle->stream)) return CUBLAS_STATUS_INVALID_VALUE;
+    if (m < 0 || n < 0 || k < 0 || lda < std::max(1, op_a ? k : m) || ldb < std::max(1, op_b ? n : k) || ldc < std::max(1, m)) return CUBLAS_STATUS_INVALID_VALUE;
+    if (type_a != type_b || (type_a == CUDA_R_32F && type_c != CUDA_R_32F)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (!m || !n) return CUBLAS_STATUS_SUCCESS;
+    if (k) {
+        cuda_emu::check_matrix("a", a, type_a, lda, op_a ? k : m, op_a ? m : k);
+        cuda_emu::check_matrix("b", b, type_b, ldb, op_b ? n : k, op_b ? k : n);
+    }
+    cuda_emu::check_matrix("c", c, type_c, ldc, m, n);
+    float scale = *(const float *)alpha, keep = *(const float *)beta;
+    cuda_emu::enqueue([=] {
+        std::vector<float> x = cuda_emu::columns(a, type_a, lda, op_a, m, k), y = cuda_emu::columns(b, type_b, ldb, op_b, k, n), sum((size_t)m);
+        for (int j = 0; j < n; j++) {
+            std::fill(sum.begin(), sum.end(), 0.0f);
+            for (int l = 0; l < k; l++) {
+                const float *column = &x[(size_t)l * (size_t)m], factor = y[(size_t)j * (size_t)k + (size_t)l];
+                for (int i = 0; i < m; i++) sum[(size_t)i] += column[i] * factor;
+            }
+            for (int i = 0; i < m; i++) {
+                size_t at = (size_t)j * (size_t)ldc + (size_t)i;
+                float *c32 = (float *)c + at;
+                __nv_bfloat16 *c16 = (__nv_bfloat16 *)c + at;
+                float value = scale * sum[(size_t)i];
+                if (keep != 0) value += keep * (type_c == CUDA_R_32F ? *c32 : (float)*c16);    // what is multiplied by 0 is not read
+                if (type_c == CUDA_R_32F) *c32 = value;
+                else *c16 = __nv_bfloat16(value);
+            }
+        }
+    });
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+#endif
