@@ -110,19 +110,22 @@ static double random_normal(uint64_t *state) {
 // Flags: everything about a flag stands in its row of the table
 
 enum { MU_OFF, MU_SIMPLE, MU_INTERMEDIATE, MU_FULL };
+enum { AUTO, BF16, FP32 };
 enum { MAX_LAYERS = 1024, MAX_RUNS = 64, MAX_TEXT = 512 };
 
 typedef struct {
     char lr_text[MAX_TEXT], size[16], warmup_text[16], data[MAX_TEXT], val[MAX_TEXT], out[MAX_TEXT];
     int d, layers, heads, T, batch, steps, wd_independent, qk_norm, mu_param, base_d, seed, vocab;
-    int eval_tokens, eval_every, log_every, checkpoint_every, resume, sample;
+    int eval_tokens, eval_every, log_every, checkpoint_every, dtype, micro_batch, resume, sample;
     double min_lr, beta1, beta2, eps, clip, wd, z_loss, temperature;
     double lr;       // derived: the peak learning rate of this run, from lr_text
     int warmup;      // derived: steps of warm-up, from warmup_text
 } Config;
 
 typedef enum { INT, REAL, TEXT, CHOICE } FlagType;
-typedef enum { THE_RUN, THE_COMMAND } FlagScope;    // what a flag describes; a run's flags name its folder and travel with its checkpoint
+// What a flag describes. A run's flags name its folder and travel with its checkpoint; how a machine computes the run also
+// names the folder, but stays behind: the checkpoint goes on anywhere.
+typedef enum { THE_RUN, THE_MACHINE, THE_COMMAND } FlagScope;
 
 typedef struct {
     const char *name;
@@ -171,6 +174,8 @@ static const Flag FLAGS[] = {
     {"eval_every", INT, FIELD(eval_every), "250", NULL, 0, 1e9, NULL, "", THE_RUN, "steps between validations; 0: at the start and the end only"},
     {"log_every", INT, FIELD(log_every), "10", NULL, 1, 1e9, NULL, "", THE_RUN, "steps between rows of log.csv"},
     {"checkpoint_every", INT, FIELD(checkpoint_every), "0", NULL, 0, 1e9, NULL, "", THE_RUN, "steps between checkpoints; 0: at the end only"},
+    {"dtype", CHOICE, FIELD(dtype), "auto", NULL, 0, 2, "auto bf16 fp32", "", THE_MACHINE, "train_gpt_cu: of products and activations; auto: bf16 where the GPU has it"},
+    {"micro_batch", INT, FIELD(micro_batch), "0", NULL, 0, 65536, NULL, "", THE_MACHINE, "train_gpt_cu: sequences at a time, to save memory; 0: the whole batch"},
     {"resume", INT, FIELD(resume), "0", "1", 0, 1, NULL, "", THE_COMMAND, "go on from the checkpoint in -out"},
     {"sample", INT, FIELD(sample), "0", "200", 0, 1e9, NULL, "", THE_COMMAND, "write this many tokens from the model saved in -out"},
     {"temperature", REAL, FIELD(temperature), "1", NULL, 0, ANY, NULL, "", THE_COMMAND, "of sampling; 0: always the likeliest token"},
@@ -733,7 +738,7 @@ static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
     int count = safetensors_read_metadata(path, saved, NUM_FLAGS + 16);
     for (int i = 0; i < NUM_FLAGS; i++) {
         int j = 0;
-        if (given[i] || FLAGS[i].scope == THE_COMMAND) continue;
+        if (given[i] || FLAGS[i].scope != THE_RUN) continue;
         while (j < count && strcmp(saved[j].key, FLAGS[i].name)) j++;
         if (j == count) die(FAILED, "%s: no checkpoint of this program: its metadata has no '%s'", path, FLAGS[i].name);
         flag_set(cfg, &FLAGS[i], saved[j].value, path);
@@ -907,7 +912,7 @@ static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS],
     static Metadata meta[NUM_FLAGS + 5];
     int count = 0;
     for (int i = 0; i < NUM_FLAGS; i++) {
-        if (FLAGS[i].scope == THE_COMMAND) continue;
+        if (FLAGS[i].scope != THE_RUN) continue;
         strcpy(meta[count].key, FLAGS[i].name);
         flag_text(cfg, &FLAGS[i], meta[count++].value);
     }
@@ -953,7 +958,7 @@ static void checkpoint_check_flags(const Config *cfg) {
     int count = safetensors_read_metadata(path, meta, NUM_FLAGS + 16);
     for (int i = 0; i < count; i++)
         for (int j = 0; j < NUM_FLAGS; j++) {
-            if (FLAGS[j].scope == THE_COMMAND || strcmp(meta[i].key, FLAGS[j].name)) continue;
+            if (FLAGS[j].scope != THE_RUN || strcmp(meta[i].key, FLAGS[j].name)) continue;
             flag_text(cfg, &FLAGS[j], text);
             if (strcmp(text, meta[i].value) && (FLAGS[j].offset != FIELD(vocab) || cfg->vocab))
                 die(FAILED, "%s: made with -%s %s, not %s: -resume goes on with a sweep of the same flags", path, FLAGS[j].name, meta[i].value, text);

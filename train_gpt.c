@@ -844,6 +844,8 @@ int main(int argc, char **argv) {
     config_parse(&cfg, argc, argv);
     int runs = learning_rates(cfg.lr_text, lr, NULL);
     if (runs > 1) {
+    if (cfg.dtype == BF16 || cfg.micro_batch) die(USAGE, "-dtype bf16 and -micro_batch are train_gpt_cu's: this program computes in fp32 and the whole batch at once");
+    cfg.dtype = FP32;
         int jobs = least(runs, max_jobs());
         return sweep(&cfg, lr, runs, jobs, max_jobs() / jobs, check_runs(&cfg, jobs), train);
     }
