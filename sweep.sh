@@ -113,10 +113,10 @@ seeds() { seq -s , 1 "${seed_count:-$1}"; }
 # A flag given after -- takes the place of the grid's values for it, or goes to every run.
 grid() {
     local fixed='' heads=1 axes=() lines=($'\t') next values what axis value line name flags
-    for what in T batch steps layers vocab log_every eval_every checkpoint_every; do fixed+=" -$what ${of[$what]}"; done
+    for what in checkpoint_every eval_every log_every vocab layers steps batch T; do set -- "-$what" "${of[$what]}" "$@"; done
     while [ $# -gt 0 ]; do
         case $1 in
-            -*) fixed+=" $1 $2"; [ "$1" != -heads ] || heads=; shift 2 ;;
+            -*) [ -n "${user[${1#-}]+given}" ] || fixed+=" $1 $2"; [ "$1" != -heads ] || heads=; shift 2 ;;
             *) axes+=("$1"); shift ;;
         esac
     done
@@ -127,9 +127,11 @@ grid() {
     for axis in "${axes[@]}"; do
         what=${axis%%=*} next=()
         IFS=, read -ra values <<<"${user[$what]-${axis#*=}}"
+        [ ${#values[@]} -gt 0 ] || die 2 "-$what needs a value"
         for line in "${lines[@]}"; do
             for value in "${values[@]}"; do
                 name=${line%%$'\t'*} flags=${line#*$'\t'}
+                [ "$what" != lr ] || [[ $value =~ ^[0-9.e+-]+$ ]] || die 2 "-lr: '$value' is not a learning rate; several are X,Y,Z"
                 if [ "$what" = d ]; then
                     [[ $value =~ ^([0-9]{1,5})(x([0-9]{1,4}))?$ ]] || die 2 "-d: '$value' is not a width, nor width x layers"
                     value=${BASH_REMATCH[1]}
@@ -153,78 +155,83 @@ grid() {
     done
 }
 
-# Each run once, stage by stage, the most expensive first. The cost is in FLOPs (README.md, "Speed"), evaluations
-# included, times 1 + 16/C: narrow models run less efficiently.
-plan() {
-    experiment "$1" | awk -F '\t' -v OFS='\t' '!seen[$2]++ {
-        split("", v); v["vocab"] = 256
+# The cost in FLOPs (README.md, "Speed"), evaluations included, in front of lines whose third column is flags. Times
+# 1 + 16/C: narrow models run less efficiently.
+cost() {
+    awk -F '\t' '{
+        split("", v)
         n = split($3, word, " ")
-        for (i = 1; i < n; i++) if (word[i] ~ /^-[a-zA-Z]/ && !(word[i] == "-vocab" && word[i + 1] == 0)) v[substr(word[i], 2)] = word[i + 1]
-        C = v["d"]; L = v["layers"]
-        tokens = v["steps"] * v["batch"] * v["T"]
-        evaluations = 1 + (v["eval_every"] ? v["steps"] / v["eval_every"] : 1)
-        tokens += evaluations * ("eval_tokens" in v ? v["eval_tokens"] : 16384) / 3
-        printf "%.4e\t%s\n", (6 * (12 * L * C * C + v["vocab"] * C) + 6 * L * v["T"] * C) * tokens * (1 + 16 / C), $0
-    }' | sort -t $'\t' -k 2,2n -k 1,1gr -k 3,3
+        for (i = 1; i < n; i++) if (word[i] ~ /^-[a-zA-Z]/) v[substr(word[i], 2)] = word[i + 1]
+        C = v["d"]; L = v["layers"]; T = v["T"]; V = v["vocab"] > 0 ? v["vocab"] : 256
+        evaluations = 1 + (v["eval_every"] > 0 ? v["steps"] / v["eval_every"] : 1)
+        tokens = v["steps"] * v["batch"] * T + evaluations * ("eval_tokens" in v ? v["eval_tokens"] : 16384) / 3
+        printf "%.4e\t%s\n", 6 * (12 * L * C * C + V * C + L * T * C) * tokens * (1 + 16 / C), $0
+    }'
 }
 
+# Each run once, stage by stage, the most expensive first.
+plan() { experiment "$1" | awk -F '\t' '!seen[$2]++' | cost | sort -t $'\t' -k 2,2n -k 1,1gr -k 3,3; }
+
 # ---------------------------------------------------------------------------
-# One run, a process of its own. Prints its name and what became of it: busy (another sweep has it), finished, diverged,
-# stopped (goes on from its checkpoint), failed.
+# One run, a process of its own. Prints its name and what became of it: finished, diverged, failed, stopped (goes on from
+# its checkpoint), or busy (another sweep has it).
 
 finished() { [ -e "$1/summary.csv" ]; }
 
 outcome() {    # of a finished run; the column is counted from the end, as texts before it may hold commas
-    awk -F , 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == "diverged") k = NF - i } NR == 2 { x = $(NF - k) } END { print x == 1 ? "diverged" : "finished" }' "$1/summary.csv"
+    awk -F , 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == "diverged") k = NF - i } NR == 2 { x = $(NF - k) }
+              END { print x == 1 ? "diverged" : "finished" }' "$1/summary.csv"
 }
 
-# DIR/summary.csv, from the runs that are finished.
-join_summaries() {
+join_summaries() {    # DIR/summary.csv, of the runs that are finished
     (
         flock 8
         awk 'NR == 1 || FNR > 1' "$1"/*/summary.csv >"$1/summary.csv.tmp" 2>/dev/null && mv "$1/summary.csv.tmp" "$1/summary.csv"
     ) 8>>"$1/lock"
 }
 
-run_one() {    # DIR THREADS TRAINER wait|skip NAME FLAGS
-    local dir=$1 threads=$2 trainer=$3 busy=$4 name=$5 folder=$1/$5 flags child='' stopped='' state status
+child='' stop=''
+on_signal() {
+    stop=$1
+    [ -z "$child" ] || kill -TERM "$child" 2>/dev/null    # the trainer saves a checkpoint
+}
+
+run_one() {    # DIR THREADS TRAINER skip|wait NAME FLAGS; skip or wait for a run that another sweep has
+    local folder=$1/$5 flags state status
     eval "flags=($6)"
-    trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' INT TERM HUP USR1
+    trap 'on_signal TERM' INT TERM HUP
+    trap 'on_signal USR1' USR1
     mkdir -p "$folder"
-    exec 9>>"$folder/lock"
+    exec 9>>"$folder/lock"    # held by the trainer too, should it outlive this process
     if ! flock -n 9; then
-        [ "$busy" = wait ] || { echo "$name busy"; return 0; }
+        if [ "$4" = skip ]; then echo "$5 busy"; return; fi
         flock 9
     fi
-    if ! finished "$folder"; then
-        echo "$name running"
+    if ! finished "$folder" && [ -z "$stop" ]; then
+        echo "$5 running"
         [ ! -e "$folder/model.safetensors" ] || flags+=(-resume)
-        if [ -z "$stopped" ]; then
-            OMP_NUM_THREADS=$threads "$trainer" "${flags[@]}" -out "$folder" >>"$folder/output.txt" 2>&1 </dev/null &
-            child=$!
-            status=0
-            while wait "$child" || status=$?; kill -0 "$child" 2>/dev/null; do :; done    # a signal ends a wait early
-            case $status in 130 | 143) stopped=1 ;; esac
-        fi
-        if finished "$folder"; then state=$(outcome "$folder"); elif [ -n "$stopped" ]; then state=stopped; else state=failed; fi
-        join_summaries "$dir"
-    else
-        state=$(outcome "$folder")
+        OMP_NUM_THREADS=$2 "$3" "${flags[@]}" -out "$folder" >>"$folder/output.txt" 2>&1 </dev/null &
+        child=$! status=0
+        while wait "$child" || status=$?; kill -0 "$child" 2>/dev/null; do status=0; done    # a signal ends a wait early
+        child=''
+        case $status in 130 | 143) stop=${stop:-TERM} ;; esac
+        finished "$folder" && join_summaries "$1"
     fi
-    echo "$name $state"
-    [ "$state" != failed ]
+    if finished "$folder"; then state=$(outcome "$folder"); elif [ -n "$stop" ]; then state=stopped; else state=failed; fi
+    echo "$5 $state"
+    finished "$folder"
 }
 
 # ---------------------------------------------------------------------------
 # On this machine or several: GNU parallel starts the runs, and what they print makes the progress
 
-parallel_pid='' interrupted='' total=0 done=0 diverged=0 failed=0 stopped=0 cost_left=0 cost_done=0
+parallel_pid='' interrupted='' total=0 done=0 diverged=0 failed=0 cost_left=0 cost_done=0
 declare -A cost_of=() running=()
 
-interrupt() {    # a first SIGTERM lets GNU parallel start no more, a second one ends the runs, which save their checkpoints
-    [ -z "$interrupted" ] || return
+interrupt() {    # a first SIGTERM lets GNU parallel start no more runs, a second one ends those that run
     interrupted=$1
-    [ -z "$parallel_pid" ] || kill -TERM "$parallel_pid" 2>/dev/null && sleep 0.2 && kill -TERM "$parallel_pid" 2>/dev/null
+    [ -n "$parallel_pid" ] || return
+    kill -TERM "$parallel_pid" 2>/dev/null && sleep 0.3 && kill -TERM "$parallel_pid" 2>/dev/null
 }
 
 duration() {    # of seconds, for people
@@ -236,68 +243,101 @@ duration() {    # of seconds, for people
     }'
 }
 
-progress() {    # [what has just happened]
-    local left='' line
+progress() {    # what has just happened
+    local left=''
     [ "$cost_done" = 0 ] || left=", $(duration "$(awk -v l="$cost_left" -v d="$cost_done" -v s="$((SECONDS - started))" 'BEGIN { print s * l / d }')") left"
-    line="$done/$total runs done, $diverged diverged, $failed failed, ${#running[@]} running$left"
-    if [ -t 1 ]; then printf '\r\033[K%s' "$line"; elif [ $# -gt 0 ]; then echo "$1: $line"; fi
+    left="$done/$total runs done, $diverged diverged, $failed failed, ${#running[@]} running$left"
+    if [ -t 1 ]; then printf '\r\033[K%s' "$left"; elif [ -n "$1" ]; then echo "$left; $1"; fi
 }
 
-report_failure() {    # DIR NAME
-    [ ! -t 1 ] || printf '\r\033[K'
-    echo "sweep.sh: $2 failed; the end of $1/$2/output.txt:"
-    tail -n 5 "$1/$2/output.txt" 2>/dev/null | sed 's/^/    /'
+note() {    # NAME STATE: counts it and shows it
+    case $2 in
+        running) running[$1]=1; progress ''; return ;;
+        busy) busy[$1]=1; return ;;
+        finished) done=$((done + 1)) ;;
+        diverged) done=$((done + 1)) diverged=$((diverged + 1)) ;;
+        failed) failed=$((failed + 1)) ;;
+    esac
+    unset "running[$1]"
+    read -r cost_left cost_done < <(awk -v l="$cost_left" -v d="$cost_done" -v c="${cost_of[$1]}" 'BEGIN { print l - c, d + c }')
+    [ "$2" != failed ] || { [ ! -t 1 ] || printf '\r\033[K'; echo "$1 failed; the end of $dir/$1/output.txt:"; tail -n 5 "$dir/$1/output.txt" | sed 's/^/    /'; }
+    progress "$1 $2"
 }
 
-run_all() {    # DIR THREADS JOBS HOSTFILE TRAINER PLAN wait|skip: the runs of the plan that are not finished
-    local dir=$1 threads=$2 jobs=$3 hosts=() trainer=$5 name state answer
-    [ -z "$4" ] || hosts=(--sshloginfile "$4" --workdir "$PWD")
-    while IFS=$'\t' read -r _ _ name state; do finished "$dir/$name" || printf '%s\t%s\n' "$name" "${state%%$'\t'*}"; done <"$6" >"$scratch/todo"
-    [ -s "$scratch/todo" ] || return 0
-    # A session of its own: Ctrl-C is for this script alone, which ends the rest in order.
-    exec 3< <(exec setsid parallel --will-cite --quote --line-buffer --colsep '\t' --termseq TERM,600000,KILL --jobs "$jobs" "${hosts[@]}" \
-        -a "$scratch/todo" bash "$SELF" _run "$dir" "$threads" "$trainer" "$7" '{1}' '{2}' 2>"$scratch/errors" </dev/null)
-    parallel_pid=$!
-    while :; do
-        read -r -t 1 -u 3 name state
-        answer=$?
-        if [ "$answer" -gt 128 ]; then progress; continue; elif [ "$answer" -ne 0 ]; then break; fi
-        case $state in
-            running) running[$name]=1; progress; continue ;;
-            busy) continue ;;
-            finished) done=$((done + 1)) ;;
-            diverged) done=$((done + 1)) diverged=$((diverged + 1)) ;;
-            failed) failed=$((failed + 1)); report_failure "$dir" "$name" ;;
-            stopped) stopped=$((stopped + 1)) ;;
-        esac
-        unset "running[$name]"
-        read -r cost_left cost_done < <(awk -v l="$cost_left" -v d="$cost_done" -v c="${cost_of[$name]-0}" 'BEGIN { print l - c, d + c }')
-        progress "$name $state"
+unfinished() {    # PLAN
+    local name flags
+    while IFS=$'\t' read -r _ _ name flags _; do finished "$dir/$name" || printf '%s\t%s\n' "$name" "$flags"; done <"$1"
+}
+
+run_all() {    # PLAN: those of its runs that are not finished; first those that no other sweep has
+    local name state flags answer pass hosts=()
+    declare -A busy=()
+    [ "$on" = local ] || hosts=(--sshloginfile "$on" --workdir "$PWD")
+    for pass in skip wait; do
+        unfinished "$1" | while IFS=$'\t' read -r name flags; do
+            [ "$pass" = wait ] && [ -z "${busy[$name]-}" ] || printf '%s\t%s\n' "$name" "$flags"
+        done >"$scratch/todo"
+        [ -s "$scratch/todo" ] && [ -z "$interrupted" ] || return
+        # A session of its own: Ctrl-C is for this script alone, which ends the rest in order.
+        exec 3< <(exec setsid parallel --will-cite --quote --line-buffer --colsep '\t' --termseq TERM,600000,KILL --jobs "$jobs" "${hosts[@]}" \
+            -a "$scratch/todo" bash "$SELF" _run "$dir" "$threads" "$trainer" "$pass" '{1}' '{2}' 2>"$scratch/errors" </dev/null)
+        parallel_pid=$!
+        [ -z "$interrupted" ] || interrupt "$interrupted"
+        while :; do
+            read -r -t 1 -u 3 name state
+            answer=$?
+            if [ "$answer" = 0 ]; then note "$name" "$state"; elif [ "$answer" -gt 128 ]; then progress ''; else break; fi
+        done
+        while kill -0 "$parallel_pid" 2>/dev/null; do wait "$parallel_pid"; done
+        parallel_pid=''
+        grep -v '^parallel: ' "$scratch/errors" >&2
     done
-    wait "$parallel_pid"
-    parallel_pid=''
-    exec 3<&-
 }
 
-predict() {    # DIR PLAN: fits stage 1 and predicts stage 2, before any of stage 2 has run and never again after
-    local name python=$HERE/build/venv/bin/python
+predict() {    # DIR: from stage 1, before any run of stage 2, once
+    local python=$HERE/build/venv/bin/python
     [ -x "$python" ] || python=python3
-    for name in $(awk '$2 == 2 { print $3 }' "$2"); do
-        [ ! -e "$1/$name" ] || { [ -e "$1/prediction.csv" ] && return 0; die 1 "$1 has held-out runs but no prediction.csv: nothing can be predicted any more; choose another -out"; }
-    done
-    "$python" "$HERE/plot.py" predict "$1" || die 1 "plot.py predict $1 failed; the held-out runs wait for it"
+    [ -e "$1/prediction.csv" ] || "$python" "$HERE/plot.py" predict "$1" || die 1 "plot.py predict $1 failed; the held-out runs wait for it"
 }
 
 # ---------------------------------------------------------------------------
-# On a cluster: a Slurm job array
+# On a cluster: an array of Slurm jobs for each stage, so many runs a task
 
-run_tasks() {    # DIR THREADS TRAINER PLAN PACK: a task's runs
-    local i name flags status=0
-    mapfile -t lines <"$4"
-    for ((i = SLURM_ARRAY_TASK_ID * $5; i < (SLURM_ARRAY_TASK_ID + 1) * $5 && i < ${#lines[@]}; i++)); do
-        IFS=$'\t' read -r _ _ name flags _ <<<"${lines[i]}"
-        (run_one "$1" "$2" "$3" wait "$name" "$flags") || status=1
+submit() {    # DEPENDENCY COMMAND...; prints the job's number
+    local after=() job
+    [ -z "$1" ] || after=(--dependency "afterok:$1" --kill-on-invalid-dep yes)
+    job=$(sbatch --parsable --job-name "$experiment" --output "$dir/slurm.txt" --open-mode append --requeue ${partition:+--partition "$partition"} \
+        ${limit:+--time "$limit"} "${after[@]}" "${array[@]}" --wrap "exec bash $(printf '%q ' "$SELF" "${@:2}")") || die 1 "sbatch did not take the job"
+    echo "${job%%;*}"
+}
+
+submit_all() {
+    local stage list count job='' array=()
+    for stage in 1 2; do
+        list=$(mktemp "$dir/slurm-XXXXXX") && unfinished "$scratch/stage$stage" >"$list" || die 1 "cannot write to $dir"
+        count=$(wc -l <"$list")
+        [ "$count" -gt 0 ] || { rm "$list"; continue; }
+        if [ "$stage" = 2 ] && [ -z "$job" ]; then
+            predict "$dir"
+        elif [ "$stage" = 2 ]; then
+            array=()
+            job=$(submit "$job" _predict "$dir") || exit 1
+            echo "job $job: the prediction"
+        fi
+        array=(--array "0-$(((count - 1) / pack))${jobs:+%$jobs}" --cpus-per-task "$threads" --signal B:USR1@60)
+        job=$(submit "$job" _tasks "$dir" "$threads" "$trainer" "$list" "$pack") || exit 1
+        echo "job $job: $count runs"
     done
+    [ -z "$job" ] || echo "squeue shows the jobs; $dir/summary.csv grows as runs finish; the same command submits what has failed or was cancelled"
+}
+
+run_tasks() {    # DIR THREADS TRAINER LIST PACK: the runs of this task
+    local name flags status=0
+    while IFS=$'\t' read -r -u 4 name flags; do
+        run_one "$1" "$2" "$3" wait "$name" "$flags" || status=1
+        [ -z "$stop" ] || break
+    done 4< <(tail -n "+$((SLURM_ARRAY_TASK_ID * $5 + 1))" "$4" | head -n "$5")
+    [ "$stop" != USR1 ] || exec scontrol requeue "$SLURM_JOB_ID"    # a minute is left: the rest goes into another job
     return "$status"
 }
 
@@ -305,13 +345,58 @@ run_tasks() {    # DIR THREADS TRAINER PLAN PACK: a task's runs
 # The command line
 
 usage() {
-    cat <<'END'
+    local name section text scale rate='' cores runs seconds
+    cores=$(nproc)
+    cat <<END
 usage: ./sweep.sh EXPERIMENT [-option value ...] [-- trainer flags]
+
+  ./sweep.sh qk_norm -seeds 3                     the first experiment, three seeds
+  ./sweep.sh qk_norm -- -data book.txt -steps 500   on a text of your own, shorter
+  python3 plot.py runs/qk_norm-laptop             its figure
+
+-scale      laptop (default), workstation (a night on 16 cores or an hour on a GPU) or paper (needs -- -data FILE)
+-seeds      so many seeds, 1, 2, ...; default 1 (coord_check: 3)
+-out        folder of the runs, default runs/EXPERIMENT-SCALE; what is finished there is not repeated
+-dry_run    only print the commands
+-trainer    default ./train_gpt
+-j          runs at a time, default cores/threads; Slurm: tasks at a time
+-threads    of each run, default 1
+-on         local (default), slurm, or a file of hosts for GNU parallel (ssh without a password, the same folders)
+-partition, -time, -pack    Slurm's, and runs a task (default 1); sbatch's variables (SBATCH_GRES=gpu:1) count too
+
+A flag after -- takes the place of the experiment's (-lr 1e-2,1e-1; -d 32,64; a size with x: width x layers), or goes to every run.
+
 END
+    set_scale laptop
+    if scratch=$(mktemp -d) && [ -x "$trainer" ]; then    # a second of training: the machine's FLOPs a second
+        trap 'rm -rf "$scratch"' EXIT
+        name='-d 32 -layers 2 -heads 2 -T 32 -batch 16 -steps 400 -eval_every 0 -eval_tokens 1 -vocab 0'
+        # shellcheck disable=SC2086    # words
+        OMP_NUM_THREADS=1 "$trainer" $name -out "$scratch/run" >/dev/null 2>&1 </dev/null
+        rate=$(printf '\t\t%s\n' "$name" | cost | awk -F '\t' -v file="$scratch/run/summary.csv" '{
+            getline header <file; getline row <file
+            n = split(header, h, ","); m = split(row, r, ",")
+            for (i = 1; i <= n; i++) if (h[i] == "seconds") print $1 / r[m - n + i] }' 2>/dev/null)
+    fi
+    printf '%-15s%-9s' experiment section
+    for scale in laptop workstation paper; do printf '%-20s' "$scale"; done
+    echo "(runs, time here on $cores cores)"
+    while read -r name section text; do
+        printf '%-15s%-9s' "$name" "$section"
+        for scale in laptop workstation paper; do
+            set_scale "$scale"
+            STAGE=1
+            read -r runs seconds < <(plan "$name" | awk -v rate="${rate:-0}" -v cores="$cores" '{ s += $1 / cores; if ($1 > most) most = $1 }
+                END { print NR, (rate ? (s > most ? s : most) / rate : "-") }')
+            [ "$seconds" = - ] || seconds=$(duration "$seconds")
+            printf '%-20s' "$runs, $seconds"
+        done
+        echo "$text"
+    done < <(grep . <<<"$EXPERIMENTS")
 }
 
 main() {
-    local experiment='' scale=laptop jobs='' on=local dir='' dry_run='' trainer=$HERE/train_gpt threads=1 partition='' limit='' pack=1 word
+    local experiment='' scale=laptop jobs='' on=local dir='' dry_run='' trainer=./train_gpt threads=1 partition='' limit='' pack=1 word stage cost name flags left started
     while [ $# -gt 0 ]; do
         case $1 in
             -h | -help | --help) usage; exit 0 ;;
@@ -329,81 +414,103 @@ main() {
         shift 2
     done
     while [ $# -gt 0 ]; do
-        [[ $1 =~ ^-[a-zA-Z] ]] || die 2 "'$1' is not a flag of the trainer"
         word=${1#-}
-        case $word in out | resume | sample | temperature | size) die 2 "-$word: sweep.sh sets that itself" ;; esac
+        [[ $1 =~ ^-[a-zA-Z] ]] || die 2 "'$1' is not a flag of the trainer"
+        case $word in out | resume | sample | temperature | size) die 2 "-$word is not for a sweep" ;; esac
         [ $# -ge 2 ] || die 2 "-$word needs a value"
-        [ -n "${user[$word]-}" ] || user_order+=("$word")
+        [ -n "${user[$word]+given}" ] || user_order+=("$word")
         user[$word]=$2
         shift 2
     done
     set_scale "$scale"
-    grep -q "^$experiment " <<<"$EXPERIMENTS" && [ -n "$experiment" ] || die 2 "'$experiment' is none of: $(awk 'NF { printf "%s ", $1 }' <<<"$EXPERIMENTS")(-h says what each is)"
+    if [ -z "$experiment" ] || ! grep -q "^$experiment " <<<"$EXPERIMENTS"; then
+        die 2 "'$experiment' is none of: $(awk 'NF { printf "%s%s", sep, $1; sep = " " }' <<<"$EXPERIMENTS") (-h says what they are)"
+    fi
     : "${dir:=runs/$experiment-$scale}"
-    scratch=$(mktemp -d) || die 1 "no temporary folder"
+    scratch=$(mktemp -d) || die 1 "cannot make a temporary folder"
     trap 'rm -rf "$scratch"' EXIT
     plan "$experiment" >"$scratch/plan" || exit 2
+    for stage in 1 2; do awk -F '\t' -v s="$stage" '$2 == s' "$scratch/plan" >"$scratch/stage$stage"; done
 
     if [ -n "$dry_run" ]; then
-        while IFS=$'\t' read -r _ stage name flags _; do
-            [ "$stage" = "$STAGE" ] || { STAGE=$stage; [ "$stage" = 1 ] || echo "python3 plot.py predict $dir"; }
-            printf '%q %s -out %q\n' "$trainer" "$flags" "$dir/$name"
-        done <"$scratch/plan"
+        for stage in 1 2; do
+            [ "$stage" = 1 ] || [ ! -s "$scratch/stage2" ] || printf 'python3 plot.py predict %q\n' "$dir"
+            while IFS=$'\t' read -r _ _ name flags _; do
+                printf 'OMP_NUM_THREADS=%s %q %s -out %q\n' "$threads" "$trainer" "$flags" "$dir/$name"
+            done <"$scratch/stage$stage"
+        done
         exit 0
     fi
+    prepare
+    if [ "$on" = slurm ]; then submit_all; exit 0; fi
 
-    [ -x "$trainer" ] && [ ! -d "$trainer" ] || die 2 "no trainer $trainer; make builds it"
-    [ "$scale" != paper ] || [ -n "${user[data]-}" ] || die 2 "-scale paper needs data: -- -data 'c4/*.bin' -val FILE, with tokens of T5's vocabulary"
-    command -v flock >/dev/null || die 2 "flock is missing; on Debian and Ubuntu: apt install util-linux"
-    parallel --version 2>/dev/null </dev/null | grep -q '^GNU parallel' || die 2 "GNU parallel is missing; on Debian and Ubuntu: apt install parallel"
-
-    # A flag that the trainer refuses is refused here, before anything is written.
-    eval "flags=($(head -n 1 "$scratch/plan" | cut -f 4))"
-    word=$("$trainer" "${flags[@]}" -resume -out "$scratch/none" 2>&1 >/dev/null </dev/null)
-    [ $? -ne 2 ] || die 2 "$word"
-
-    mkdir -p "$dir" 2>"$scratch/errors" && [ -w "$dir" ] && : >>"$dir/lock" || die 2 "cannot write to $dir: $(sed 's/.*: //' "$scratch/errors")"
-    cut -f 5 "$scratch/plan" | sort -u >"$scratch/flags"
-    (
-        flock 8
-        [ -e "$dir/experiment" ] || echo "$experiment" >"$dir/experiment"
-        [ "$(cat "$dir/experiment")" = "$experiment" ] || die 2 "$dir holds the experiment $(cat "$dir/experiment"); choose another -out"
-        [ -e "$dir/flags" ] || cp "$scratch/flags" "$dir/flags"
-        cmp -s "$scratch/flags" "$dir/flags" || die 2 "$dir holds runs with other flags: $(diff "$dir/flags" "$scratch/flags" | grep '^[<>]' | tr '\n' ' ')(<: its, >: these); choose another -out"
-    ) 8>>"$dir/lock" || exit 2
-
-    while IFS=$'\t' read -r cost stage name _; do
-        cost_of[$name]=$cost total=$((total + 1))
-        finished "$dir/$name" || continue
-        cost_of[$name]=0 done=$((done + 1))
-        [ "$(outcome "$dir/$name")" = finished ] || diverged=$((diverged + 1))
-    done <"$scratch/plan"
-    cost_left=$(printf '%s\n' "${cost_of[@]}" | awk '{ s += $1 } END { print s }')
-    [ "$done" = 0 ] || echo "$done of $total runs are already done"
-    started=$SECONDS
     trap 'interrupt 130' INT
     trap 'interrupt 143' TERM HUP
-    : "${jobs:=$(($(nproc) / threads > 0 ? $(nproc) / threads : 1))}"
-    for stage in 1 2; do
-        awk -F '\t' -v s="$stage" '$2 == s' "$scratch/plan" >"$scratch/stage"
-        [ -s "$scratch/stage" ] || continue
-        [ "$stage" = 1 ] || predict "$dir" "$scratch/plan"
-        for busy in skip wait; do run_all "$dir" "$threads" "$jobs" "" "$trainer" "$scratch/stage" "$busy"; [ -z "$interrupted$failed" ] || : ; done
-        [ -z "$interrupted" ] && [ "$failed" = 0 ] || break
-    done
+    started=$SECONDS
+    run_all "$scratch/stage1"
+    if [ -s "$scratch/stage2" ] && [ -z "$interrupted" ] && [ -z "$(unfinished "$scratch/stage1")" ]; then
+        predict "$dir"
+        run_all "$scratch/stage2"
+    fi
     [ ! -t 1 ] || echo
     if [ -n "$interrupted" ]; then
         echo "stopped; the same command goes on from here"
         exit "$interrupted"
     fi
-    join_summaries "$dir"
-    left=$(while IFS=$'\t' read -r _ _ name _; do finished "$dir/$name" || echo "$name"; done <"$scratch/plan" | wc -l)
-    echo "$((total - left)) of $total runs done in $dir$([ "$left" = 0 ] || echo "; the same command goes on with the rest")"
+    left=$(unfinished "$scratch/plan" | wc -l)
+    echo "$((total - left)) of $total runs are in $dir$([ "$left" = 0 ] || echo "; the same command tries the others again")"
     [ "$left" = 0 ]
+}
+
+# What can be wrong before a run starts, then the folder and the counts of what is in it.
+prepare() {
+    local word name stage cost flags held_out=''
+    { [ -f "$trainer" ] && [ -x "$trainer" ]; } || die 2 "there is no trainer $trainer; make builds it"
+    [ "$scale" != paper ] || [ -n "${user[data]-}" ] || die 2 "-scale paper needs tokens: -- -data 'c4_*.bin' -val FILE, with T5's vocabulary of 32101"
+    command -v flock >/dev/null || die 2 "flock is missing; on Debian and Ubuntu: apt install util-linux"
+    case $on in
+        slurm) command -v sbatch >/dev/null || die 2 "-on slurm: sbatch is missing; run this where jobs are submitted" ;;
+        local | *)
+            [ "$on" = local ] || [ -r "$on" ] || die 2 "-on: '$on' is neither local, slurm, nor a file of hosts"
+            parallel --version 2>/dev/null </dev/null | grep -q '^GNU parallel' || die 2 "GNU parallel is missing; on Debian and Ubuntu: apt install parallel" ;;
+    esac
+    if [ "$on" = local ]; then word=$(nproc); else word=100; fi
+    [ "$on" = slurm ] || : "${jobs:=$((word / threads > 0 ? word / threads : 1))$([ "$on" = local ] || echo %)}"
+
+    # What the trainer says of the flags (2: wrong ones; nothing can be resumed yet), then, where it will run, of their data.
+    eval "flags=($(tail -n 1 "$scratch/stage1" | cut -f 4))"
+    word=$("$trainer" "${flags[@]}" -resume -out "$scratch/none" 2>&1 </dev/null)
+    [ $? -ne 2 ] || die 2 "$word"
+    if [ "$on" = local ]; then
+        word=$("$trainer" "${flags[@]}" -steps 0 -warmup 0 -eval_tokens 1 -out "$scratch/none" 2>&1 </dev/null) || die 1 "$(tail -n 1 <<<"$word")"
+    fi
+
+    mkdir -p "$dir" 2>"$scratch/errors" && : >>"$dir/lock" || die 2 "cannot write to $dir: $(sed 's/.*: //' "$scratch/errors")"
+    cut -f 5 "$scratch/plan" | sort -u >"$scratch/flags"
+    (
+        flock 8
+        [ -e "$dir/experiment" ] || echo "$experiment" >"$dir/experiment"
+        word=$(cat "$dir/experiment")
+        [ "$word" = "$experiment" ] || die 2 "$dir holds the experiment $word; choose another -out"
+        [ -e "$dir/flags" ] || cp "$scratch/flags" "$dir/flags"
+        cmp -s "$scratch/flags" "$dir/flags" || die 2 "$dir was begun with other flags, see $dir/flags; choose another -out"
+    ) 8>>"$dir/lock" || exit 2
+
+    while IFS=$'\t' read -r cost stage name _; do
+        cost_of[$name]=$cost total=$((total + 1))
+        [ "$stage" = 1 ] || [ ! -e "$dir/$name" ] || held_out=$name
+        finished "$dir/$name" || continue
+        cost_of[$name]=0 done=$((done + 1))
+        [ "$(outcome "$dir/$name")" = finished ] || diverged=$((diverged + 1))
+    done <"$scratch/plan"
+    cost_left=$(printf '%s\n' "${cost_of[@]}" | awk '{ s += $1 } END { print s }')
+    [ -z "$held_out" ] || [ -e "$dir/prediction.csv" ] || die 2 "$dir has the held-out run $held_out but no prediction.csv made before it; choose another -out"
+    [ "$done" = 0 ] || echo "$done of $total runs are already there"
 }
 
 case ${1-} in
     _run) shift; run_one "$@" ;;
     _tasks) shift; run_tasks "$@" ;;
+    _predict) shift; predict "$@" ;;
     *) main "$@" ;;
 esac
