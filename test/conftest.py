@@ -26,16 +26,30 @@ def build_shim(double):
     cc = shlex.split(os.environ.get("CC", "cc"))
     flags = shlex.split(os.environ.get("CFLAGS", "-O3 -march=native")) + ["-DDOUBLE"] * double
     flags += [f for f in ("-fopenmp-simd", "-fopenmp") if compiles(cc, f)]
-    command = [*cc, *flags, "-shared", "-fPIC", "-I", str(ROOT), str(TEST / "shim.c")]
-    name = f"shim_{'double' if double else 'float'}_{zlib.crc32(shlex.join(command).encode()):08x}.so"    # a command, a file
-    library = ROOT / "build" / name
-    sources = [*ROOT.glob("*.[hc]"), *TEST.glob("*.[hc]")]
-    if not library.exists() or library.stat().st_mtime < max(s.stat().st_mtime for s in sources):
-        library.parent.mkdir(exist_ok=True)
-        part = library.with_suffix(f".{os.getpid()}")
+    return build(f"shim_{'double' if double else 'float'}", [*cc, *flags, "-shared", "-fPIC", "-I", str(ROOT), str(TEST / "shim.c")], ".so")
+
+
+def build(name, command, suffix=""):
+    """The file of this name that the command makes; each command has a file of its own."""
+    result = ROOT / "build" / f"{name}_{zlib.crc32(shlex.join(command).encode()):08x}{suffix}"
+    sources = [*ROOT.glob("*.[hc]"), *TEST.glob("*.[hc]"), *ROOT.glob("*.cu"), *TEST.glob("*.cu")]
+    if not result.exists() or result.stat().st_mtime < max(s.stat().st_mtime for s in sources):
+        result.parent.mkdir(exist_ok=True)
+        part = result.with_suffix(f".{os.getpid()}")
         subprocess.run([*command, "-o", str(part), "-lm"], check=True, env=NO_PRELOAD)
-        part.replace(library)
-    return library
+        part.replace(result)
+    return result
+
+
+SANITIZE = "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize=bounds,object-size", "-fno-sanitize-recover=all"    # what AddressSanitizer finds too it reports with the kernel's name
+
+
+def build_emu(name, source, *flags, suffix=""):
+    """Builds a .cu file over the stand-in for CUDA, as `make train_gpt_cu_emu` does."""
+    cxx = shlex.split(os.environ.get("CXX", "g++"))
+    fast = () if "-g" in flags else ("-O3", "-march=native")
+    return build(name, [*cxx, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-rdynamic", "-DCUDA_EMU", *fast, *flags,
+                        "-I", str(ROOT), "-x", "c++", str(source)], suffix)
 
 
 class Library:

@@ -174,8 +174,9 @@ inline unsigned random_below(unsigned n) {
 }
 
 inline Order order() {
+    static const char *names[] = {"forward", "reverse", "random"};
     const char *s = setting("CUDA_EMU_ORDER", "forward");    // read at each launch, so that a test can change it
-    for (int i = 0; i < 3; i++) if (!strcmp(s, i == 0 ? "forward" : i == 1 ? "reverse" : "random")) return (Order)i;
+    for (int i = 0; i < 3; i++) if (!strcmp(s, names[i])) return (Order)i;
     stop("CUDA_EMU_ORDER is %s; it must be forward, reverse or random", s);
 }
 
@@ -261,7 +262,7 @@ inline void must_agree(int first, int last, const char *group) {
         if (a.ended != b.ended || (!a.ended && (a.at.name != b.at.name || a.at.line != b.at.line)))
             stop("divergent barriers in a %s: %s, %s", group, place_of(first).c_str(), place_of(t).c_str());
         if (a.calls != b.calls && first / WARP == t / WARP)
-            stop("a warp's matrix call was left out by some of its lanes: %s, %s", place_of(first).c_str(), place_of(t).c_str());
+            stop("a fragment was not loaded or stored alike by all lanes of a warp: %s, %s", place_of(first).c_str(), place_of(t).c_str());
     }
 }
 
@@ -277,7 +278,6 @@ inline bool run_warp(int w, Order order) {
     warps[w].action = NULL;
     return true;
 }
-
 
 // Fills the shared memory that the block before left with NaN.
 inline void shared_reset() {

@@ -1,0 +1,310 @@
+// Kernels that test the stand-in (test_emu.py): ./emu_kernels NAME [NUMBERS], values on stdin and stdout as raw memory.
+// Of those with a planted mistake the first number says whether it is there.
+#include "cuda_emu.h"
+
+static long number[16];    // the command's numbers
+static bool wrong() { return number[0]; }
+
+static void check(cudaError_t e) { if (e) printf("%s\n", cudaGetErrorString(e)), exit(1); }
+static void check(cublasStatus_t s) { if (s) printf("%s\n", cublasGetStatusString(s)), exit(1); }
+
+template <typename... P, typename... A> void launch(void (*kernel)(P...), dim3 grid, dim3 block, A... args) {
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid, config.blockDim = block;
+    check(cudaLaunchKernelEx(&config, kernel, args...));
+}
+
+template <typename T> T *device(size_t count) {
+    T *p = NULL;
+    check(cudaMalloc(&p, count * sizeof(T)));
+    return p;
+}
+template <typename T> T *from_stdin(size_t count) {
+    std::vector<T> host(count);
+    if (fread(host.data(), sizeof(T), count, stdin) != count) exit(9);
+    T *p = device<T>(count);
+    check(cudaMemcpy(p, host.data(), count * sizeof(T), cudaMemcpyHostToDevice));
+    return p;
+}
+template <typename T> void to_stdout(T *p, size_t count) {    // and frees it
+    std::vector<T> host(count);
+    check(cudaMemcpy(host.data(), p, count * sizeof(T), cudaMemcpyDeviceToHost));
+    check(cudaFree(p));
+    fwrite(host.data(), sizeof(T), count, stdout);
+}
+
+// ---- missing barriers: out (128) must not depend on the order of the threads
+
+__global__ void neighbour(int *out, bool wrong, int distance) {    // reads what another thread wrote
+    __shared__ int s[128];
+    int t = (int)threadIdx.x;
+    s[t] = t * t;
+    if (!wrong) __syncthreads();
+    out[t] = s[(t + distance) & 127];
+}
+
+__global__ void overwrite(int *out, bool wrong, int distance) {    // writes what another thread has yet to read
+    __shared__ int s[128];
+    int t = (int)threadIdx.x;
+    s[t] = t * t;
+    __syncthreads();
+    int seen = s[(t + distance) & 127];
+    if (!wrong) __syncthreads();
+    s[t] = -1;
+    __syncthreads();
+    out[t] = seen + s[t];
+}
+
+__global__ void broadcast(int *out, bool wrong, int writer) {    // one thread's word for all, twice
+    __shared__ int word;
+    int t = (int)threadIdx.x, sum = 0;
+    for (int i = 0; i < 2; i++) {
+        if (t == writer) word = 5 + i;
+        __syncthreads();
+        sum += word;
+        if (!wrong) __syncthreads();
+    }
+    out[t] = sum;
+}
+
+__global__ void in_warp(int *out, bool wrong, int distance) {    // within a warp
+    __shared__ int s[128];
+    int t = (int)threadIdx.x;
+    s[t] = t * t;
+    if (!wrong) __syncwarp();
+    out[t] = s[(t & ~31) + ((t + distance) & 31)];
+}
+
+using namespace nvcuda;
+typedef wmma::fragment<wmma::accumulator, 16, 16, 16, float> Sums;
+
+__global__ void after_store(int *out, bool wrong, int) {    // a fragment stored, then read by other lanes
+    __shared__ __align__(32) float s[256];
+    Sums f;
+    wmma::fill_fragment(f, 3.0f);
+    s[threadIdx.x] = s[threadIdx.x + 128] = 0;
+    __syncthreads();
+    if (threadIdx.x < 32) wmma::store_matrix_sync(s, f, 16, wmma::mem_row_major);
+    if (!wrong) __syncthreads();
+    out[threadIdx.x] = (int)(s[255 - threadIdx.x] + s[threadIdx.x]);
+}
+
+__global__ void before_load(int *out, bool wrong, int) {    // shared memory written, then loaded into a fragment
+    __shared__ __align__(32) float s[256];
+    Sums f;
+    s[threadIdx.x] = s[threadIdx.x + 128] = 1;
+    if (!wrong) __syncthreads();
+    wmma::load_matrix_sync(f, s, 16, wmma::mem_row_major);
+    float sum = 0;
+    for (int i = 0; i < f.num_elements; i++) sum += f.x[i];
+    out[threadIdx.x] = (int)sum;
+}
+
+// ---- accesses that no kernel may make
+
+__global__ void store_at(float *out, long i) { if (blockIdx.x == 1 && threadIdx.x == 5) out[i] = 1; }
+__global__ void load_at(float *out, long i) { if (blockIdx.x == 1 && threadIdx.x == 5) out[0] = out[i]; }
+__global__ void shared_at(float *out, long i) {
+    __shared__ float s[32];
+    s[threadIdx.x] = 1;
+    if (blockIdx.x == 1 && threadIdx.x == 5) s[i] = 1;
+    out[0] = s[threadIdx.x];
+}
+__global__ void unwritten(float *out) {
+    __shared__ float s[32];
+    if (blockIdx.x == 0) s[threadIdx.x] = 1;
+    out[blockIdx.x * 32 + threadIdx.x] = s[threadIdx.x];
+}
+
+// ---- barriers and warp calls that not all threads reach
+
+__global__ void some_wait(bool wrong) { if (!wrong || threadIdx.x < 64) __syncthreads(); }
+__global__ void some_end(bool wrong) { if (wrong && threadIdx.x == 127) return; __syncthreads(); }
+__global__ void two_barriers(bool wrong) {
+    if (wrong && threadIdx.x < 64) __syncthreads();
+    else __syncthreads();
+}
+__global__ void half_shuffles(bool wrong) { if (!wrong || threadIdx.x % 32 < 16) __shfl_xor_sync(0xffffffff, 1.0f, 1); }
+__global__ void two_shuffles(bool wrong) {
+    if (wrong && threadIdx.x == 3) __shfl_xor_sync(0xffffffff, 1, 2);
+    else __shfl_xor_sync(0xffffffff, 1, 1);
+}
+__global__ void mask(bool wrong) { __shfl_sync(wrong ? 0xffffu : 0xffffffffu, 1, 0); }
+__global__ void lane_left_out(bool wrong) {
+    __shared__ __align__(32) float s[256];
+    Sums f;
+    wmma::fill_fragment(f, 3.0f);
+    if (!wrong || threadIdx.x != 7) wmma::store_matrix_sync(s, f, 16, wmma::mem_row_major);
+    __syncwarp();
+}
+__global__ void misaligned(bool wrong) {
+    __shared__ __align__(32) float s[272];
+    Sums f;
+    wmma::load_matrix_sync(f, s + (wrong ? 4 : 8), 16, wmma::mem_row_major);
+}
+__global__ void odd_ld(bool wrong) {
+    __shared__ __align__(32) float s[272];
+    Sums f;
+    wmma::load_matrix_sync(f, s, wrong ? 17 : 16, wmma::mem_row_major);
+}
+
+// ---- what must come out right
+
+__global__ void shuffles(float *out, double *sums) {
+    int lane = (int)threadIdx.x;
+    float x = (float)lane;
+    double sum = lane + 0.25;
+    for (int bits = 16; bits; bits /= 2) sum += __shfl_xor_sync(0xffffffff, sum, bits);    // five exchanges, one after another
+    out[lane] = __shfl_sync(0xffffffff, x, (lane * 7 + 3) % 32);
+    sums[lane] = sum;
+}
+
+__global__ void indices(unsigned *out) {
+    unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    unsigned thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    out[block * blockDim.x * blockDim.y * blockDim.z + thread] = block * 1000 + thread;
+}
+
+__global__ void round_to_bf16(__nv_bfloat16 *out, float *back, const float *x, int n) {
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    if (i < n) out[i] = __float2bfloat16(x[i]), back[i] = __bfloat162float(out[i]);
+}
+
+// out (16,16) = 2 a b + c
+template <typename LA, typename LB>
+__global__ void product(float *out, const __nv_bfloat16 *a, const __nv_bfloat16 *b, const float *c, int lda, int ldb, int by_rows) {
+    wmma::fragment<wmma::matrix_a, 16, 16, 16, __nv_bfloat16, LA> fa;
+    wmma::fragment<wmma::matrix_b, 16, 16, 16, __nv_bfloat16, LB> fb;
+    Sums sum, add;
+    wmma::load_matrix_sync(fa, a, (unsigned)lda);
+    wmma::load_matrix_sync(fb, b, (unsigned)ldb);
+    wmma::load_matrix_sync(add, c, 16, by_rows ? wmma::mem_row_major : wmma::mem_col_major);
+    wmma::fill_fragment(sum, 0.0f);
+    wmma::mma_sync(sum, fa, fb, sum);
+    wmma::mma_sync(sum, fa, fb, sum);
+    for (int i = 0; i < sum.num_elements; i++) sum.x[i] += add.x[i];
+    wmma::store_matrix_sync(out, sum, 16, by_rows ? wmma::mem_row_major : wmma::mem_col_major);
+}
+
+__global__ void add_one(float *x) { x[threadIdx.x] += 1; }
+__global__ void on_two(float *x, const float *y) { x[threadIdx.x] = y ? y[threadIdx.x] : 0; }
+
+int main(int argc, char **argv) {
+    std::string name = argc > 1 ? argv[1] : "";
+    for (int i = 2; i < argc && i < 18; i++) number[i - 2] = atol(argv[i]);
+    const std::map<std::string, void (*)(int *, bool, int)> missing = {{"neighbour", neighbour}, {"overwrite", overwrite}, {"broadcast", broadcast},
+        {"in_warp", in_warp}, {"after_store", after_store}, {"before_load", before_load}};
+    const std::map<std::string, void (*)(bool)> divergent = {{"some_wait", some_wait}, {"some_end", some_end}, {"two_barriers", two_barriers},
+        {"half_shuffles", half_shuffles}, {"two_shuffles", two_shuffles}, {"mask", mask}, {"lane_left_out", lane_left_out}, {"misaligned", misaligned}, {"odd_ld", odd_ld}};
+    const std::map<std::string, void (*)(float *, long)> access = {{"store_at", store_at}, {"load_at", load_at}, {"shared_at", shared_at}};
+    if (missing.count(name)) {
+        int *out = device<int>(128);
+        launch(missing.at(name), 1, 128, out, wrong(), (int)number[1]);
+        to_stdout(out, 128);
+    } else if (divergent.count(name)) {
+        launch(divergent.at(name), 1, 128, wrong());
+        check(cudaDeviceSynchronize());
+    } else if (name == "small_warp") {
+        launch(half_shuffles, 1, wrong() ? 16 : 32, false);
+        check(cudaDeviceSynchronize());
+    } else if (access.count(name)) {
+        float *out = device<float>(70);
+        launch(access.at(name), 2, 32, out, number[0]);
+        to_stdout(out, 70);
+    } else if (name == "freed") {
+        float *out = device<float>(32);
+        launch(add_one, 1, 32, out);
+        check(cudaFree(out));
+        if (wrong()) launch(on_two, 1, 32, device<float>(32), (const float *)out);
+    } else if (name == "host_reads") {
+        float *out = device<float>(32);
+        float x = wrong() ? out[3] : 1;
+        check(cudaFree(out));
+        return x == 2;
+    } else if (name == "host_pointer") {
+        float *out = device<float>(32), host[32] = {0};
+        launch(on_two, 1, 32, out, wrong() ? (const float *)host : NULL);
+        to_stdout(out, 32);
+    } else if (name == "unwritten") {
+        float *out = device<float>(70);
+        launch(unwritten, 2, 32, out);
+        to_stdout(out, 70);
+    } else if (name == "too_early") {    // the result before and after the host waits for it
+        float *out = device<float>(32), *pinned, early;
+        check(cudaMallocHost(&pinned, 32 * sizeof(float)));
+        check(cudaMemset(out, 0, 32 * sizeof(float)));
+        launch(add_one, 1, 32, out);
+        check(cudaMemcpyAsync(pinned, out, 32 * sizeof(float), cudaMemcpyDeviceToHost));
+        early = pinned[0];
+        check(cudaStreamSynchronize(NULL));
+        printf("%g %g\n", early, pinned[0]);
+        check(cudaFreeHost(pinned));
+        check(cudaFree(out));
+    } else if (name == "graph") {    // captured once, launched three times
+        cudaStream_t stream;
+        cudaGraph_t graph;
+        cudaGraphExec_t exec;
+        float *out = device<float>(32);
+        check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+        check(cudaMemsetAsync(out, 0, 32 * sizeof(float), stream));
+        check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+        launch(add_one, 1, 32, out);
+        if (wrong()) check(cudaStreamSynchronize(stream));
+        check(cudaStreamEndCapture(stream, &graph));
+        check(cudaGraphInstantiate(&exec, graph, 0));
+        for (int i = 0; i < 3; i++) check(cudaGraphLaunch(exec, stream));
+        to_stdout(out, 32);
+        check(cudaGraphExecDestroy(exec));
+        check(cudaGraphDestroy(graph));
+        check(cudaStreamDestroy(stream));
+    } else if (name == "fork") {
+        check(cudaDeviceSynchronize());
+        if (!fork()) check(cudaDeviceSynchronize());
+    } else if (name == "launch") {
+        launch(add_one, dim3((unsigned)number[0], (unsigned)number[1]), dim3((unsigned)number[2]), (float *)NULL);
+    } else if (name == "copy") {
+        float *p = device<float>(32), host[33];
+        check(cudaMemcpy(host, p, (size_t)number[0], cudaMemcpyDeviceToHost));
+    } else if (name == "shuffles") {
+        float *out = device<float>(32);
+        double *sums = device<double>(32);
+        launch(shuffles, 1, 32, out, sums);
+        to_stdout(out, 32);
+        to_stdout(sums, 32);
+    } else if (name == "indices") {
+        unsigned *out = device<unsigned>(24 * 30);
+        launch(indices, dim3(2, 3, 4), dim3(5, 3, 2), out);
+        to_stdout(out, 24 * 30);
+    } else if (name == "bf16") {
+        int n = (int)number[0];
+        float *x = from_stdin<float>((size_t)n), *back = device<float>((size_t)n);
+        __nv_bfloat16 *out = device<__nv_bfloat16>((size_t)n);
+        launch(round_to_bf16, dim3((unsigned)(n + 255) / 256), 256, out, back, x, n);
+        to_stdout(out, (size_t)n);
+        to_stdout(back, (size_t)n);
+        check(cudaFree(x));
+    } else if (name == "wmma") {
+        typedef wmma::row_major R;
+        typedef wmma::col_major C;
+        int lda = (int)number[2], ldb = (int)number[3];
+        __nv_bfloat16 *a = from_stdin<__nv_bfloat16>(16 * (size_t)lda), *b = from_stdin<__nv_bfloat16>(16 * (size_t)ldb);
+        float *c = from_stdin<float>(256), *out = device<float>(256);
+        launch(number[0] ? number[1] ? product<C, C> : product<C, R> : number[1] ? product<R, C> : product<R, R>, 1, 32, out, a, b, c, lda, ldb, (int)number[4]);
+        to_stdout(out, 256);
+        check(cudaFree(a)), check(cudaFree(b)), check(cudaFree(c));
+    } else if (name == "gemm") {    // op_a op_b m n k lda ldb ldc, bf16 of a and b, bf16 of c, alpha, beta, sizes of a, b and c
+        int op_a = (int)number[0], op_b = (int)number[1], in16 = (int)number[8], out16 = (int)number[9];
+        float alpha = (float)number[10], beta = (float)number[11];
+        size_t size_a = (size_t)number[12], size_b = (size_t)number[13], size_c = (size_t)number[14], bytes = in16 ? 2 : 4, bytes_c = out16 ? 2 : 4;
+        char *a = from_stdin<char>(size_a * bytes), *b = from_stdin<char>(size_b * bytes), *c = from_stdin<char>(size_c * bytes_c);
+        cublasHandle_t handle;
+        check(cublasCreate(&handle));
+        check(cublasGemmEx(handle, op_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b ? CUBLAS_OP_T : CUBLAS_OP_N, (int)number[2], (int)number[3], (int)number[4], &alpha,
+                           a, in16 ? CUDA_R_16BF : CUDA_R_32F, (int)number[5], b, in16 ? CUDA_R_16BF : CUDA_R_32F, (int)number[6], &beta,
+                           c, out16 ? CUDA_R_16BF : CUDA_R_32F, (int)number[7], CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        to_stdout(c, size_c * bytes_c);
+        check(cublasDestroy(handle));
+        check(cudaFree(a)), check(cudaFree(b));
+    } else return 8;
+    return 0;
+}
