@@ -5,9 +5,13 @@
 # ///
 """The paper's figures from the runs' CSV files.
 
-  plot.py [DIR ...]        from sweeps (default: all in runs/): lr.png, loss and largest attention logit against learning rate
+  plot.py [DIR ...]        from sweeps (default: all in runs/): a figure of each experiment, EXPERIMENT.png;
+                           of a sweep by `train_gpt -lr`, lr.png
   plot.py log RUN ...      training curves of single runs, side by side: log.png
-  plot.py table [DIR ...]  the numbers of lr.png and the sensitivity to the learning rate, as Markdown"""
+  plot.py table [DIR ...]  the numbers of the figures, as Markdown
+  plot.py predict DIR      of predict_logits or predict_eps: fits the runs that are there and writes DIR/prediction.csv, once;
+                           runs of larger sizes come after, and the figure compares
+  plot.py watch DIR ...    draws again while a sweep is running"""
 import argparse
 import csv
 import itertools
@@ -16,6 +20,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 
 try:
     import matplotlib
@@ -34,7 +39,7 @@ matplotlib.rcParams.update({"font.size": 10, "axes.titlesize": 11, "legend.fonts
                             "lines.linewidth": 1.5, "lines.markersize": 4.5, "savefig.dpi": 150, "svg.hashsalt": "plot.py"})
 GRIDS = [(3e-4, 3e-1), (3e-3, 3e-1)]    # of LR sensitivity: the paper's, and the part that short runs can train at
 HANDLING = "size out resume sample temperature eval_every log_every checkpoint_every".split()    # flags that leave a result as it is
-PLACED = "lr d layers qk_norm seed".split()    # flags with a place of their own in the figure
+LOGIT_LIMIT, LOG_Z_LIMIT = 100, -5      # past these the trainer's diagnosis speaks (gpt.h)
 
 
 # ---------------------------------------------------------------------------
@@ -62,7 +67,7 @@ def read_csv(path, finite, numbers, texts=""):
     finite, numbers = finite.split(), numbers.split()
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-            names, *lines = list(csv.reader(file)) or [[]]
+            names, *lines = list(csv.reader(line for line in file if not line.startswith("#"))) or [[]]
     except (OSError, csv.Error) as error:
         return complain(path, getattr(error, "strerror", None) or error)
     if not names:
@@ -87,16 +92,41 @@ def read_csv(path, finite, numbers, texts=""):
     return rows
 
 
+def read_log(run):
+    return read_csv(pathlib.Path(run) / "log.csv", "step", "train_loss val_loss grad_norm log_z")
+
+
+def read_runs(folder):
+    """The runs of a sweep: of its joined table, and of its runs' own, as the table is written at the end. Or of a folder of sweeps."""
+    joined, runs = folder / "summary.csv", []
+    for path in ([joined] if joined.exists() else []) + sorted(folder.glob("*/summary.csv")) or [joined]:
+        for run in read_csv(path, "lr d layers qk_norm seed parameters initial_loss diverged", "final_loss max_attn_logit log_z entropy_floor", "machine"):
+            out = pathlib.Path(str(run.get("out", ""))).name
+            run["folder"] = path.parent if path.parent.name == out else path.parent / out
+            run["sweep"] = folder
+            if isinstance(run.get("warmup"), str):
+                run["warmup"] = cell(run["warmup"].rstrip("%"))
+            elif "warmup" in run:
+                run["warmup"] *= 100 / run["steps"]
+            runs.append(run)
+    return runs
+
+
 def read_sweeps(folders):
-    """The runs of these sweeps, each once. A folder of sweeps, or of a sweep's runs, does as well."""
-    runs = {}
+    """{experiment: its runs, each once}. Sweeps of one experiment are one; of train_gpt -lr the experiment is lr."""
+    found = {}
     for folder in map(pathlib.Path, folders):
-        joined = folder / "summary.csv"
-        for path in [joined] if joined.exists() else sorted(folder.glob("*/summary.csv")) or [joined]:
-            for run in read_csv(path, "lr d layers qk_norm seed parameters initial_loss diverged",
-                                "final_loss max_attn_logit log_z entropy_floor", "machine"):
-                runs[tuple((name, run[name]) for name in flags(run))] = run
-    return list(runs.values())
+        named = sorted(folder.glob("*/experiment"))
+        for sweep in [folder] if (folder / "experiment").exists() or not named else [path.parent for path in named]:
+            name = "lr"
+            if (sweep / "experiment").exists():
+                name = (sweep / "experiment").read_text(errors="replace").strip()
+                if name not in EXPERIMENTS:
+                    complain(sweep / "experiment", f"'{name}' is no experiment of mine: drawn as lr")
+                    name = "lr"
+            for run in read_runs(sweep):
+                found.setdefault(name, {})[tuple((flag, run[flag]) for flag in flags(run))] = run
+    return {name: list(runs.values()) for name, runs in found.items()}
 
 
 def flags(run):
@@ -116,38 +146,59 @@ def logit(run):
     return number(run, "max_attn_logit") or math.nan    # 0: the run diverged before its first logged step
 
 
-def log_z(run):
-    return number(run, "log_z")
+def at_end(name):
+    """Of a column of the log, the median of the run's last tenth: one step's gradient says little."""
+    def value(run):
+        if name not in run:    # read once
+            rows = [number(row, name) for row in read_log(run["folder"])]
+            tail = [x for x in rows[-max(1, len(rows) // 10):] if math.isfinite(x) and x > 0]
+            run[name] = np.median(tail) if tail else math.nan
+        return run[name]
+    return value
 
 
-def by_size(runs):
-    """{name: runs}, small to large. Where runs of one size differ in another flag, the name says it: they are no seeds of each other."""
-    sizes, groups = {}, {}
+def now(name):
+    return lambda run: number(run["now"], name)
+
+
+def effect(kind, hidden):
+    """How much an update changes its layer's output at most: learning rate x RMS of the update x inputs, as all of them add up."""
+    def value(run):
+        m = run["d"] / run["base_d"]
+        scale = {"off": 1, "simple": 1 / m if hidden else 1}.get(run["mu_param"], 1 / m)    # the head's logits are divided by m instead
+        return number(run["now"], "lr") * scale * number(run["now"], f"update_rms_{kind}") * run["d"]
+    return value
+
+
+def spread(values):
+    values = [x for x in values if math.isfinite(x)]
+    return (np.median(values), min(values), max(values)) if values else (math.nan,) * 3
+
+
+def over(runs, x, value):
+    """An array of rows: x, then median, least and most over the seeds."""
+    groups = {}
     for run in runs:
-        sizes.setdefault((run["d"], run["layers"]), []).append(run)
-    for (d, layers), same in sorted(sizes.items(), key=lambda item: (min(run["parameters"] for run in item[1]), item[0])):
-        names = dict.fromkeys(name for run in same for name in flags(run) if name not in PLACED)
-        differ = [name for name in names if len({run.get(name) for run in same}) > 1]
-        for run in sorted(same, key=lambda run: [(str(type(x)), x) for x in map(run.get, differ)]):
-            extra = "".join(f", {name} {x:g}" if isinstance(x, float) else f", {name} {x}" for name, x in zip(differ, map(run.get, differ)))
-            groups.setdefault(f"d {d:g}, layers {layers:g}{extra}", []).append(run)
-    return groups
-
-
-def over_lr(runs, value):
-    """An array of rows: learning rate, then median, least and most over the seeds."""
-    found = {}
-    for run in runs:
-        if math.isfinite(value(run)):
-            found.setdefault(run["lr"], []).append(value(run))
-    return np.array([(lr, np.median(x), min(x), max(x)) for lr, x in sorted(found.items())]).reshape(-1, 4)
+        groups.setdefault(run[x], []).append(value(run))
+    return np.array([(key, *spread(values)) for key, values in sorted(groups.items()) if np.isfinite(values).any()]).reshape(-1, 4)
 
 
 def lr_sensitivity(runs, least, most):
     """Section 2.2, from the medians over the seeds: the mean loss over the grid above the best. And the grid's size."""
-    curve = over_lr(runs, loss)
+    curve = over(runs, "lr", loss)
     x = curve[(curve[:, 0] > least * (1 - 1e-9)) & (curve[:, 0] < most * (1 + 1e-9)), 1]
     return (x.mean() - x.min() if len(x) > 1 else math.nan), len(x)
+
+
+def best_lr(runs):
+    curve = over(runs, "lr", loss)
+    return curve[curve[:, 1].argmin(), 0] if len(curve) > 1 else math.nan
+
+
+def gap(runs):
+    """How much LR sensitivity qk-norm takes away."""
+    off, on = (lr_sensitivity([run for run in runs if run["qk_norm"] == x], *GRIDS[1])[0] for x in (0, 1))
+    return off - on
 
 
 def sci(lr):
@@ -160,44 +211,380 @@ def short(count):
 
 
 # ---------------------------------------------------------------------------
-# Figures: each function returns one
+# The experiments, as data
+
+GRID_NAMES = [f"LR {sci(least)} to {sci(most)}" for least, most in GRIDS]
+MEASURES = {    # the axis and its scale; the value of a run, or of all the runs that differ in the flags named last
+    "loss": ("final validation loss, nats", "linear", loss),
+    "logit": ("largest attention logit", "log", logit),
+    "log_z": ("mean log Z at the end", "linear", lambda run: number(run, "log_z")),
+    "sensitivity": (f"LR sensitivity, nats\n({GRID_NAMES[0]})", "linear", lambda runs: lr_sensitivity(runs, *GRIDS[0])[0], ["lr"]),
+    "sensitivity_high": (f"LR sensitivity, nats\n({GRID_NAMES[1]})", "linear", lambda runs: lr_sensitivity(runs, *GRIDS[1])[0], ["lr"]),
+    "gap": (f"LR sensitivity without qk-norm\nabove that with it ({GRID_NAMES[1]})", "linear", gap, ["lr", "qk_norm"]),
+    "best_lr": ("best learning rate", "log", best_lr, ["lr"]),
+    "gradient": ("RMS of the gradient,\nMLP's first matrix, at the end", "log", at_end("grad_rms_c_fc")),
+    "update": ("RMS of the update / LR,\nMLP's first matrix, at the end", "log", at_end("update_rms_c_fc")),
+    "now_log_z": ("mean log Z", "linear", now("log_z")),
+    "now_att": ("RMS of activations:\nattention's output", "log", now("act_rms_att")),
+    "now_c_fc": ("MLP's hidden layer", "log", now("act_rms_c_fc")),
+    "now_residual": ("last residual", "log", now("act_rms_residual")),
+    "now_logits": ("output logits", "log", now("act_rms_logits")),
+    "now_effect": ("effect of an update:\nMLP's first matrix", "log", effect("c_fc", True)),
+    "now_effect_head": ("output matrix", "log", effect("lm_head", False)),
+}
+AXES = {"lr": "peak learning rate", "parameters": "parameters", "d": "width d", "warmup": "warm-up, % of the steps", "step": "step", "steps": "steps of training",
+        "batch": "batch, sequences", "beta2": "beta2 of AdamW", "clip": "gradient clipped at (0: not)", "eps": "epsilon of AdamW"}
+WORDS = {("qk_norm", 0): "without qk-norm", ("qk_norm", 1): "with qk-norm", ("wd_independent", 1): "independent", ("wd_independent", 0): "standard",
+         ("mu_param", "off"): "standard model"} | {("mu_param", x): f"µParam {x}" for x in ("simple", "intermediate", "full")}
+ORDER = ["off", "simple", "intermediate", "full", "depth alone", "width alone", "both"]    # of values that are words
+
+
+def families(runs):
+    """depth_width: the runs of each way to grow; the size where the ways meet belongs to all."""
+    sizes = {(run["d"], run["layers"]) for run in runs}
+    d, layers = max(sorted(sizes), key=lambda hub: sum(size[0] == hub[0] or size[1] == hub[1] for size in sizes))
+    ways = {"depth alone": lambda run: run["d"] == d, "width alone": lambda run: run["layers"] == layers,
+            "both": lambda run: (run["d"] == d) == (run["layers"] == layers)}
+    least = {size: min(run["parameters"] for run in runs if (run["d"], run["layers"]) == size) for size in sizes}    # qk-norm has a few
+    return [run | {"family": name, "parameters": least[run["d"], run["layers"]]} for name, belongs in ways.items() for run in runs if belongs(run)]
+
+
+def at_lr(*lrs):
+    return lambda runs: [run for run in runs if any(math.isclose(run["lr"], lr) for lr in lrs)]
+
+
+def usual_eps(runs):
+    return [run for run in runs if run["eps"] == 1e-8]
+
+
+def several_eps(runs):
+    several = {(run["parameters"], run["lr"]) for run in runs if run["eps"] != 1e-8}
+    return [run for run in runs if (run["parameters"], run["lr"]) in several]
+
+
+def logged(runs):
+    """A row for each logged step; of a short log a few, as each will be a line."""
+    for run in runs:
+        rows = [row for row in read_log(run["folder"]) if row["step"] > 0]
+        few = {round(x) for x in np.geomspace(1, max(1, len(rows)), 5)} if len(rows) <= 20 else range(len(rows) + 1)
+        yield from (run | {"step": row["step"], "now": row} for i, row in enumerate(rows, 1) if i in few)
+
+
+SIZE, BOTH_GRIDS = "d layers", "sensitivity sensitivity_high"
+SETTING = lambda flag: [("loss", "lr", flag, "qk_norm"), (BOTH_GRIDS, flag, "qk_norm", "")]
+EXPERIMENTS = {    # a figure's blocks: what is measured, against what, a line for each, a column of panels for each, of which runs
+    "lr": [("loss logit", "lr", SIZE, "qk_norm")],
+    "qk_norm": [("loss logit", "lr", SIZE, "qk_norm"), (BOTH_GRIDS, "parameters", "qk_norm", "")],
+    "z_loss": [("loss log_z", "lr", "z_loss", "wd"), ("now_log_z", "step", "z_loss", "wd lr", lambda runs: logged(at_lr(1e-2, 1e-1, 1)(runs)))],
+    "warmup": [("loss", "lr", "warmup", "qk_norm " + SIZE), (BOTH_GRIDS, "parameters", "warmup", "qk_norm"), ("loss", "warmup", SIZE, "qk_norm", at_lr(1e-1))],
+    "weight_decay": [("loss", "lr", "wd_independent wd", SIZE), (BOTH_GRIDS, "parameters", "wd_independent wd", "")],
+    "depth_width": [("loss", "lr", SIZE, "qk_norm family", families), ("sensitivity_high", "parameters", "family", "qk_norm", families),
+                    ("gap", "parameters", "family", "", families)],
+    "mu_param": [("loss", "lr", "d", "mu_param"), ("best_lr " + BOTH_GRIDS, "d", "mu_param", "")],
+    "coord_check": [("now_att now_c_fc now_residual now_logits now_effect now_effect_head", "d", "step", "mu_param", logged)],
+    "predict_logits": [("prediction", "", "", "")],
+    "predict_eps": [("prediction", "", "", "", usual_eps), ("gradient loss", "lr", SIZE, "", usual_eps), ("update loss", "eps", "lr", "", several_eps)],
+    "steps": SETTING("steps"), "batch": SETTING("batch"), "beta2": SETTING("beta2"), "clip": SETTING("clip"),
+}
+
+
+# ---------------------------------------------------------------------------
+# Figures
 
 def look(i, n):
     """Line i of n in an order: viridis without its yellow, the last the darkest, and a marker each, for print and the colour-blind."""
     return {"color": matplotlib.colormaps["viridis"](0.85 * (n - 1 - i) / max(n - 1, 1)), "marker": "osD^vP*<>ph"[i % 11]}
 
 
-def draw_lr(runs):
-    """Figures 1 and 2: final loss and largest attention logit against learning rate, a line a size, qk-norm off and on."""
-    groups, switch = by_size(runs), sorted({run["qk_norm"] for run in runs})
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    axes = figure.subplots(2, len(switch), sharex=True, sharey="row", squeeze=False)
-    floors = {number(run, "entropy_floor") for run in runs}
-    for (top, bottom), qk_norm in zip(axes.T, switch):
-        top.set_title("with qk-norm" if qk_norm else "without qk-norm")
-        for i, (name, group) in enumerate(groups.items()):
-            here, style = [run for run in group if run["qk_norm"] == qk_norm], look(i, len(groups))
-            for ax, value in (top, loss), (bottom, logit):
-                lr, median, least, most = over_lr(here, value).T
-                ax.plot(lr, median, label=f"{name} ({short(group[0]['parameters'])} parameters)", **style)
-                ax.fill_between(lr, least, most, color=style["color"], alpha=0.2, linewidth=0)
-                crosses = [(run["lr"], value(run)) for run in here if run["diverged"]]
-                ax.plot(*zip(*crosses or [(math.nan, math.nan)]), "x", color=style["color"], markersize=10, markeredgewidth=2, label="_diverged")
-        if len(floors) == 1 and math.isfinite(min(floors)):
-            top.axhline(min(floors), color="0.3", linestyle=":", label="entropy of the language: no model can go below")
-        bottom.set(xscale="log", yscale="log", xlabel="peak learning rate")
-    axes[0, 0].set_ylabel("final validation loss, nats per token")
-    axes[1, 0].set_ylabel("largest attention logit")
-    handles = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels())}
+def name_of(names, run):
+    def one(name):
+        value = run.get(name)
+        text = f"{value:g}" if isinstance(value, float) else value
+        return WORDS.get((name, value)) or (value if name == "family" else "LR " + sci(value) if name == "lr" else f"{name} {text}" + "%" * (name == "warmup"))
+    return ", ".join(map(one, names))
+
+
+def by_name(runs, names, given=None):
+    """{name: runs}, in order, a name for each combination of these flags. Where runs that are the same in these and the given
+    flags, if any are, differ in another flag, the name says it: they are no seeds of each other."""
+    groups = {}
+    for run in runs if given is not None else []:
+        groups.setdefault(tuple(run.get(name) for name in (*names, *given)), []).append(run)
+    unlike = {name for same in groups.values() for name in flags(same[0]) if name not in (*names, *given, "seed") and len({run.get(name) for run in same}) > 1}
+    names, found = [*names, *sorted(unlike)], {}
+    parameters = {}
+    for run in runs:
+        key = tuple(run.get(name) for name in names)
+        parameters[key] = min(parameters.get(key, math.inf), run["parameters"])
+        found.setdefault(key, []).append(run)
+    rank = lambda x: (0, x) if isinstance(x, float) else (1, ORDER.index(x)) if x in ORDER else (2, str(x))
+    order = sorted(found, key=lambda key: ([parameters[key]] if "d" in names else [], [rank(x) for x in key]))
+    vary = [name for i, name in enumerate(names) if len({key[i] for key in found}) > 1] or names[:1]
+    return {name_of(vary, found[key][0]) + (f" ({short(parameters[key])} parameters)" if "d" in vary else ""): found[key] for key in order}
+
+
+def points(runs, x, measure):
+    """An array of rows: x, the measure's value, and the least and the most over the seeds."""
+    value, *across = MEASURES[measure][2:]
+    if not across:
+        return over(runs, x, value)
+    rows = []
+    for key in sorted({run[x] for run in runs}):
+        here = [run for run in runs if run[x] == key]
+        seeds = [value([run for run in here if run["seed"] == seed]) for seed in {run["seed"] for run in here}]
+        rows.append((key, value(here), *spread(seeds)[1:]))
+    return np.array([row for row in rows if math.isfinite(row[1])]).reshape(-1, 4)
+
+
+def draw_line(ax, runs, name, style, x, measure, place):
+    """A line, its band over the seeds, and a cross on each run that diverged. Returns how many crosses."""
+    value, *across = MEASURES[measure][2:]
+    curve, at = points(runs, x, measure), lambda key: place.get(key, key)
+    ax.plot([at(key) for key in curve[:, 0]], curve[:, 1], label=name, **style | ({"marker": ""} if x == "step" else {}))
+    ax.fill_between([at(key) for key in curve[:, 0]], curve[:, 2], curve[:, 3], color=style["color"], alpha=0.2, linewidth=0)
+    crosses = [] if across or x == "step" else [(at(run[x]), value(run)) for run in runs if run["diverged"]]
+    ax.plot(*zip(*crosses or [(math.nan, math.nan)]), "x", color=style["color"], markersize=10, markeredgewidth=2, label="_diverged")
+    return len(crosses)
+
+
+def x_axis(ax, x, values, place):
+    ax.set_xlabel(AXES.get(x, x))
+    if place:
+        ax.set_xticks(list(place.values()), [f"{value:g}" for value in place])
+        return
+    ax.set_xscale("linear" if x == "step" else "log")
+    ticks = {short(value): value for value in values}    # models of one width differ by a few parameters of qk-norm: one tick
+    if x not in ("lr", "step", "eps") and len(ticks) <= 6:
+        ax.set_xticks(list(ticks.values()), list(ticks))
+        ax.minorticks_off()
+
+
+def draw_block(part, runs, measures, x, lines, columns):
+    """Rows of panels for the measures and columns for the columns' values; without columns, the measures are side by side.
+    Returns how many rows and columns of panels there are."""
+    measures, lines, columns = measures.split(), lines.split(), columns.split()
+    groups = by_name(runs, lines, [*columns, x, *(flag for measure in measures for flag in MEASURES[measure][3:] for flag in flag)])
+    styles = {name: look(i, len(groups)) for i, name in enumerate(groups)}
+    titles = by_name(runs, columns) if columns else {"": runs}
+    panels = [(measure, title) for measure in measures for title in titles]
+    wide = len(panels) if not columns else len({tuple(map(run.get, columns[1:] or columns)) for run in runs})    # the first of several goes down
+    axes = part.subplots(-(-len(panels) // wide), wide, sharex=True, sharey="row" if columns else False, squeeze=False)
+    values, floors, crosses = sorted({run[x] for run in runs}), {number(run, "entropy_floor") for run in runs}, 0
+    place = {value: i for i, value in enumerate(values)} if x == "beta2" or values[0] <= 0 else {}    # no log axis for these: side by side
+    for i, (ax, (measure, title)) in enumerate(itertools.zip_longest(axes.flat, panels, fillvalue=("", ""))):
+        if not measure:
+            ax.remove()
+            continue
+        here = {id(run) for run in titles[title]}
+        for name, group in groups.items():
+            crosses += draw_line(ax, [run for run in group if id(run) in here], name, styles[name], x, measure, place)
+        ax.set_yscale(MEASURES[measure][1])
+        if measure.startswith("sensitivity"):
+            ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        if measure == "loss" and x == "lr" and len(floors) == 1 and math.isfinite(min(floors)):
+            ax.axhline(min(floors), color="0.3", linestyle=":", label="entropy of the language: no model can go below")
+        if i < wide or len(titles) > wide:
+            ax.set_title(title)
+        if i % wide == 0 or not columns:
+            ax.set_ylabel(MEASURES[measure][0])
+        if i + wide >= len(panels):
+            x_axis(ax, x, values, place)
+            ax.tick_params(labelbottom=True)
+    handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     if len({run["seed"] for run in runs}) > 1:
         handles["line: median of the seeds; band: least to most"] = Patch(color="0.8")
-    if any(run["diverged"] for run in runs):
+    if crosses:
         handles["diverged"] = Line2D([], [], color="0.3", marker="x", linestyle="", markersize=8, markeredgewidth=2)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+    part.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2 if len(handles) > 3 else 3)
+    return axes.shape
+
+
+def draw(experiment, runs):
+    """The figure of an experiment, a block under the other. Its size is set at the end: how many panels there are is in the runs."""
+    figure, shapes = Figure(figsize=(8, 8), layout="constrained"), []
+    blocks = [(block, list(choose[0](runs)) if choose else runs) for *block, choose in ((*b[:4], b[4:]) for b in EXPERIMENTS[experiment])]
+    blocks = [(block, here) for block, here in blocks if here]
+    grid = figure.add_gridspec(len(blocks), 1)
+    parts = [figure.add_subfigure(cell) for cell in grid]
+    for part, (block, here) in zip(parts, blocks):
+        shapes.append(draw_prediction(part, experiment, here) if block[0] == "prediction" else draw_block(part, here, *block))
+    heights = [2.5 * rows + 1 for rows, _ in shapes]
+    figure.set_size_inches(max(8, *(2.6 * wide for _, wide in shapes)), sum(heights))
+    grid.set_height_ratios(heights)
     return figure
 
 
-PANELS = [    # what draw_log shows: the axis and its scale, the columns' names or their beginnings
+# ---------------------------------------------------------------------------
+# Predictions (sections 3.3 and 3.4): fitted on small runs, written down, and only then compared with larger ones
+
+PREDICTIONS = {    # of which runs, what, and past which limit training suffers; how far the curve goes, in times the largest width
+    "predict_logits": {"of": list, "value": logit, "name": "largest attention logit", "limit": LOGIT_LIMIT, "up": True, "reach": 8},
+    "predict_eps": {"of": usual_eps, "value": at_end("grad_rms_c_fc"), "name": "RMS of the gradient of the MLP's first matrix",
+                    "limit": 1e-8, "up": False, "reach": 1e4},
+}
+FORMS = {    # y = log10 of the value; x = log10 of the parameters, l = log10 of the learning rate. For each LR by itself, or for all at once
+    "a + b x, for each LR": (True, lambda x, l: [x**0, x]),
+    "a + b x + c x^2, for each LR": (True, lambda x, l: [x**0, x, x * x]),
+    "a + b x + c l + d x l + e l^2": (False, lambda x, l: [x**0, x, l, x * l, l * l]),
+    "a + b x + c l + d x l + e l^2 + f x^2": (False, lambda x, l: [x**0, x, l, x * l, l * l, x * x]),
+}
+
+
+def student(dof):
+    """The 95% quantile of Student's t (Abramowitz and Stegun, 26.7.5): between minus this and this lie 90%. 1% off at 2, less above."""
+    z = 1.6448536
+    return z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * dof**3)
+
+
+def regress(form, x, l, y):
+    """Least squares: {LR, or None for all: coefficients, their covariance, degrees of freedom, variance of a run}."""
+    apart, terms = FORMS[form]
+    fits = {}
+    for key in sorted(set(l)) if apart else [None]:
+        here = l == key if apart else np.full(len(l), True)
+        A = np.stack(terms(x[here], l[here]), 1)
+        dof = len(A) - A.shape[1]
+        if dof < 2 or np.linalg.matrix_rank(A) < A.shape[1]:
+            return {}
+        coefficients = np.linalg.lstsq(A, y[here], rcond=None)[0]
+        variance = np.sum((A @ coefficients - y[here]) ** 2) / dof
+        fits[key] = coefficients, variance * np.linalg.inv(A.T @ A), dof, variance
+    return fits
+
+
+def extrapolate(form, fits, x, l):
+    """Mean, standard deviation of one run, and degrees of freedom."""
+    coefficients, covariance, dof, variance = fits[l if FORMS[form][0] else None]
+    A = np.stack(FORMS[form][1](x, np.full_like(x, l)), 1)
+    return A @ coefficients, np.sqrt(variance + np.einsum("ij,jk,ik->i", A, covariance, A)), dof
+
+
+def rehearse(form, x, l, y):
+    """Predicts the largest size from the smaller ones, and the two largest: the errors, and how many standard deviations they were."""
+    errors, deviations = [], []
+    for held in (1, 2):
+        small = x < sorted(set(x))[-held]
+        fits = regress(form, x[small], l[small], y[small])
+        for key in set(l):
+            here = ~small & (l == key)
+            if not fits or (FORMS[form][0] and key not in fits):
+                return np.array([math.inf]), np.array([math.inf])
+            mean, deviation, _ = extrapolate(form, fits, x[here], key)
+            errors.extend(mean - y[here])
+            deviations.extend((mean - y[here]) / np.fmax(deviation, 1e-12))
+    return np.array(errors), np.array(deviations)
+
+
+def crossing(x, y, limit, up):
+    """Where log10 y passes the limit, x being log10 of the parameters; inf: nowhere up to the last."""
+    past = (y > math.log10(limit)) == up
+    if not past.any():
+        return math.inf
+    i = int(past.argmax())
+    return 10 ** x[0] if i == 0 else 10 ** np.interp(math.log10(limit), *zip(*sorted([(y[i - 1], x[i - 1]), (y[i], x[i])])))
+
+
+def grid_of_sizes(runs, reach):
+    """(width or nan, parameters) of the curve's points: of one depth, the parameters are a quadratic of the width."""
+    known = sorted({(run["d"], run["parameters"]) for run in runs})
+    d, parameters = np.array(known).T
+    if len({run["layers"] for run in runs}) == 1 and len(known) > 3 and len(set(d)) == len(d):
+        quadratic = np.polyfit(d, parameters, 2)
+        if np.allclose(np.polyval(quadratic, d), parameters, rtol=1e-6):
+            unit = np.gcd.reduce(d.astype(int))
+            widths = np.unique([*np.arange(d[0], 4 * d[-1] + 1, unit), *unit * np.round(np.geomspace(4 * d[-1], reach * d[-1], 40) / unit)])
+            return [(width, round(np.polyval(quadratic, width))) for width in widths]
+    return [(math.nan, n) for n in sorted({*parameters, *np.round(np.geomspace(parameters[0], reach**2 * parameters[-1], 100))})]
+
+
+def predict(experiment, runs, path):
+    """Writes the prediction; returns what it says, as text."""
+    what = PREDICTIONS[experiment]
+    runs = [run for run in what["of"](runs) if what["value"](run) > 0]
+    x, l, y = (np.array([math.log10(value(run)) for run in runs]) for value in (lambda run: run["parameters"], lambda run: run["lr"], what["value"]))
+    sizes, lrs = sorted({run["parameters"] for run in runs}), sorted({run["lr"] for run in runs})
+    if len(sizes) < 4:
+        raise ValueError(f"runs of {len(sizes)} sizes: a prediction needs 4, better 5 or more")
+    rms = lambda values: float(np.sqrt(np.mean(np.square(values))))
+    rehearsals = {form: rehearse(form, x, l, y) for form in FORMS}
+    form = min(FORMS, key=lambda form: rms(rehearsals[form][0]))
+    fits = regress(form, x, l, y)
+    if not fits or not math.isfinite(rms(rehearsals[form][0])):
+        raise ValueError("too few runs for a fit: more sizes or seeds")
+    widen = max(1.0, rms(rehearsals[form][1]))
+    past = f"{'passes' if what['up'] else 'falls below'} {sci(what['limit'])}"
+    said = [f"{what['name']}, predicted from {len(runs)} runs of {len(sizes)} sizes, parameters: " + " ".join(f"{n:.0f}" for n in sizes),
+            "y = log10 of it, x = log10 of the parameters, l = log10 of the LR: y = " + form,
+            "error in y when the largest sizes were predicted from the smaller ones, root mean square: "
+            + "; ".join(f"{rms(rehearsals[f][0]):.3f} with {f}" for f in FORMS if math.isfinite(rms(rehearsals[f][0]))),
+            f"low, high: 90% for one run, Student's t, times {widen:.2f} (what that rehearsal's errors were in standard deviations, if above 1)"]
+    for key, (coefficients, covariance, dof, variance) in fits.items():
+        said.append(("" if key is None else f"LR {sci(10**key)}: ") + "coefficients " + " ".join(f"{c:.6g}" for c in coefficients)
+                    + f"; a run's standard deviation {math.sqrt(variance):.4g}; degrees of freedom {dof}; covariance, by rows " + " ".join(f"{c:.6g}" for c in covariance.flat))
+    grid, rows = grid_of_sizes(runs, what["reach"]), []
+    at = np.log10([parameters for _, parameters in grid])
+    for lr in lrs:
+        mean, deviation, dof = extrapolate(form, fits, at, math.log10(lr))
+        half = student(dof) * widen * deviation
+        rows += [f"{sci(lr)},{'' if math.isnan(d) else format(d, 'g')},{n:.0f},{int(n in sizes)},{10**m:.6g},{10**(m - h):.6g},{10**(m + h):.6g}" for (d, n), m, h in zip(grid, mean, half)]
+        middle, *ends = (crossing(at, y, what["limit"], what["up"]) for y in (mean, mean - half, mean + half))
+        word = lambda n: short(n) if math.isfinite(n) else f"above {short(grid[-1][1])}"
+        said.append(f"LR {sci(lr)}: {past} at {word(middle)} parameters ({word(min(ends))} to {word(max(ends))})" + ", within the fit" * bool(middle <= sizes[-1]))
+    with open(path, "x", encoding="utf-8") as file:    # x: not a second time
+        file.write("".join(f"# {line}\n" for line in said) + "\n".join(["lr,d,parameters,fitted,predicted,low,high", *rows]) + "\n")
+    return "\n".join(said[:4] + said[4 + len(fits):])
+
+
+def read_prediction(runs):
+    """{LR: (parameters, fitted, predicted, low, high)}, from the file that was written before; empty if there is none."""
+    found = {}
+    for path in sorted({run["sweep"] / "prediction.csv" for run in runs}):
+        for row in read_csv(path, "lr parameters fitted predicted low high", "") if path.exists() else []:
+            found.setdefault(row["lr"], []).append([row[name] for name in ("parameters", "fitted", "predicted", "low", "high")])
+    return {lr: np.array(sorted(rows)).T for lr, rows in sorted(found.items())}
+
+
+def draw_prediction(part, experiment, runs):
+    """What was predicted, as it was written, and what came: hollow points were fitted, full ones were not known."""
+    what, prediction = PREDICTIONS[experiment], read_prediction(runs)
+    left, right = part.subplots(1, 2, sharex=what["up"])
+    lrs, known = sorted({run["lr"] for run in runs}), max([rows[0][rows[1] == 1].max(initial=0) for rows in prediction.values()], default=math.inf)
+    end = max(1.3 * max(run["parameters"] for run in runs), 8 * known) if what["up"] else math.inf
+    for i, lr in enumerate(lrs):
+        style, here = look(i, len(lrs)), [run for run in runs if run["lr"] == lr]
+        for ax, value in (left, what["value"]), (right, loss):
+            curve = over(here, "parameters", value)
+            for rows, size, face in (curve[curve[:, 0] <= known], 4.5, "white"), (curve[curve[:, 0] > known], 7, style["color"]):
+                ax.errorbar(rows[:, 0], rows[:, 1], abs(rows[:, 2:] - rows[:, 1:2]).T, **style, linestyle="", markersize=size, markerfacecolor=face, elinewidth=1)
+        right.plot(curve[:, 0], curve[:, 1], color=style["color"], linewidth=1)
+        left.plot([], [], label=f"LR {sci(lr)}", **style)
+        if lr not in prediction:
+            continue
+        x, _, middle, low, high = prediction[lr][:, prediction[lr][0] <= end]
+        left.plot(x[x <= known], middle[x <= known], color=style["color"])
+        left.plot(x[x >= known], middle[x >= known], color=style["color"], linestyle="--")
+        left.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        fails = crossing(np.log10(x), np.log10(middle), what["limit"], what["up"])
+        if len(curve) and fails < curve[-1, 0]:
+            right.plot(fails, np.interp(math.log(fails), np.log(curve[:, 0]), curve[:, 1]), "|", color=style["color"], markersize=24, markeredgewidth=3, label="_fails")
+    left.axhline(what["limit"], color="0.3", linestyle=":")
+    left.set(xscale="log", yscale="log", xlabel="parameters", ylabel=what["name"])
+    right.set(xscale="log", xlabel="parameters", ylabel=MEASURES["loss"][0])
+    handles = dict(zip(*reversed(left.get_legend_handles_labels())))
+    grey = {"color": "0.3", "markersize": 6}
+    if prediction:
+        handles |= {"fit, to the hollow points": Line2D([], [], marker="o", markerfacecolor="white", **grey),
+                    "prediction; band: 90% of runs": Line2D([], [], linestyle="--", **grey),
+                    "what came, not known to the fit": Line2D([], [], marker="o", linestyle="", **grey),
+                    f"the prediction passes {what['limit']:g} here": Line2D([], [], marker="|", linestyle="", markeredgewidth=3, color="0.3", markersize=12)}
+    part.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+    return 1.6, 3
+
+
+# ---------------------------------------------------------------------------
+# Single runs
+
+PANELS = [    # the axis and its scale, the columns' names or their beginnings
     ("loss, nats per token", "linear", ("train_loss", "val_loss")),
     ("norm of the gradient", "log", ("grad_norm",)),
     ("largest attention logit", "log", ("max_attn_logit_",)),
@@ -207,15 +594,49 @@ PANELS = [    # what draw_log shows: the axis and its scale, the columns' names 
 ]
 
 
-def draw_log(logs):
-    """Training curves, a column a run; a single run has its panels in two columns."""
-    n = len(logs)
+def diagnosis(rows, run=None):
+    """What the trainer says at the end (diagnose in gpt.h), with the step where it begins: (beginning of the panel's columns, step, words).
+    run: the run's summary, if it has one; without it epsilon is not known, and the warm-up ends where the learning rate is highest."""
+    said, steps, run = [], [row["step"] for row in rows], run or {}
+    first = lambda marks: next((step for step, mark in zip(steps, marks) if mark), None)
+    column = lambda name: [number(row, name) for row in rows]
+    highest = {name: np.nanmax(column(name)) for name in rows[0] if name.startswith("max_attn_logit_") and np.isfinite(column(name)).any()}
+    worst = max(highest, key=highest.get, default=None)
+    if worst and highest[worst] > LOGIT_LIMIT:
+        said.append(("max_attn_logit_", first(x > LOGIT_LIMIT for x in column(worst)), f"past {LOGIT_LIMIT}, layer {worst.rsplit('_')[-1]}"))
+    if (step := first(x < LOG_Z_LIMIT for x in column("log_z"))) is not None:
+        said.append(("log_z", step, f"below {LOG_Z_LIMIT}"))
+    for name in [name for name in rows[0] if name.startswith("update_rms_")]:
+        updates, gradients = column(name), column("grad_rms_" + name.removeprefix("update_rms_"))
+        most = np.fmax.accumulate(updates)
+        gone = [u < 0.3 * m and g < 10 * number(run, "eps") for u, m, g in zip(updates, most, gradients)]
+        if gone[-1]:
+            said.append(("update_rms_", steps[len(gone) - gone[::-1].index(False) if False in gone else 0], f"{name.removeprefix('update_rms_')} met epsilon"))
+            break
+    if run:
+        warmup = run["warmup"] if isinstance(run["warmup"], float) else run["steps"] * cell(run["warmup"].rstrip("%")) / 100
+    else:
+        warmup = steps[int(np.nanargmax([-1, *column("lr")[1:]]))]
+    losses = column("train_loss")
+    least = np.fmin.accumulate(losses)
+    if (step := first(s <= warmup and not math.isnan(m) and not x <= m + 0.5 for s, x, m in zip(steps, losses, least))) is not None:
+        said.append(("train_loss", step, "spike in warm-up"))
+    if (step := first([False] + [not math.isfinite(x) for x in losses[1:]])) is not None:
+        said += [(column[0], step, "not finite" if i == 0 else "") for i, (_, _, column) in enumerate(PANELS)]
+    elif run and run.get("diverged"):
+        said.append(("train_loss", steps[-1], "not below the initial"))
+    return said
+
+
+def draw_log(logs, says=()):
+    """Training curves, a column a run; a single run has its panels in two columns. says: what diagnosis() says of each run."""
+    n, says = len(logs), dict(says)
     figure = Figure(figsize=(8, 8.5) if n == 1 else (max(8, 3 * n), 14), layout="constrained")
     axes = figure.subplots(3, 2, sharex=True).reshape(6, 1) if n == 1 else figure.subplots(6, n, sharex="col", sharey="row")
     for row, (title, scale, columns) in zip(axes, PANELS):
         row[0].set_ylabel(title)
         names = list(dict.fromkeys(name for rows in logs.values() for name in rows[0] if name.startswith(columns)))
-        for ax, rows in zip(row, logs.values()):
+        for ax, (run, rows) in zip(row, logs.items()):
             step = np.array([r["step"] for r in rows])
             for i, name in enumerate(names):
                 y = np.array([number(r, name) for r in rows])
@@ -224,9 +645,9 @@ def draw_log(logs):
                     style |= {"linestyle": "", "markevery": 1} if len(names) > 1 else {"marker": ""}
                 label = re.sub(r"^(max_attn_logit|grad_rms|update_rms)_|_loss$", "", name)
                 ax.plot(step[np.isfinite(y)], y[np.isfinite(y)], label="layer " * label.isdigit() + label, **style)
-            for r in rows[1:]:
-                if math.isnan(number(r, "train_loss")):
-                    ax.axvline(r["step"], color="0.3", linestyle="--", label="not finite" if "train_loss" in names else "_")
+            for at, words in [(at, words) for beginning, at, words in says.get(run, []) if beginning == columns[0]]:
+                ax.axvline(at, color="0.3", linestyle="--", linewidth=1, label="_" + words)
+                ax.annotate(words, (at, 0.97), xycoords=("data", "axes fraction"), xytext=(2, 0), textcoords="offset points", rotation=90, va="top", fontsize=8)
             ax.set_yscale(scale)
     for ax, run in zip(axes[0], logs):
         ax.set_title(run)
@@ -248,30 +669,48 @@ def markdown(head, rows):
     return "\n".join([line(head), line(["-" * (w - bool(i)) + ":" * bool(i) for i, w in enumerate(width)]), *map(line, rows)])
 
 
+def show(x, form):
+    return "-" if math.isnan(x) else format(x, form)
+
+
 def tables(runs):
+    """The results of each combination of the flags that vary, and the LR sensitivity of each without the LR."""
+    vary = [name for name in flags(runs[0]) if name not in ("lr", "seed") and len({run.get(name) for run in runs}) > 1]
+    if len({(run["d"], run["heads"]) for run in runs} if "heads" in vary else {}) == len({run["d"] for run in runs}):
+        vary.remove("heads")    # the width says it
     points, sensitivity = [], []
-    show = lambda x, form: "-" if math.isnan(x) else format(x, form)
-    for name, group in by_size(runs).items():
-        for qk_norm in sorted({run["qk_norm"] for run in group}):
-            here = [run for run in group if run["qk_norm"] == qk_norm]
-            for lr in sorted({run["lr"] for run in here}):
-                seeds = [run for run in here if run["lr"] == lr]
-                middle, least, most = over_lr(seeds, loss)[0, 1:]
-                median = [next(iter(over_lr(seeds, value)[:, 1]), math.nan) for value in (logit, log_z)]
-                points.append([name, f"{qk_norm:g}", sci(lr), f"{middle:.4f}" + (f" ({least:.3f} to {most:.3f})" if len(seeds) > 1 else ""),
-                               show(median[0], ".4g"), show(median[1], ".3f"), f"{sum(run['diverged'] for run in seeds):g} of {len(seeds)}"])
-            sensitivity.append([name, f"{qk_norm:g}"] + [f"{show(s, '.4f')} ({n})" for s, n in (lr_sensitivity(here, *grid) for grid in GRIDS)])
+    for group in by_name(runs, vary).values():
+        settings = [f"{x:g}" if isinstance(x, float) else str(x) for x in map(group[0].get, vary)]
+        for lr in sorted({run["lr"] for run in group}):
+            seeds = [run for run in group if run["lr"] == lr]
+            middle, least, most = spread(map(loss, seeds))
+            points.append([*settings, sci(lr), f"{middle:.4f}" + (f" ({least:.3f} to {most:.3f})" if len(seeds) > 1 else ""), show(spread(map(logit, seeds))[0], ".4g"),
+                           show(spread(number(run, "log_z") for run in seeds)[0], ".3f"), f"{sum(run['diverged'] for run in seeds):g} of {len(seeds)}"])
+        found = [lr_sensitivity(group, *grid) for grid in GRIDS]
+        if found[0][1] > 1:
+            sensitivity.append([*(settings or ["all"]), sci(best_lr(group)), *(f"{show(s, '.4f')} ({n})" for s, n in found)])
     return "\n".join([
         "Validation loss in nats per token, median over the seeds (least to most); a run that diverged counts with its loss at initialisation.", "",
-        markdown(["size", "qk_norm", "learning rate", "final loss", "max attention logit", "log Z", "diverged"], points), "",
-        "LR sensitivity in nats per token (from so many learning rates); 0: the learning rate does not matter.", "",
-        markdown(["size", "qk_norm", *(f"{sci(least)} to {sci(most)}" for least, most in GRIDS)], sensitivity)])
+        markdown([*vary, "learning rate", "final loss", "max attention logit", "log Z", "diverged"], points)] + ([
+        "", "LR sensitivity in nats per token (from so many learning rates); 0: the learning rate does not matter.", "",
+        markdown([*(vary or ["runs"]), "best LR", *(f"{sci(least)} to {sci(most)}" for least, most in GRIDS)], sensitivity)] if sensitivity else []))
+
+
+def prediction_table(experiment, runs):
+    """The runs that the fit did not know, beside what was predicted."""
+    what, rows = PREDICTIONS[experiment], []
+    for lr, (sizes, fitted, *curves) in read_prediction(runs).items():
+        for size in sorted({run["parameters"] for run in runs} - {*sizes[fitted == 1]}):
+            seeds = [run for run in what["of"](runs) if run["parameters"] == size and run["lr"] == lr]
+            middle, low, high = (10 ** np.interp(math.log10(size), np.log10(sizes), np.log10(curve)) for curve in curves)
+            values = [what["value"](run) for run in seeds]
+            if values and sizes[fitted == 1].max() < size <= sizes[-1]:
+                rows.append([f"{seeds[0]['d']:g}", short(size), sci(lr), f"{middle:.3g}", f"{low:.3g} to {high:.3g}", ", ".join(show(x, ".3g") for x in values),
+                             f"{sum(low <= x <= high for x in values)} of {len(values)}"])
+    return "\n\nWhat was predicted, and what came.\n\n" + markdown(["d", "parameters", "learning rate", "predicted", "90%", what["name"], "inside"], rows) if rows else ""
 
 
 # ---------------------------------------------------------------------------
-
-FIGURES = [("lr", draw_lr)]    # the figures from sweeps, by the file's name
-
 
 def save(figure, folder, name, form):
     """The file appears whole or not at all."""
@@ -279,35 +718,77 @@ def save(figure, folder, name, form):
     part = folder / f".{name}.{os.getpid()}.{form}"
     figure.savefig(part, metadata={"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form))
     part.replace(path)
-    print(f"wrote {path}")
+    print(f"wrote {path}", flush=True)
+
+
+def draw_all(found, options):
+    options.o.mkdir(parents=True, exist_ok=True)
+    for experiment, runs in found.items():
+        save(draw(experiment, runs), options.o, experiment, options.format)
+
+
+def watch(options):
+    """Draws when a run has ended. Done when at two looks each run that began has ended: the next begins at once."""
+    ended, quiet = None, 0
+    while quiet < 2:
+        logs, now_ended = ({path.parent for folder in options.folders for path in pathlib.Path(folder).glob(f"**/{name}.csv")} for name in ("log", "summary"))
+        quiet = quiet + 1 if logs and logs <= now_ended == ended else 0
+        if now_ended != ended and now_ended:
+            draw_all(read_sweeps(options.folders), options)
+        ended = now_ended
+        if quiet < 2:
+            time.sleep(options.every)
 
 
 def main(argv):
-    command = argv[0] if argv[:1] in (["log"], ["table"]) else ""
+    command = argv[0] if argv[:1] and argv[0] in ("log", "table", "predict", "watch") else ""
     parser = argparse.ArgumentParser(prog=f"plot.py {command}".strip(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+" if command == "log" else "*", default=["runs"], metavar="RUN" if command == "log" else "DIR")
-    if command != "table":
+    parser.add_argument("folders", nargs="+" if command in ("log", "watch") else 1 if command == "predict" else "*", default=["runs"], metavar="RUN" if command == "log" else "DIR")
+    if command == "predict":
+        parser.add_argument("-o", type=pathlib.Path, metavar="FILE", help="default: DIR/prediction.csv")
+    elif command != "table":
         parser.add_argument("-o", type=pathlib.Path, default=pathlib.Path("figures"), metavar="FOLDER", help="for the pictures; default: figures/")
         parser.add_argument("-format", choices=["png", "pdf", "svg"], default="png")
+    if command == "watch":
+        parser.add_argument("-every", type=float, default=10, metavar="SECONDS", help="between looks; default: 10")
     options = parser.parse_args(argv[1:] if command else argv)
-    if command == "log":
-        rows = {folder: read_csv(pathlib.Path(folder) / "log.csv", "step", "train_loss val_loss grad_norm log_z") for folder in options.folders}
-        found = {folder: rows for folder, rows in rows.items() if rows}
-    else:
-        found = read_sweeps(options.folders)
-    if not found:
-        print("plot.py: nothing to show: no finished run in " + " ".join(options.folders), file=sys.stderr)
-        return 1
-    if command == "table":
-        print(tables(found))
-        return 0
     try:
-        options.o.mkdir(parents=True, exist_ok=True)
-        for name, draw in [("log", draw_log)] if command else FIGURES:
-            save(draw(found), options.o, name, options.format)
+        if command == "watch":
+            watch(options)
+            return 0
+        if command == "log":
+            found = {folder: rows for folder in options.folders if (rows := read_log(folder))}
+        else:
+            found = read_sweeps(options.folders)
+        if not found:
+            print("plot.py: nothing to show: no finished run in " + " ".join(options.folders), file=sys.stderr)
+            return 1
+        if command == "table":
+            heading = (lambda name: f"## {name}\n\n") if len(found) > 1 else lambda name: ""
+            print("\n\n".join(heading(name) + tables(runs) + (prediction_table(name, runs) if name in PREDICTIONS else "") for name, runs in found.items()))
+        elif command == "predict":
+            name, path = next(iter(found)), options.o or pathlib.Path(options.folders[0]) / "prediction.csv"
+            if name not in PREDICTIONS:
+                raise ValueError(f"its experiment is {name}; a prediction is for " + " or ".join(PREDICTIONS))
+            print(predict(name, found[name], path) + f"\nwrote {path}")
+        elif command == "log":
+            options.o.mkdir(parents=True, exist_ok=True)
+            summaries = {run: path for run in found if (path := pathlib.Path(run) / "summary.csv").exists()}
+            says = {run: diagnosis(rows, next(iter(read_csv(summaries[run], "steps eps", "", "warmup")), None) if run in summaries else None) for run, rows in found.items()}
+            save(draw_log(found, says), options.o, "log", options.format)
+        else:
+            draw_all(found, options)
+    except FileExistsError as error:
+        print(f"plot.py: {error.filename}: is there already; a prediction is made once, before its outcome is known", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"plot.py: {options.folders[0]}: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"plot.py: {error.filename or options.o}: {error.strerror}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -5,8 +5,10 @@ import importlib.util
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +20,31 @@ spec = importlib.util.spec_from_file_location("plot", REPO / "plot.py")
 plot = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(plot)
 
-COLUMNS = "lr d layers heads size steps warmup qk_norm seed out machine threads parameters initial_loss final_loss entropy_floor " \
-          "diverged max_attn_logit log_z".split()
-RUN = dict(lr="1e-2", d=32, layers=2, heads=2, size="", steps=300, warmup="5%", qk_norm=1, seed=1, out="x", machine="a, b", threads=1,
+RUN = dict(lr="1e-2", d=32, layers=2, heads=2, size="", batch=16, steps=300, warmup="5%", beta2=0.95, eps="1e-08", clip=1, wd="0.0001", wd_independent=1,
+           qk_norm=1, z_loss="0.0001", mu_param="off", base_d=32, seed=1, out="x", machine="a, b", threads=1,
            parameters=41184, initial_loss=6, final_loss=2, entropy_floor=0.9, diverged=0, max_attn_logit=10, log_z=5)
+COLUMNS = list(RUN)
 LRS = ["3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1", "3e-1", "1"]
 LOSSES = [3.5, 2.5, 2.2, 2.0, 2.4, 3.0, math.nan, math.nan]    # the last two diverged: 6 each
 
 
-def sweep(folder, *runs):
+def sweep(folder, *runs, experiment=None):
     """A sweep's folder with these runs, each told by what differs from RUN."""
     folder.mkdir(parents=True, exist_ok=True)
+    if experiment:
+        (folder / "experiment").write_text(experiment + "\n")
     with open(folder / "summary.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({**RUN, **run} for run in runs)
     return str(folder)
+
+
+def read(folders):
+    """The runs of one experiment."""
+    found = plot.read_sweeps(folders)
+    assert len(found) <= 1
+    return next(iter(found.values()), [])
 
 
 def known(folder, **flags):
@@ -54,6 +65,10 @@ def curves(ax):
     return lines, crosses
 
 
+def words(figure, part=0):
+    return [text.get_text() for text in figure.subfigs[part].legends[0].get_texts()]
+
+
 def run_plot(*arguments, cwd=None):
     return subprocess.run([sys.executable, str(REPO / "plot.py"), *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=60)
 
@@ -63,7 +78,7 @@ def rows_of(table):
 
 
 def test_lr_sensitivity_by_hand(tmp_path):
-    runs = plot.read_sweeps([known(tmp_path)])
+    runs = read([known(tmp_path)])
     paper, n = plot.lr_sensitivity(runs, 3e-4, 3e-1)    # ends of the grid are in it, lr 1 is not
     assert n == 7 and paper == pytest.approx((3.5 + 2.5 + 2.2 + 2.0 + 2.4 + 3.0 + 6) / 7 - 2.0)
     high, n = plot.lr_sensitivity(runs, 3e-3, 3e-1)
@@ -72,25 +87,25 @@ def test_lr_sensitivity_by_hand(tmp_path):
 
 
 def test_a_loss_above_the_initial_one_counts_as_the_initial(tmp_path):
-    run, = plot.read_sweeps([sweep(tmp_path, dict(final_loss=9, diverged=1))])
+    run, = read([sweep(tmp_path, dict(final_loss=9, diverged=1))])
     assert plot.loss(run) == 6
 
 
 def test_median_and_interval_over_seeds(tmp_path):
-    runs = plot.read_sweeps([sweep(tmp_path, *(dict(seed=s, final_loss=x) for s, x in enumerate([2.0, 2.1, 3.0])))])
-    assert plot.over_lr(runs, plot.loss).tolist() == [[1e-2, 2.1, 2.0, 3.0]]
-    assert plot.lr_sensitivity(runs + plot.read_sweeps([sweep(tmp_path, dict(lr="1e-1", final_loss=4))]), 3e-4, 3e-1)[0] == pytest.approx((2.1 + 4) / 2 - 2.1)
+    runs = read([sweep(tmp_path, *(dict(seed=s, final_loss=x) for s, x in enumerate([2.0, 2.1, 3.0])))])
+    assert plot.over(runs, "lr", plot.loss).tolist() == [[1e-2, 2.1, 2.0, 3.0]]
+    assert plot.lr_sensitivity(runs + read([sweep(tmp_path, dict(lr="1e-1", final_loss=4))]), 3e-4, 3e-1)[0] == pytest.approx((2.1 + 4) / 2 - 2.1)
 
 
 def test_panels_lines_and_crosses(tmp_path):
     """off on the left, on on the right; a line a size with the losses as written; crosses on the runs that diverged and nowhere else."""
     folders = [known(tmp_path / "off", qk_norm=0), sweep(tmp_path / "on", dict(lr="1e-2"), dict(lr="1e-1", d=64, parameters=2e6))]
-    figure = plot.draw_lr(plot.read_sweeps(folders))
+    figure = plot.draw("lr", read(folders))
     (top_off, top_on), (low_off, low_on) = np.reshape(figure.axes, (2, 2))
     assert top_off.get_title() == "without qk-norm" and top_on.get_title() == "with qk-norm"
     assert top_off.get_ylim() == top_on.get_ylim() and low_off.get_ylim() == low_on.get_ylim()
     assert [ax.get_xscale() for ax in figure.axes] == ["log"] * 4 and top_off.get_yscale() == "linear" and low_off.get_yscale() == "log"
-    small, large = "d 32, layers 2 (41.2k parameters)", "d 64, layers 2 (2M parameters)"
+    small, large = "d 32 (41.2k parameters)", "d 64 (2M parameters)"
     expected = [(float(lr), 6 if math.isnan(x) else x) for lr, x in zip(LRS, LOSSES)]
     lines, crosses = curves(top_off)
     assert lines[small] == expected and not lines[large] and crosses == expected[-2:]
@@ -99,14 +114,13 @@ def test_panels_lines_and_crosses(tmp_path):
     lines, crosses = curves(low_off)
     assert lines[small] == [(float(lr), 10 * i) for i, lr in enumerate(LRS)][1:]    # the first logit, 0, was never logged
     assert crosses == [(0.3, 60), (1, 70)]
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == [small, large, "entropy of the language: no model can go below", "diverged"]
+    assert words(figure) == [small, large, "entropy of the language: no model can go below", "diverged"]
 
 
 def test_interval_band_and_a_seed_that_diverged(tmp_path):
     folder = sweep(tmp_path, *(dict(lr=lr, seed=s, final_loss=x, diverged=int(math.isnan(x)))
                                for lr, xs in [("1e-2", [2, 2.25, 2.5]), ("1e-1", [3, 4, math.nan])] for s, x in enumerate(xs)))
-    ax = plot.draw_lr(plot.read_sweeps([folder])).axes[0]
+    ax = plot.draw("lr", read([folder])).axes[0]
     lines, crosses = curves(ax)
     assert list(lines.values()) == [[(1e-2, 2.25), (1e-1, 4)]] and crosses == [(1e-1, 6)]
     corners = {tuple(np.round(p, 6)) for p in ax.collections[0].get_paths()[0].vertices}
@@ -123,25 +137,25 @@ def test_colours_are_ordered_and_differ_in_grey():
 def test_the_floor_only_where_it_is_the_same(tmp_path):
     def floors(*values):
         folder = sweep(tmp_path, *(dict(lr=lr, entropy_floor=x) for lr, x in zip(LRS, values)))
-        return [line.get_ydata()[0] for line in plot.draw_lr(plot.read_sweeps([folder])).axes[0].lines if line.get_label().startswith("entropy")]
+        return [line.get_ydata()[0] for line in plot.draw("lr", read([folder])).axes[0].lines if line.get_label().startswith("entropy")]
     assert floors(0.9, 0.9) == [0.9] and floors(0.9, 0.8) == [] and floors("", "") == [] and floors(0.9, "") == []
 
 
 def test_runs_that_differ_otherwise_are_no_seeds_of_each_other(tmp_path):
-    runs = plot.read_sweeps([sweep(tmp_path, dict(warmup="5%"), dict(warmup="10%"), dict(d=16, steps=100, parameters=1e4))])
-    assert sorted(plot.by_size(runs)) == ["d 16, layers 2", "d 32, layers 2, warmup 10%", "d 32, layers 2, warmup 5%"]
-    assert list(plot.by_size(runs))[0] == "d 16, layers 2"    # small to large
+    runs = read([sweep(tmp_path, dict(warmup="5%"), dict(warmup="10%"), dict(d=16, steps=100, parameters=1e4))])
+    names = list(plot.by_name(runs, ["d", "layers"], ["lr", "qk_norm"]))    # small to large; what all have is not said
+    assert names == ["d 16, warmup 5% (10k parameters)", "d 32, warmup 5% (41.2k parameters)", "d 32, warmup 10% (41.2k parameters)"]
 
 
 def test_a_run_given_twice_counts_once(tmp_path):
     a, b = sweep(tmp_path / "a", dict(lr="1e-2", out="a")), sweep(tmp_path / "b", dict(lr="0.01", out="b"))
-    assert len(plot.read_sweeps([a, a, b])) == 1
+    assert len(read([a, a, b])) == 1
 
 
 def test_a_folder_of_sweeps_and_an_unfinished_sweep(tmp_path):
     sweep(tmp_path / "s" / "lr1e-2", dict(lr="1e-2"))
     sweep(tmp_path / "s" / "lr1e-1", dict(lr="1e-1"))
-    assert [run["lr"] for run in plot.read_sweeps([tmp_path / "s"])] == [0.1, 0.01]
+    assert [run["lr"] for run in read([tmp_path / "s"])] == [0.1, 0.01]
 
 
 def test_table(tmp_path):
@@ -149,18 +163,17 @@ def test_table(tmp_path):
     result = run_plot("table", *folders)
     assert result.returncode == 0 and not result.stderr
     rows = rows_of(result.stdout)
-    assert rows[0] == ["size", "qk_norm", "learning rate", "final loss", "max attention logit", "log Z", "diverged"]
-    assert rows[1] == ["d 32, layers 2", "0", "3e-4", "3.5000", "-", "5.000", "0 of 1"]
-    assert rows[8] == ["d 32, layers 2", "0", "1", "6.0000", "70", "5.000", "1 of 1"]
-    assert rows[9] == ["d 32, layers 2", "1", "1e-2", "2.6250 (2.500 to 2.750)", "10", "5.500", "0 of 2"]
-    assert rows[10] == ["size", "qk_norm", "3e-4 to 3e-1", "3e-3 to 3e-1"]
-    assert rows[11] == ["d 32, layers 2", "0", "1.0857 (7)", "1.1200 (5)"]
-    assert rows[12] == ["d 32, layers 2", "1", "- (1)", "- (1)"]
+    assert rows[0] == ["qk_norm", "learning rate", "final loss", "max attention logit", "log Z", "diverged"]
+    assert rows[1] == ["0", "3e-4", "3.5000", "-", "5.000", "0 of 1"]
+    assert rows[8] == ["0", "1", "6.0000", "70", "5.000", "1 of 1"]
+    assert rows[9] == ["1", "1e-2", "2.6250 (2.500 to 2.750)", "10", "5.500", "0 of 2"]
+    assert rows[10] == ["qk_norm", "best LR", "3e-4 to 3e-1", "3e-3 to 3e-1"]
+    assert rows[11:] == [["0", "1e-2", "1.0857 (7)", "1.1200 (5)"]]    # of one learning rate there is none
     for block in result.stdout.split("\n\n"):
         assert len({len(line) for line in block.splitlines() if line.startswith("|")}) <= 1    # aligned
 
 
-HEADER = ",".join(COLUMNS)
+HEADER = "lr,d,layers,heads,size,steps,warmup,qk_norm,seed,out,machine,threads,parameters,initial_loss,final_loss,entropy_floor,diverged,max_attn_logit,log_z"
 GOOD = "1e-2,32,2,2,,300,5%,1,7,x,m,1,41184,6,2,0.9,0,10,5"
 BAD = {
     "empty": (b"", "is empty"),
@@ -181,7 +194,7 @@ def test_a_bad_summary_is_named_and_does_not_stop_the_rest(tmp_path, capsys, nam
     (tmp_path / name).mkdir()
     (tmp_path / name / "summary.csv").write_bytes(contents)
     good = known(tmp_path / "good")
-    runs = plot.read_sweeps([str(tmp_path / name), good])
+    runs = read([str(tmp_path / name), good])
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"{name}/summary.csv: " in said and message in said
     assert len(runs) == 8 + (name == "cut")
@@ -217,14 +230,127 @@ def test_log_of_known_data(tmp_path, capsys):
                                              "30,3,1,-nan,,,,,,,\n40,3,1,2")
     rows = plot.read_csv(tmp_path / "log.csv", "step", "train_loss")
     assert len(rows) == 4 and "line 6 has 4 cells, not 11" in capsys.readouterr().err
-    axes = plot.draw_log({"run": rows}).axes
+    axes = plot.draw_log({"run": rows}, {"run": plot.diagnosis(rows)}).axes
     assert [ax.get_ylabel() for ax in axes] == [title for title, _, _ in plot.PANELS]
     lines = [curves(ax)[0] for ax in axes]
     assert lines[0]["train"] == [(10, 4), (20, 3)] and lines[0]["val"] == [(0, 5.5), (20, 3.5)]
-    assert lines[0]["not finite"] == [(30, 0), (30, 1)]    # from the axis's bottom to its top
+    assert all(line["_not finite" if i == 0 else "_"] == [(30, 0), (30, 1)] for i, line in enumerate(lines))    # from the axes' bottom to the top
     assert lines[2]["layer 0"] == [(10, 30), (20, 50)] and lines[2]["layer 1"] == [(10, 40), (20, 60)]
     assert lines[4]["wte"] == [(10, 1e-3), (20, 1e-4)] and lines[5]["wte"] == [(10, 0.1), (20, 0.2)]
     assert len(plot.draw_log({"a": rows, "b": rows[:1]}).axes) == 12    # a column each, one of them without a single step
+
+
+def test_qk_norm_has_sensitivity_of_both_grids_below(tmp_path):
+    runs = read([known(tmp_path / "off", qk_norm=0), sweep(tmp_path / "on", *(dict(lr=lr, final_loss=x) for lr, x in zip(LRS, [3, 2, 2, 2, 2, 2, 2, 9])))])
+    figure = plot.draw("qk_norm", runs)
+    assert [ax.get_ylabel() for ax in figure.axes[4:]] == [f"LR sensitivity, nats\n(LR {grid})" for grid in ("3e-4 to 3e-1", "3e-3 to 3e-1")]
+    paper, high = (curves(ax)[0] for ax in figure.axes[4:])
+    assert paper["without qk-norm"] == [(41184, pytest.approx((3.5 + 2.5 + 2.2 + 2.0 + 2.4 + 3.0 + 6) / 7 - 2))]
+    assert paper["with qk-norm"] == [(41184, pytest.approx(1 / 7))] and high["with qk-norm"] == [(41184, 0)]
+    assert words(figure, 1) == ["without qk-norm", "with qk-norm"]
+
+
+# Predictions
+
+LAW = [-4, 2.7, 1.8, 0.8, 1.0]    # y = a + b x + c l + d x l + e l^2
+WIDTHS = {d: 24 * d * d + 517 * d for d in (16, 24, 32, 48, 64, 96, 128, 192)}
+
+
+def law(parameters, lr):
+    x, l = math.log10(parameters), math.log10(lr)
+    return np.dot(LAW, [1, x, l, x * l, l * l])
+
+
+def prophecy(folder, noise, random, widths=(16, 24, 32, 48, 64), seeds=(1, 2), **other):
+    """Runs whose largest attention logit follows the law, but for the noise (in log10)."""
+    return sweep(folder, *(dict(lr=lr, d=d, heads=d // 8, parameters=WIDTHS[d], seed=seed, qk_norm=0, max_attn_logit=10 ** (law(WIDTHS[d], float(lr)) + noise * random.normal()), **other)
+                           for d in widths for lr in ("3e-3", "1e-2", "3e-2", "1e-1") for seed in seeds), experiment="predict_logits")
+
+
+def test_student():
+    for dof, t in (2, 2.920), (3, 2.353), (5, 2.015), (10, 1.812), (30, 1.697), (1000, 1.646):
+        assert plot.student(dof) == pytest.approx(t, rel=0.015 if dof == 2 else 0.005)
+
+
+def test_the_fit_finds_the_law_and_its_interval_holds_90_percent(tmp_path):
+    random, inside = np.random.default_rng(1), []
+    for i in range(60):
+        runs = read([prophecy(tmp_path / str(i), 0.1, random)])
+        x, l, y = (np.log10([run[name] for run in runs]) for name in ("parameters", "lr", "max_attn_logit"))
+        form = "a + b x + c l + d x l + e l^2"
+        fits = plot.regress(form, x, l, y)
+        coefficients, covariance, dof, variance = fits[None]
+        assert dof == 35 and variance == pytest.approx(0.01, rel=0.9)
+        assert np.all(abs(coefficients - LAW) < 5 * np.sqrt(np.diag(covariance)))
+        mean, deviation, dof = plot.extrapolate(form, fits, np.log10([WIDTHS[192]]), -2.0)
+        inside.append(abs(law(WIDTHS[192], 1e-2) + 0.1 * random.normal() - mean[0]) < plot.student(dof) * deviation[0])
+    assert 0.8 < np.mean(inside) < 0.98
+
+
+def test_each_form_finds_its_own_law(tmp_path):
+    """Without noise the coefficients are exact, and the rehearsal chooses a form that has the law in it."""
+    x, l = map(np.ravel, np.meshgrid(np.log10([WIDTHS[d] for d in (16, 24, 32, 48, 64)] * 2), np.log10([3e-3, 1e-2, 3e-2, 1e-1])))
+    for form, (apart, terms) in plot.FORMS.items():
+        true = np.linspace(1, -0.5, len(terms(x, l)))
+        y = np.stack(terms(x, l), 1) @ true
+        fits = plot.regress(form, x, l, y)
+        assert len(fits) == (4 if apart else 1)
+        for coefficients, *_ in fits.values():
+            assert coefficients == pytest.approx(true, abs=1e-6)
+        best = min(plot.FORMS, key=lambda form: np.abs(plot.rehearse(form, x, l, y)[0]).max())
+        assert np.abs(plot.rehearse(best, x, l, y)[0]).max() < 1e-6
+
+
+def test_prediction_is_written_once_and_drawn_as_written(tmp_path, capsys):
+    random = np.random.default_rng(2)
+    folder = prophecy(tmp_path, 0.05, random)
+    assert plot.main(["predict", folder]) == 0
+    said, path = capsys.readouterr().out, tmp_path / "prediction.csv"
+    assert "40 runs of 5 sizes, parameters: 14416 26232 41120 80112 131392" in said and "y = a + b x + c l + d x l + e l^2" in said
+    rows = [row for row in csv.DictReader(line for line in path.open() if not line.startswith("#"))]
+    held, = [row for row in rows if row["lr"] == "1e-2" and row["d"] == "96"]
+    assert int(held["parameters"]) == WIDTHS[96] and held["fitted"] == "0"
+    assert float(held["predicted"]) == pytest.approx(10 ** law(WIDTHS[96], 1e-2), rel=0.2)
+    assert float(held["low"]) < float(held["predicted"]) < float(held["high"]) < 10 * float(held["low"])
+    assert {int(row["parameters"]) for row in rows if row["fitted"] == "1"} == {WIDTHS[d] for d in (16, 24, 32, 48, 64)}
+    # Where it passes 100: 10^x with a + b x + c l + d x l + e l^2 = 2
+    for lr in 3e-3, 1e-2, 3e-2:
+        l = math.log10(lr)
+        truth = 10 ** ((2 - LAW[0] - LAW[2] * l - LAW[4] * l * l) / (LAW[1] + LAW[3] * l))
+        line, = [line for line in said.splitlines() if line.startswith(f"LR {plot.sci(lr)}: passes 1e2 at ")]
+        number, unit = re.match(r".* at ([\d.]+)([kM]) parameters", line).groups()
+        assert float(number) * {"k": 1e3, "M": 1e6}[unit] == pytest.approx(truth, rel=0.3) and line.endswith("within the fit") == (truth < WIDTHS[64])
+    before = path.read_bytes()
+    prophecy(tmp_path, 0.05, random, widths=(16, 24, 32, 48, 64, 96, 128))
+    assert plot.main(["predict", folder]) == 1 and path.read_bytes() == before
+    assert capsys.readouterr().err == f"plot.py: {path}: is there already; a prediction is made once, before its outcome is known\n"
+    # The figure: the file's curve, although the runs would now give another; hollow points up to d 64, full ones after
+    path.write_text(re.sub(r"^1e-2,96,(\d+),0,[^,]+,", r"1e-2,96,\1,0,12345,", before.decode(), flags=re.M))
+    left, right = plot.draw("predict_logits", read([folder])).axes
+    assert left.get_xscale() == left.get_yscale() == right.get_xscale() == "log"
+    assert sum(12345 in line.get_ydata() for line in left.lines if line.get_linestyle() == "--") == 1
+    hollow, full = ({x for line in left.lines if len(line.get_xdata()) and line.get_linestyle() == "None" and (line.get_markerfacecolor() == "white") == white for x in line.get_xdata()}
+                    for white in (True, False))
+    assert hollow == {WIDTHS[d] for d in (16, 24, 32, 48, 64)} and full == {WIDTHS[d] for d in (96, 128)}
+    marks = {round(math.log10(line.get_xdata()[0]), 1) for line in right.lines if line.get_label() == "_fails"}
+    assert len(marks) == 3
+    table = run_plot("table", folder).stdout
+    assert "| 96 |" in table.split("What was predicted")[1].replace("  ", " ") and "12345" not in table.split("What was")[0]
+
+
+def test_a_prediction_that_cannot_be_made(tmp_path, capsys):
+    random = np.random.default_rng(3)
+    for folder, message in (known(tmp_path / "a"), "its experiment is lr; a prediction is for predict_logits or predict_eps"), \
+            (prophecy(tmp_path / "b", 0.1, random, widths=(16, 32, 64)), "runs of 3 sizes: a prediction needs 4, better 5 or more"):
+        assert plot.main(["predict", folder]) == 1
+        assert capsys.readouterr().err == f"plot.py: {folder}: {message}\n" and not (Path(folder) / "prediction.csv").exists()
+
+
+def test_crossing():
+    x = np.array([4, 5, 6])
+    assert plot.crossing(x, np.array([1, 3, 3]), 100, True) == pytest.approx(10**4.5)
+    assert plot.crossing(x, np.array([3, 1, -1]), 100, False) == pytest.approx(10**4.5)
+    assert plot.crossing(x, np.array([0, 1, 1.9]), 100, True) == math.inf and plot.crossing(x, np.array([3, 3, 3]), 100, True) == 1e4
 
 
 def test_dependencies():
@@ -249,9 +375,9 @@ def test_a_real_sweep(tmp_path):
         magic = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:]]
         assert (tmp_path / "figures" / name).read_bytes().startswith(magic)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["log.pdf", "lr.png", "lr.svg"]
-    runs = plot.read_sweeps([tmp_path / "sweep0", tmp_path / "sweep1"])
-    lines = [curves(ax)[0] for ax in plot.draw_lr(runs).axes]
+    runs = read([tmp_path / "sweep0", tmp_path / "sweep1"])
+    lines = [curves(ax)[0] for ax in plot.draw("lr", runs).axes]
     assert len(runs) == 4 and [len(points) for line in lines for points in line.values()] == [2] * 4
     assert all(len(line) == 1 for line in lines)    # the trainer's other columns do not set runs apart
     printed = rows_of(run_plot("table", "sweep0", "sweep1", cwd=tmp_path).stdout)
-    assert [row[2] for row in printed[1:5]] == ["1e-3", "1e-2"] * 2 and printed[6][2].endswith("(2)")
+    assert [row[:2] for row in printed[1:5]] == [["0", "1e-3"], ["0", "1e-2"], ["1", "1e-3"], ["1", "1e-2"]] and printed[6][2].endswith("(2)")
