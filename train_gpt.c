@@ -70,7 +70,7 @@ enum { VECTOR_BYTES = 16, MR = 8 };
 #else
 enum { VECTOR_BYTES = 16, MR = 6 };
 #endif
-enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 512, NC = 8 * NR, MC = 12 * MR };
+enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 512, NC = 8 * NR, MC = 24 * MR };
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 // The largest, the sum and the sum of products of rows of n values, in the lanes of a vector and then halved: short
@@ -152,13 +152,15 @@ static int least(int a, int b) { return a < b ? a : b; }
 // in the order in which the tile reads.
 static inline void pack(real *packed, Matrix m, int width, int cols, int K) {
     if (cols % width) memset(packed + cols / width * width * KC, 0, (size_t)K * (size_t)width * sizeof(real));
-    for (int k = 0; k < K && m.col == 1; k++)
+    for (int from = 0; from < K && m.col == 1; from += 16)    // 16 rows stay in the first cache while they are written, a panel after another
         for (int p = 0; p < cols; p += width) {
             int n = least(width, cols - p);
-            const real *from = m.data + k * m.row + p;
-            real *to = packed + p * KC + k * width;
-            if (n == width) memcpy(to, from, (size_t)width * sizeof(real));
-            else for (int j = 0; j < n; j++) to[j] = from[j];
+            for (int k = from; k < least(K, from + 16); k++) {
+                const real *row = m.data + k * m.row + p;
+                real *to = packed + p * KC + k * width;
+                if (n == width) memcpy(to, row, (size_t)width * sizeof(real));
+                else for (int j = 0; j < n; j++) to[j] = row[j];
+            }
         }
     for (int p = 0; p < cols && m.col != 1; p += width)
         for (int from = 0; from < K; from += 64)    // 64 rows of a panel stay in the first cache while its columns are written
@@ -842,10 +844,10 @@ int main(int argc, char **argv) {
     Config cfg;
     char lr[MAX_RUNS][16];
     config_parse(&cfg, argc, argv);
-    int runs = learning_rates(cfg.lr_text, lr, NULL);
-    if (runs > 1) {
     if (cfg.dtype == BF16 || cfg.micro_batch) die(USAGE, "-dtype bf16 and -micro_batch are train_gpt_cu's: this program computes in fp32 and the whole batch at once");
     cfg.dtype = FP32;
+    int runs = learning_rates(cfg.lr_text, lr, NULL);
+    if (runs > 1) {
         int jobs = least(runs, max_jobs());
         return sweep(&cfg, lr, runs, jobs, max_jobs() / jobs, check_runs(&cfg, jobs), train);
     }
