@@ -99,7 +99,7 @@ DEFAULTS = dict(qk_norm="1", z_loss="1e-4", warmup="5%", wd="1e-4", wd_independe
 RANGES = dict(eps="> 0", clip=">= 0", wd=">= 0", z_loss=">= 0", min_lr=">= 0", beta1="0 <= x < 1", beta2="0 <= x < 1", qk_norm="0 .. 1",
               wd_independent="0 .. 1", mu_param="off simple intermediate full", temperature=">= 0")
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent qk_norm z_loss mu_param base_d seed
-    data val vocab eval_tokens eval_every log_every checkpoint_every resume sample temperature out size""".split()
+    data val vocab eval_tokens eval_every log_every checkpoint_every dtype micro_batch resume sample temperature out size""".split()
 
 
 @pytest.mark.parametrize("flag", ["-h", "-help", "--help", "-d 7 -h"])

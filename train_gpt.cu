@@ -1,0 +1,1555 @@
+// train_gpt.cu: the same GPT as train_gpt.c, trained on one NVIDIA GPU in fused CUDA and cuBLAS. Read train_gpt.c first:
+// this file has its sections in its order (matrix multiply; layers, each forward then backward; the model; AdamW; the
+// training loop; main), and a function of the same name does the same. What differs is what a GPU makes different.
+// Shapes: B batch, T sequence length, C channels, L layers, NH heads, HS = C/NH head size, V vocabulary.
+// Results are the same from run to run: no sum's order is left to chance, so nothing is added atomically.
+
+#ifdef CUDA_EMU
+#include "test/cuda_emu.h"    // stands in for CUDA on a machine without a GPU, for the tests
+#else
+#include <cuda_bf16.h>
+#include <cublas_v2.h>
+#include <mma.h>
+#endif
+#include "gpt.h"
+#include "dataloader.h"
+
+// ---------------------------------------------------------------------------
+// What a GPU needs: errors, launches, 16 bytes at a time, sums over the threads of a block
+
+typedef __nv_bfloat16 bf16;    // `act` below is the type of activations and of the weights in products: bf16 or float
+
+static cudaStream_t stream;    // all work is queued here, in order; the host does not wait for it
+static cublasHandle_t cublas;
+
+static void check_at(cudaError_t error, const char *call, int line) {
+    if (error != cudaSuccess) die(FAILED, "the GPU failed: %s (train_gpt.cu:%d, %.60s)", cudaGetErrorString(error), line, call);
+}
+static void check_at(cublasStatus_t status, const char *call, int line) {
+    if (status != CUBLAS_STATUS_SUCCESS) die(FAILED, "cuBLAS failed: %s (train_gpt.cu:%d, %.60s)", cublasGetStatusString(status), line, call);
+}
+#define check(call) check_at(call, #call, __LINE__)
+
+template <class... Parameters, class... Arguments>
+static void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.stream = stream;
+    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
+static int blocks(double n, int each) { return (int)ceil(n / each); }
+__host__ __device__ inline int least(int a, int b) { return a < b ? a : b; }
+
+enum { W = 8 };    // values that a thread takes at a time: 16 bytes of bf16, twice 16 of float
+
+__device__ inline float value(float x) { return x; }
+__device__ inline float value(bf16 x) { return __bfloat162float(x); }
+__device__ inline void round_to(float *out, float x) { *out = x; }
+__device__ inline void round_to(bf16 *out, float x) { *out = __float2bfloat16(x); }
+template <class act> __device__ inline float rounded(float x) { act y; round_to(&y, x); return value(y); }
+
+// Memory is read and written 16 bytes at a time where the address allows it: where the rows' length is a multiple of W,
+// as in every model of a size worth a GPU. A row's last values, and rows of odd lengths, go one by one.
+template <class act> __device__ inline bool whole(const act *x, int n) { return n >= W && (size_t)x % 16 == 0; }
+
+template <class act> __device__ inline void copy(act *to, const act *from, int n) {    // the first n values, at most W
+    if (whole(from, n) && whole(to, n)) {
+        #pragma unroll
+        for (size_t i = 0; i < W * sizeof(act) / 16; i++) ((uint4 *)to)[i] = ((const uint4 *)from)[i];
+    } else for (int i = 0; i < W && i < n; i++) to[i] = from[i];
+}
+
+template <class act> __device__ inline void load(float (&x)[W], const act *from, int n) {    // the first n of W values, then zeros
+    if (whole(from, n)) {
+        act v[W];
+        #pragma unroll
+        for (size_t i = 0; i < sizeof v / 16; i++) {
+            uint4 bytes = ((const uint4 *)from)[i];
+            memcpy((char *)v + 16 * i, &bytes, 16);
+        }
+        #pragma unroll
+        for (int i = 0; i < W; i++) x[i] = value(v[i]);
+    } else {
+        #pragma unroll
+        for (int i = 0; i < W; i++) x[i] = i < n ? value(from[i]) : 0;
+    }
+}
+
+template <class act> __device__ inline void store(act *to, const float (&x)[W], int n) {    // the first n of W values
+    if (whole(to, n)) {
+        act v[W];
+        #pragma unroll
+        for (int i = 0; i < W; i++) round_to(&v[i], x[i]);
+        #pragma unroll
+        for (size_t i = 0; i < sizeof v / 16; i++) {
+            uint4 bytes;
+            memcpy(&bytes, (char *)v + 16 * i, 16);
+            ((uint4 *)to)[i] = bytes;
+        }
+    } else {
+        #pragma unroll
+        for (int i = 0; i < W; i++) if (i < n) round_to(&to[i], x[i]);
+    }
+}
+
+enum { ALL = 0xffffffff };    // lanes of a warp
+
+template <class number> __device__ inline number lanes_sum(number x, int lanes) {    // over groups of so many lanes, a power of 2
+    for (int distance = lanes / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(ALL, x, distance);
+    return x;
+}
+
+// Sums over the threads of the same threadIdx.y, in a fixed order; all threads of the block call it.
+template <class number> __device__ inline number row_sum(number x) {
+    __shared__ number sums[32];
+    x = lanes_sum(x, 32);
+    if (blockDim.x == 32) return x;
+    int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x / 32;
+    __syncthreads();    // the sums of the call before have been read
+    if (thread % 32 == 0) sums[thread / 32] = x;
+    __syncthreads();
+    x = 0;
+    for (int w = 0; w < warps; w++) x += sums[threadIdx.y * warps + w];
+    return x;
+}
+
+__device__ inline float row_max(float x) {    // a NaN is passed over
+    __shared__ float tops[32];
+    for (int distance = 16; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, distance));
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = x;
+    __syncthreads();
+    for (int w = 0; w < (int)blockDim.x / 32; w++) x = fmaxf(x, tops[w]);
+    return x;
+}
+
+// ---------------------------------------------------------------------------
+// Matrix multiply: all but a few percent of the FLOPs of a step
+
+template <class number> struct CudaType { static const cudaDataType_t type = CUDA_R_32F; };
+template <> struct CudaType<bf16> { static const cudaDataType_t type = CUDA_R_16BF; };
+
+// A matrix in memory, row by row, `row` elements from one to the next; possibly read transposed.
+template <class act> struct Matrix { const act *data; int row; bool flipped; };
+template <class act> static Matrix<act> matrix(const act *data, int row) { return {data, row, false}; }
+template <class act> static Matrix<act> transposed(const act *data, int row) { return {data, row, true}; }
+
+// out (M,N) = a (M,K) b (K,N), or out += where adds; `row` elements lead from one row of out to the next. Sums are in float
+// (no TF32). cuBLAS counts by columns, where a matrix stored by rows is its transpose: so it is asked for out^T = b^T a^T.
+template <class act, class number>
+static void matmul(number *out, int row, bool adds, Matrix<act> a, Matrix<act> b, int M, int N, int K) {
+    float one = 1, beta = adds;
+    check(cublasGemmEx(cublas, b.flipped ? CUBLAS_OP_T : CUBLAS_OP_N, a.flipped ? CUBLAS_OP_T : CUBLAS_OP_N, N, M, K, &one,
+                       b.data, CudaType<act>::type, b.row, a.data, CudaType<act>::type, a.row, &beta,
+                       out, CudaType<number>::type, row, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+}
+
+// ---------------------------------------------------------------------------
+// Layers, each forward then backward. Activations and their gradients are `act`; a parameter's gradient is float, and is
+// added to what is there where `adds` is set: by every micro-batch of a step but the first.
+
+// out (rows,OC) = inp (rows,IC) weight^T, weight (OC,IC); `row` elements lead from one row of out to the next
+template <class act>
+static void matmul_forward(act *out, int row, const act *inp, const act *weight, int rows, int IC, int OC) {
+    matmul(out, row, false, matrix(inp, IC), transposed(weight, IC), rows, OC, IC);
+}
+
+// dinp (rows,IC) = dout (rows,OC) weight;  dweight (OC,IC) = dout^T inp
+template <class act>
+static void matmul_backward(act *dinp, float *dweight, bool adds, const act *dout, int row, const act *inp, const act *weight, int rows, int IC, int OC) {
+    matmul(dinp, IC, false, matrix(dout, row), matrix(weight, IC), rows, IC, OC);
+    matmul(dweight, IC, adds, transposed(dout, row), matrix(inp, IC), OC, IC, rows);
+}
+
+// out (rows,C) = wte (V,C) at each token. Moves 2 C values a token: read a row, write a row.
+template <class act> __global__ void embedding_forward_kernel(act *out, const int *tokens, const act *wte, int rows, int C) {
+    int parts = (C + W - 1) / W;
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / parts;
+    int c = (int)(i % parts) * W;
+    if (row < (size_t)rows) copy(out + row * C + c, wte + (size_t)tokens[row] * C + c, C - c);
+}
+
+template <class act> static void embedding_forward(act *out, const int *tokens, const act *wte, int rows, int C) {
+    launch(embedding_forward_kernel<act>, blocks((double)rows * ((C + W - 1) / W), 128), 128, out, tokens, wte, rows, C);
+}
+
+__device__ inline int first_from(const int *sorted, int begin, int end, int row) {    // the first place whose number is not below row
+    while (begin < end) {
+        int middle = (begin + end) / 2;
+        if (sorted[middle] < row) begin = middle + 1;
+        else end = middle;
+    }
+    return begin;
+}
+
+// dwte (V,C): each token's row is the sum of dout (rows,C) where the token stood. Threads that met the same token would
+// have to add atomically, in an order left to chance. So the host sorts the batch's positions by token (gpt_batch): those
+// of token v are order[start[v] .. start[v + 1]), ascending, and a block has a token and 256 channels to itself.
+// Moves C act a position and C float for each of V tokens; further micro-batches write only the tokens that they hold.
+template <class act>
+__global__ void embedding_backward_kernel(float *dwte, bool adds, const act *dout, const int *order, const int *start, int first, int rows, int C) {
+    __shared__ float sums[8][32 * W];
+    int v = blockIdx.x, c = (blockIdx.y * 32 + threadIdx.x) * W;
+    int begin = first_from(order, start[v], start[v + 1], first), end = first_from(order, begin, start[v + 1], first + rows);
+    if (adds && begin == end) return;
+    float sum[W] = {}, x[W];
+    for (int i = begin + threadIdx.y; i < end; i += 8) {
+        load(x, dout + (size_t)(order[i] - first) * C + c, C - c);
+        for (int j = 0; j < W; j++) sum[j] += x[j];
+    }
+    for (int j = 0; j < W; j++) sums[threadIdx.y][threadIdx.x * W + j] = sum[j];
+    __syncthreads();
+    if (threadIdx.y) return;
+    load(sum, dwte + (size_t)v * C + c, adds ? C - c : 0);
+    for (int y = 0; y < 8; y++)
+        for (int j = 0; j < W; j++) sum[j] += sums[y][threadIdx.x * W + j];
+    store(dwte + (size_t)v * C + c, sum, C - c);
+}
+
+template <class act>
+static void embedding_backward(float *dwte, bool adds, const act *dout, const int *order, const int *start, int first, int rows, int C, int V) {
+    launch(embedding_backward_kernel<act>, dim3(V, blocks(C, 32 * W)), dim3(32, 8), dwte, adds, dout, order, start, first, rows, C);
+}
+
+// out (cols) = the sum of the rows of partial (rows,cols). Blocks that share a parameter leave a row each, this adds them.
+__global__ void sum_rows_kernel(float *out, bool adds, const float *partial, int rows, int cols) {
+    __shared__ float sums[8][32];
+    int c = blockIdx.x * 32 + threadIdx.x;
+    float sum = 0;
+    for (int r = threadIdx.y; r < rows && c < cols; r += 8) sum += partial[(size_t)r * cols + c];
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y || c >= cols) return;
+    sum = adds ? out[c] : 0;
+    for (int y = 0; y < 8; y++) sum += sums[y][threadIdx.x];
+    out[c] = sum;
+}
+
+static void sum_rows(float *out, bool adds, const float *partial, int rows, int cols) {
+    launch(sum_rows_kernel, blocks(cols, 32), dim3(32, 8), out, adds, partial, rows, cols);
+}
+
+// A row of C values is kept in the registers of 32 to 512 threads, KEEP times W in each, so that it is read from memory once.
+enum { KEEP = 4, ROW_THREADS = 512, MAX_C = ROW_THREADS * KEEP * W, ROW_BLOCKS = 512 };
+static dim3 row_block(int C) {
+    int x = 32 * blocks(C, 32 * KEEP * W);
+    return dim3(x, x < 128 ? 128 / x : 1);
+}
+
+// out = weight * (inp - mean) * rstd, a row of C at a time; mean, rstd (rows). Ba et al. 2016, without a bias. Where add is
+// not NULL, sum = inp + add, the residual after a branch, is written and normalised: fused, as sum would otherwise be
+// written and read again. Moves 4 C values a row (read inp and add, write sum and out), 2 C without add.
+template <class act>
+__global__ void __launch_bounds__(ROW_THREADS) layernorm_forward_kernel(act *out, act *sum, float *mean, float *rstd, const act *inp, const act *add,
+                                                                        const float *weight, int rows, int C) {
+    int row = blockIdx.x * blockDim.y + threadIdx.y;
+    size_t at = (size_t)row * C;
+    float x[KEEP][W], w[W], m = 0, r = 0;
+    #pragma unroll
+    for (int j = 0; j < KEEP; j++) {
+        int c = (j * blockDim.x + threadIdx.x) * W, n = row < rows ? C - c : 0;
+        load(x[j], inp + at + c, n);
+        if (add) {
+            load(w, add + at + c, n);
+            for (int i = 0; i < W; i++) x[j][i] = rounded<act>(x[j][i] + w[i]);
+            store(sum + at + c, x[j], n);
+        }
+        for (int i = 0; i < W; i++) m += x[j][i];
+    }
+    m = row_sum(m) / C;
+    #pragma unroll
+    for (int j = 0; j < KEEP; j++)
+        for (int i = 0, c = (j * blockDim.x + threadIdx.x) * W; i < W; i++)
+            if (c + i < C) x[j][i] -= m, r += x[j][i] * x[j][i];
+    r = 1 / sqrtf(row_sum(r) / C + 1e-6f);
+    #pragma unroll
+    for (int j = 0; j < KEEP; j++) {
+        int c = (j * blockDim.x + threadIdx.x) * W;
+        load(w, weight + c, C - c);
+        for (int i = 0; i < W; i++) x[j][i] = w[i] * (x[j][i] * r);
+        store(out + at + c, x[j], row < rows ? C - c : 0);
+    }
+    if (threadIdx.x == 0 && row < rows) mean[row] = m, rstd[row] = r;
+}
+
+template <class act>
+static void layernorm_forward(act *out, act *sum, float *mean, float *rstd, const act *inp, const act *add, const float *weight, int rows, int C) {
+    dim3 block = row_block(C);
+    launch(layernorm_forward_kernel<act>, blocks(rows, block.y), block, out, sum, mean, rstd, inp, add, weight, rows, C);
+}
+
+// With n = (inp - mean) * rstd and g = dout * weight:  dinp = add + rstd * (g - mean(g) - n * mean(g * n)),
+// dweight (C) = sum over rows of dout * n. Fused with the sum of the residual's gradient and the branch's (add; dinp may be
+// add): moves 4 C values a row (read dout, inp and add, write dinp). partial (blocks,C): a block's share of dweight.
+template <class act>
+__global__ void __launch_bounds__(ROW_THREADS) layernorm_backward_kernel(act *dinp, const act *add, float *partial, const act *dout, const act *inp,
+                                                                         const float *weight, const float *mean, const float *rstd, int rows, int C) {
+    __shared__ float others[128 * KEEP * W];
+    float dw[KEEP][W] = {};
+    for (int first = blockIdx.x * blockDim.y; first < rows; first += gridDim.x * blockDim.y) {
+        int row = first + threadIdx.y;
+        size_t at = (size_t)row * C;
+        float n[KEEP][W], g[KEEP][W], w[W], m = row < rows ? mean[row] : 0, r = row < rows ? rstd[row] : 0, mean_g = 0, mean_gn = 0;
+        #pragma unroll
+        for (int j = 0; j < KEEP; j++) {
+            int c = (j * blockDim.x + threadIdx.x) * W, left = row < rows ? C - c : 0;
+            load(n[j], inp + at + c, left);
+            load(g[j], dout + at + c, left);
+            load(w, weight + c, C - c);
+            for (int i = 0; i < W; i++) {
+                n[j][i] = (n[j][i] - m) * r;
+                dw[j][i] += g[j][i] * n[j][i];
+                g[j][i] *= w[i];
+                mean_g += g[j][i];
+                mean_gn += g[j][i] * n[j][i];
+            }
+        }
+        mean_g = row_sum(mean_g) / C;
+        mean_gn = row_sum(mean_gn) / C;
+        #pragma unroll
+        for (int j = 0; j < KEEP; j++) {
+            int c = (j * blockDim.x + threadIdx.x) * W, left = row < rows ? C - c : 0;
+            load(w, add + at + c, add ? left : 0);
+            for (int i = 0; i < W; i++) w[i] += r * (g[j][i] - mean_g - n[j][i] * mean_gn);
+            store(dinp + at + c, w, left);
+        }
+    }
+    for (int y = blockDim.y - 1; y >= 0; y--) {    // the block's rows add their shares, one after another
+        #pragma unroll
+        for (int j = 0; j < KEEP; j++)
+            for (int i = 0, c = (j * blockDim.x + threadIdx.x) * W; i < W; i++) {
+                if ((int)threadIdx.y != y || c + i >= C) continue;
+                float sum = dw[j][i] + (y + 1 < (int)blockDim.y ? others[c + i] : 0);
+                if (y) others[c + i] = sum;
+                else partial[(size_t)blockIdx.x * C + c + i] = sum;
+            }
+        __syncthreads();
+    }
+}
+
+template <class act>
+static void layernorm_backward(act *dinp, const act *add, float *dweight, bool adds, const act *dout, const act *inp, const float *weight,
+                               const float *mean, const float *rstd, float *partial, int rows, int C) {
+    dim3 block = row_block(C);
+    int grid = least(blocks(rows, block.y), ROW_BLOCKS);
+    launch(layernorm_backward_kernel<act>, grid, block, dinp, add, partial, dout, inp, weight, mean, rstd, rows, C);
+    sum_rows(dweight, adds, partial, grid, C);
+}
+
+// Rotary positions (Su et al. 2021): at position t the pair (i, i + HS/2) of a head turns by the angle
+// t * 10000^(-2i/HS). cosine, sine (T,HS/2).
+static void rope_table(float *cosine, float *sine, int T, int HS) {
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < HS / 2; i++) {
+            double angle = t * pow(10000, -2.0 * i / HS);
+            cosine[t * (HS / 2) + i] = (float)cos(angle);
+            sine[t * (HS / 2) + i] = (float)sin(angle);
+        }
+}
+
+// A head's q or k is kept in the registers of a group of lanes, each with W pairs (i, i + HS/2): normalised, turned and
+// written after it was read once. The group is a power of 2, so that a warp holds whole groups.
+enum { MAX_HS = 2 * 32 * W, HEAD_BLOCKS = 256 };
+static int head_lanes(int HS) {
+    int lanes = 1;
+    while (lanes * 2 * W < HS) lanes *= 2;
+    return lanes;
+}
+
+// qk (B,T,2,NH,HS) = the q and k of qkv (B,T,3,NH,HS), normalised over HS where the weights (HS) are not NULL, then turned.
+// One pass for qk-norm and RoPE, q and k: moves 4 C values a token.
+template <class act>
+__global__ void qk_norm_rope_forward_kernel(act *qk, const act *qkv, const float *q_weight, const float *k_weight, const float *cosine, const float *sine,
+                                            int rows, int T, int NH, int HS, int lanes) {
+    size_t head = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / lanes, row = head / (2 * NH);
+    int h = (int)(head % (2 * NH)), C = NH * HS, half = HS / 2, i0 = threadIdx.x % lanes * W, n = row < (size_t)rows ? half - i0 : 0;
+    const act *inp = qkv + row * 3 * C + (size_t)h * HS + i0;
+    act *out = qk + row * 2 * C + (size_t)h * HS + i0;
+    float x[2][W], w[W], turn[W];
+    load(x[0], inp, n);
+    load(x[1], inp + half, n);
+    if (q_weight) {                                                                       // [qk_norm
+        const float *weight = (h < NH ? q_weight : k_weight) + i0;
+        float m = 0, r = 0;
+        for (int i = 0; i < W; i++) m += x[0][i] + x[1][i];
+        m = lanes_sum(m, lanes) / HS;
+        for (int i = 0; i < W; i++)
+            if (i < n) x[0][i] -= m, x[1][i] -= m, r += x[0][i] * x[0][i] + x[1][i] * x[1][i];
+        r = 1 / sqrtf(lanes_sum(r, lanes) / HS + 1e-6f);
+        for (int part = 0; part < 2; part++) {
+            load(w, weight + part * half, n);
+            for (int i = 0; i < W; i++) x[part][i] = w[i] * (x[part][i] * r);
+        }
+    }                                                                                     // qk_norm]
+    load(w, cosine + row % T * half + i0, n);
+    load(turn, sine + row % T * half + i0, n);
+    for (int i = 0; i < W; i++) {
+        float x0 = x[0][i], x1 = x[1][i];
+        x[0][i] = x0 * w[i] - x1 * turn[i];
+        x[1][i] = x0 * turn[i] + x1 * w[i];
+    }
+    store(out, x[0], n);
+    store(out + half, x[1], n);
+}
+
+template <class act>
+static void qk_norm_rope_forward(act *qk, const act *qkv, const float *q_weight, const float *k_weight, const float *cosine, const float *sine,
+                                 int rows, int T, int NH, int HS) {
+    int lanes = head_lanes(HS);
+    launch(qk_norm_rope_forward_kernel<act>, blocks((double)rows * 2 * NH * lanes, 128), 128, qk, qkv, q_weight, k_weight, cosine, sine, rows, T, NH, HS, lanes);
+}
+
+// dqkv's q and k (blockIdx.y) are turned back and become the gradients of qkv's, in place. Mean and rstd are computed again
+// from qkv: the head is in registers anyway. Moves 6 C values a token (read dqkv and qkv, write dqkv), 4 C without qk-norm.
+// partial (2,blocks,HS): each block's share of the weights' gradients.
+template <class act>
+__global__ void qk_norm_rope_backward_kernel(act *dqkv, float *partial, const act *qkv, const float *q_weight, const float *k_weight,
+                                             const float *cosine, const float *sine, int rows, int T, int NH, int HS, int lanes) {
+    __shared__ float shares[4][MAX_HS];
+    int C = NH * HS, half = HS / 2, i0 = threadIdx.x % lanes * W, heads = rows * NH, each = blockDim.x / lanes;
+    float dw[2][W] = {};
+    for (int first = blockIdx.x * each; first < heads; first += gridDim.x * each) {
+        int head = first + threadIdx.x / lanes, n = head < heads ? half - i0 : 0;
+        size_t row = head / NH, at = row * 3 * C + (size_t)(blockIdx.y * NH + head % NH) * HS + i0;
+        float g[2][W], w[W], turn[W];
+        load(g[0], dqkv + at, n);
+        load(g[1], dqkv + at + half, n);
+        load(w, cosine + row % T * half + i0, n);
+        load(turn, sine + row % T * half + i0, n);
+        for (int i = 0; i < W; i++) {    // the inverse of a rotation is its transpose
+            float g0 = g[0][i], g1 = g[1][i];
+            g[0][i] = g0 * w[i] + g1 * turn[i];
+            g[1][i] = g1 * w[i] - g0 * turn[i];
+        }
+        if (q_weight) {                                                                   // [qk_norm
+            const float *weight = (blockIdx.y ? k_weight : q_weight) + i0;
+            float x[2][W], m = 0, r = 0, mean_g = 0, mean_gn = 0;
+            load(x[0], qkv + at, n);
+            load(x[1], qkv + at + half, n);
+            for (int i = 0; i < W; i++) m += x[0][i] + x[1][i];
+            m = lanes_sum(m, lanes) / HS;
+            for (int i = 0; i < W; i++)
+                if (i < n) x[0][i] -= m, x[1][i] -= m, r += x[0][i] * x[0][i] + x[1][i] * x[1][i];
+            r = 1 / sqrtf(lanes_sum(r, lanes) / HS + 1e-6f);
+            for (int part = 0; part < 2; part++) {
+                load(w, weight + part * half, n);
+                for (int i = 0; i < W; i++) {
+                    x[part][i] *= r;
+                    dw[part][i] += g[part][i] * x[part][i];
+                    g[part][i] *= w[i];
+                    mean_g += g[part][i];
+                    mean_gn += g[part][i] * x[part][i];
+                }
+            }
+            mean_g = lanes_sum(mean_g, lanes) / HS, mean_gn = lanes_sum(mean_gn, lanes) / HS;
+            for (int part = 0; part < 2; part++)
+                for (int i = 0; i < W; i++) g[part][i] = r * (g[part][i] - mean_g - x[part][i] * mean_gn);
+        }                                                                                 // qk_norm]
+        store(dqkv + at, g[0], n);
+        store(dqkv + at + half, g[1], n);
+    }
+    if (!q_weight) return;                                                                // [qk_norm
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < W; i++) {    // the warp's groups have the same channels, then so have the warps
+            float sum = dw[part][i];
+            for (int distance = 16; distance >= lanes; distance /= 2) sum += __shfl_xor_sync(ALL, sum, distance);
+            if ((int)threadIdx.x % 32 < lanes && i < half - i0) shares[threadIdx.x / 32][part * half + i0 + i] = sum;
+        }
+    __syncthreads();
+    for (int i = threadIdx.x; i < HS; i += blockDim.x)
+        partial[((size_t)blockIdx.y * gridDim.x + blockIdx.x) * HS + i] = shares[0][i] + shares[1][i] + shares[2][i] + shares[3][i];
+}                                                                                         // qk_norm]
+
+template <class act>
+static void qk_norm_rope_backward(act *dqkv, float *dq_weight, float *dk_weight, bool adds, const act *qkv, const float *q_weight, const float *k_weight,
+                                  const float *cosine, const float *sine, float *partial, int rows, int T, int NH, int HS) {
+    int lanes = head_lanes(HS), grid = least(blocks((double)rows * NH * lanes, 128), HEAD_BLOCKS);
+    launch(qk_norm_rope_backward_kernel<act>, dim3(grid, 2), 128, dqkv, partial, qkv, q_weight, k_weight, cosine, sine, rows, T, NH, HS, lanes);
+    if (!q_weight) return;
+    sum_rows(dq_weight, adds, partial, grid, HS);                                         // [qk_norm]
+    sum_rows(dk_weight, adds, partial + (size_t)grid * HS, grid, HS);                     // [qk_norm]
+}
+
+// Causal attention. q, k (B,T,2,NH,HS) are in qk, v in qkv (B,T,3,NH,HS), out (B,T,NH,HS): out_i = sum over j <= i of
+// p_ij v_j, p = softmax of scale * q_i k_j. A T x T matrix never reaches memory: scores exist for 32 keys at a time, and the
+// backward pass makes them again from lse (B,NH,T), the log of each row's sum of exponentials (Dao et al. 2022).
+//
+// A block has `own` rows (queries, or in the backward pass keys), 16 a warp, and walks over the other side KT at a time.
+// It computes CH of a head's HS channels of the output; a longer head has more blocks (blockIdx.z), each of which computes
+// the scores from all channels, its own last. Tiles in shared memory are padded with zeros to whole CH, and each of their
+// rows with 16 bytes, so that a column is not all in one bank.
+enum { KT = 32, SLD = KT + 4 };    // SLD: elements from one row of scores to the next
+
+// out (16,N) = the sum of products a (16,K) b (K,N): one warp's, in registers; a and b in shared memory.
+// Lane l holds rows l/8*4 + i and columns l%8 + 8j.
+template <class act, int N> struct Sums {
+    float sum[4][N / 8];
+    __device__ void zero() { for (int i = 0; i < 4; i++) for (int j = 0; j < N / 8; j++) sum[i][j] = 0; }
+    // b is stored (N,K) where flipped
+    template <bool flipped> __device__ void add(const act *a, int lda, const act *b, int ldb, int K) {
+        int lane = threadIdx.x % 32, row = lane / 8 * 4, col = lane % 8;
+        #pragma unroll 4
+        for (int k = 0; k < K; k++) {
+            float x[4];
+            for (int i = 0; i < 4; i++) x[i] = value(a[(row + i) * lda + k]);
+            for (int j = 0; j < N / 8; j++) {
+                float y = value(flipped ? b[(col + 8 * j) * ldb + k] : b[k * ldb + col + 8 * j]);
+                for (int i = 0; i < 4; i++) sum[i][j] += x[i] * y;
+            }
+        }
+    }
+    __device__ void scale_rows(const float *factors) {    // (16)
+        for (int i = 0; i < 4; i++) {
+            float factor = factors[threadIdx.x % 32 / 8 * 4 + i];
+            for (int j = 0; j < N / 8; j++) sum[i][j] *= factor;
+        }
+    }
+    template <int part> __device__ void put(float *out, int row) {    // 16 columns, from 16 part on
+        int lane = threadIdx.x % 32;
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < 2; j++) out[(lane / 8 * 4 + i) * row + lane % 8 + 8 * j] = sum[i][2 * part + j];
+    }
+};
+
+// bf16 on tensor cores: fragments of 16 x 16. Which of its elements a lane holds is not for us to know.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+namespace wmma = nvcuda::wmma;
+template <int N> struct Sums<bf16, N> {
+    wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum[N / 16];
+    __device__ void zero() { for (int n = 0; n < N / 16; n++) wmma::fill_fragment(sum[n], 0.0f); }
+    template <bool flipped> __device__ void add(const bf16 *a, int lda, const bf16 *b, int ldb, int K) {
+        using order = std::conditional_t<flipped, wmma::col_major, wmma::row_major>;
+        wmma::fragment<wmma::matrix_a, 16, 16, 16, bf16, wmma::row_major> x;
+        wmma::fragment<wmma::matrix_b, 16, 16, 16, bf16, order> y;
+        #pragma unroll
+        for (int k = 0; k < K; k += 16) {
+            wmma::load_matrix_sync(x, a + k, lda);
+            #pragma unroll
+            for (int n = 0; n < N / 16; n++) {
+                wmma::load_matrix_sync(y, flipped ? b + 16 * n * ldb + k : b + k * ldb + 16 * n, ldb);
+                wmma::mma_sync(sum[n], x, y, sum[n]);
+            }
+        }
+    }
+    __device__ void scale_rows(const float *factors) {    // as a matrix whose columns, 0 elements apart, are all `factors`
+        wmma::fragment<wmma::accumulator, 16, 16, 16, float> factor;
+        wmma::load_matrix_sync(factor, factors, 0, wmma::mem_col_major);
+        for (int n = 0; n < N / 16; n++)
+            for (int i = 0; i < (int)factor.num_elements; i++) sum[n].x[i] *= factor.x[i];
+    }
+    template <int part> __device__ void put(float *out, int row) { wmma::store_matrix_sync(out, sum[part], row, wmma::mem_row_major); }
+};
+#endif
+
+// tile (ROWS,CH) = the first rows and cols of `from`, `row` elements from one row to the next, zeros around; all threads
+template <int ROWS, int CH, class act> __device__ inline void load_tile(act *tile, int ld, const act *from, int row, int rows, int cols) {
+    for (int i = threadIdx.x; i < ROWS * CH / W; i += blockDim.x) {
+        int r = i / (CH / W), c = i % (CH / W) * W, n = r < rows ? cols - c : 0;
+        act *to = tile + r * ld + c;
+        for (int j = n > 0 ? n : 0; j < W; j++) round_to(&to[j], 0);
+        copy(to, from + (size_t)r * row + c, n);
+    }
+}
+
+// Half a row of scores, KT/2 from `column` on, is a lane's: two lanes have a row.
+__device__ inline void load_scores(float (&x)[KT / 2], const float *row, int column) {
+    #pragma unroll
+    for (int c = 0; c < KT / 2; c += 4) {
+        float4 four = *(const float4 *)(row + column + c);
+        x[c] = four.x, x[c + 1] = four.y, x[c + 2] = four.z, x[c + 3] = four.w;
+    }
+}
+
+// The same half row, as act in the place of the floats: the left factor of the next product
+template <class act> __device__ inline void store_scores(float *row, int column, const float (&x)[KT / 2]) {
+    float y[W];
+    for (int c = 0; c < KT / 2; c += W) {
+        for (int i = 0; i < W; i++) y[i] = x[c + i];
+        store((act *)row + column + c, y, W);
+    }
+}
+
+// The rows of a warp's sums (16,CH) at out, `row` elements from one to the next: the first rows and cols, times factor, a
+// lane's row's. s is the warp's shared memory.
+template <int part, int CH, class act, class S>
+__device__ inline void store_rows(act *out, int row, int rows, int cols, S &sums, float factor, float *s) {
+    if constexpr (part < CH / 16) {
+        int lane = threadIdx.x % 32, r = lane / 2, c = lane % 2 * W;
+        float x[W];
+        __syncwarp();
+        sums.template put<part>(s, SLD);
+        __syncwarp();
+        load(x, s + r * SLD + c, W);
+        for (int i = 0; i < W; i++) x[i] *= factor;
+        store(out + (size_t)r * row + 16 * part + c, x, r < rows ? cols - 16 * part - c : 0);
+        store_rows<part + 1, CH>(out, row, rows, cols, sums, factor, s);
+    }
+}
+
+// The largest |scale * q_i k_j| of a block is left in max_logit (B,NH,blocks). Moves 4 C act a token: q, k, v once each (a
+// head's k and v come from the cache after the first block's reading), and out.
+template <class act, int CH, int ROWS>
+__global__ void __launch_bounds__(2 * ROWS) attention_forward_kernel(act *out, float *lse, float *max_logit, const act *qk, const act *qkv, float scale,
+                                                                     int T, int NH, int HS) {
+    const int LD = CH + 16 / (int)sizeof(act), SLD_ACT = SLD * 4 / (int)sizeof(act);
+    __shared__ __align__(128) act q_tile[ROWS * LD];
+    __shared__ __align__(128) act k_tile[KT * LD];
+    __shared__ __align__(128) act v_tile[KT * LD];
+    __shared__ __align__(128) float scores[ROWS * SLD];
+    __shared__ __align__(128) float factors[ROWS];
+    int C = NH * HS, lane = threadIdx.x % 32, warp = threadIdx.x / 32 * 16, column = lane % 2 * (KT / 2);
+    int i0 = (gridDim.y - 1 - blockIdx.y) * ROWS, i = i0 + warp + lane / 2;    // the longest rows first; i: this lane's query
+    size_t at = (size_t)(blockIdx.x / NH) * T, head = blockIdx.x % NH * HS;
+    const act *q = qk + at * 2 * C + head, *k = q + C, *v = qkv + at * 3 * C + 2 * C + head;
+    float *s = scores + warp * SLD, *row = s + lane / 2 * SLD, top = -INFINITY, sum = 0, largest = 0;
+    Sums<act, CH> o;
+    o.zero();
+    for (int j0 = 0; j0 < least(T, i0 + ROWS); j0 += KT) {
+        bool seen = j0 <= i0 + warp + 15;    // by some query of the warp
+        Sums<act, KT> x;
+        x.zero();
+        for (int part = 1; part <= (int)gridDim.z; part++) {
+            int c = (blockIdx.z + part) % gridDim.z * CH;
+            __syncthreads();
+            if (j0 == 0 || gridDim.z > 1) load_tile<ROWS, CH>(q_tile, LD, q + (size_t)i0 * 2 * C + c, 2 * C, T - i0, HS - c);
+            load_tile<KT, CH>(k_tile, LD, k + (size_t)j0 * 2 * C + c, 2 * C, T - j0, HS - c);
+            if (part == (int)gridDim.z) load_tile<KT, CH>(v_tile, LD, v + (size_t)j0 * 3 * C + c, 3 * C, T - j0, HS - c);
+            __syncthreads();
+            if (seen) x.template add<true>(q_tile + warp * LD, LD, k_tile, LD, CH);
+        }
+        if (!seen) continue;
+        float p[KT / 2], old = top, total = 0;
+        x.template put<0>(s, SLD);
+        x.template put<1>(s + 16, SLD);
+        __syncwarp();
+        load_scores(p, row, column);
+        for (int c = 0; c < KT / 2; c++) {
+            p[c] *= scale;
+            if (j0 + column + c <= i && i < T) top = fmaxf(top, p[c]), largest = fmaxf(largest, fabsf(p[c]));
+        }
+        top = fmaxf(top, __shfl_xor_sync(ALL, top, 1));
+        for (int c = 0; c < KT / 2; c++) {
+            p[c] = j0 + column + c <= i && i < T ? expf(p[c] - top) : 0;
+            total += p[c];
+        }
+        float factor = expf(old - top);
+        sum = sum * factor + total + __shfl_xor_sync(ALL, total, 1);
+        __syncwarp();
+        store_scores<act>(row, column, p);
+        if (lane % 2 == 0) factors[warp + lane / 2] = factor;
+        __syncwarp();
+        o.scale_rows(factors + warp);
+        o.template add<false>((const act *)s, SLD_ACT, v_tile, LD, KT);
+    }
+    int c = blockIdx.z * CH;
+    store_rows<0, CH>(out + (at + i0 + warp) * C + head + c, C, T - i0 - warp, HS - c, o, 1 / sum, s);
+    if (c == 0 && i < T && lane % 2 == 0) lse[(size_t)blockIdx.x * T + i] = top + logf(sum);
+    largest = row_max(largest);
+    if (c == 0 && threadIdx.x == 0) max_logit[(size_t)blockIdx.x * gridDim.y + blockIdx.y] = largest;
+}
+
+// dp_ij = dout_i v_j;  ds_ij = scale * p_ij (dp_ij - dot_i), dot_i = dout_i out_i (B,NH,T);  dq = ds k;  dk = ds^T q;  dv = p^T dout.
+// Two kernels from one text, as a sum over keys (dq) and one over queries (dk, dv) each want their rows in one block's
+// registers, in a fixed order: own rows are queries, or `keys`. Each moves 4 C act a token in and 1 C or 2 C out.
+template <class act, int CH, int ROWS, bool keys>
+__global__ void __launch_bounds__(2 * ROWS) attention_backward_kernel(act *dqkv, float *dot, const act *dout, const act *out, const float *lse,
+                                                                      const act *qk, const act *qkv, float scale, int T, int NH, int HS) {
+    const int LD = CH + 16 / (int)sizeof(act), SLD_ACT = SLD * 4 / (int)sizeof(act);
+    __shared__ __align__(128) act own_1[ROWS * LD];    // q, or k
+    __shared__ __align__(128) act own_2[ROWS * LD];    // dout, or v
+    __shared__ __align__(128) act other_1[KT * LD];    // k, or q
+    __shared__ __align__(128) act other_2[KT * LD];    // v, or dout
+    __shared__ __align__(128) float scores[ROWS * SLD];
+    __shared__ __align__(128) float dscores[ROWS * SLD];
+    __shared__ float row_lse[KT], row_dot[KT];         // of the queries, where they are the others
+    int C = NH * HS, lane = threadIdx.x % 32, warp = threadIdx.x / 32 * 16, column = lane % 2 * (KT / 2);
+    int r0 = (keys ? blockIdx.y : gridDim.y - 1 - blockIdx.y) * ROWS, r = r0 + warp + lane / 2;    // the longest first
+    size_t at = (size_t)(blockIdx.x / NH) * T, head = blockIdx.x % NH * HS;
+    const act *q = qk + at * 2 * C + head, *k = q + C, *v = qkv + at * 3 * C + 2 * C + head, *d = dout + at * C + head, *o = out + at * C + head;
+    const act *own1 = keys ? k : q, *own2 = keys ? v : d, *other1 = keys ? q : k, *other2 = keys ? d : v;
+    int own2_row = keys ? 3 * C : C, other2_row = keys ? C : 3 * C;
+    float *s = scores + warp * SLD, *ds = dscores + warp * SLD, *row = s + lane / 2 * SLD, *drow = ds + lane / 2 * SLD, my_lse = 0, my_dot = 0;
+    lse += (size_t)blockIdx.x * T;
+    dot += (size_t)blockIdx.x * T;
+    if (!keys) {
+        float x[W], y[W];
+        for (int c = lane % 2 * W; c < HS; c += 2 * W) {
+            load(x, d + (size_t)r * C + c, r < T ? HS - c : 0);
+            load(y, o + (size_t)r * C + c, r < T ? HS - c : 0);
+            for (int i = 0; i < W; i++) my_dot += x[i] * y[i];
+        }
+        my_dot += __shfl_xor_sync(ALL, my_dot, 1);
+        if (r < T) my_lse = lse[r];
+        if (r < T && blockIdx.z == 0 && lane % 2 == 0) dot[r] = my_dot;
+    }
+    Sums<act, CH> sum_1, sum_2;    // dq, or dk and dv
+    sum_1.zero();
+    sum_2.zero();
+    for (int t0 = keys ? r0 : 0; t0 < (keys ? T : least(T, r0 + ROWS)); t0 += KT) {
+        bool seen = keys ? t0 + KT > r0 + warp : t0 <= r0 + warp + 15;    // some pair of the warp's has j <= i
+        Sums<act, KT> x, dx;
+        x.zero();
+        dx.zero();
+        for (int part = 1; part <= (int)gridDim.z; part++) {
+            int c = (blockIdx.z + part) % gridDim.z * CH;
+            __syncthreads();
+            if (t0 == (keys ? r0 : 0) || gridDim.z > 1) {
+                load_tile<ROWS, CH>(own_1, LD, own1 + (size_t)r0 * 2 * C + c, 2 * C, T - r0, HS - c);
+                load_tile<ROWS, CH>(own_2, LD, own2 + (size_t)r0 * own2_row + c, own2_row, T - r0, HS - c);
+            }
+            load_tile<KT, CH>(other_1, LD, other1 + (size_t)t0 * 2 * C + c, 2 * C, T - t0, HS - c);
+            load_tile<KT, CH>(other_2, LD, other2 + (size_t)t0 * other2_row + c, other2_row, T - t0, HS - c);
+            if (keys && threadIdx.x < KT && t0 + (int)threadIdx.x < T) row_lse[threadIdx.x] = lse[t0 + threadIdx.x], row_dot[threadIdx.x] = dot[t0 + threadIdx.x];
+            __syncthreads();
+            if (seen) {
+                x.template add<true>(own_1 + warp * LD, LD, other_1, LD, CH);
+                dx.template add<true>(own_2 + warp * LD, LD, other_2, LD, CH);
+            }
+        }
+        if (!seen) continue;
+        float p[KT / 2], dp[KT / 2];
+        x.template put<0>(s, SLD);
+        x.template put<1>(s + 16, SLD);
+        dx.template put<0>(ds, SLD);
+        dx.template put<1>(ds + 16, SLD);
+        __syncwarp();
+        load_scores(p, row, column);
+        load_scores(dp, drow, column);
+        for (int c = 0; c < KT / 2; c++) {
+            int t = t0 + column + c, i = keys ? t : r, j = keys ? r : t;
+            bool pair = j <= i && i < T;
+            float z = keys && pair ? row_lse[column + c] : my_lse, dot_i = keys && pair ? row_dot[column + c] : my_dot;
+            p[c] = pair ? expf(scale * p[c] - z) : 0;
+            dp[c] = pair ? scale * p[c] * (dp[c] - dot_i) : 0;
+        }
+        __syncwarp();
+        if (keys) store_scores<act>(row, column, p);
+        store_scores<act>(drow, column, dp);
+        __syncwarp();
+        sum_1.template add<false>((const act *)ds, SLD_ACT, other_1, LD, KT);
+        if (keys) sum_2.template add<false>((const act *)s, SLD_ACT, other_2, LD, KT);
+    }
+    int c = blockIdx.z * CH;
+    act *to = dqkv + (at + r0 + warp) * 3 * C + head + c;
+    store_rows<0, CH>(to + (keys ? C : 0), 3 * C, T - r0 - warp, HS - c, sum_1, 1, s);
+    if (keys) store_rows<0, CH>(to + 2 * C, 3 * C, T - r0 - warp, HS - c, sum_2, 1, s);
+}
+
+enum { QUERIES = 64 };    // a block of attention_forward
+template <class act, int CH>
+static void attention_forward_as(act *out, float *lse, float *max_logit, const act *qk, const act *qkv, float scale, int B, int T, int NH, int HS) {
+    launch(attention_forward_kernel<act, CH, QUERIES>, dim3(B * NH, blocks(T, QUERIES), blocks(HS, CH)), 2 * QUERIES, out, lse, max_logit, qk, qkv, scale, T, NH, HS);
+}
+
+template <class act, int CH, int ROWS>
+static void attention_backward_as(act *dqkv, float *dot, const act *dout, const act *out, const float *lse, const act *qk, const act *qkv, float scale,
+                                  int B, int T, int NH, int HS) {
+    dim3 grid(B * NH, blocks(T, ROWS), blocks(HS, CH));
+    launch(attention_backward_kernel<act, CH, ROWS, false>, grid, 2 * ROWS, dqkv, dot, dout, out, lse, qk, qkv, scale, T, NH, HS);
+    launch(attention_backward_kernel<act, CH, ROWS, true>, grid, 2 * ROWS, dqkv, dot, dout, out, lse, qk, qkv, scale, T, NH, HS);
+}
+
+// CH and the rows of a block are what 48 KB of shared memory hold.
+static void attention_forward(float *out, float *lse, float *max_logit, const float *qk, const float *qkv, float scale, int B, int T, int NH, int HS) {
+    attention_forward_as<float, 64>(out, lse, max_logit, qk, qkv, scale, B, T, NH, HS);
+}
+static void attention_forward(bf16 *out, float *lse, float *max_logit, const bf16 *qk, const bf16 *qkv, float scale, int B, int T, int NH, int HS) {
+    if (HS <= 64) attention_forward_as<bf16, 64>(out, lse, max_logit, qk, qkv, scale, B, T, NH, HS);
+    else attention_forward_as<bf16, 128>(out, lse, max_logit, qk, qkv, scale, B, T, NH, HS);
+}
+
+static void attention_backward(float *dqkv, float *dot, const float *dout, const float *out, const float *lse, const float *qk, const float *qkv, float scale,
+                               int B, int T, int NH, int HS) {
+    attention_backward_as<float, 64, 32>(dqkv, dot, dout, out, lse, qk, qkv, scale, B, T, NH, HS);
+}
+static void attention_backward(bf16 *dqkv, float *dot, const bf16 *dout, const bf16 *out, const float *lse, const bf16 *qk, const bf16 *qkv, float scale,
+                               int B, int T, int NH, int HS) {
+    if (HS <= 64) attention_backward_as<bf16, 64, 64>(dqkv, dot, dout, out, lse, qk, qkv, scale, B, T, NH, HS);
+    else attention_backward_as<bf16, 128, 32>(dqkv, dot, dout, out, lse, qk, qkv, scale, B, T, NH, HS);
+}
+
+// GELU in its tanh form (Hendrycks and Gimpel 2016): gelu(x) = x s, s = 1/(1 + exp(-2u)), 2u = x (A + B x^2), computed from
+// e = exp(-|2u|), which is at most 1, as in train_gpt.c. The backward pass computes e again: here memory is dearer than an
+// exponential, so the slope is not kept. Moves 2 values an element forward (read inp, write out), 3 backward.
+#define GELU_A 1.5957691216057308f     // 2 sqrt(2/pi)
+#define GELU_B (GELU_A * 0.044715f)
+__device__ inline float clamp_30(float x) { return x > 30 ? 30 : x < -30 ? -30 : x; }
+
+template <class act> __global__ void gelu_forward_kernel(act *out, const act *inp, size_t n) {
+    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
+    if (at >= n) return;
+    int left = n - at < W ? (int)(n - at) : W;
+    float y[W];
+    load(y, inp + at, left);
+    for (int i = 0; i < W; i++) {
+        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));
+        y[i] *= (x > 0 ? 1 : e) / (1 + e);
+    }
+    store(out + at, y, left);
+}
+
+// dinp = dout * gelu'(inp), gelu' = s + x s (1 - s) (2u)'. dinp may be dout.
+template <class act> __global__ void gelu_backward_kernel(act *dinp, const act *dout, const act *inp, size_t n) {
+    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
+    if (at >= n) return;
+    int left = n - at < W ? (int)(n - at) : W;
+    float y[W], d[W];
+    load(y, inp + at, left);
+    load(d, dout + at, left);
+    for (int i = 0; i < W; i++) {
+        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x)), inverse = 1 / (1 + e);
+        d[i] *= (x > 0 ? 1 : e) * inverse + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x * x);
+    }
+    store(dinp + at, d, left);
+}
+
+template <class act> static void gelu_forward(act *out, const act *inp, size_t n) {
+    launch(gelu_forward_kernel<act>, blocks((double)n, 128 * W), 128, out, inp, n);
+}
+template <class act> static void gelu_backward(act *dinp, const act *dout, const act *inp, size_t n) {
+    launch(gelu_backward_kernel<act>, blocks((double)n, 128 * W), 128, dinp, dout, inp, n);
+}
+
+// Softmax, loss and their gradient over a row of logits (rows,V), which becomes dlogits where gradient is not 0; `row`
+// elements lead from one row to the next. With log Z = log of the sum of exp(logits), a row's loss is log Z - logit[target],
+// and dlogits = (p - [target] + 2 z_loss log Z p) / batch_rows. losses, log_z (rows). logit_scale: muParam's.
+// One kernel, a block a row: the largest logit and the sum are found in one reading, and the second finds the row, 64 KB at
+// V = 32128, in the cache. Moves 2 V act a token (read logits, write dlogits).
+template <class act>
+__global__ void cross_entropy_kernel(act *logits, float *losses, float *log_z, const int *targets, float z_loss, float logit_scale, int gradient,
+                                     int batch_rows, int V, int row) {
+    act *x = logits + (size_t)blockIdx.x * row;
+    int target = targets[blockIdx.x];
+    float of_target = value(x[target]) * logit_scale, top = -FLT_MAX, sum = 0, y[W];
+    for (int j = threadIdx.x * W; j < V; j += blockDim.x * W) {
+        float old = top, total = 0;
+        load(y, x + j, V - j);
+        for (int i = 0; i < W; i++) {
+            if (j + i >= V) y[i] = -INFINITY;
+            else y[i] *= logit_scale;                                                     // [mu_param]
+            top = fmaxf(top, y[i]);
+        }
+        for (int i = 0; i < W; i++) total += expf(y[i] - top);
+        sum = sum * expf(old - top) + total;
+    }
+    float own = top;
+    top = row_max(top);
+    sum = row_sum(sum * expf(own - top));
+    float z = top + logf(sum);
+    if (threadIdx.x == 0) losses[blockIdx.x] = top - of_target + logf(sum), log_z[blockIdx.x] = z;
+    if (!gradient) return;
+    float weight = 1;
+    weight += 2 * z_loss * z;                                                             // [z_loss]
+    weight *= logit_scale;                                                                // [mu_param]
+    float factor = weight / sum / batch_rows;
+    for (int j = threadIdx.x * W; j < V; j += blockDim.x * W) {
+        load(y, x + j, V - j);
+        for (int i = 0; i < W; i++) {
+            y[i] = expf(y[i] * logit_scale - top) * factor;
+            if (j + i == target) y[i] -= logit_scale / batch_rows;
+        }
+        store(x + j, y, V - j);
+    }
+}
+
+template <class act>
+static void cross_entropy(act *logits, float *losses, float *log_z, const int *targets, float z_loss, float logit_scale, int gradient,
+                          int rows, int batch_rows, int V, int row) {
+    launch(cross_entropy_kernel<act>, rows, V > 4096 ? 512 : 128, logits, losses, log_z, targets, z_loss, logit_scale, gradient, batch_rows, V, row);
+}
+
+enum { SUM_BLOCKS = 256 };    // the most blocks that share a sum of squares
+
+// sums (blocks) = each block's share of the sum of squares of x (rows,cols), `row` elements from one row to the next. In
+// double, so that it overflows no sooner than the values do.
+template <class act> __global__ void sum_squares_kernel(double *sums, const act *x, size_t rows, int cols, int row) {
+    double sum = 0;
+    float y[W];
+    for (size_t r = blockIdx.x; r < rows; r += gridDim.x)
+        for (int c = threadIdx.x * W; c < cols; c += blockDim.x * W) {
+            load(y, x + r * row + c, cols - c);
+            for (int i = 0; i < W; i++) sum += (double)y[i] * y[i];
+        }
+    sum = row_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+__global__ void add_sums_kernel(double *out, bool adds, const double *sums, int n) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += sums[i];
+    sum = row_sum(sum);
+    if (threadIdx.x == 0) *out = (adds ? *out : 0) + sum;
+}
+
+template <class act> static void sum_squares(double *out, bool adds, double *sums, const act *x, size_t rows, int cols, int row) {
+    int grid = rows < SUM_BLOCKS ? (int)rows : SUM_BLOCKS;
+    launch(sum_squares_kernel<act>, grid, 128, sums, x, rows, cols, row);
+    launch(add_sums_kernel, 1, 128, out, adds, sums, grid);
+}
+
+// ---------------------------------------------------------------------------
+// The model
+
+// What the host reads of a step, and where the GPU notes a loss that was not finite: it stops changing the weights then,
+// so that the host need not look at every step.
+typedef struct {
+    double loss, log_z, grad_norm;
+    double grad_squares[NUM_KINDS], update_squares[NUM_KINDS], param_squares[NUM_KINDS], act_squares[NUM_ACTIVATIONS];
+    float max_attn_logit[MAX_LAYERS], grad_scale;
+    int diverged_step;
+} Results;
+
+typedef struct {    // what changes from step to step
+    float lr[NUM_KINDS], decay, eps, clip, beta1, new1, beta2, new2, correction1, correction2;
+    int step;
+} Constants;
+
+typedef struct { int *batch; Constants *constants; cudaEvent_t read; } Slot;    // in memory from which the GPU copies by itself; read: it has
+
+typedef struct {
+    Config cfg;
+    int V, row, micro_batch, batch_rows;             // row: V rounded up to W, from one row of logits to the next; of the batch at hand
+    Parameter table[NUM_KINDS];
+    size_t num_parameters;
+    float *params, *grads, *m, *v;                   // m, v: AdamW's moments
+    void *weights;                                   // what products read: a bf16 copy of params, or params
+    float *cosine, *sine;                            // (T,HS/2)
+    // activations, (L, ...) where a layer has its own; mean and rstd are each norm's. B is the micro-batch here.
+    void *residual;                                  // (2L+1,B,T,C): before attention and before the MLP of each layer, and at the end
+    void *ln_1; float *ln_1_mean, *ln_1_rstd;        // (L,B,T,C), (L,B,T)
+    void *qkv, *qk;                                  // (L,B,T,3,C); (L,B,T,2,C): q and k as attention sees them
+    void *att; float *lse;                           // (L,B,T,C), (L,B,NH,T)
+    void *ln_2; float *ln_2_mean, *ln_2_rstd;
+    void *fc, *gelu;                                 // (L,B,T,4C)
+    void *ln_f; float *ln_f_mean, *ln_f_rstd;
+    void *logits;                                    // (B,T,row), then their gradient
+    float *losses, *log_z;                           // (batch,T)
+    // what lives for one layer
+    void *dresidual, *dnorm, *dqkv, *dfc;            // (B,T,C), (B,T,C): forward, what a branch adds; (B,T,3,C), (B,T,4C)
+    // scratch
+    float *dot, *partial, *max_logit;                // (B,NH,T), (ROW_BLOCKS,C), (L,B,NH,blocks)
+    double *sums;                                    // (3,NUM_KINDS,SUM_BLOCKS)
+    void *workspace;                                 // cuBLAS's
+    // a batch on the GPU: tokens and targets (batch,T), the positions sorted by token, and where each token's begin (V+1)
+    int *inputs, *targets, *order, *start;
+    Constants *constants;
+    Results *results;                                // of the last step, and of the last evaluation
+    Slot slots[2];
+    int slot, runs[2];                               // runs: of gpt_step, without and with statistics
+    cudaGraphExec_t graphs[2];
+    void *buffers[48];                               // all of the above that are the GPU's, to free them
+    double bytes;
+} GPT;
+
+enum { WORKSPACE = 32 << 20 };    // bytes: what cuBLAS asks for on Hopper
+
+// The one list of buffers. Sets bytes, their sum, and where `create` is set allocates them on the GPU: all of them, once.
+// cfg->dtype must be BF16 or FP32.
+static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, int create) {
+    memset(g, 0, sizeof *g);
+    g->cfg = *cfg;
+    g->cfg.vocab = g->V = V;
+    g->row = blocks(V, W) * W;
+    g->micro_batch = cfg->micro_batch && cfg->micro_batch < B ? cfg->micro_batch : B;
+    g->num_parameters = parameter_table(cfg, V, g->table);
+    double L = cfg->layers, NH = cfg->heads, C = cfg->d, BT = (double)g->micro_batch * T, N = (double)g->num_parameters, act = cfg->dtype == BF16 ? 2 : 4;
+    const struct { void *buffer; double bytes; } list[] = {
+        {&g->params, 4 * N}, {&g->grads, 4 * N}, {&g->m, 4 * N}, {&g->v, 4 * N}, {&g->weights, cfg->dtype == BF16 ? 2 * N : 0},
+        {&g->cosine, 4 * T * C / NH / 2}, {&g->sine, 4 * T * C / NH / 2},
+        {&g->residual, act * (2 * L + 1) * BT * C},
+        {&g->ln_1, act * L * BT * C}, {&g->ln_1_mean, 4 * L * BT}, {&g->ln_1_rstd, 4 * L * BT},
+        {&g->qkv, act * L * 3 * BT * C}, {&g->qk, act * L * 2 * BT * C}, {&g->att, act * L * BT * C}, {&g->lse, 4 * L * BT * NH},
+        {&g->ln_2, act * L * BT * C}, {&g->ln_2_mean, 4 * L * BT}, {&g->ln_2_rstd, 4 * L * BT},
+        {&g->fc, act * L * BT * 4 * C}, {&g->gelu, act * L * BT * 4 * C},
+        {&g->ln_f, act * BT * C}, {&g->ln_f_mean, 4 * BT}, {&g->ln_f_rstd, 4 * BT},
+        {&g->logits, act * BT * g->row}, {&g->losses, 4.0 * B * T}, {&g->log_z, 4.0 * B * T},
+        {&g->dresidual, act * BT * C}, {&g->dnorm, act * BT * C}, {&g->dqkv, act * 3 * BT * C}, {&g->dfc, act * BT * 4 * C},
+        {&g->dot, 4 * BT * NH}, {&g->partial, 4 * ROW_BLOCKS * C}, {&g->max_logit, 4 * L * g->micro_batch * NH * blocks(T, QUERIES)},
+        {&g->sums, 8 * 3 * NUM_KINDS * SUM_BLOCKS}, {&g->workspace, WORKSPACE},
+        {&g->inputs, 4 * (3.0 * B * T + V + 1)}, {&g->constants, sizeof(Constants)}, {&g->results, 2 * sizeof(Results)},
+    };
+    static_assert(sizeof list / sizeof list[0] <= sizeof g->buffers / sizeof g->buffers[0], "GPT needs a longer list of buffers");
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
+        g->bytes += list[i].bytes;
+        if (!create || !list[i].bytes) continue;
+        check(cudaMalloc(&g->buffers[i], (size_t)list[i].bytes));
+        memcpy(list[i].buffer, &g->buffers[i], sizeof(void *));
+    }
+    if (cfg->dtype == FP32) g->weights = g->params;
+    g->targets = g->inputs + (size_t)B * T, g->order = g->targets + (size_t)B * T, g->start = g->order + (size_t)B * T;
+}
+
+static void to_gpu(void *to, const void *from, double bytes) {
+    check(cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyHostToDevice, stream));
+    check(cudaStreamSynchronize(stream));
+}
+static void from_gpu(void *to, const void *from, double bytes) {    // waits until all that was queued is done
+    check(cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToHost, stream));
+    check(cudaStreamSynchronize(stream));
+}
+
+typedef struct { char name[256]; int number; double free, total; } Gpu;    // number: 90 for compute capability 9.0; bytes of memory
+
+// What there is, or one line that says what is missing.
+static void gpu_query(Gpu *gpu) {
+    int count = 0, driver = 0, runtime = 0;
+    size_t free, total;
+    cudaDeviceProp properties;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (error == cudaErrorInsufficientDriver)
+        die(FAILED, "the NVIDIA driver is for CUDA %d.%d at most, and this program was built with %d.%d: install a newer driver, or train on the CPU with ./train_gpt",
+            driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (error != cudaSuccess || count == 0)
+        die(FAILED, "no NVIDIA GPU can be used here (%s); ./train_gpt trains on the CPU", error != cudaSuccess ? cudaGetErrorString(error) : "there is none");
+    check(cudaSetDevice(0));
+    check(cudaGetDeviceProperties(&properties, 0));
+    check(cudaMemGetInfo(&free, &total));
+    snprintf(gpu->name, sizeof gpu->name, "%s", properties.name);
+    gpu->number = 10 * properties.major + properties.minor;
+    gpu->free = (double)free, gpu->total = (double)total;
+    cudaFuncAttributes attributes;
+    if (cudaFuncGetAttributes(&attributes, add_sums_kernel) != cudaSuccess)
+        die(FAILED, "this program was not built for the %s: make train_gpt_cu ARCH=sm_%d", gpu->name, gpu->number);
+}
+
+static int gpu_dtype(const Gpu *gpu, int dtype) { return dtype != AUTO ? dtype : gpu->number >= 80 ? BF16 : FP32; }
+
+static void gpu_check_memory(const Gpu *gpu, double bytes, const Config *cfg) {
+    if (bytes > gpu->free)
+        die(FAILED, "the run needs %.3g GB of GPU memory, and %.3g of the %s's %.3g GB are free; try a -micro_batch below %d, a smaller model, or ./train_gpt on the CPU",
+            1e-9 * bytes, 1e-9 * gpu->free, gpu->name, 1e-9 * gpu->total, cfg->micro_batch && cfg->micro_batch < cfg->batch ? cfg->micro_batch : cfg->batch);
+}
+
+// After params changed elsewhere than in AdamW: their copy for the products.
+__global__ void weights_kernel(bf16 *weights, const float *params, size_t n) {
+    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) weights[i] = __float2bfloat16(params[i]);
+}
+static void gpt_weights(GPT *g) {
+    if (g->cfg.dtype == BF16) launch(weights_kernel, least(blocks((double)g->num_parameters, 128), 1024), 128, (bf16 *)g->weights, g->params, g->num_parameters);
+}
+
+static const char *gpt_init(GPT *g, const Config *flags, int V, int B, int T) {    // returns the GPU's name
+    static Gpu gpu;
+    Config cfg = *flags;
+    gpu_query(&gpu);
+    cfg.dtype = gpu_dtype(&gpu, cfg.dtype);
+    if (cfg.d > MAX_C || cfg.d / cfg.heads > MAX_HS)
+        die(FAILED, "-d %d -heads %d: train_gpt_cu has widths up to %d and head sizes up to %d; ./train_gpt has all", cfg.d, cfg.heads, MAX_C, MAX_HS);
+    gpt_layout(g, &cfg, V, B, T, 0);
+    gpu_check_memory(&gpu, g->bytes, &cfg);
+    check_memory(12 * (double)g->num_parameters);    // of the host: a checkpoint passes through it
+    gpt_layout(g, &cfg, V, B, T, 1);
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    check(cublasCreate(&cublas));
+    check(cublasSetStream(cublas, stream));
+    check(cublasSetWorkspace(cublas, g->workspace, WORKSPACE));
+    check(cublasSetMathMode(cublas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));    // sums of bf16 products in float throughout
+    for (int i = 0; i < 2; i++) {
+        check(cudaMallocHost((void **)&g->slots[i].batch, (3 * (size_t)B * T + V + 1) * sizeof(int)));
+        check(cudaMallocHost((void **)&g->slots[i].constants, sizeof(Constants)));
+        check(cudaEventCreateWithFlags(&g->slots[i].read, cudaEventDisableTiming));
+    }
+    int HS = cfg.d / cfg.heads;
+    size_t table = (size_t)T * (HS / 2);
+    float *host = (float *)allocate(g->num_parameters + 2 * table, sizeof(float)), *cosine = host + g->num_parameters;
+    parameters_init(host, g->table, cfg.seed);
+    rope_table(cosine, cosine + table, T, HS);
+    to_gpu(g->params, host, 4.0 * g->num_parameters);
+    to_gpu(g->cosine, cosine, 4.0 * table);
+    to_gpu(g->sine, cosine + table, 4.0 * table);
+    free(host);
+    check(cudaMemsetAsync(g->m, 0, 4 * g->num_parameters, stream));
+    check(cudaMemsetAsync(g->v, 0, 4 * g->num_parameters, stream));
+    check(cudaMemsetAsync(g->results, 0, 2 * sizeof(Results), stream));
+    gpt_weights(g);
+    return gpu.name;
+}
+
+static void gpt_free(GPT *g) {
+    check(cudaStreamSynchronize(stream));
+    for (int i = 0; i < 2; i++) {
+        if (g->graphs[i]) check(cudaGraphExecDestroy(g->graphs[i]));
+        check(cudaFreeHost(g->slots[i].batch));
+        check(cudaFreeHost(g->slots[i].constants));
+        check(cudaEventDestroy(g->slots[i].read));
+    }
+    check(cublasDestroy(cublas));
+    check(cudaStreamDestroy(stream));
+    for (void *buffer : g->buffers) check(cudaFree(buffer));
+}
+
+static void gpt_load(GPT *g, State *state) {    // the checkpoint in -out
+    size_t n = g->num_parameters;
+    float *host = (float *)allocate(3 * n, sizeof(float));
+    *state = checkpoint_load(&g->cfg, g->table, host, host + n, host + 2 * n);
+    to_gpu(g->params, host, 4.0 * n);
+    to_gpu(g->m, host + n, 4.0 * n);
+    to_gpu(g->v, host + 2 * n, 4.0 * n);
+    gpt_weights(g);
+    free(host);
+}
+
+static void gpt_save(const GPT *g, const State *state) {
+    size_t n = g->num_parameters;
+    float *host = (float *)allocate(3 * n, sizeof(float));
+    from_gpu(host, g->params, 4.0 * n);
+    from_gpu(host + n, g->m, 4.0 * n);
+    from_gpu(host + 2 * n, g->v, 4.0 * n);
+    checkpoint_save(&g->cfg, g->table, host, host + n, host + 2 * n, state);
+    free(host);
+}
+
+// Brings a batch, inputs and targets (B,T), to g->inputs and g->targets on the GPU, with its positions sorted by token for
+// embedding_backward. The copy waits in one of two slots, so that the host is up to two batches ahead of the GPU.
+static void gpt_batch(GPT *g, const int *inputs, const int *targets, int B, int T) {
+    check(cudaEventRecord(g->slots[g->slot].read, stream));
+    g->slot = !g->slot;
+    check(cudaEventSynchronize(g->slots[g->slot].read));
+    int *to = g->slots[g->slot].batch, *order = to + (g->order - g->inputs), *start = to + (g->start - g->inputs), rows = B * T;
+    g->batch_rows = rows;
+    memcpy(to, inputs, rows * sizeof(int));
+    memcpy(to + (g->targets - g->inputs), targets, rows * sizeof(int));
+    memset(start, 0, (g->V + 1) * sizeof(int));
+    for (int i = 0; i < rows; i++) start[inputs[i] + 1]++;    // how often each token stands
+    for (int v = 0; v < g->V; v++) start[v + 1] += start[v];
+    for (int i = 0; i < rows; i++) order[start[inputs[i]]++] = i;
+    for (int v = g->V; v > 0; v--) start[v] = start[v - 1];
+    start[0] = 0;
+    check(cudaMemcpyAsync(g->inputs, to, (g->start + g->V + 1 - g->inputs) * sizeof(int), cudaMemcpyHostToDevice, stream));
+}
+
+// Where layer l's tensor of a kind starts, in the parameters, in their gradients or in the weights.
+template <class number> static number *tensor(const GPT *g, number *params, int kind, int l) {
+    return params + g->table[kind].offset + (size_t)l * parameter_size(&g->table[kind]);
+}
+
+__global__ void max_logit_kernel(Results *results, bool adds, const float *max_logit, int n) {    // a block a layer
+    float top = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) top = fmaxf(top, max_logit[(size_t)blockIdx.x * n + i]);
+    top = row_max(top);
+    if (threadIdx.x == 0) results->max_attn_logit[blockIdx.x] = adds ? fmaxf(top, results->max_attn_logit[blockIdx.x]) : top;
+}
+
+template <class act> static void forward(GPT *g, const int *tokens, int B, int T, int statistics) {
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T, adds = tokens != g->inputs;
+    size_t BTC = (size_t)rows * C, heads = (size_t)B * NH, logits_at = blocks(T, QUERIES);
+    float *p = g->params, scale = (float)attention_scale(&g->cfg);
+    act *w = (act *)g->weights, *residual = (act *)g->residual, *branch = (act *)g->dnorm;
+    embedding_forward(residual, tokens, tensor(g, w, WTE, 0), rows, C);
+    for (int l = 0; l < L; l++) {
+        act *x = residual + 2 * l * BTC, *x_mid = x + BTC;
+        act *ln_1 = (act *)g->ln_1 + l * BTC, *ln_2 = (act *)g->ln_2 + l * BTC, *qkv = (act *)g->qkv + l * 3 * BTC, *qk = (act *)g->qk + l * 2 * BTC;
+        act *att = (act *)g->att + l * BTC, *fc = (act *)g->fc + l * 4 * BTC, *gelu = (act *)g->gelu + l * 4 * BTC;
+        const float *q_weight = NULL, *k_weight = NULL;
+        if (g->cfg.qk_norm) q_weight = tensor(g, p, Q_NORM, l), k_weight = tensor(g, p, K_NORM, l);    // [qk_norm]
+        layernorm_forward(ln_1, x, g->ln_1_mean + (size_t)l * rows, g->ln_1_rstd + (size_t)l * rows, l ? x - BTC : x, l ? branch : NULL, tensor(g, p, LN_1, l), rows, C);
+        matmul_forward(qkv, 3 * C, ln_1, tensor(g, w, C_ATTN, l), rows, C, 3 * C);
+        qk_norm_rope_forward(qk, qkv, q_weight, k_weight, g->cosine, g->sine, rows, T, NH, HS);
+        attention_forward(att, g->lse + (size_t)l * rows * NH, g->max_logit + l * heads * logits_at, qk, qkv, scale, B, T, NH, HS);
+        matmul_forward(branch, C, att, tensor(g, w, ATTN_C_PROJ, l), rows, C, C);
+        layernorm_forward(ln_2, x_mid, g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, x, branch, tensor(g, p, LN_2, l), rows, C);
+        matmul_forward(fc, 4 * C, ln_2, tensor(g, w, C_FC, l), rows, C, 4 * C);
+        gelu_forward(gelu, fc, 4 * BTC);
+        matmul_forward(branch, C, gelu, tensor(g, w, MLP_C_PROJ, l), rows, 4 * C, C);
+    }
+    act *x = residual + 2 * L * BTC, *ln_f = (act *)g->ln_f, *logits = (act *)g->logits;
+    layernorm_forward(ln_f, x, g->ln_f_mean, g->ln_f_rstd, x - BTC, branch, tensor(g, p, LN_F, 0), rows, C);
+    matmul_forward(logits, g->row, ln_f, tensor(g, w, LM_HEAD, 0), rows, C, g->V);
+    if (!statistics) return;
+    launch(max_logit_kernel, L, 128, g->results, adds, g->max_logit, heads * logits_at);
+    const struct { int which; const void *x; size_t rows; int cols, row; } list[NUM_ACTIVATIONS] = {
+        {ACT_WTE, residual, (size_t)rows, C, C}, {ACT_C_ATTN, g->qkv, (size_t)L * rows, 3 * C, 3 * C}, {ACT_ATT, g->att, (size_t)L * rows, C, C},
+        {ACT_C_FC, g->fc, (size_t)L * rows, 4 * C, 4 * C}, {ACT_RESIDUAL, x, (size_t)rows, C, C}, {ACT_LOGITS, logits, (size_t)rows, g->V, g->row}};
+    for (int a = 0; a < NUM_ACTIVATIONS; a++)
+        sum_squares(&g->results->act_squares[list[a].which], adds, g->sums, (const act *)list[a].x, list[a].rows, list[a].cols, list[a].row);
+}
+
+// logits (B,T,V) from tokens (B,T), which are at or in g->inputs: a micro-batch. statistics: also the largest attention
+// logit of each layer and the sums of squares of activations; the batch's first micro-batch starts them, others add.
+static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
+    if (g->cfg.dtype == BF16) forward<bf16>(g, tokens, B, T, statistics);
+    else forward<float>(g, tokens, B, T, statistics);
+}
+
+// Cross-entropy in nats of the logits of the last gpt_forward against targets (B,T), which are at or in g->targets; the mean
+// over the batch is gpt_mean_loss's. gradient: the logits become the gradient of the loss, which is the mean cross-entropy +
+// z_loss * mean(log Z ^ 2).
+static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
+    float z_loss = (float)g->cfg.z_loss, scale = (float)mu_logit_scale(&g->cfg), *losses = g->losses + (targets - g->targets), *log_z = g->log_z + (targets - g->targets);
+    if (g->cfg.dtype == BF16) cross_entropy((bf16 *)g->logits, losses, log_z, targets, z_loss, scale, gradient, B * T, g->batch_rows, g->V, g->row);
+    else cross_entropy((float *)g->logits, losses, log_z, targets, z_loss, scale, gradient, B * T, g->batch_rows, g->V, g->row);
+}
+
+// The means of the batch. Where it is a training step, constants is not NULL: the first loss that is not finite stays.
+__global__ void mean_loss_kernel(Results *results, const float *losses, const float *log_z, int rows, const Constants *constants) {
+    double loss = 0, z = 0;
+    for (int i = threadIdx.x; i < rows; i += blockDim.x) loss += losses[i], z += log_z[i];
+    loss = row_sum(loss) / rows;
+    z = row_sum(z) / rows;
+    if (threadIdx.x || (constants && results->diverged_step)) return;
+    results->loss = loss, results->log_z = z;
+    if (constants && !isfinite(loss)) results->diverged_step = constants->step;
+}
+
+static void mean_loss(GPT *g, int which, const Constants *constants) {
+    launch(mean_loss_kernel, 1, 256, g->results + which, g->losses, g->log_z, g->batch_rows, constants);
+}
+
+static double gpt_mean_loss(GPT *g, double *log_z) {    // waits for the GPU
+    Results results;
+    mean_loss(g, 1, NULL);
+    from_gpu(&results, g->results + 1, sizeof results);
+    *log_z = results.log_z;
+    return results.loss;
+}
+
+template <class act> static void backward(GPT *g, const int *tokens, int B, int T) {
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T, first = (int)(tokens - g->inputs);
+    bool adds = first > 0;
+    size_t BTC = (size_t)rows * C;
+    float *p = g->params, *d = g->grads, scale = (float)attention_scale(&g->cfg);
+    act *w = (act *)g->weights, *residual = (act *)g->residual, *dx = (act *)g->dresidual, *dn = (act *)g->dnorm, *dqkv = (act *)g->dqkv, *dfc = (act *)g->dfc;
+    matmul_backward(dn, tensor(g, d, LM_HEAD, 0), adds, (act *)g->logits, g->row, (act *)g->ln_f, tensor(g, w, LM_HEAD, 0), rows, C, g->V);
+    layernorm_backward(dx, (act *)NULL, tensor(g, d, LN_F, 0), adds, dn, residual + 2 * L * BTC, tensor(g, p, LN_F, 0), g->ln_f_mean, g->ln_f_rstd, g->partial, rows, C);
+    for (int l = L - 1; l >= 0; l--) {
+        act *x = residual + 2 * l * BTC, *x_mid = x + BTC;
+        act *ln_1 = (act *)g->ln_1 + l * BTC, *ln_2 = (act *)g->ln_2 + l * BTC, *qkv = (act *)g->qkv + l * 3 * BTC, *qk = (act *)g->qk + l * 2 * BTC;
+        act *att = (act *)g->att + l * BTC, *fc = (act *)g->fc + l * 4 * BTC, *gelu = (act *)g->gelu + l * 4 * BTC;
+        const float *q_weight = NULL, *k_weight = NULL;
+        if (g->cfg.qk_norm) q_weight = tensor(g, p, Q_NORM, l), k_weight = tensor(g, p, K_NORM, l);    // [qk_norm]
+        matmul_backward(dfc, tensor(g, d, MLP_C_PROJ, l), adds, dx, C, gelu, tensor(g, w, MLP_C_PROJ, l), rows, 4 * C, C);
+        gelu_backward(dfc, dfc, fc, 4 * BTC);
+        matmul_backward(dn, tensor(g, d, C_FC, l), adds, dfc, 4 * C, ln_2, tensor(g, w, C_FC, l), rows, C, 4 * C);
+        layernorm_backward(dx, dx, tensor(g, d, LN_2, l), adds, dn, x_mid, tensor(g, p, LN_2, l), g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, g->partial, rows, C);
+        matmul_backward(dn, tensor(g, d, ATTN_C_PROJ, l), adds, dx, C, att, tensor(g, w, ATTN_C_PROJ, l), rows, C, C);
+        attention_backward(dqkv, g->dot, dn, att, g->lse + (size_t)l * rows * NH, qk, qkv, scale, B, T, NH, HS);
+        qk_norm_rope_backward(dqkv, tensor(g, d, Q_NORM, l), tensor(g, d, K_NORM, l), adds, qkv, q_weight, k_weight, g->cosine, g->sine, g->partial, rows, T, NH, HS);
+        matmul_backward(dn, tensor(g, d, C_ATTN, l), adds, dqkv, 3 * C, ln_1, tensor(g, w, C_ATTN, l), rows, C, 3 * C);
+        layernorm_backward(dx, dx, tensor(g, d, LN_1, l), adds, dn, x, tensor(g, p, LN_1, l), g->ln_1_mean + (size_t)l * rows, g->ln_1_rstd + (size_t)l * rows, g->partial, rows, C);
+    }
+    embedding_backward(tensor(g, d, WTE, 0), adds, dx, g->order, g->start, first, rows, C, g->V);
+}
+
+// All gradients, after gpt_forward and gpt_loss of the same micro-batch; the batch's first starts them, others add.
+static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
+    if (g->cfg.dtype == BF16) backward<bf16>(g, tokens, B, T);
+    else backward<float>(g, tokens, B, T);
+}
+
+// Loss and gradients of the batch that gpt_batch brought, a micro-batch at a time. They equal the whole batch's.
+static void gpt_gradient(GPT *g, int B, int T, int statistics) {
+    for (int b = 0; b < B; b += g->micro_batch) {
+        int n = least(g->micro_batch, B - b), at = b * T;
+        gpt_forward(g, g->inputs + at, n, T, statistics);
+        gpt_loss(g, g->targets + at, n, T, 1);
+        gpt_backward(g, g->inputs + at, n, T);
+    }
+}
+
+// ---------------------------------------------------------------------------
+// AdamW (Loshchilov and Hutter 2019)
+
+typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS]; } Kinds;    // blockIdx.y is a kind
+
+// sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4 bytes a parameter.
+__global__ void grad_squares_kernel(double *sums, const float *grads, Kinds kinds) {
+    size_t size = kinds.size[blockIdx.y];
+    const float *grad = grads + kinds.offset[blockIdx.y];
+    double sum = 0;
+    float x[W];
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < size; i += (size_t)gridDim.x * blockDim.x * W) {
+        load(x, grad + i, size - i < W ? (int)(size - i) : W);
+        for (int j = 0; j < W; j++) sum += (double)x[j] * x[j];
+    }
+    sum = row_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
+}
+
+// The norm of the whole gradient, before clipping, and the factor that clips it: on the GPU, so that nobody waits for it.
+__global__ void grad_norm_kernel(Results *results, const double *sums, int blocks, const Constants *k) {
+    __shared__ double squares[NUM_KINDS];
+    int kind = threadIdx.x / 32;
+    double sum = 0, total = 0;
+    for (int i = threadIdx.x % 32; i < blocks; i += 32) sum += sums[kind * blocks + i];
+    sum = lanes_sum(sum, 32);
+    if (threadIdx.x % 32 == 0) squares[kind] = sum;
+    __syncthreads();
+    if (threadIdx.x || (results->diverged_step && results->diverged_step < k->step)) return;
+    for (int i = 0; i < NUM_KINDS; i++) total += results->grad_squares[i] = squares[i];
+    double norm = results->grad_norm = sqrt(total);
+    results->grad_scale = 1;
+    if (k->clip > 0 && norm > k->clip) results->grad_scale = (float)(k->clip / norm);     // [clip]
+}
+
+// One step for every parameter: g = grad * grad_scale;  m = beta1 m + new1 g;  v = beta2 v + new2 g^2, new = 1 - beta;
+// u = m correction1 / (sqrt(v correction2) + eps);  p -= lr u + decay p;  weight = p in bf16. One launch for all tensors, as
+// most are small; with all that is done to a parameter in it: moves 30 bytes each (read p, m, v, grad; write p, m, v, weight).
+// sums (2,NUM_KINDS,blocks), where statistics are wanted: each block's sums of squares of u and of the new p.
+__global__ void adamw_kernel(float *params, bf16 *weights, const float *grads, float *m, float *v, double *sums, int statistics, const Results *results,
+                             const Constants *constants, Kinds kinds) {
+    if (results->diverged_step && results->diverged_step < constants->step) return;    // the weights stay as the first such step left them
+    int kind = blockIdx.y;
+    size_t at = kinds.offset[kind], size = kinds.size[kind];
+    Constants k = *constants;
+    float lr = constants->lr[kind], scale = results->grad_scale;
+    double update_squares = 0, param_squares = 0;
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < size; i += (size_t)gridDim.x * blockDim.x * W) {
+        int n = size - i < W ? (int)(size - i) : W;
+        float p[W], g[W], mi[W], vi[W];
+        load(p, params + at + i, n);
+        load(g, grads + at + i, n);
+        load(mi, m + at + i, n);
+        load(vi, v + at + i, n);
+        for (int j = 0; j < W; j++) {
+            g[j] *= scale;
+            mi[j] = k.beta1 * mi[j] + k.new1 * g[j];
+            vi[j] = k.beta2 * vi[j] + k.new2 * g[j] * g[j];
+            float u = mi[j] * k.correction1 / (sqrtf(vi[j] * k.correction2) + k.eps);
+            p[j] -= lr * u + k.decay * p[j];
+            if (statistics) update_squares += (double)u * u, param_squares += (double)p[j] * p[j];
+        }
+        store(params + at + i, p, n);
+        store(m + at + i, mi, n);
+        store(v + at + i, vi, n);
+        if (weights) store(weights + at + i, p, n);
+    }
+    if (!statistics) return;
+    update_squares = row_sum(update_squares), param_squares = row_sum(param_squares);
+    if (threadIdx.x == 0) sums[kind * gridDim.x + blockIdx.x] = update_squares, sums[(NUM_KINDS + kind) * gridDim.x + blockIdx.x] = param_squares;
+}
+
+__global__ void update_squares_kernel(Results *results, const double *sums, int blocks, const Constants *k) {    // a warp a kind
+    int kind = threadIdx.x / 32;
+    double update = 0, param = 0;
+    for (int i = threadIdx.x % 32; i < blocks; i += 32) update += sums[kind * blocks + i], param += sums[(NUM_KINDS + kind) * blocks + i];
+    update = lanes_sum(update, 32), param = lanes_sum(param, 32);
+    if (threadIdx.x % 32 || (results->diverged_step && results->diverged_step < k->step)) return;
+    results->update_squares[kind] = update, results->param_squares[kind] = param;
+}
+
+// What a step (from 1) needs to know, before gpt_update: it goes to the GPU apart, as a step captured in a graph has no
+// arguments that change. After gpt_batch, whose slot holds it.
+static void gpt_constants(GPT *g, int step) {
+    const Config *cfg = &g->cfg;
+    Constants *k = g->slots[g->slot].constants;
+    double decay = 0, eps = 1e-8;
+    decay = weight_decay(cfg, step);                                                      // [wd]
+    eps = cfg->eps;                                                                       // [eps]
+    for (int i = 0; i < NUM_KINDS; i++) {
+        double kind_lr = learning_rate(cfg, step);
+        kind_lr *= mu_lr_scale(cfg, &g->table[i]);                                        // [mu_param]
+        k->lr[i] = (float)kind_lr;
+    }
+    k->decay = (float)decay, k->eps = (float)eps, k->clip = (float)cfg->clip, k->step = step;
+    k->beta1 = (float)cfg->beta1, k->new1 = (float)(1 - cfg->beta1), k->correction1 = (float)(1 / (1 - pow(cfg->beta1, step)));
+    k->beta2 = (float)cfg->beta2, k->new2 = (float)(1 - cfg->beta2), k->correction2 = (float)(1 / (1 - pow(cfg->beta2, step)));
+    check(cudaMemcpyAsync(g->constants, k, sizeof *k, cudaMemcpyHostToDevice, stream));
+}
+
+// Clips the gradient and updates every parameter. statistics: also the sums of squares of each kind's gradient, update and
+// new parameters.
+static void gpt_update(GPT *g, int statistics) {
+    Kinds kinds;
+    size_t most = 0;
+    for (int k = 0; k < NUM_KINDS; k++) {
+        kinds.offset[k] = g->table[k].offset, kinds.size[k] = parameter_size(&g->table[k]) * (size_t)g->table[k].copies;
+        if (kinds.size[k] > most) most = kinds.size[k];
+    }
+    int grid = least(blocks((double)most, 128 * W), SUM_BLOCKS);
+    launch(grad_squares_kernel, dim3(grid, NUM_KINDS), 128, g->sums, g->grads, kinds);
+    launch(grad_norm_kernel, 1, 32 * NUM_KINDS, g->results, g->sums, grid, g->constants);
+    launch(adamw_kernel, dim3(grid, NUM_KINDS), 128, g->params, g->cfg.dtype == BF16 ? (bf16 *)g->weights : NULL, g->grads, g->m, g->v, g->sums,
+           statistics, g->results, g->constants, kinds);
+    if (statistics) launch(update_squares_kernel, 1, 32 * NUM_KINDS, g->results, g->sums, grid, g->constants);
+}
+
+// ---------------------------------------------------------------------------
+// The training loop
+
+// A step on the batch and the constants that are on the GPU. Small models' kernels take less time than their launches: so
+// a step is captured once as a graph and then launched whole. The first goes directly, for cuBLAS loads its kernels in it.
+static void gpt_step(GPT *g, int B, int T, int statistics) {
+    cudaGraphExec_t *graph = &g->graphs[statistics];
+    int captured = g->runs[statistics]++ == 1;
+    if (*graph) { check(cudaGraphLaunch(*graph, stream)); return; }
+    if (captured) check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    gpt_gradient(g, B, T, statistics);
+    mean_loss(g, 0, g->constants);
+    gpt_update(g, statistics);
+    if (!captured) return;
+    cudaGraph_t recorded;
+    check(cudaStreamEndCapture(stream, &recorded));
+    check(cudaGraphInstantiate(graph, recorded, 0));
+    check(cudaGraphDestroy(recorded));
+    check(cudaGraphLaunch(*graph, stream));
+}
+
+// What the last step left, which is what the host waits for; of a step without statistics, its losses and gradient norm.
+// Returns the first step whose loss was not finite (the results are then that step's), else 0.
+static int gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
+    Results r;
+    from_gpu(&r, g->results, sizeof r);
+    double L = g->cfg.layers, BT = (double)B * T, BTC = BT * g->cfg.d;
+    const double size[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BT * g->V};
+    stats->train_loss = r.loss, stats->log_z = r.log_z, stats->grad_norm = r.grad_norm;
+    for (int l = 0; l < g->cfg.layers; l++) stats->max_attn_logit[l] = r.max_attn_logit[l];
+    for (int a = 0; a < NUM_ACTIVATIONS; a++) stats->act_rms[a] = sqrt(r.act_squares[a] / size[a]);
+    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                                // [mu_param]
+    for (int k = 0; k < NUM_KINDS; k++) {
+        double n = (double)parameter_size(&g->table[k]) * g->table[k].copies;
+        stats->grad_rms[k] = sqrt(r.grad_squares[k] / n), stats->update_rms[k] = sqrt(r.update_squares[k] / n), stats->param_rms[k] = sqrt(r.param_squares[k] / n);
+    }
+    return r.diverged_step;
+}
+
+// Mean loss in nats over the first `windows` windows of the validation part.
+static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *inputs, int *targets) {
+    int B = g->cfg.batch, T = g->cfg.T;
+    double sum = 0, log_z;
+    for (int64_t w = 0; w < windows; w += B) {
+        int rows = windows - w < B ? (int)(windows - w) : B;
+        dataloader_val(loader, w, rows, inputs, targets);
+        gpt_batch(g, inputs, targets, rows, T);
+        for (int b = 0; b < rows; b += g->micro_batch) {
+            gpt_forward(g, g->inputs + b * T, least(g->micro_batch, rows - b), T, 0);
+            gpt_loss(g, g->targets + b * T, least(g->micro_batch, rows - b), T, 0);
+        }
+        sum += gpt_mean_loss(g, &log_z) * rows;
+    }
+    sum /= (double)windows;
+    return isnan(sum) ? INFINITY : sum;    // NAN is for a loss that was not looked at
+}
+
+static int64_t eval_windows(const Config *cfg, const DataLoader *loader) {
+    int64_t windows = cfg->eval_tokens / cfg->T > 0 ? cfg->eval_tokens / cfg->T : 1;
+    return windows < loader->val_windows ? windows : loader->val_windows;
+}
+
+// One run from its flags to its files; returns the exit status.
+static int train(const Config *flags, int threads, Progress *progress) {
+    int B = flags->batch, T = flags->T;
+    DataLoader loader;
+    GPT g;
+    dataloader_init(&loader, flags->data, flags->val, flags->vocab, T, (uint64_t)flags->seed);
+    const char *machine = gpt_init(&g, flags, loader.vocab, B, T);
+    const Config *cfg = &g.cfg;
+    int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int)), *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+    int64_t windows = eval_windows(cfg, &loader);
+    State state = {0, 0, 0, 0, 0};
+    if (cfg->resume) gpt_load(&g, &state);
+    Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, dataloader_entropy_floor(&loader, windows), machine, threads, progress);
+    Stats stats;
+    if (state.log_bytes == 0) {
+        double initial = evaluate(&g, &loader, windows, inputs, targets);
+        run_initial(&run, &stats, initial);
+    }
+    int step = state.step, saved = cfg->resume ? step : -1, stop = interrupted;    // steps done, and those in the checkpoint
+    while (step < cfg->steps && !stop && !run.diverged_step) {
+        step++;
+        int validated = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
+        int logged = validated || step % cfg->log_every == 0, saves = cfg->checkpoint_every && step % cfg->checkpoint_every == 0;
+        stop = interrupted;
+        dataloader_train(&loader, step, B, inputs, targets);
+        gpt_batch(&g, inputs, targets, B, T);
+        gpt_constants(&g, step);
+        gpt_step(&g, B, T, logged);
+        if (!logged && !saves && !stop) continue;    // nobody looks at this step: it is queued, and the next is prepared meanwhile
+        run.diverged_step = gpt_statistics(&g, B, T, &stats);
+        if (run.diverged_step && run.diverged_step < step) step = run.diverged_step, validated = logged = saves = 0;    // since then nothing changed
+        stats.val_loss = validated ? evaluate(&g, &loader, windows, inputs, targets) : NAN;
+        if (validated && !isfinite(stats.val_loss)) run.diverged_step = step;
+        run_step(&run, &stats, step, logged);
+        if (saves) {
+            state = run_state(&run, saved = step);
+            gpt_save(&g, &state);
+        }
+    }
+    if (saved != step) {    // finished, diverged or stopped by a signal, be it before the first step
+        state = run_state(&run, step);
+        gpt_save(&g, &state);
+    }
+    int status = run_end(&run, step);
+    dataloader_free(&loader);
+    gpt_free(&g);
+    free(inputs);
+    free(targets);
+    return status;
+}
+
+// Writes tokens drawn from the model saved in -out: bytes as they are, the tokens of a larger vocabulary as numbers.
+static void sample(const Config *cfg) {
+    int T = cfg->T, V = cfg->vocab, *context = (int *)allocate((size_t)T, sizeof(int)), used = 1;
+    GPT g;
+    State state;
+    gpt_init(&g, cfg, V, 1, T);
+    gpt_load(&g, &state);
+    uint64_t random = (uint64_t)cfg->seed;
+    float *logits = (float *)allocate((size_t)V, sizeof(float));
+    bf16 *rounded_logits = (bf16 *)allocate((size_t)V, sizeof(bf16));
+    context[0] = V <= 256 ? '\n' % V : V - 1;    // a text starts with a line; GPT-2's texts with its last token
+    for (int i = 0; i < cfg->sample; i++) {
+        size_t at = (size_t)(used - 1) * g.row;
+        gpt_batch(&g, context, context, 1, used);
+        gpt_forward(&g, g.inputs, 1, used, 0);
+        if (g.cfg.dtype == FP32) from_gpu(logits, (float *)g.logits + at, 4.0 * V);
+        else from_gpu(rounded_logits, (bf16 *)g.logits + at, 2.0 * V);
+        for (int j = 0; j < V && g.cfg.dtype == BF16; j++) logits[j] = __bfloat162float(rounded_logits[j]);
+        int token = sample_token(logits, V, cfg->temperature / mu_logit_scale(cfg), &random);
+        if (V <= 256) putchar(token);
+        else printf("%d ", token);
+        if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
+        else used++;
+        context[used - 1] = token;
+    }
+    putchar('\n');
+    gpt_free(&g);
+    free(context);
+    free(logits);
+    free(rounded_logits);
+}
+
+// How many of so many runs the GPU takes at a time, and in *bytes the memory of one. Dies of what would stop each of them
+// (data, memory, no GPU) before any file is touched. A sweep forks its runs, which is not allowed once CUDA was started: so
+// it is a child that looks at the GPU.
+static int check_runs(Config *cfg, int runs, double *bytes) {
+    enum { MOST = 8 };               // small models leave most of a GPU idle; eight share it
+    const double CONTEXT = 6e8;      // bytes that a process takes besides: CUDA's and cuBLAS's code
+    DataLoader loader;
+    GPT g;
+    int status;
+    dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, cfg->T, (uint64_t)cfg->seed);
+    Gpu *gpu = (Gpu *)mmap(NULL, sizeof(Gpu), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (gpu == (Gpu *)MAP_FAILED) die(FAILED, "no memory to ask for the GPU: %s", strerror(errno));
+    pid_t child = fork();
+    if (child < 0) die(FAILED, "cannot start a process: %s", strerror(errno));
+    if (!child) gpu_query(gpu), _exit(0);
+    waitpid(child, &status, 0);
+    if (status) exit(FAILED);        // it has said why
+    cfg->dtype = gpu_dtype(gpu, cfg->dtype);
+    gpt_layout(&g, cfg, loader.vocab, cfg->batch, cfg->T, 0);
+    gpu_check_memory(gpu, g.bytes, cfg);
+    *bytes = g.bytes;
+    double fit = floor(gpu->free / (g.bytes + CONTEXT));
+    munmap(gpu, sizeof(Gpu));
+    dataloader_free(&loader);
+    return least(runs, fit < 1 ? 1 : fit > MOST ? MOST : (int)fit);
+}
+
+int main(int argc, char **argv) {
+    Config cfg;
+    char lr[MAX_RUNS][16];
+    config_parse(&cfg, argc, argv);
+    int runs = learning_rates(cfg.lr_text, lr, NULL);
+    if (runs > 1) {
+        double bytes;
+        int jobs = check_runs(&cfg, runs, &bytes);
+        return sweep(&cfg, lr, runs, jobs, 1, bytes, train);
+    }
+    if (cfg.sample) sample(&cfg);
+    else return train(&cfg, 1, NULL);
+    return 0;
+}
