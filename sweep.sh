@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # sweep.sh: the paper's experiments, each of them many runs of the trainer; -h lists them.
-# Sections: the scales; the experiments; the plan; one run; on this machine, on several, on Slurm; main.
 set -u -o pipefail
+export LC_ALL=C
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 SELF=$HERE/sweep.sh
 
@@ -9,65 +9,64 @@ die() { echo "sweep.sh: $2" >&2; exit "$1"; }    # status 1: what failed, 2: a w
 
 # ---------------------------------------------------------------------------
 # The scales: what an experiment's numbers are on a laptop, in a night on 16 cores (or an hour on a GPU), in the paper.
-# A size is a width, or width x layers. The paper's are those whose count of parameters it gives.
+# A size is a width, or width x layers; the paper's follow from its counts of parameters, 12 x layers x width^2.
 SCALES='
-what             laptop                                    workstation                                paper
-T                32                                        128                                        512
-batch            16                                        32                                         256
-steps            1000                                      5000                                       100000
-layers           2                                         4                                          12
-head_size        16                                        32                                         64
-vocab            0                                         0                                          32101
-log_every        10                                        20                                         100
-eval_every       250                                       1000                                       5000
-checkpoint_every 0                                         500                                        500
-ladder           16,32,64,96                               64,128,256,512                             512x3,512x6,768x6,768x12,1024x12,1024x24,2048x24
-three_sizes      16,32,64                                  64,128,256                                 512x3,512x6,768x12
-one_size         64                                        128                                        768x12
-small_size       32                                        128                                        512x6
-depth_width      32x1,32x2,32x4,32x8,16x2,64x2,16x1,48x4   128x2,128x4,128x8,128x16,64x4,256x4,64x2,192x8   512x3,512x6,512x12,512x24,256x6,1024x6,256x3,768x12
-logits_fit       16,24,32,48,64                            64,96,128,192,256                          256x3,512x3,512x6,768x6,768x12,1024x12
-logits_held_out  96,128,192                                384,512                                    1024x24,2048x24
-eps_fit          16,32,48,64                               64,96,128,192                              256x3,512x3,512x6,768x6,768x12
-eps_held_out     96,128                                    256,384                                    1024x12,1024x24
-eps_largest      128                                       384                                        1024x24
-mu_base          32                                        64                                         256
-mu_widths        32,64,128,256                             64,128,256,512                             256,512,1024,2048
-mu_steps         400                                       2500                                       100000
-mu_batch         8                                         32                                         256
-coord_widths     32,64,128,256,512                         64,128,256,512,1024                        256,512,1024,2048,4096
-steps_values     250,500,1000,2000                         1250,2500,5000,10000                       25000,50000,100000,200000
-batch_values     4,8,16,32,64                              8,16,32,64,128                             64,128,256,512,1024
-wd_independent   1e-4,1e-2                                 1e-4,1e-3                                  1e-4
-wd_standard      1e-2,1                                    1e-2,1e-1                                  1e-1
+what              laptop                                    workstation                                       paper
+T                 32                                        128                                               512
+batch             16                                        32                                                256
+steps             1000                                      5000                                              100000
+layers            2                                         4                                                 12
+vocab             0                                         0                                                 32101
+log_every         10                                        20                                                100
+eval_every        250                                       1000                                              5000
+checkpoint_every  0                                         500                                               500
+head_size         16                                        32                                                64
+ladder            16,32,64,96                               64,128,256,512                                    512x3,512x6,768x6,768x12,1024x12,1024x24,2048x24
+three_sizes       16,32,64                                  64,128,256                                        512x3,512x6,768x12
+one_size          64                                        128                                               768x12
+small_size        32                                        128                                               512x6
+depth_and_width   32x1,32x2,32x4,32x8,16x2,64x2,16x1,48x4   128x2,128x4,128x8,128x16,64x4,256x4,64x2,192x8    512x3,512x6,512x12,512x24,256x6,1024x6,256x3,768x12
+logits_fit        16,24,32,48,64                            64,96,128,192,256                                 256x3,512x3,512x6,768x6,768x12,1024x12
+logits_held_out   96,128,192                                384,512                                           1024x24,2048x24
+eps_fit           16,32,48,64                               64,96,128,192                                     256x3,512x3,512x6,768x6,768x12
+eps_held_out      96,128                                    256,384                                           1024x12,1024x24
+eps_largest       128                                       384                                               1024x24
+mu_base           32                                        64                                                256
+mu_widths         32,64,128,256                             64,128,256,512                                    256,512,1024,2048
+mu_steps          400                                       2500                                              100000
+mu_batch          8                                         32                                                256
+coord_widths      32,64,128,256,512                         64,128,256,512,1024                               256,512,1024,2048,4096
+step_counts       250,500,1000,2000                         1250,2500,5000,10000                              25000,50000,100000,200000
+batch_sizes       4,8,16,32,64                              8,16,32,64,128                                    64,128,256,512,1024
+wd_independent    1e-4,1e-2                                 1e-4,1e-3                                         1e-4
+wd_standard       1e-2,1                                    1e-2,1e-1                                         1e-1
 '
-declare -A of    # of[what]: this scale's value
+declare -A of=()    # of[what]: this scale's value
 
 set_scale() {
-    local what laptop workstation paper
+    local what laptop workstation paper    # the last three are read by name
     case $1 in laptop | workstation | paper) ;; *) die 2 "-scale: '$1' is none of: laptop workstation paper" ;; esac
-    while read -r what laptop workstation paper; do
-        case $1 in laptop) of[$what]=$laptop ;; workstation) of[$what]=$workstation ;; paper) of[$what]=$paper ;; esac
-    done < <(grep . <<<"$SCALES")
+    # shellcheck disable=SC2034
+    while read -r what laptop workstation paper; do of[$what]=${!1}; done < <(grep . <<<"$SCALES")
 }
 
 # ---------------------------------------------------------------------------
 # The experiments. `grid` makes a run of every combination of its flag=value,value,... and of the seeds; its
 # -flag value go to each of them. Runs of `stage 2` are held out until plot.py has predicted them from stage 1.
 EXPERIMENTS='
-qk_norm         3.1.1   figures 1 and 2: attention logits grow until training fails; qk-norm
-z_loss          3.1.2   figure 3: output logits drift; z-loss and weight decay
-warmup          3.2.1   figure 4: length of warm-up
-weight_decay    3.2.2   figure 5: independent or standard weight decay
-depth_width     3.2.3   figure 6: depth, width, both
-mu_param        3.2.4   figure 7: muParam over widths
-coord_check     3.2.4   muParam'\''s own test: activations and updates against width
-predict_logits  3.3     attention logits of larger models, predicted, then run
-predict_eps     3.4     gradients that shrink to epsilon, predicted, then run; smaller and larger epsilon
-steps           app.    number of training steps
-batch           app.    batch size
-beta2           app.    AdamW'\''s second moment
-clip            app.    gradient clipping
+qk_norm         3.1.1  figures 1 and 2: attention logits grow until training fails, without and with qk-norm
+z_loss          3.1.2  figure 3: output logits drift, with and without z-loss and weight decay
+warmup          3.2.1  length of warm-up
+weight_decay    3.2.2  independent and standard weight decay
+depth_width     3.2.3  depth alone, width alone, both
+mu_param        3.2.4  muParam over widths
+coord_check     3.2.4  the test of muParam: activations and updates against width
+predict_logits  3.3    attention logits of larger models: predicted, then run
+predict_eps     3.4    gradients that shrink to epsilon: predicted, then run, also with other epsilons
+steps           app.   number of training steps
+batch           app.   batch size
+beta2           app.   decay of the second moment of AdamW
+clip            app.   gradient clipping
 '
 LR=3e-3,1e-2,3e-2,1e-1,3e-1
 
@@ -79,7 +78,7 @@ experiment() {
     weight_decay)
         grid d="${of[three_sizes]}" lr=$LR,1 wd_independent=1 wd="${of[wd_independent]}"
         grid d="${of[three_sizes]}" lr=$LR,1 wd_independent=0 wd="${of[wd_standard]}" ;;
-    depth_width) grid d="${of[depth_width]}" lr=$LR qk_norm=0,1 ;;
+    depth_width) grid d="${of[depth_and_width]}" lr=$LR qk_norm=0,1 ;;
     mu_param) grid d="${of[mu_widths]}" lr=1e-3,$LR mu_param=off,simple,intermediate,full \
                    -heads 4 -base_d "${of[mu_base]}" -steps "${of[mu_steps]}" -batch "${of[mu_batch]}" ;;
     coord_check) grid d="${of[coord_widths]}" lr=1e-2 mu_param=off,simple,intermediate,full seed="$(seeds 3)" \
@@ -93,8 +92,8 @@ experiment() {
         stage 2
         grid d="${of[eps_held_out]}" lr=1e-3,$LR eps=1e-8
         grid d="${of[eps_largest]}" lr=1e-1,3e-1 eps=1e-15,1e-6,1e-5,1e-4,1e-3 ;;
-    steps) grid d="${of[small_size]}" lr=$LR steps="${of[steps_values]}" qk_norm=0,1 ;;
-    batch) grid d="${of[small_size]}" lr=$LR batch="${of[batch_values]}" qk_norm=0,1 ;;
+    steps) grid d="${of[small_size]}" lr=$LR steps="${of[step_counts]}" qk_norm=0,1 ;;
+    batch) grid d="${of[small_size]}" lr=$LR batch="${of[batch_sizes]}" qk_norm=0,1 ;;
     beta2) grid d="${of[small_size]}" lr=$LR beta2=0.9,0.95,0.99,0.999 qk_norm=0,1 ;;
     clip) grid d="${of[small_size]}" lr=$LR clip=0,0.1,1,10 qk_norm=0,1 ;;
     *) return 1 ;;
@@ -155,22 +154,20 @@ grid() {
     done
 }
 
-# The cost in FLOPs (README.md, "Speed"), evaluations included, in front of lines whose third column is flags. Times
-# 1 + 16/C: narrow models run less efficiently.
+# The cost in millions of FLOPs (README.md, "Speed") in front of lines whose third column is flags. Times 1 + 16/C:
+# narrow models run less efficiently.
 cost() {
     awk -F '\t' '{
         split("", v)
         n = split($3, word, " ")
-        for (i = 1; i < n; i++) if (word[i] ~ /^-[a-zA-Z]/) v[substr(word[i], 2)] = word[i + 1]
-        C = v["d"]; L = v["layers"]; T = v["T"]; V = v["vocab"] > 0 ? v["vocab"] : 256
-        evaluations = 1 + (v["eval_every"] > 0 ? v["steps"] / v["eval_every"] : 1)
-        tokens = v["steps"] * v["batch"] * T + evaluations * ("eval_tokens" in v ? v["eval_tokens"] : 16384) / 3
-        printf "%.4e\t%s\n", 6 * (12 * L * C * C + V * C + L * T * C) * tokens * (1 + 16 / C), $0
+        for (i = 1; i < n; i++) v[word[i]] = word[i + 1]
+        C = v["-d"]; L = v["-layers"]; T = v["-T"]; V = v["-vocab"] > 0 ? v["-vocab"] : 256
+        printf "%.0f\t%s\n", 6e-6 * (12 * L * C * C + V * C + L * T * C) * v["-steps"] * v["-batch"] * T * (1 + 16 / C), $0
     }'
 }
 
 # Each run once, stage by stage, the most expensive first.
-plan() { experiment "$1" | awk -F '\t' '!seen[$2]++' | cost | sort -t $'\t' -k 2,2n -k 1,1gr -k 3,3; }
+plan() { experiment "$1" | awk -F '\t' '!seen[$2]++' | cost | sort -t $'\t' -k 2,2n -k 1,1nr -k 3,3; }
 
 # ---------------------------------------------------------------------------
 # One run, a process of its own. Prints its name and what became of it: finished, diverged, failed, stopped (goes on from
@@ -178,10 +175,11 @@ plan() { experiment "$1" | awk -F '\t' '!seen[$2]++' | cost | sort -t $'\t' -k 2
 
 finished() { [ -e "$1/summary.csv" ]; }
 
-outcome() {    # of a finished run; the column is counted from the end, as texts before it may hold commas
-    awk -F , 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == "diverged") k = NF - i } NR == 2 { x = $(NF - k) }
-              END { print x == 1 ? "diverged" : "finished" }' "$1/summary.csv"
+result() {    # COLUMN, FOLDER of a finished run; counted from the end of the row, as texts before it may hold commas
+    awk -F , -v name="$1" 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == name) k = NF - i } NR == 2 { print $(NF - k) }' "$2/summary.csv"
 }
+
+outcome() { if [ "$(result diverged "$1")" = 1 ]; then echo diverged; else echo finished; fi; }
 
 join_summaries() {    # DIR/summary.csv, of the runs that are finished
     (
@@ -235,17 +233,15 @@ interrupt() {    # a first SIGTERM lets GNU parallel start no more runs, a secon
 }
 
 duration() {    # of seconds, for people
-    awk -v s="$1" 'BEGIN {
-        if (s < 3600) printf "%d:%02d", s / 60, s % 60
-        else if (s < 172800) printf "%.1f h", s / 3600
-        else if (s < 63072000) printf "%.0f days", s / 86400
-        else printf "%.0f years", s / 31536000
-    }'
+    if (($1 < 3600)); then printf '%d:%02d' $(($1 / 60)) $(($1 % 60))
+    elif (($1 < 172800)); then echo "$(($1 / 3600)) h"
+    elif (($1 < 63072000)); then echo "$(($1 / 86400)) days"
+    else echo "$(($1 / 31536000)) years"; fi
 }
 
 progress() {    # what has just happened
     local left=''
-    [ "$cost_done" = 0 ] || left=", $(duration "$(awk -v l="$cost_left" -v d="$cost_done" -v s="$((SECONDS - started))" 'BEGIN { print s * l / d }')") left"
+    ((cost_done == 0)) || left=", $(duration $(((SECONDS - started) * (1000 * cost_left / cost_done) / 1000))) left"
     left="$done/$total runs done, $diverged diverged, $failed failed, ${#running[@]} running$left"
     if [ -t 1 ]; then printf '\r\033[K%s' "$left"; elif [ -n "$1" ]; then echo "$left; $1"; fi
 }
@@ -256,11 +252,14 @@ note() {    # NAME STATE: counts it and shows it
         busy) busy[$1]=1; return ;;
         finished) done=$((done + 1)) ;;
         diverged) done=$((done + 1)) diverged=$((diverged + 1)) ;;
-        failed) failed=$((failed + 1)) ;;
+        failed)
+            failed=$((failed + 1))
+            [ ! -t 1 ] || printf '\r\033[K'
+            echo "$1 failed; the end of $dir/$1/output.txt:"
+            tail -n 5 "$dir/$1/output.txt" 2>&1 | sed 's/^/    /' ;;
     esac
     unset "running[$1]"
-    read -r cost_left cost_done < <(awk -v l="$cost_left" -v d="$cost_done" -v c="${cost_of[$1]}" 'BEGIN { print l - c, d + c }')
-    [ "$2" != failed ] || { [ ! -t 1 ] || printf '\r\033[K'; echo "$1 failed; the end of $dir/$1/output.txt:"; tail -n 5 "$dir/$1/output.txt" | sed 's/^/    /'; }
+    cost_left=$((cost_left - cost_of[$1])) cost_done=$((cost_done + cost_of[$1]))
     progress "$1 $2"
 }
 
@@ -290,7 +289,7 @@ run_all() {    # PLAN: those of its runs that are not finished; first those that
         done
         while kill -0 "$parallel_pid" 2>/dev/null; do wait "$parallel_pid"; done
         parallel_pid=''
-        grep -v '^parallel: ' "$scratch/errors" >&2
+        [ -n "$interrupted" ] || cat "$scratch/errors" >&2
     done
 }
 
@@ -306,15 +305,16 @@ predict() {    # DIR: from stage 1, before any run of stage 2, once
 submit() {    # DEPENDENCY COMMAND...; prints the job's number
     local after=() job
     [ -z "$1" ] || after=(--dependency "afterok:$1" --kill-on-invalid-dep yes)
-    job=$(sbatch --parsable --job-name "$experiment" --output "$dir/slurm.txt" --open-mode append --requeue ${partition:+--partition "$partition"} \
-        ${limit:+--time "$limit"} "${after[@]}" "${array[@]}" --wrap "exec bash $(printf '%q ' "$SELF" "${@:2}")") || die 1 "sbatch did not take the job"
+    job=$(sbatch --parsable --job-name "$experiment" --output "$dir/slurm.txt" --open-mode append --requeue "${after[@]}" "${array[@]}" \
+        ${option[partition]:+--partition "${option[partition]}"} ${option[time]:+--time "${option[time]}"} --wrap "exec bash $(printf '%q ' "$SELF" "${@:2}")") || die 1 "sbatch did not take the job"
     echo "${job%%;*}"
 }
 
 submit_all() {
-    local stage list count job='' array=()
+    local stage list count job='' array=() pack=${option[pack]}
     for stage in 1 2; do
-        list=$(mktemp "$dir/slurm-XXXXXX") && unfinished "$scratch/stage$stage" >"$list" || die 1 "cannot write to $dir"
+        list=$(mktemp "$dir/slurm-XXXXXX") || exit 1
+        unfinished "$scratch/stage$stage" >"$list"
         count=$(wc -l <"$list")
         [ "$count" -gt 0 ] || { rm "$list"; continue; }
         if [ "$stage" = 2 ] && [ -z "$job" ]; then
@@ -328,7 +328,7 @@ submit_all() {
         job=$(submit "$job" _tasks "$dir" "$threads" "$trainer" "$list" "$pack") || exit 1
         echo "job $job: $count runs"
     done
-    [ -z "$job" ] || echo "squeue shows the jobs; $dir/summary.csv grows as runs finish; the same command submits what has failed or was cancelled"
+    [ -z "$job" ] || echo "squeue shows the jobs; $dir/summary.csv grows as runs finish; what fails goes again with: $command"
 }
 
 run_tasks() {    # DIR THREADS TRAINER LIST PACK: the runs of this task
@@ -345,74 +345,71 @@ run_tasks() {    # DIR THREADS TRAINER LIST PACK: the runs of this task
 # The command line
 
 usage() {
-    local name section text scale rate='' cores runs seconds
+    local name section text scale rate=0 cores runs seconds trainer=${option[trainer]}
     cores=$(nproc)
     cat <<END
 usage: ./sweep.sh EXPERIMENT [-option value ...] [-- trainer flags]
 
-  ./sweep.sh qk_norm -seeds 3                     the first experiment, three seeds
-  ./sweep.sh qk_norm -- -data book.txt -steps 500   on a text of your own, shorter
-  python3 plot.py runs/qk_norm-laptop             its figure
+  ./sweep.sh qk_norm -seeds 3
+  ./sweep.sh qk_norm -out runs/book -- -data book.txt -steps 500
+  python3 plot.py runs/qk_norm-laptop
 
--scale      laptop (default), workstation (a night on 16 cores or an hour on a GPU) or paper (needs -- -data FILE)
--seeds      so many seeds, 1, 2, ...; default 1 (coord_check: 3)
--out        folder of the runs, default runs/EXPERIMENT-SCALE; what is finished there is not repeated
--dry_run    only print the commands
--trainer    default ./train_gpt
--j          runs at a time, default cores/threads; Slurm: tasks at a time
--threads    of each run, default 1
--on         local (default), slurm, or a file of hosts for GNU parallel (ssh without a password, the same folders)
--partition, -time, -pack    Slurm's, and runs a task (default 1); sbatch's variables (SBATCH_GRES=gpu:1) count too
+-scale     laptop (default), workstation (a night on 16 cores, an hour on a GPU), paper (GPUs; needs -- -data FILE)
+-seeds     so many: 1, 2, ...; default 1 (coord_check: 3)
+-out       folder of the runs, default runs/EXPERIMENT-SCALE; what is finished there is not run again
+-dry_run   only print the commands
+-trainer   default ./train_gpt
+-threads   of each run, default 1
+-j         runs at a time, default cores/threads
+-on        local (default); slurm; or a file of hosts, one a line, that ssh reaches without a password and that see this folder
+-partition, -time, -pack   Slurm's, and runs a task (default 1); sbatch's own variables count too: SBATCH_GRES=gpu:1
 
-A flag after -- takes the place of the experiment's (-lr 1e-2,1e-1; -d 32,64; a size with x: width x layers), or goes to every run.
+A flag after -- takes the place of the experiment's values (-lr 1e-2,1e-1; -d 32,64x4: width x layers), or goes to every run.
 
 END
-    set_scale laptop
-    if scratch=$(mktemp -d) && [ -x "$trainer" ]; then    # a second of training: the machine's FLOPs a second
-        trap 'rm -rf "$scratch"' EXIT
-        name='-d 32 -layers 2 -heads 2 -T 32 -batch 16 -steps 400 -eval_every 0 -eval_tokens 1 -vocab 0'
-        # shellcheck disable=SC2086    # words
-        OMP_NUM_THREADS=1 "$trainer" $name -out "$scratch/run" >/dev/null 2>&1 </dev/null
-        rate=$(printf '\t\t%s\n' "$name" | cost | awk -F '\t' -v file="$scratch/run/summary.csv" '{
-            getline header <file; getline row <file
-            n = split(header, h, ","); m = split(row, r, ",")
-            for (i = 1; i <= n; i++) if (h[i] == "seconds") print $1 / r[m - n + i] }' 2>/dev/null)
+    scratch=$(mktemp -d) || exit 1
+    trap 'rm -rf "$scratch"' EXIT
+    text='-d 32 -layers 2 -heads 2 -T 32 -batch 16 -steps 400 -eval_every 0 -eval_tokens 1 -vocab 0'    # a second, which gives FLOPs a second
+    # shellcheck disable=SC2086    # words
+    if OMP_NUM_THREADS=1 "$trainer" $text -out "$scratch" >"$scratch/output" 2>&1 </dev/null; then
+        rate=$(printf '\t\t%s\n' "$text" | cost | awk -v s="$(result seconds "$scratch")" '{ print $1 / s }')
     fi
-    printf '%-15s%-9s' experiment section
-    for scale in laptop workstation paper; do printf '%-20s' "$scale"; done
-    echo "(runs, time here on $cores cores)"
+    set_scale laptop
+    printf '%-16s%-8s%-16s%-16s%-16s%s\n' experiment section laptop workstation paper "(runs, time on this machine's $cores cores)"
     while read -r name section text; do
-        printf '%-15s%-9s' "$name" "$section"
+        printf '%-16s%-8s' "$name" "$section"
         for scale in laptop workstation paper; do
             set_scale "$scale"
-            STAGE=1
-            read -r runs seconds < <(plan "$name" | awk -v rate="${rate:-0}" -v cores="$cores" '{ s += $1 / cores; if ($1 > most) most = $1 }
-                END { print NR, (rate ? (s > most ? s : most) / rate : "-") }')
-            [ "$seconds" = - ] || seconds=$(duration "$seconds")
-            printf '%-20s' "$runs, $seconds"
+            read -r runs seconds < <(plan "$name" | awk -v rate="$rate" -v cores="$cores" '{ s += $1 / cores; if ($1 > most) most = $1 }
+                END { if (rate) printf "%d %.0f", NR, (s > most ? s : most) / rate; else print NR, "?" }')
+            [ "$seconds" = '?' ] || seconds=$(duration "$seconds")
+            printf '%-16s' "$runs, $seconds"
         done
         echo "$text"
     done < <(grep . <<<"$EXPERIMENTS")
 }
 
 main() {
-    local experiment='' scale=laptop jobs='' on=local dir='' dry_run='' trainer=./train_gpt threads=1 partition='' limit='' pack=1 word stage cost name flags left started
+    local experiment='' dry_run='' word stage name flags left started=$SECONDS command
+    local -A option=([scale]=laptop [seeds]='' [j]='' [on]=local [out]='' [trainer]=./train_gpt [threads]=1 [partition]='' [time]='' [pack]=1)
+    printf -v command ' %q' "$@"
+    command=$0$command
     while [ $# -gt 0 ]; do
+        word=${1#-}
         case $1 in
             -h | -help | --help) usage; exit 0 ;;
             --) shift; break ;;
             -dry_run) dry_run=1; shift; continue ;;
-            -scale | -seeds | -j | -on | -out | -trainer | -threads | -partition | -time | -pack) [ $# -ge 2 ] || die 2 "$1 needs a value" ;;
-            -*) die 2 "'$1' is not an option (-h lists them); the trainer's flags come after --" ;;
+            -*) [ -n "${option[${word:-?}]+known}" ] || die 2 "'$1' is not an option (-h lists them); the trainer's flags come after --" ;;
             *) [ -z "$experiment" ] || die 2 "'$1': one experiment at a time, and that is $experiment"; experiment=$1; shift; continue ;;
         esac
-        case $1 in -seeds | -j | -threads | -pack) [[ $2 =~ ^[1-9][0-9]{0,4}$ ]] || die 2 "$1: '$2' is not a count" ;; esac
-        case $1 in
-            -scale) scale=$2 ;; -seeds) seed_count=$2 ;; -j) jobs=$2 ;; -on) on=$2 ;; -out) dir=${2%/} ;; -trainer) trainer=$2 ;;
-            -threads) threads=$2 ;; -partition) partition=$2 ;; -time) limit=$2 ;; -pack) pack=$2 ;;
-        esac
+        [ $# -ge 2 ] || die 2 "$1 needs a value"
+        case $word in seeds | j | threads | pack) [[ $2 =~ ^[1-9][0-9]{0,4}$ ]] || die 2 "$1: '$2' is not a count" ;; esac
+        option[$word]=$2
         shift 2
     done
+    local scale=${option[scale]} jobs=${option[j]} on=${option[on]} dir=${option[out]%/} trainer=${option[trainer]} threads=${option[threads]}
+    seed_count=${option[seeds]}
     while [ $# -gt 0 ]; do
         word=${1#-}
         [[ $1 =~ ^-[a-zA-Z] ]] || die 2 "'$1' is not a flag of the trainer"
@@ -446,7 +443,6 @@ main() {
 
     trap 'interrupt 130' INT
     trap 'interrupt 143' TERM HUP
-    started=$SECONDS
     run_all "$scratch/stage1"
     if [ -s "$scratch/stage2" ] && [ -z "$interrupted" ] && [ -z "$(unfinished "$scratch/stage1")" ]; then
         predict "$dir"
@@ -454,11 +450,11 @@ main() {
     fi
     [ ! -t 1 ] || echo
     if [ -n "$interrupted" ]; then
-        echo "stopped; the same command goes on from here"
+        echo "stopped; go on with: $command"
         exit "$interrupted"
     fi
     left=$(unfinished "$scratch/plan" | wc -l)
-    echo "$((total - left)) of $total runs are in $dir$([ "$left" = 0 ] || echo "; the same command tries the others again")"
+    echo "$((total - left)) of $total runs are in $dir$([ "$left" = 0 ] || echo "; try the others again with: $command")"
     [ "$left" = 0 ]
 }
 
@@ -485,7 +481,7 @@ prepare() {
         word=$("$trainer" "${flags[@]}" -steps 0 -warmup 0 -eval_tokens 1 -out "$scratch/none" 2>&1 </dev/null) || die 1 "$(tail -n 1 <<<"$word")"
     fi
 
-    mkdir -p "$dir" 2>"$scratch/errors" && : >>"$dir/lock" || die 2 "cannot write to $dir: $(sed 's/.*: //' "$scratch/errors")"
+    { mkdir -p "$dir" && : >>"$dir/lock"; } 2>"$scratch/errors" || die 2 "cannot write to $dir: $(sed 's/.*: //' "$scratch/errors")"
     cut -f 5 "$scratch/plan" | sort -u >"$scratch/flags"
     (
         flock 8
@@ -499,13 +495,12 @@ prepare() {
     while IFS=$'\t' read -r cost stage name _; do
         cost_of[$name]=$cost total=$((total + 1))
         [ "$stage" = 1 ] || [ ! -e "$dir/$name" ] || held_out=$name
-        finished "$dir/$name" || continue
+        if ! finished "$dir/$name"; then cost_left=$((cost_left + cost)); continue; fi
         cost_of[$name]=0 done=$((done + 1))
         [ "$(outcome "$dir/$name")" = finished ] || diverged=$((diverged + 1))
     done <"$scratch/plan"
-    cost_left=$(printf '%s\n' "${cost_of[@]}" | awk '{ s += $1 } END { print s }')
     [ -z "$held_out" ] || [ -e "$dir/prediction.csv" ] || die 2 "$dir has the held-out run $held_out but no prediction.csv made before it; choose another -out"
-    [ "$done" = 0 ] || echo "$done of $total runs are already there"
+    [ "$done" = 0 ] || { join_summaries "$dir"; echo "$done of $total runs are already there"; }
 }
 
 case ${1-} in
