@@ -111,7 +111,7 @@ seeds() { seq -s , 1 "${seed_count:-$1}"; }
 
 # A flag given after -- takes the place of the grid's values for it, or goes to every run.
 grid() {
-    local fixed='' heads=1 axes=() lines=($'\t') next values what axis value line name flags
+    local fixed='' heads=1 axes=() lines=($'\t') next values what axis value line name flags width layers
     for what in checkpoint_every eval_every log_every vocab layers steps batch T; do set -- "-$what" "${of[$what]}" "$@"; done
     while [ $# -gt 0 ]; do
         case $1 in
@@ -133,17 +133,15 @@ grid() {
                 [ "$what" != lr ] || [[ $value =~ ^[0-9.e+-]+$ ]] || die 2 "-lr: '$value' is not a learning rate; several are X,Y,Z"
                 if [ "$what" = d ]; then
                     [[ $value =~ ^([0-9]{1,5})(x([0-9]{1,4}))?$ ]] || die 2 "-d: '$value' is not a width, nor width x layers"
-                    value=${BASH_REMATCH[1]}
-                    if [ -n "${BASH_REMATCH[3]}" ]; then
-                        [ -z "${user[layers]-}" ] || die 2 "-layers: this experiment chooses it itself"
-                        name+=_layers${BASH_REMATCH[3]} flags+=" -layers ${BASH_REMATCH[3]}"
-                    fi
-                    if [ -n "$heads" ] && [ -z "${user[heads]-}" ]; then
-                        flags+=" -heads $((value > of[head_size] ? value / of[head_size] : 1))"
-                    fi
+                    [ -z "${BASH_REMATCH[3]}" ] || [ -z "${user[layers]-}" ] || die 2 "-layers: this experiment chooses it itself"
+                    width=${BASH_REMATCH[1]} layers=${BASH_REMATCH[3]}
+                    name+=_d$width${layers:+_layers$layers} flags+=" -d $width${layers:+ -layers $layers}"
+                    [ -z "$heads" ] || [ -n "${user[heads]-}" ] || flags+=" -heads $((width > of[head_size] ? width / of[head_size] : 1))"
+                else
+                    printf -v flags '%s -%s %q' "$flags" "$what" "$value"
+                    name+=_$what${value//%/pct}
                 fi
-                printf -v flags '%s -%s %q' "$flags" "$what" "$value"
-                next+=("${name}_$what${value//%/pct}"$'\t'"$flags")
+                next+=("$name"$'\t'"$flags")
             done
         done
         lines=("${next[@]}")
@@ -468,7 +466,7 @@ prepare() {
         slurm) command -v sbatch >/dev/null || die 2 "-on slurm: sbatch is missing; run this where jobs are submitted" ;;
         local | *)
             [ "$on" = local ] || [ -r "$on" ] || die 2 "-on: '$on' is neither local, slurm, nor a file of hosts"
-            parallel --version 2>/dev/null </dev/null | grep -q '^GNU parallel' || die 2 "GNU parallel is missing; on Debian and Ubuntu: apt install parallel" ;;
+            [[ $(parallel --version 2>/dev/null </dev/null) == "GNU parallel"* ]] || die 2 "GNU parallel is missing; on Debian and Ubuntu: apt install parallel" ;;
     esac
     if [ "$on" = local ]; then word=$(nproc); else word=100; fi
     [ "$on" = slurm ] || : "${jobs:=$((word / threads > 0 ? word / threads : 1))$([ "$on" = local ] || echo %)}"
