@@ -206,21 +206,24 @@ def sci(lr):
     return f"{float(mantissa):g}" + f"e{int(exponent)}" * (int(exponent) != 0)
 
 
+def plain(x):
+    return x if isinstance(x, str) else sci(x) if 0 < abs(x) < 1e-2 else f"{x:g}"
+
+
 def short(count):
-    return next((f"{count / unit:.3g}{name}" for unit, name in [(1e9, "B"), (1e6, "M"), (1e3, "k")] if count >= unit), f"{count:g}")
+    return next((f"{count / unit:.3g}{name}" for unit, name in [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")] if count >= unit), f"{count:g}")
 
 
 # ---------------------------------------------------------------------------
 # The experiments, as data
 
-GRID_NAMES = [f"LR {sci(least)} to {sci(most)}" for least, most in GRIDS]
 MEASURES = {    # the axis and its scale; the value of a run, or of all the runs that differ in the flags named last
     "loss": ("final validation loss, nats", "linear", loss),
     "logit": ("largest attention logit", "log", logit),
     "log_z": ("mean log Z at the end", "linear", lambda run: number(run, "log_z")),
-    "sensitivity": (f"LR sensitivity, nats\n({GRID_NAMES[0]})", "linear", lambda runs: lr_sensitivity(runs, *GRIDS[0])[0], ["lr"]),
-    "sensitivity_high": (f"LR sensitivity, nats\n({GRID_NAMES[1]})", "linear", lambda runs: lr_sensitivity(runs, *GRIDS[1])[0], ["lr"]),
-    "gap": (f"LR sensitivity without qk-norm\nabove that with it ({GRID_NAMES[1]})", "linear", gap, ["lr", "qk_norm"]),
+    "sensitivity": ("LR sensitivity, nats", "linear", lambda runs: lr_sensitivity(runs, *GRIDS[0])[0], ["lr"]),
+    "sensitivity_high": ("LR sensitivity, nats", "linear", lambda runs: lr_sensitivity(runs, *GRIDS[1])[0], ["lr"]),
+    "gap": ("LR sensitivity, nats:\nwithout minus with qk-norm", "linear", gap, ["lr", "qk_norm"]),
     "best_lr": ("best learning rate", "log", best_lr, ["lr"]),
     "gradient": ("RMS of the gradient,\nMLP's first matrix, at the end", "log", at_end("grad_rms_c_fc")),
     "update": ("RMS of the update / LR,\nMLP's first matrix, at the end", "log", at_end("update_rms_c_fc")),
@@ -271,14 +274,14 @@ def logged(runs):
 
 
 SIZE, BOTH_GRIDS = "d layers", "sensitivity sensitivity_high"
-SETTING = lambda flag: [("loss", "lr", flag, "qk_norm"), (BOTH_GRIDS, flag, "qk_norm", "")]
-EXPERIMENTS = {    # a figure's blocks: what is measured, against what, a line for each, a column of panels for each, of which runs
+SETTING = lambda flag: [("loss", "lr", flag, "qk_norm"), ("best_lr " + BOTH_GRIDS, flag, "qk_norm", "")]
+EXPERIMENTS = {    # a figure's blocks: what is measured, against what, a line for each, a column (or: row/column) of panels for each, of which runs
     "lr": [("loss logit", "lr", SIZE, "qk_norm")],
     "qk_norm": [("loss logit", "lr", SIZE, "qk_norm"), (BOTH_GRIDS, "parameters", "qk_norm", "")],
-    "z_loss": [("loss log_z", "lr", "z_loss", "wd"), ("now_log_z", "step", "z_loss", "wd lr", lambda runs: logged(at_lr(1e-2, 1e-1, 1)(runs)))],
-    "warmup": [("loss", "lr", "warmup", "qk_norm " + SIZE), (BOTH_GRIDS, "parameters", "warmup", "qk_norm"), ("loss", "warmup", SIZE, "qk_norm", at_lr(1e-1))],
-    "weight_decay": [("loss", "lr", "wd_independent wd", SIZE), (BOTH_GRIDS, "parameters", "wd_independent wd", "")],
-    "depth_width": [("loss", "lr", SIZE, "qk_norm family", families), ("sensitivity_high", "parameters", "family", "qk_norm", families),
+    "z_loss": [("loss log_z", "lr", "z_loss", "wd"), ("now_log_z", "step", "z_loss", "wd/lr", lambda runs: logged(at_lr(1e-2, 1e-1, 3e-1)(runs)))],
+    "warmup": [("loss", "lr", "warmup", "qk_norm/" + SIZE), (BOTH_GRIDS, "parameters", "warmup", "qk_norm"), ("loss", "warmup", SIZE, "qk_norm", at_lr(1e-1))],
+    "weight_decay": [("loss", "lr", "wd_independent wd", SIZE), ("best_lr " + BOTH_GRIDS, "parameters", "wd_independent wd", "")],
+    "depth_width": [("loss", "lr", SIZE, "qk_norm/family", families), ("sensitivity_high", "parameters", "family", "qk_norm", families),
                     ("gap", "parameters", "family", "", families)],
     "mu_param": [("loss", "lr", "d", "mu_param"), ("best_lr " + BOTH_GRIDS, "d", "mu_param", "")],
     "coord_check": [("now_att now_c_fc now_residual now_logits now_effect now_effect_head", "d", "step", "mu_param", logged)],
@@ -299,8 +302,7 @@ def look(i, n):
 def name_of(names, run):
     def one(name):
         value = run.get(name)
-        text = f"{value:g}" if isinstance(value, float) else value
-        return WORDS.get((name, value)) or (value if name == "family" else "LR " + sci(value) if name == "lr" else f"{name} {text}" + "%" * (name == "warmup"))
+        return WORDS.get((name, value)) or (value if name == "family" else "LR " + sci(value) if name == "lr" else f"{name} {plain(value)}" + "%" * (name == "warmup"))
     return ", ".join(map(one, names))
 
 
@@ -353,43 +355,50 @@ def x_axis(ax, x, values, place):
         ax.set_xticks(list(place.values()), [f"{value:g}" for value in place])
         return
     ax.set_xscale("linear" if x == "step" else "log")
-    ticks = {short(value): value for value in values}    # models of one width differ by a few parameters of qk-norm: one tick
+    ticks = [value for before, value in zip([0, *values], values) if value > 1.05 * before]    # with and without qk-norm: one size
     if x not in ("lr", "step", "eps") and len(ticks) <= 6:
-        ax.set_xticks(list(ticks.values()), list(ticks))
+        ax.set_xticks(ticks, map(short, ticks))
         ax.minorticks_off()
 
 
+def lrs_of(measure, runs):
+    """The learning rates that a sensitivity is over; none of other measures."""
+    least, most = GRIDS[measure != "sensitivity"]
+    return sorted({run["lr"] for run in runs if least * (1 - 1e-9) < run["lr"] < most * (1 + 1e-9)}) if measure in ("sensitivity", "sensitivity_high", "gap") else []
+
+
 def draw_block(part, runs, measures, x, lines, columns):
-    """Rows of panels for the measures and columns for the columns' values; without columns, the measures are side by side.
+    """Rows of panels for the measures, or for the first of two flags, and columns for a flag; or the measures side by side.
     Returns how many rows and columns of panels there are."""
-    measures, lines, columns = measures.split(), lines.split(), columns.split()
-    groups = by_name(runs, lines, [*columns, x, *(flag for measure in measures for flag in MEASURES[measure][3:] for flag in flag)])
+    measures, lines, (*down, across) = measures.split(), lines.split(), map(str.split, columns.split("/"))
+    if lrs_of("sensitivity", runs) == lrs_of("sensitivity_high", runs) and "sensitivity" in measures:
+        measures.remove("sensitivity")    # no lower learning rates: the same number
+    groups = by_name(runs, lines, [*itertools.chain(*down, across), x, *(flag for measure in measures for flags in MEASURES[measure][3:] for flag in flags)])
     styles = {name: look(i, len(groups)) for i, name in enumerate(groups)}
-    titles = by_name(runs, columns) if columns else {"": runs}
-    panels = [(measure, title) for measure in measures for title in titles]
-    wide = len(panels) if not columns else len({tuple(map(run.get, columns[1:] or columns)) for run in runs})    # the first of several goes down
-    axes = part.subplots(-(-len(panels) // wide), wide, sharex=True, sharey="row" if columns else False, squeeze=False)
+    right = by_name(runs, across) if across else {"": runs}
+    panels = [(measure, upper, title) for measure in measures for upper in (by_name(runs, down[0]) if down else [""]) for title in right]
+    wide = len(right) if across else len(panels)
+    axes = part.subplots(-(-len(panels) // wide), wide, sharex=True, sharey="row" if across and x != "step" else False, squeeze=False)
     values, floors, crosses = sorted({run[x] for run in runs}), {number(run, "entropy_floor") for run in runs}, 0
     place = {value: i for i, value in enumerate(values)} if x == "beta2" or values[0] <= 0 else {}    # no log axis for these: side by side
-    for i, (ax, (measure, title)) in enumerate(itertools.zip_longest(axes.flat, panels, fillvalue=("", ""))):
-        if not measure:
-            ax.remove()
-            continue
-        here = {id(run) for run in titles[title]}
+    for i, (ax, (measure, upper, title)) in enumerate(zip(axes.flat, panels)):
+        here = {id(run) for run in right[title]} & {id(run) for run in (by_name(runs, down[0])[upper] if down else runs)}
         for name, group in groups.items():
             crosses += draw_line(ax, [run for run in group if id(run) in here], name, styles[name], x, measure, place)
-        ax.set_yscale(MEASURES[measure][1])
-        if measure.startswith("sensitivity"):
-            ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        label, scale, *_ = MEASURES[measure]
+        if ax.dataLim.minposy < math.inf:    # a log axis of nothing is an error
+            ax.set_yscale(scale)
+        if lrs := lrs_of(measure, runs):
+            label += f"\n(LR {sci(lrs[0])} to {sci(lrs[-1])})"
+            ax.axhline(0, color="0.7", linewidth=0.8)
         if measure == "loss" and x == "lr" and len(floors) == 1 and math.isfinite(min(floors)):
             ax.axhline(min(floors), color="0.3", linestyle=":", label="entropy of the language: no model can go below")
-        if i < wide or len(titles) > wide:
-            ax.set_title(title)
-        if i % wide == 0 or not columns:
-            ax.set_ylabel(MEASURES[measure][0])
+        if i < wide or down:
+            ax.set_title((upper + ", " if upper else "") + re.sub(r" \(.*", "", title))
+        if i % wide == 0 or not across:
+            ax.set_ylabel(label)
         if i + wide >= len(panels):
             x_axis(ax, x, values, place)
-            ax.tick_params(labelbottom=True)
     handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     if len({run["seed"] for run in runs}) > 1:
         handles["line: median of the seeds; band: least to most"] = Patch(color="0.8")
@@ -420,7 +429,7 @@ def draw(experiment, runs):
 PREDICTIONS = {    # of which runs, what, and past which limit training suffers; how far the curve goes, in times the largest width
     "predict_logits": {"of": list, "value": logit, "name": "largest attention logit", "limit": LOGIT_LIMIT, "up": True, "reach": 8},
     "predict_eps": {"of": usual_eps, "value": at_end("grad_rms_c_fc"), "name": "RMS of the gradient of the MLP's first matrix",
-                    "limit": 1e-8, "up": False, "reach": 1e4},
+                    "limit": 1e-8, "up": False, "reach": 1e3},
 }
 FORMS = {    # y = log10 of the value; x = log10 of the parameters, l = log10 of the learning rate. For each LR by itself, or for all at once
     "a + b x, for each LR": (True, lambda x, l: [x**0, x]),
@@ -436,15 +445,15 @@ def student(dof):
     return z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2) + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * dof**3)
 
 
-def regress(form, x, l, y):
-    """Least squares: {LR, or None for all: coefficients, their covariance, degrees of freedom, variance of a run}."""
+def regress(form, x, l, y, least=2):
+    """Least squares: {LR, or None for all: coefficients, their covariance, degrees of freedom, variance of a run}; {} if these are fewer than the least."""
     apart, terms = FORMS[form]
     fits = {}
     for key in sorted(set(l)) if apart else [None]:
         here = l == key if apart else np.full(len(l), True)
         A = np.stack(terms(x[here], l[here]), 1)
         dof = len(A) - A.shape[1]
-        if dof < 2 or np.linalg.matrix_rank(A) < A.shape[1]:
+        if dof < least or np.linalg.matrix_rank(A) < A.shape[1]:
             return {}
         coefficients = np.linalg.lstsq(A, y[here], rcond=None)[0]
         variance = np.sum((A @ coefficients - y[here]) ** 2) / dof
@@ -464,11 +473,9 @@ def rehearse(form, x, l, y):
     errors, deviations = [], []
     for held in (1, 2):
         small = x < sorted(set(x))[-held]
-        fits = regress(form, x[small], l[small], y[small])
-        for key in set(l):
+        fits = regress(form, x[small], l[small], y[small], least=1)
+        for key in sorted(set(l)) if fits else []:
             here = ~small & (l == key)
-            if not fits or (FORMS[form][0] and key not in fits):
-                return np.array([math.inf]), np.array([math.inf])
             mean, deviation, _ = extrapolate(form, fits, x[here], key)
             errors.extend(mean - y[here])
             deviations.extend((mean - y[here]) / np.fmax(deviation, 1e-12))
@@ -505,9 +512,9 @@ def predict(experiment, runs, path):
     sizes, lrs = sorted({run["parameters"] for run in runs}), sorted({run["lr"] for run in runs})
     if len(sizes) < 4:
         raise ValueError(f"runs of {len(sizes)} sizes: a prediction needs 4, better 5 or more")
-    rms = lambda values: float(np.sqrt(np.mean(np.square(values))))
+    rms = lambda values: float(np.sqrt(np.mean(np.square(values)))) if len(values) else math.inf
     rehearsals = {form: rehearse(form, x, l, y) for form in FORMS}
-    form = min(FORMS, key=lambda form: rms(rehearsals[form][0]))
+    form = min(FORMS, key=lambda form: (-len(rehearsals[form][0]), rms(rehearsals[form][0])))    # first those that can do both
     fits = regress(form, x, l, y)
     if not fits or not math.isfinite(rms(rehearsals[form][0])):
         raise ValueError("too few runs for a fit: more sizes or seeds")
@@ -546,39 +553,45 @@ def read_prediction(runs):
 
 def draw_prediction(part, experiment, runs):
     """What was predicted, as it was written, and what came: hollow points were fitted, full ones were not known."""
-    what, prediction = PREDICTIONS[experiment], read_prediction(runs)
-    left, right = part.subplots(1, 2, sharex=what["up"])
-    lrs, known = sorted({run["lr"] for run in runs}), max([rows[0][rows[1] == 1].max(initial=0) for rows in prediction.values()], default=math.inf)
+    what, prediction, lrs = PREDICTIONS[experiment], read_prediction(runs), sorted({run["lr"] for run in runs})
+    known = max([rows[0][rows[1] == 1].max(initial=0) for rows in prediction.values()], default=math.inf)
+    axes = part.subplots(1, 2 if what["up"] else 1, sharex=True, squeeze=False)[0]
     end = max(1.3 * max(run["parameters"] for run in runs), 8 * known) if what["up"] else math.inf
     for i, lr in enumerate(lrs):
         style, here = look(i, len(lrs)), [run for run in runs if run["lr"] == lr]
-        for ax, value in (left, what["value"]), (right, loss):
+        for ax, value in zip(axes, (what["value"], loss)):
             curve = over(here, "parameters", value)
-            for rows, size, face in (curve[curve[:, 0] <= known], 4.5, "white"), (curve[curve[:, 0] > known], 7, style["color"]):
+            for rows, size, face in (curve[curve[:, 0] <= known], 4.5, "white"), (curve[curve[:, 0] > known], 6, style["color"]):
                 ax.errorbar(rows[:, 0], rows[:, 1], abs(rows[:, 2:] - rows[:, 1:2]).T, **style, linestyle="", markersize=size, markerfacecolor=face, elinewidth=1)
-        right.plot(curve[:, 0], curve[:, 1], color=style["color"], linewidth=1)
-        left.plot([], [], label=f"LR {sci(lr)}", **style)
+            ax.plot([], [], label=f"LR {sci(lr)}", **style)
+        if what["up"]:
+            axes[1].plot(curve[:, 0], curve[:, 1], color=style["color"], linewidth=1)
         if lr not in prediction:
             continue
         x, _, middle, low, high = prediction[lr][:, prediction[lr][0] <= end]
-        left.plot(x[x <= known], middle[x <= known], color=style["color"])
-        left.plot(x[x >= known], middle[x >= known], color=style["color"], linestyle="--")
-        left.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        fails = crossing(np.log10(x), np.log10(middle), what["limit"], what["up"])
-        if len(curve) and fails < curve[-1, 0]:
-            right.plot(fails, np.interp(math.log(fails), np.log(curve[:, 0]), curve[:, 1]), "|", color=style["color"], markersize=24, markeredgewidth=3, label="_fails")
-    left.axhline(what["limit"], color="0.3", linestyle=":")
-    left.set(xscale="log", yscale="log", xlabel="parameters", ylabel=what["name"])
-    right.set(xscale="log", xlabel="parameters", ylabel=MEASURES["loss"][0])
-    handles = dict(zip(*reversed(left.get_legend_handles_labels())))
-    grey = {"color": "0.3", "markersize": 6}
+        axes[0].plot(x[x <= known], middle[x <= known], color=style["color"])
+        axes[0].plot(x[x >= known], middle[x >= known], color=style["color"], linestyle="--")
+        axes[0].fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        past = crossing(np.log10(x), np.log10(middle), what["limit"], what["up"])
+        if what["up"] and len(curve) and past < curve[-1, 0]:
+            y = np.interp(math.log(past), np.log(curve[:, 0]), curve[:, 1])
+            axes[1].plot(past, y, "|", color=style["color"], markersize=24, markeredgewidth=3, label="_past")
+    axes[0].axhline(what["limit"], color="0.3", linestyle=":")
+    axes[0].set(xscale="log", yscale="log", ylabel=what["name"])
+    axes[-1].set_ylabel(MEASURES["loss"][0] if what["up"] else what["name"])
+    handles, grey = dict(zip(*reversed(axes[0].get_legend_handles_labels()))), {"color": "0.3", "markersize": 6}
     if prediction:
         handles |= {"fit, to the hollow points": Line2D([], [], marker="o", markerfacecolor="white", **grey),
                     "prediction; band: 90% of runs": Line2D([], [], linestyle="--", **grey),
-                    "what came, not known to the fit": Line2D([], [], marker="o", linestyle="", **grey),
-                    f"the prediction passes {what['limit']:g} here": Line2D([], [], marker="|", linestyle="", markeredgewidth=3, color="0.3", markersize=12)}
+                    "what came, not known to the fit": Line2D([], [], marker="o", linestyle="", **grey)}
+    if prediction and what["up"]:
+        handles[f"here the prediction passes {what['limit']}"] = Line2D([], [], marker="|", linestyle="", markeredgewidth=3, color="0.3", markersize=12)
+    if prediction and not what["up"]:
+        axes[0].set_ylim(bottom=what["limit"] / 30)
+    for ax in axes:
+        ax.set_xlabel("parameters")
     part.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
-    return 1.6, 3
+    return 1.4, 3
 
 
 # ---------------------------------------------------------------------------
@@ -619,7 +632,7 @@ def diagnosis(rows, run=None):
         warmup = steps[int(np.nanargmax([-1, *column("lr")[1:]]))]
     losses = column("train_loss")
     least = np.fmin.accumulate(losses)
-    if (step := first(s <= warmup and not math.isnan(m) and not x <= m + 0.5 for s, x, m in zip(steps, losses, least))) is not None:
+    if (step := first(s <= warmup and x > m + 0.5 for s, x, m in zip(steps, losses, least))) is not None:
         said.append(("train_loss", step, "spike in warm-up"))
     if (step := first([False] + [not math.isfinite(x) for x in losses[1:]])) is not None:
         said += [(column[0], step, "not finite" if i == 0 else "") for i, (_, _, column) in enumerate(PANELS)]
@@ -680,7 +693,7 @@ def tables(runs):
         vary.remove("heads")    # the width says it
     points, sensitivity = [], []
     for group in by_name(runs, vary).values():
-        settings = [f"{x:g}" if isinstance(x, float) else str(x) for x in map(group[0].get, vary)]
+        settings = [plain(x) for x in map(group[0].get, vary)]
         for lr in sorted({run["lr"] for run in group}):
             seeds = [run for run in group if run["lr"] == lr]
             middle, least, most = spread(map(loss, seeds))

@@ -60,9 +60,14 @@ def curves(ax):
         points = [(float(x), float(y)) for x, y in zip(*line.get_data()) if math.isfinite(x)]
         if line.get_marker() == "x":
             crosses += points
-        elif not line.get_label().startswith("entropy"):
+        elif not line.get_label().startswith(("entropy", "_child")):
             lines[line.get_label()] = points
     return lines, crosses
+
+
+def panels(figure):
+    """{axis and title: lines} of a figure's panels."""
+    return {(ax.get_ylabel() + " | " + ax.get_title()).strip(): curves(ax)[0] for ax in figure.axes}
 
 
 def words(figure, part=0):
@@ -332,7 +337,7 @@ def test_prediction_is_written_once_and_drawn_as_written(tmp_path, capsys):
     hollow, full = ({x for line in left.lines if len(line.get_xdata()) and line.get_linestyle() == "None" and (line.get_markerfacecolor() == "white") == white for x in line.get_xdata()}
                     for white in (True, False))
     assert hollow == {WIDTHS[d] for d in (16, 24, 32, 48, 64)} and full == {WIDTHS[d] for d in (96, 128)}
-    marks = {round(math.log10(line.get_xdata()[0]), 1) for line in right.lines if line.get_label() == "_fails"}
+    marks = {round(math.log10(line.get_xdata()[0]), 1) for line in right.lines if line.get_label() == "_past"}
     assert len(marks) == 3
     table = run_plot("table", folder).stdout
     assert "| 96 |" in table.split("What was predicted")[1].replace("  ", " ") and "12345" not in table.split("What was")[0]
@@ -351,6 +356,206 @@ def test_crossing():
     assert plot.crossing(x, np.array([1, 3, 3]), 100, True) == pytest.approx(10**4.5)
     assert plot.crossing(x, np.array([3, 1, -1]), 100, False) == pytest.approx(10**4.5)
     assert plot.crossing(x, np.array([0, 1, 1.9]), 100, True) == math.inf and plot.crossing(x, np.array([3, 3, 3]), 100, True) == 1e4
+
+
+# The other experiments
+
+def losses(table, **flags):
+    """Runs of a table {learning rate: loss}."""
+    return [dict(lr=lr, final_loss=x, diverged=int(math.isnan(x)), **flags) for lr, x in table.items()]
+
+
+def logged(folder, run, rows, columns):
+    """A sweep's run with its log."""
+    path = folder / run["out"]
+    path.mkdir(parents=True, exist_ok=True)
+    head = ["step", "lr", "train_loss", "val_loss", "grad_norm", *dict.fromkeys(["log_z", *columns])]
+    with open(path / "log.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, head, restval=1)
+        writer.writeheader()
+        writer.writerows({"step": step} | row for step, row in rows.items())
+
+
+def test_z_loss(tmp_path):
+    runs = [dict(lr=lr, z_loss=z, wd=wd, log_z=3, out=f"z{z}wd{wd}lr{lr}") for lr in ("1e-2", "3e-2", "1e-1") for z in ("0", "1e-4") for wd in ("0", "1e-4")]
+    for run in runs:
+        logged(tmp_path, run, {0: {}, 10: dict(log_z=float(run["z_loss"]) * 1e4 + 1), 20: dict(log_z=float(run["lr"]))}, [])
+    figure = plot.draw("z_loss", read([sweep(tmp_path, *runs, experiment="z_loss")]))
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == ["wd 0", "wd 1e-4", "", "", "wd 0, LR 1e-2", "wd 0, LR 1e-1", "wd 1e-4, LR 1e-2", "wd 1e-4, LR 1e-1"]
+    assert curves(figure.axes[2])[0] == {f"z_loss {z}": [(lr, 3) for lr in (1e-2, 3e-2, 1e-1)] for z in ("0", "1e-4")}
+    assert curves(figure.axes[7])[0] == {"z_loss 0": [(10, 1), (20, 0.1)], "z_loss 1e-4": [(10, 2), (20, 0.1)]}    # step 0 knows no log Z
+
+
+def test_warmup(tmp_path):
+    runs = [run for warmup, x in (("1%", 2.5), ("15", 2.4), ("25%", 2.25)) for run in losses({"1e-2": 2, "1e-1": x}, warmup=warmup, qk_norm=0)]
+    figure = plot.draw("warmup", read([sweep(tmp_path, *runs, experiment="warmup")]))    # 15 of 300 steps are 5%
+    over_lr, sensitivity, fixed = figure.axes
+    assert list(curves(over_lr)[0]) == ["warmup 1%", "warmup 5%", "warmup 25%"] and over_lr.get_title() == "without qk-norm, d 32"
+    assert curves(sensitivity)[0] == {f"warmup {w}%": [(41184, pytest.approx(s))] for w, s in ((1, 0.25), (5, 0.2), (25, 0.125))}
+    assert sensitivity.get_ylabel() == "LR sensitivity, nats\n(LR 1e-2 to 1e-1)"    # what it is from; and once, as both grids give this
+    assert curves(fixed)[0] == {"d 32 (41.2k parameters)": [(1, 2.5), (5, 2.4), (25, 2.25)]}
+    assert [tick.get_text() for tick in fixed.get_xticklabels()] == ["1", "5", "25"]
+
+
+def test_weight_decay(tmp_path):
+    runs = [run for d in (16, 32) for independent, wd, x in ((1, "1e-4", 2), (0, "1e-2", 2.5), (0, "1", 4)) for run in
+            losses({"1e-3": 2, "1e-2": x, "1e-1": 3}, d=d, parameters=1000 * d, wd=wd, wd_independent=independent)]
+    figure = plot.draw("weight_decay", read([sweep(tmp_path, *runs, experiment="weight_decay")]))
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["d 16", "d 32"]
+    names = ["standard, wd 0.01", "standard, wd 1", "independent, wd 1e-4"]
+    assert list(curves(figure.axes[0])[0]) == names
+    best, paper, high = (curves(ax)[0] for ax in figure.axes[2:])
+    assert paper["standard, wd 1"] == [(16000, 1), (32000, 1)] and high["standard, wd 1"] == [(16000, 0.5), (32000, 0.5)]
+    assert best["standard, wd 0.01"] == [(16000, 1e-3), (32000, 1e-3)]
+
+
+def test_depth_width(tmp_path):
+    sizes = [(32, 1), (32, 2), (32, 4), (16, 2), (64, 2), (16, 1), (48, 4)]
+    runs = [run for d, layers in sizes for qk_norm in (0, 1) for run in
+            losses({"1e-2": 2, "1e-1": 2 + 0.01 * d * layers * (1 - qk_norm) + 0.5}, d=d, layers=layers, parameters=12 * d * d * layers + qk_norm, qk_norm=qk_norm)]
+    figure = plot.draw("depth_width", read([sweep(tmp_path, *runs, experiment="depth_width")]))
+    assert [ax.get_title() for ax in figure.axes[:6]] == [f"{qk} qk-norm, {way}" for qk in ("without", "with") for way in ("depth alone", "width alone", "both")]
+    shown = [[name.split(" (")[0] for name, points in curves(ax)[0].items() if points] for ax in figure.axes[:3]]
+    assert shown == [["d 32, layers 1", "d 32, layers 2", "d 32, layers 4"], ["d 16, layers 2", "d 32, layers 2", "d 64, layers 2"],
+                     ["d 16, layers 1", "d 32, layers 2", "d 48, layers 4"]]
+    gap = curves(figure.axes[-1])[0]
+    assert gap == {way: [(12 * d * d * layers, pytest.approx(0.005 * d * layers)) for d, layers in members]
+                   for way, members in (("depth alone", sizes[:3]), ("width alone", [sizes[3], sizes[1], sizes[4]]), ("both", [sizes[5], sizes[1], sizes[6]]))}
+
+
+def test_mu_param(tmp_path):
+    best = {("off", 32): "3e-2", ("off", 64): "1e-2", ("full", 32): "3e-2", ("full", 64): "3e-2"}
+    runs = [run for (mode, d), lr in best.items() for run in losses({x: 2 if x == lr else 3 for x in ("3e-3", "1e-2", "3e-2", "1e-1")}, d=d, mu_param=mode, parameters=d * d)]
+    figure = plot.draw("mu_param", read([sweep(tmp_path, *runs, experiment="mu_param")]))
+    assert [ax.get_title() for ax in figure.axes] == ["standard model", "µParam full", "", ""]
+    assert list(curves(figure.axes[0])[0]) == ["d 32 (1.02k parameters)", "d 64 (4.1k parameters)"]
+    assert curves(figure.axes[2])[0] == {"standard model": [(32, 3e-2), (64, 1e-2)], "µParam full": [(32, 3e-2), (64, 3e-2)]}
+    assert curves(figure.axes[3])[0] == {name: [(32, 0.75), (64, 0.75)] for name in ("standard model", "µParam full")}
+
+
+def test_coord_check(tmp_path):
+    columns = [f"act_rms_{kind}" for kind in ("att", "c_fc", "residual", "logits")] + ["update_rms_c_fc", "update_rms_lm_head"]
+    runs = [dict(d=d, heads=4, mu_param=mode, base_d=32, parameters=d * d, out=f"{mode}{d}") for d in (32, 64) for mode in ("off", "simple", "full")]
+    for run in runs:
+        logged(tmp_path, run, {step: dict(lr=0.01 * step, act_rms_att=step * run["d"], update_rms_c_fc=0.5, update_rms_lm_head=0.25) for step in range(1, 11)}, columns)
+    figure = plot.draw("coord_check", read([sweep(tmp_path, *runs, experiment="coord_check")]))
+    rows = np.reshape([curves(ax)[0] for ax in figure.axes], (6, 3))
+    assert rows[0, 0] == {f"step {s}": [(32, s * 32), (64, s * 64)] for s in (1, 2, 3, 6, 10)}
+    effect = lambda cells: [[y / (0.01 * 2) for _, y in lines["step 2"]] for lines in cells]    # learning rate x RMS x inputs
+    assert effect(rows[4]) == [[16, 32], [16, 16], [16, 16]]    # hidden: learning rate / m in every mode of muParam
+    assert effect(rows[5]) == [[8, 16], [8, 16], [8, 8]]        # head: logits / m in intermediate and full
+    assert {line.get_linestyle() for ax in figure.axes for line in ax.lines if line.get_label().startswith("step")} == {"-"}
+
+
+@pytest.mark.parametrize("flag, values", [("steps", [100, 200]), ("batch", [8, 16]), ("beta2", [0.9, 0.999]), ("clip", [0, 1])])
+def test_settings(tmp_path, flag, values):
+    runs = [run for i, value in enumerate(values) for qk_norm in (0, 1) for run in losses({"1e-2": 2, "1e-1": 3 + i, "3e-1": math.nan}, qk_norm=qk_norm, **{flag: value})]
+    figure = plot.draw(flag, read([sweep(tmp_path, *runs, experiment=flag)]))
+    off, on, best, sensitivity = figure.axes
+    assert list(curves(off)[0]) == [f"{flag} {value:g}" for value in values] and curves(off)[1] == [(0.3, 6), (0.3, 6)]
+    at = [0, 1] if flag in ("beta2", "clip") else values
+    assert curves(sensitivity)[0] == {f"{qk} qk-norm": [(at[0], pytest.approx(11 / 3 - 2)), (at[1], pytest.approx(4 - 2))] for qk in ("without", "with")}
+    assert [tick.get_text() for tick in best.get_xticklabels()] == [f"{value:g}" for value in values]
+
+
+def test_predict_eps(tmp_path):
+    """The gradient's RMS at the end falls as 1e3 lr^-1 parameters^-1.5; epsilon varies at the largest size."""
+    def run(d, lr, eps="1e-8", **more):
+        run = dict(d=d, heads=d // 8, lr=lr, eps=eps, parameters=WIDTHS[d], out=f"d{d}lr{lr}eps{eps}") | more
+        end = 1e3 / float(lr) * WIDTHS[d] ** -1.5
+        logged(tmp_path, run, {step: dict(grad_rms_c_fc=end if step > 90 else 1, update_rms_c_fc=0.1 / float(eps)) for step in range(10, 101, 10)}, ["grad_rms_c_fc", "update_rms_c_fc"])
+        return run
+    runs = [run(d, lr) for d in (16, 24, 32, 48, 64) for lr in ("1e-2", "3e-2", "1e-1")]
+    folder = sweep(tmp_path, *runs, experiment="predict_eps")
+    said = plot.predict("predict_eps", read([folder]), tmp_path / "prediction.csv")
+    meets = (1e3 / 0.1 / 1e-8) ** (1 / 1.5)
+    assert f"LR 1e-1: falls below 1e-8 at {plot.short(meets)[:3]}" in said
+    sweep(tmp_path, *runs, run(96, "1e-2"), *(run(96, "1e-1", eps, final_loss=3) for eps in ("1e-8", "1e-6", "1e-15")), experiment="predict_eps")
+    figure = plot.draw("predict_eps", read([folder]))
+    gradient, against_lr, _, update, loss = figure.axes
+    assert gradient.get_ylim()[0] < 1e-8 and max(WIDTHS[96] in line.get_xdata() for line in gradient.lines)
+    assert curves(against_lr)[0]["d 96 (271k parameters)"] == [(float(lr), pytest.approx(1e3 / float(lr) * WIDTHS[96] ** -1.5)) for lr in ("1e-2", "1e-1")]
+    assert curves(update)[0] == {"LR 1e-1": [(1e-15, pytest.approx(1e14)), (1e-8, pytest.approx(1e7)), (1e-6, pytest.approx(1e5))]}
+    assert curves(loss)[0] == {"LR 1e-1": [(1e-15, 3), (1e-8, 3), (1e-6, 3)]}
+
+
+# What a run's log shows
+
+def test_diagnosis_marks_the_steps():
+    def log(**columns):
+        n = max(map(len, columns.values()))
+        columns = dict(lr=[1] * n, train_loss=[3.0] * n, log_z=[1.0] * n) | columns
+        return [dict(step=10.0 * i) | {name: float(x[i]) for name, x in columns.items()} for i in range(n)]
+    run = dict(eps=1e-8, warmup="10%", steps=200.0)
+    says = lambda **columns: plot.diagnosis(log(**columns), run)
+    assert says(max_attn_logit_0=[1, 101, 150], max_attn_logit_1=[1, 99, 200]) == [("max_attn_logit_", 20, "past 100, layer 1")]    # the worst layer
+    assert says(max_attn_logit_0=[1, 99, 100]) == [] and says(log_z=[1, -4.9, -5]) == []
+    assert says(log_z=[1, -5.1, -9]) == [("log_z", 10, "below -5")]
+    gone = dict(update_rms_wte=[1, 0.2, 1, 0.2, 0.1], grad_rms_wte=[1e-8] * 5)
+    assert says(**gone) == [("update_rms_", 30, "wte met epsilon")]    # from where on it stayed
+    assert says(**gone | dict(grad_rms_wte=[1e-6] * 5)) == [] and says(**gone | dict(update_rms_wte=[1, 1, 1, 1, 0.31])) == []
+    assert says(train_loss=[math.nan, 3, 3.6, 3]) == [("train_loss", 20, "spike in warm-up")]    # of 20 steps
+    assert says(train_loss=[math.nan, 3, 3, 3.6]) == [] and says(train_loss=[math.nan, 3, 3.4, 3]) == []
+    assert plot.diagnosis(log(train_loss=[math.nan, 3, 3, 3.6], lr=[0, 1, 2, 3])) == [("train_loss", 30, "spike in warm-up")]    # its end: the highest rate
+    stop = says(train_loss=[math.nan, 3, math.nan])
+    assert stop[0] == ("train_loss", 20, "not finite") and len(stop) == 6
+    run["diverged"] = 1.0
+    assert says(train_loss=[math.nan, 7, 7]) == [("train_loss", 20, "not below the initial")]
+
+
+def test_log_draws_what_the_diagnosis_says(tmp_path):
+    run = dict(out="run", eps="1e-8")
+    sweep(tmp_path / "run", run)
+    logged(tmp_path, run, {0: {}, 10: dict(max_attn_logit_0=10), 20: dict(max_attn_logit_0=1000)}, ["max_attn_logit_0"])
+    assert run_plot("log", tmp_path / "run", "-o", tmp_path, "-format", "svg").returncode == 0
+    rows = plot.read_log(tmp_path / "run")
+    ax = plot.draw_log({"run": rows}, {"run": plot.diagnosis(rows)}).axes[2]
+    assert [text.get_text() for text in ax.texts] == ["past 100, layer 0"] and curves(ax)[0]["_past 100, layer 0"] == [(20, 0), (20, 1)]
+
+
+# Sweeps on the way
+
+def test_a_stale_table_and_runs_of_their_own(tmp_path):
+    """The joined table is written from time to time: a run's own summary counts too, and once."""
+    sweep(tmp_path, dict(lr="1e-2", out="s/a"), experiment="qk_norm")
+    sweep(tmp_path / "a", dict(lr="1e-2", out="s/a"))
+    sweep(tmp_path / "b", dict(lr="1e-1", out="s/b"))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "log.csv").write_text("step\n")    # begun
+    found = plot.read_sweeps([tmp_path])
+    assert list(found) == ["qk_norm"] and [(run["lr"], run["folder"]) for run in found["qk_norm"]] == [(1e-2, tmp_path / "a"), (1e-1, tmp_path / "b")]
+
+
+def test_sweeps_of_several_experiments(tmp_path, capsys):
+    sweep(tmp_path / "a", dict(lr="1e-2"), experiment="qk_norm")
+    sweep(tmp_path / "b", dict(lr="1e-1"), experiment="qk_norm")
+    sweep(tmp_path / "c", dict(lr="1e-1"), experiment="batch")
+    sweep(tmp_path / "d", dict(lr="1e-1"), experiment="weather")
+    assert {name: len(runs) for name, runs in plot.read_sweeps([tmp_path]).items()} == {"qk_norm": 2, "batch": 1, "lr": 1}
+    assert "d/experiment: 'weather' is no experiment of mine: drawn as lr" in capsys.readouterr().err
+    assert plot.main([str(tmp_path), "-o", str(tmp_path / "f"), "-format", "svg"]) == 0
+    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["batch.svg", "lr.svg", "qk_norm.svg"]
+    assert plot.main(["table", str(tmp_path)]) == 0
+    assert re.findall("^## (.*)", capsys.readouterr().out, re.M) == ["qk_norm", "batch", "lr"]
+
+
+def test_watch(tmp_path):
+    """Draws what is there, again when a run has ended, and ends when none is under way."""
+    folder = tmp_path / "s"
+    sweep(folder / "a", dict(lr="1e-2", out="a"))
+    for name in "ab":
+        logged(folder, dict(out=name), {0: {}}, [])
+    (folder / "experiment").write_text("qk_norm")
+    process = subprocess.Popen([sys.executable, str(REPO / "plot.py"), "watch", str(folder), "-every", "0.2", "-o", str(tmp_path / "f")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == f"wrote {tmp_path}/f/qk_norm.png\n"
+        time.sleep(1)
+        assert process.poll() is None    # b is under way
+        sweep(folder / "b", dict(lr="1e-1", out="b"))
+        assert process.stdout.read() == f"wrote {tmp_path}/f/qk_norm.png\n" and process.wait(timeout=20) == 0
+    finally:
+        process.kill()
 
 
 def test_dependencies():
@@ -381,3 +586,34 @@ def test_a_real_sweep(tmp_path):
     assert all(len(line) == 1 for line in lines)    # the trainer's other columns do not set runs apart
     printed = rows_of(run_plot("table", "sweep0", "sweep1", cwd=tmp_path).stdout)
     assert [row[:2] for row in printed[1:5]] == [["0", "1e-3"], ["0", "1e-2"], ["1", "1e-3"], ["1", "1e-2"]] and printed[6][2].endswith("(2)")
+
+
+TINY = "-T 8 -batch 2 -steps 10 -eval_tokens 64 -eval_every 0".split()
+SOME = {"warmup": "-d 16,32 -warmup 1%,25%", "depth_width": "-d 16x1,16x2,32x2,32x1", "steps": "-steps 5,10", "batch": "-batch 2,4", "beta2": "-beta2 0.9,0.99",
+        "clip": "-clip 0,1", "predict_logits": "", "predict_eps": ""}    # of their grids; of the other experiments, two widths
+
+
+@pytest.mark.skipif(not Path(PROGRAM).exists(), reason="train_gpt is not built")
+def test_every_experiment_of_a_real_sweep(tmp_path):
+    """The runs of sweep.sh's own plan, in small; the held-out ones after the prediction. Every figure has every line."""
+    experiments = [name for name in plot.EXPERIMENTS if name != "lr"]
+    for name in experiments:
+        some = SOME.get(name, "-d 16,32").split()
+        flags = [*(flag for i in range(0, len(TINY), 2) if TINY[i] not in some for flag in TINY[i:i + 2]), *some, "-lr", "1e-2,1e-1"]
+        if name in ("steps", "batch", "beta2", "clip"):
+            flags += ["-d", "16"]
+        plan = subprocess.run([REPO / "sweep.sh", name, "-dry_run", "-seeds", "1", "-trainer", PROGRAM, "-out", name, "--", *flags], capture_output=True, text=True, cwd=tmp_path)
+        assert plan.returncode == 0, plan.stderr
+        script = "set -e\nexport OMP_NUM_THREADS=1\n" + plan.stdout.replace("python3 plot.py", f"{sys.executable} {REPO}/plot.py")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "experiment").write_text(name + "\n")
+        done = subprocess.run(["bash"], input=script, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert all((tmp_path / name / "prediction.csv").exists() == name.startswith("predict") for name in experiments)
+    result = run_plot(*experiments, "-format", "svg", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "") and sorted(result.stdout.split()[1::2]) == sorted(f"figures/{name}.svg" for name in experiments)
+    for name, runs in plot.read_sweeps([tmp_path]).items():
+        figure = plot.draw(name, runs)
+        empty = [ax.get_title() for ax in figure.axes if not any(curves(ax)[0].values())]
+        assert not empty, (name, empty)
+    assert run_plot("table", *experiments, cwd=tmp_path).stdout.count("What was predicted, and what came") == 2
