@@ -687,9 +687,10 @@ static void adamw(real *param, const real *grad, real *m, real *v, real *update,
 // stats, where not NULL, gets the RMS of each kind's gradient, update and new parameters; the gradients are then gone.
 static double gpt_update(GPT *g, int step, Stats *stats) {
     const Config *cfg = &g->cfg;
-    double squares[NUM_KINDS], total = 0, scale = 1, lr = learning_rate(cfg, step), decay = 0, eps = 1e-8;
+    double squares[NUM_KINDS], total = 0, scale = 1, lr = learning_rate(cfg, step), decay = 0, eps = 1e-8, beta2 = 0.95;
     decay = weight_decay(cfg, step);                                                      // [wd]
     eps = cfg->eps;                                                                       // [eps]
+    beta2 = cfg->beta2;                                                                   // [beta2]
     for (int k = 0; k < NUM_KINDS; k++) {
         squares[k] = sum_squares(g->grads + g->table[k].offset, parameter_size(&g->table[k]) * (size_t)g->table[k].copies, g->sums);
         total += squares[k];
@@ -702,8 +703,8 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
         double kind_lr = lr;
         kind_lr *= mu_lr_scale(cfg, p);                                                   // [mu_param]
         adamw(g->params + at, g->grads + at, g->m + at, g->v + at, stats ? g->grads + at : NULL, n, (real)scale, (real)kind_lr,
-              (real)cfg->beta1, (real)(1 - cfg->beta1), (real)cfg->beta2, (real)(1 - cfg->beta2),
-              (real)(1 / (1 - pow(cfg->beta1, step))), (real)(1 / (1 - pow(cfg->beta2, step))), (real)eps, (real)decay);
+              (real)cfg->beta1, (real)(1 - cfg->beta1), (real)beta2, (real)(1 - beta2),
+              (real)(1 / (1 - pow(cfg->beta1, step))), (real)(1 / (1 - pow(beta2, step))), (real)eps, (real)decay);
         if (!stats || !n) continue;
         stats->grad_rms[k] = sqrt(squares[k] / (double)n);
         stats->update_rms[k] = sqrt(sum_squares(g->grads + at, n, g->sums) / (double)n);

@@ -1,0 +1,148 @@
+"""make show, make show-FLAG: the lines that an intervention adds, found by their markers, with the formula.
+
+A marker ends a line: `// [flag]` marks that line, `// [flag` opens a block and `// flag]` closes it."""
+import os
+import pathlib
+import re
+import shutil
+import sys
+import textwrap
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FILES = "gpt.h", "train_gpt.c", "train_gpt.cu"
+MOST_LINES = 25    # flagged lines that an intervention may have in a file
+
+# Every flag of design.md section 4 and what it means; section and one line of help stand in gpt.h's table of flags.
+FORMULA = {
+    "qk_norm": """q = LayerNorm(q) * w_q, k = LayerNorm(k) * w_k, over the HS values of each head, before RoPE; w_q, w_k (HS).
+                  LayerNorm(x) = (x - mean(x)) / sqrt(var(x) + 1e-6). Then |scale q.k| <= sqrt(HS) max|w_q| max|w_k|.""",
+    "z_loss": """loss = cross-entropy + z_loss * mean(log Z ^ 2), Z = sum_j exp(logit_j).
+                 d loss / d logit_j = (p_j - [j = target] + 2 z_loss log Z p_j) / rows, as d log Z / d logit_j = p_j.""",
+    "warmup": """lr_t = lr * t / warmup for t < warmup; from there on half a cosine to min_lr at the last step. t counts from 1.""",
+    "wd": """p -= lr_t u + decay_t p, where u is Adam's update. decay_t = wd * lr_t / lr (independent) or wd * lr_t (PyTorch's).""",
+    "wd_independent": """1: decay_t = wd * lr_t / lr, which is wd at the peak whatever lr is. 0: decay_t = wd * lr_t, as PyTorch's AdamW.""",
+    "d": "the width C: every matrix is C x C, 4C x C, C x 4C or V x C.",
+    "layers": "the depth L: x += proj(attention(norm(x))); x += fc2(gelu(fc1(norm(x)))), L times.",
+    "heads": "NH heads of size HS = C / NH: attention's scale is 1 / sqrt(HS).",
+    "mu_param": """m = C / base_d. simple: a hidden matrix learns at lr / m. intermediate: also logits / m.
+                   full: also attention's scale is sqrt(HS_base) / HS = 1 / sqrt(HS) * sqrt(1 / m). At C = base_d nothing changes.""",
+    "base_d": "m = C / base_d: the width at which muParam is the standard model.",
+    "eps": """u = m^ / (sqrt(v^) + eps), m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t). |gradient| << eps: u = gradient / eps, nearly 0.""",
+    "beta2": "v_t = beta2 v_(t-1) + (1 - beta2) g^2;  v^ = v / (1 - beta2^t).",
+    "clip": "g *= clip / |g| where |g| > clip, |g| the norm of all gradients together; 0: never.",
+    "batch": "B sequences of T tokens a step: the loss is their mean.",
+    "steps": "the cosine ends at the last step.",
+}
+ONE, OPEN, CLOSE = (re.compile(r"\s*//\s*" + p + r"\s*$") for p in (r"\[(\w+)\]", r"\[(\w+)", r"(\w+)\]"))
+
+
+def chunks(text, where=""):
+    """The flagged chunks of a file: (flag, first line, last line), counted from 1. Dies of a marker without its partner."""
+    found, opened = [], {}
+    for n, line in enumerate(text.splitlines(), 1):
+        if m := ONE.search(line):
+            found.append((m[1], n, n))
+        elif m := OPEN.search(line):
+            if m[1] in opened:
+                sys.exit(f"{where}:{n}: [{m[1]} is opened again; it was opened at line {opened[m[1]]}")
+            opened[m[1]] = n
+        elif m := CLOSE.search(line):
+            if m[1] not in opened:
+                sys.exit(f"{where}:{n}: {m[1]}] closes what was not opened")
+            found.append((m[1], opened.pop(m[1]), n))
+    for flag, n in opened.items():
+        sys.exit(f"{where}:{n}: [{flag} is not closed")
+    return sorted(found, key=lambda c: c[1])
+
+
+def enclosing(lines, n):
+    """The name of the function that holds line n (from 1); "" outside of any."""
+    for i in range(n - 1, -1, -1):
+        line = lines[i]
+        if line.startswith("}") and i < n - 1:
+            return ""
+        if m := re.match(r"(?!typedef|enum|struct|extern|template\b.*;)[A-Za-z_].*?(\w+)\s*\((?!\()", re.sub(r"__(launch_bounds|attribute)__\s*\([^()]*\)", "", line)):
+            return m[1]
+    return ""
+
+
+def unmarked(line):
+    for marker in ONE, OPEN, CLOSE:
+        line = marker.sub("", line)
+    return line
+
+
+def read(name, root=ROOT):
+    path = root / name
+    return path.read_text() if path.exists() else ""
+
+
+def flags(root=ROOT):
+    """{flag: (section, help)}, from gpt.h's table of flags."""
+    rows = re.findall(r'^    \{"(\w+)", [A-Z]+, FIELD.*"([^"]*)", THE_\w+, "(.*)"\},', read("gpt.h", root), re.M)
+    return {name: (section, text) for name, section, text in rows}
+
+
+def listing(name, flag, width, root=ROOT):
+    """The lines of a file that carry the flag, or, where none does (a size), that read its field of Config."""
+    lines, out, function = read(name, root).splitlines(), [], None
+    places = [c[1:] for c in chunks("\n".join(lines), name) if c[0] == flag]
+    if not places:
+        reads = re.compile(rf"\b(?:cfg|flags)(?:->|\.){flag}\b")
+        places = [(n, n) for n, line in enumerate(lines, 1) if reads.search(line) and enclosing(lines, n)]
+    for first, last in places:
+        if (now := enclosing(lines, first) or "(outside of functions)") != function or last > first:
+            out.append(f"{name}, {now}:")
+            function = now
+        body = [unmarked(line) for line in lines[first - 1:last]]
+        indent = min(len(line) - len(line.lstrip()) for line in body if line)
+        for n, line in enumerate(body, first):
+            left = len(line) - len(line.lstrip()) - indent
+            out += textwrap.wrap(line[indent:].strip(), max(20, width - 8 - left), initial_indent=f"{n:5}  " + " " * left,
+                                 subsequent_indent=" " * (11 + left), break_long_words=True) or [f"{n:5}"]
+    return out
+
+
+def show(flag, width, root=ROOT):
+    if flag not in FORMULA:
+        sys.exit(f"show: no intervention '{flag}'; there are: {' '.join(FORMULA)}")
+    section, text = flags(root)[flag]
+    if section.startswith("app"):
+        section = "the appendix"
+    print(f"-{flag}: {text} (the paper, {section if section[0] == 't' else 'section ' + section})\n")
+    print(textwrap.indent(re.sub(r"\n +", "\n", FORMULA[flag]), "    "))
+    marked = any(c[0] == flag for name in FILES for c in chunks(read(name, root), name))
+    print("" if marked else "\nNo lines of its own: it is read here.\n", end="")
+    wide = width >= 160 and read("train_gpt.cu", root)
+    each = (width - 3) // 2 if wide else width
+    column = [listing(name, flag, each if name != "gpt.h" else width, root) for name in FILES]
+    if column[0]:
+        print("", *column[0], sep="\n")
+    if wide and (column[1] or column[2]):
+        print()
+        for i in range(max(map(len, column[1:]))):
+            a, b = (c[i] if i < len(c) else "" for c in column[1:])
+            print(f"{a:{each}} | {b}".rstrip())
+        return
+    for lines in column[1:]:
+        if lines:
+            print("", *lines, sep="\n")
+
+
+def count(name, flag, root=ROOT):
+    return sum(last - first + 1 for f, first, last in chunks(read(name, root), name) if f == flag)
+
+
+def table(root=ROOT):
+    print(f"{'flag':<16}{'section':<9}" + "".join(f"{name:>14}" for name in FILES) + "   lines that carry its name")
+    for flag in FORMULA:
+        section, text = flags(root)[flag]
+        print(f"-{flag:<15}{section:<9}" + "".join(f"{count(name, flag, root) or '-':>14}" for name in FILES) + f"   {text}")
+    print("\nmake show-FLAG prints them with the formula; make exercise-FLAG takes them out.")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        show(sys.argv[1], int(os.environ.get("COLUMNS") or shutil.get_terminal_size((100, 24)).columns))
+    else:
+        table()
