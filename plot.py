@@ -96,36 +96,26 @@ def read_log(run):
     return read_csv(pathlib.Path(run) / "log.csv", "step", "train_loss val_loss grad_norm log_z")
 
 
-def read_runs(folder):
-    """The runs of a sweep: of its joined table, and of its runs' own, as the table is written at the end. Or of a folder of sweeps."""
-    joined, runs = folder / "summary.csv", []
-    for path in ([joined] if joined.exists() else []) + sorted(folder.glob("*/summary.csv")) or [joined]:
-        for run in read_csv(path, "lr d layers qk_norm seed parameters initial_loss diverged", "final_loss max_attn_logit log_z entropy_floor", "machine"):
-            out = pathlib.Path(str(run.get("out", ""))).name
-            run["folder"] = path.parent if path.parent.name == out else path.parent / out
-            run["sweep"] = folder
-            if isinstance(run.get("warmup"), str):
-                run["warmup"] = cell(run["warmup"].rstrip("%"))
-            elif "warmup" in run:
-                run["warmup"] *= 100 / run["steps"]
-            runs.append(run)
-    return runs
-
-
 def read_sweeps(folders):
-    """{experiment: its runs, each once}. Sweeps of one experiment are one; of train_gpt -lr the experiment is lr."""
-    found = {}
+    """{experiment: its runs, each once}, from the sweeps' joined tables and from the runs' own, as a table may be older. A folder
+    of sweeps does as well. Sweeps of one experiment are one; that of train_gpt -lr is called lr."""
+    found, names = {}, {}
     for folder in map(pathlib.Path, folders):
-        named = sorted(folder.glob("*/experiment"))
-        for sweep in [folder] if (folder / "experiment").exists() or not named else [path.parent for path in named]:
-            name = "lr"
-            if (sweep / "experiment").exists():
-                name = (sweep / "experiment").read_text(errors="replace").strip()
-                if name not in EXPERIMENTS:
-                    complain(sweep / "experiment", f"'{name}' is no experiment of mine: drawn as lr")
-                    name = "lr"
-            for run in read_runs(sweep):
-                found.setdefault(name, {})[tuple((flag, run[flag]) for flag in flags(run))] = run
+        deep = [path.parent for path in folder.glob("*/experiment")]
+        for path in [*folder.glob("summary.csv"), *sorted(folder.glob("*/summary.csv")), *(path for sweep in sorted(deep) for path in sorted(sweep.glob("*/summary.csv")))] \
+                or [folder / "summary.csv"]:
+            sweep = next((here for here in (path.parent, path.parent.parent) if (here / "experiment").exists()), folder)
+            if sweep not in names:
+                names[sweep] = (sweep / "experiment").read_text(errors="replace").strip() if (sweep / "experiment").exists() else "lr"
+                if names[sweep] not in EXPERIMENTS:
+                    complain(sweep / "experiment", f"'{names[sweep]}' is no experiment of mine: drawn as lr")
+                    names[sweep] = "lr"
+            for run in read_csv(path, "lr d layers qk_norm seed parameters initial_loss diverged", "final_loss max_attn_logit log_z entropy_floor", "machine"):
+                out = pathlib.Path(str(run.get("out", ""))).name
+                run |= {"sweep": sweep, "folder": path.parent if path.parent.name == out else path.parent / out}
+                if "warmup" in run:    # always as a share, in percent
+                    run["warmup"] = cell(run["warmup"].rstrip("%")) if isinstance(run["warmup"], str) else 100 * run["warmup"] / max(1, run["steps"])
+                found.setdefault(names[sweep], {})[tuple((flag, run[flag]) for flag in flags(run))] = run
     return {name: list(runs.values()) for name, runs in found.items()}
 
 
@@ -175,12 +165,19 @@ def spread(values):
     return (np.median(values), min(values), max(values)) if values else (math.nan,) * 3
 
 
-def over(runs, x, value):
-    """An array of rows: x, then median, least and most over the seeds."""
-    groups = {}
+def over(runs, x, value, across=()):
+    """An array of rows: x, then median, least and most over the seeds. across: the value is not a run's but that of all runs with
+    this x, which differ in these flags; their seeds, each by itself, give the least and the most."""
+    groups, rows = {}, []
     for run in runs:
-        groups.setdefault(run[x], []).append(value(run))
-    return np.array([(key, *spread(values)) for key, values in sorted(groups.items()) if np.isfinite(values).any()]).reshape(-1, 4)
+        groups.setdefault(run[x], []).append(run)
+    for key, here in sorted(groups.items()):
+        if across:
+            seeds = [value([run for run in here if run["seed"] == seed]) for seed in {run["seed"] for run in here}]
+            rows.append((key, value(here), *spread(seeds)[1:]))
+        else:
+            rows.append((key, *spread(map(value, here))))
+    return np.array([row for row in rows if math.isfinite(row[1])]).reshape(-1, 4)
 
 
 def lr_sensitivity(runs, least, most):
@@ -309,39 +306,25 @@ def name_of(names, run):
 def by_name(runs, names, given=None):
     """{name: runs}, in order, a name for each combination of these flags. Where runs that are the same in these and the given
     flags, if any are, differ in another flag, the name says it: they are no seeds of each other."""
-    groups = {}
+    groups, found, parameters = {}, {}, {}
     for run in runs if given is not None else []:
-        groups.setdefault(tuple(run.get(name) for name in (*names, *given)), []).append(run)
-    unlike = {name for same in groups.values() for name in flags(same[0]) if name not in (*names, *given, "seed") and len({run.get(name) for run in same}) > 1}
-    names, found = [*names, *sorted(unlike)], {}
-    parameters = {}
+        groups.setdefault(tuple(map(run.get, (*names, *given))), []).append(run)
+    names = [*names, *sorted({name for same in groups.values() for name in flags(same[0])
+                              if name not in (*names, *given, "seed") and len({run.get(name) for run in same}) > 1})]
     for run in runs:
-        key = tuple(run.get(name) for name in names)
-        parameters[key] = min(parameters.get(key, math.inf), run["parameters"])
+        key = tuple(map(run.get, names))
         found.setdefault(key, []).append(run)
+        parameters[key] = min(parameters.get(key, math.inf), run["parameters"])
     rank = lambda x: (0, x) if isinstance(x, float) else (1, ORDER.index(x)) if x in ORDER else (2, str(x))
-    order = sorted(found, key=lambda key: ([parameters[key]] if "d" in names else [], [rank(x) for x in key]))
     vary = [name for i, name in enumerate(names) if len({key[i] for key in found}) > 1] or names[:1]
-    return {name_of(vary, found[key][0]) + (f" ({short(parameters[key])} parameters)" if "d" in vary else ""): found[key] for key in order}
-
-
-def points(runs, x, measure):
-    """An array of rows: x, the measure's value, and the least and the most over the seeds."""
-    value, *across = MEASURES[measure][2:]
-    if not across:
-        return over(runs, x, value)
-    rows = []
-    for key in sorted({run[x] for run in runs}):
-        here = [run for run in runs if run[x] == key]
-        seeds = [value([run for run in here if run["seed"] == seed]) for seed in {run["seed"] for run in here}]
-        rows.append((key, value(here), *spread(seeds)[1:]))
-    return np.array([row for row in rows if math.isfinite(row[1])]).reshape(-1, 4)
+    return {name_of(vary, found[key][0]) + (f" ({short(parameters[key])} parameters)" if "d" in vary else ""): found[key]
+            for key in sorted(found, key=lambda key: ([parameters[key]] if "d" in names else [], [rank(x) for x in key]))}
 
 
 def draw_line(ax, runs, name, style, x, measure, place):
     """A line, its band over the seeds, and a cross on each run that diverged. Returns how many crosses."""
     value, *across = MEASURES[measure][2:]
-    curve, at = points(runs, x, measure), lambda key: place.get(key, key)
+    curve, at = over(runs, x, value, *across), lambda key: place.get(key, key)
     ax.plot([at(key) for key in curve[:, 0]], curve[:, 1], label=name, **style | ({"marker": ""} if x == "step" else {}))
     ax.fill_between([at(key) for key in curve[:, 0]], curve[:, 2], curve[:, 3], color=style["color"], alpha=0.2, linewidth=0)
     crosses = [] if across or x == "step" else [(at(run[x]), value(run)) for run in runs if run["diverged"]]
@@ -412,7 +395,7 @@ def draw(experiment, runs):
     """The figure of an experiment, a block under the other. Its size is set at the end: how many panels there are is in the runs."""
     figure, shapes = Figure(figsize=(8, 8), layout="constrained"), []
     blocks = [(block, list(choose[0](runs)) if choose else runs) for *block, choose in ((*b[:4], b[4:]) for b in EXPERIMENTS[experiment])]
-    blocks = [(block, here) for block, here in blocks if here]
+    blocks = [(block, here) for block, here in blocks if here] or [(EXPERIMENTS["lr"][0], runs)]
     grid = figure.add_gridspec(len(blocks), 1)
     parts = [figure.add_subfigure(cell) for cell in grid]
     for part, (block, here) in zip(parts, blocks):
@@ -543,17 +526,19 @@ def predict(experiment, runs, path):
 
 
 def read_prediction(runs):
-    """{LR: (parameters, fitted, predicted, low, high)}, from the file that was written before; empty if there is none."""
-    found = {}
-    for path in sorted({run["sweep"] / "prediction.csv" for run in runs}):
-        for row in read_csv(path, "lr parameters fitted predicted low high", "") if path.exists() else []:
-            found.setdefault(row["lr"], []).append([row[name] for name in ("parameters", "fitted", "predicted", "low", "high")])
-    return {lr: np.array(sorted(rows)).T for lr, rows in sorted(found.items())}
+    """{LR: (parameters, fitted, predicted, low, high)}, from the file that was written before, if there is one; and its runs."""
+    found, (path, *others) = {}, sorted({path for run in runs if (path := run["sweep"] / "prediction.csv").exists()}) or [None]
+    for row in read_csv(path, "lr parameters fitted predicted low high", "") if path else []:
+        found.setdefault(row["lr"], []).append([row[name] for name in ("parameters", "fitted", "predicted", "low", "high")])
+    for other in others:
+        complain(other, f"another prediction than {path}: its runs are left out; draw it by itself")
+    return {lr: np.array(sorted(rows)).T for lr, rows in sorted(found.items())}, [run for run in runs if run["sweep"] / "prediction.csv" not in others]
 
 
 def draw_prediction(part, experiment, runs):
     """What was predicted, as it was written, and what came: hollow points were fitted, full ones were not known."""
-    what, prediction, lrs = PREDICTIONS[experiment], read_prediction(runs), sorted({run["lr"] for run in runs})
+    prediction, runs = read_prediction(runs)
+    what, lrs = PREDICTIONS[experiment], sorted({run["lr"] for run in runs})
     known = max([rows[0][rows[1] == 1].max(initial=0) for rows in prediction.values()], default=math.inf)
     axes = part.subplots(1, 2 if what["up"] else 1, sharex=True, squeeze=False)[0]
     end = max(1.3 * max(run["parameters"] for run in runs), 8 * known) if what["up"] else math.inf
@@ -573,7 +558,7 @@ def draw_prediction(part, experiment, runs):
         axes[0].plot(x[x >= known], middle[x >= known], color=style["color"], linestyle="--")
         axes[0].fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
         past = crossing(np.log10(x), np.log10(middle), what["limit"], what["up"])
-        if what["up"] and len(curve) and past < curve[-1, 0]:
+        if what["up"] and len(curve) and x[0] < past < curve[-1, 0]:
             y = np.interp(math.log(past), np.log(curve[:, 0]), curve[:, 1])
             axes[1].plot(past, y, "|", color=style["color"], markersize=24, markeredgewidth=3, label="_past")
     axes[0].axhline(what["limit"], color="0.3", linestyle=":")
@@ -711,8 +696,8 @@ def tables(runs):
 
 def prediction_table(experiment, runs):
     """The runs that the fit did not know, beside what was predicted."""
-    what, rows = PREDICTIONS[experiment], []
-    for lr, (sizes, fitted, *curves) in read_prediction(runs).items():
+    what, rows, (prediction, runs) = PREDICTIONS[experiment], [], read_prediction(runs)
+    for lr, (sizes, fitted, *curves) in prediction.items():
         for size in sorted({run["parameters"] for run in runs} - {*sizes[fitted == 1]}):
             seeds = [run for run in what["of"](runs) if run["parameters"] == size and run["lr"] == lr]
             middle, low, high = (10 ** np.interp(math.log10(size), np.log10(sizes), np.log10(curve)) for curve in curves)
@@ -737,7 +722,10 @@ def save(figure, folder, name, form):
 def draw_all(found, options):
     options.o.mkdir(parents=True, exist_ok=True)
     for experiment, runs in found.items():
-        save(draw(experiment, runs), options.o, experiment, options.format)
+        try:
+            save(draw(experiment, runs), options.o, experiment, options.format)
+        except KeyError as column:
+            complain(runs[0]["sweep"], f"no figure of {experiment}: its runs have no column {column}")
 
 
 def watch(options):
@@ -792,13 +780,10 @@ def main(argv):
         else:
             draw_all(found, options)
     except FileExistsError as error:
-        print(f"plot.py: {error.filename}: is there already; a prediction is made once, before its outcome is known", file=sys.stderr)
+        complain(error.filename, "is there already; a prediction is made once, before its outcome is known" if command == "predict" else error.strerror)
         return 1
-    except ValueError as error:
-        print(f"plot.py: {options.folders[0]}: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"plot.py: {error.filename or options.o}: {error.strerror}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        complain(getattr(error, "filename", None) or options.folders[0], getattr(error, "strerror", None) or error)
         return 1
     except KeyboardInterrupt:
         return 130
