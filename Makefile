@@ -1,4 +1,5 @@
 # make              train_gpt, for this machine
+# make train_gpt_cu the same in CUDA, for this machine's GPU; ARCH=sm_90, or ARCH="sm_80 sm_90": for those
 # make test         every check, after installing what it needs into build/venv
 # make bench        tokens a second, and how far that is from the machine's limit
 # make figures      the pictures of README.md, from runs made here
@@ -10,18 +11,23 @@ ifeq ($(origin CC),default)
 CC := cc
 endif
 CFLAGS ?= -O3 -Wall -Wextra
-ARCH := $(if $(PORTABLE),,-march=native)
+MARCH := $(if $(PORTABLE),,-march=native)
 # OpenMP where the compiler has its library; else one thread, and the vector loops alone
 OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' | $(CC) -fopenmp -include omp.h -x c - -o /dev/null 2>/dev/null \
 	&& echo -fopenmp || echo -fopenmp-simd)
 # Nobody reads errno after a square root, nor the flags of floating-point exceptions; without them more loops become
 # vector code, with the same results. No -ffast-math: it makes instabilities that are not there, and hides those that
 # are (README.md, "Exactness").
-FLAGS := -std=gnu11 $(CFLAGS) $(ARCH) -fno-math-errno -fno-trapping-math $(OPENMP)
+FLAGS := -std=gnu11 $(CFLAGS) $(MARCH) -fno-math-errno -fno-trapping-math $(OPENMP)
 SOURCES := train_gpt.c gpt.h dataloader.h Makefile build/flags
 
 train_gpt: $(SOURCES)
 	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
+
+ARCH = native
+NVCC = $(shell command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+train_gpt_cu: train_gpt.cu gpt.h dataloader.h Makefile
+	$(NVCC) -O3 -std=c++17 $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(ARCH),-gencode arch=$(a:sm_%=compute_%),code=$(a))) -o $@ train_gpt.cu -lcublas
 
 build/bench: test/bench.c $(SOURCES) | build
 	$(CC) $(FLAGS) -o $@ test/bench.c -lm -ldl
@@ -54,4 +60,4 @@ figures: train_gpt build/venv/ready
 	build/venv/bin/python plot.py runs/figures/* -o figures
 
 clean:
-	rm -rf train_gpt build
+	rm -rf train_gpt train_gpt_cu build

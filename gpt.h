@@ -995,7 +995,7 @@ static Csv csv_read(const char *path) {
         if (csv.rows < 0) {
             for (char *c = line; *c; c++) csv.cols += *c == ',';
             csv.names = (char (*)[64])allocate((size_t)++csv.cols, 64);
-            for (int j = 0; (cell = csv_cell(&rest)); j++) snprintf(csv.names[j], 64, "%s", cell);
+            for (int j = 0; (cell = csv_cell(&rest)) != NULL; j++) snprintf(csv.names[j], 64, "%s", cell);
             continue;
         }
         size_t used = (size_t)csv.rows * (size_t)csv.cols;
@@ -1074,6 +1074,7 @@ static void catch_signals(void) {
 
 static void path_in(const Config *cfg, const char *file, char out[MAX_TEXT]) { format_text(out, MAX_TEXT, "%s/%s", cfg->out, file); }
 
+__attribute__((unused))    // a GPU has another
 static const char *machine_name(void) {    // the processor's name, else the system's word for its kind
     static char name[256];
     struct utsname system;

@@ -61,37 +61,43 @@ template <class act> __device__ inline void copy(act *to, const act *from, int n
     } else for (int i = 0; i < W && i < n; i++) to[i] = from[i];
 }
 
-template <class act> __device__ inline void load(float (&x)[W], const act *from, int n) {    // the first n of W values, then zeros
-    if (whole(from, n)) {
-        act v[W];
-        #pragma unroll
-        for (size_t i = 0; i < sizeof v / 16; i++) {
-            uint4 bytes = ((const uint4 *)from)[i];
-            memcpy((char *)v + 16 * i, &bytes, 16);
-        }
-        #pragma unroll
-        for (int i = 0; i < W; i++) x[i] = value(v[i]);
-    } else {
-        #pragma unroll
-        for (int i = 0; i < W; i++) x[i] = i < n ? value(from[i]) : 0;
+// A bf16 is the upper half of a float. W of them, 16 bytes, are handled as four words, so that they move as one.
+__device__ inline void load_whole(float (&x)[W], const bf16 *from) {
+    uint4 four = *(const uint4 *)from;
+    unsigned word[4] = {four.x, four.y, four.z, four.w};
+    for (int i = 0; i < 4; i++) {
+        unsigned low = word[i] << 16, high = word[i] & 0xffff0000;
+        memcpy(&x[2 * i], &low, 4);
+        memcpy(&x[2 * i + 1], &high, 4);
     }
 }
-
-template <class act> __device__ inline void store(act *to, const float (&x)[W], int n) {    // the first n of W values
-    if (whole(to, n)) {
-        act v[W];
-        #pragma unroll
-        for (int i = 0; i < W; i++) round_to(&v[i], x[i]);
-        #pragma unroll
-        for (size_t i = 0; i < sizeof v / 16; i++) {
-            uint4 bytes;
-            memcpy(&bytes, (char *)v + 16 * i, 16);
-            ((uint4 *)to)[i] = bytes;
-        }
-    } else {
-        #pragma unroll
-        for (int i = 0; i < W; i++) if (i < n) round_to(&to[i], x[i]);
+__device__ inline void load_whole(float (&x)[W], const float *from) {
+    for (int i = 0; i < W; i += 4) {
+        float4 four = *(const float4 *)(from + i);
+        x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
     }
+}
+__device__ inline void store_whole(bf16 *to, const float (&x)[W]) {
+    uint64_t half[2] = {0, 0};
+    for (int i = 0; i < W; i++) {
+        bf16 one = __float2bfloat16(x[i]);
+        unsigned short bits;
+        memcpy(&bits, &one, 2);
+        half[i / 4] |= (uint64_t)bits << 16 * (i % 4);
+    }
+    *(unsigned __int128 *)to = (unsigned __int128)half[1] << 64 | half[0];    // one number: four words the compiler stores one by one in places
+}
+__device__ inline void store_whole(float *to, const float (&x)[W]) {
+    for (int i = 0; i < W; i += 4) *(float4 *)(to + i) = {x[i], x[i + 1], x[i + 2], x[i + 3]};
+}
+
+template <class act> __device__ inline void load(float (&x)[W], const act *from, int n) {    // the first n of W values, then zeros
+    if (whole(from, n)) load_whole(x, from);
+    else for (int i = 0; i < W; i++) x[i] = i < n ? value(from[i]) : 0;
+}
+template <class act> __device__ inline void store(act *to, const float (&x)[W], int n) {    // the first n of W values
+    if (whole(to, n)) store_whole(to, x);
+    else for (int i = 0; i < W; i++) if (i < n) round_to(&to[i], x[i]);
 }
 
 enum { ALL = 0xffffffff };    // lanes of a warp
@@ -231,8 +237,8 @@ static void sum_rows(float *out, bool adds, const float *partial, int rows, int 
     launch(sum_rows_kernel, blocks(cols, 32), dim3(32, 8), out, adds, partial, rows, cols);
 }
 
-// A row of C values is kept in the registers of 32 to 512 threads, KEEP times W in each, so that it is read from memory once.
-enum { KEEP = 4, ROW_THREADS = 512, MAX_C = ROW_THREADS * KEEP * W, ROW_BLOCKS = 512 };
+// A row of C values is kept in the registers of 32 to 256 threads, KEEP times W in each, so that it is read from memory once.
+enum { KEEP = 4, ROW_THREADS = 256, MAX_C = ROW_THREADS * KEEP * W, ROW_BLOCKS = 512 };
 static dim3 row_block(int C) {
     int x = 32 * blocks(C, 32 * KEEP * W);
     return dim3(x, x < 128 ? 128 / x : 1);
@@ -523,7 +529,7 @@ template <int N> struct Sums<bf16, N> {
         using order = std::conditional_t<flipped, wmma::col_major, wmma::row_major>;
         wmma::fragment<wmma::matrix_a, 16, 16, 16, bf16, wmma::row_major> x;
         wmma::fragment<wmma::matrix_b, 16, 16, 16, bf16, order> y;
-        #pragma unroll
+        #pragma unroll (N > 64 ? 1 : 2)    // more would not fit in the registers beside the sums
         for (int k = 0; k < K; k += 16) {
             wmma::load_matrix_sync(x, a + k, lda);
             #pragma unroll
@@ -591,7 +597,7 @@ __device__ inline void store_rows(act *out, int row, int rows, int cols, S &sums
 // The largest |scale * q_i k_j| of a block is left in max_logit (B,NH,blocks). Moves 4 C act a token: q, k, v once each (a
 // head's k and v come from the cache after the first block's reading), and out.
 template <class act, int CH, int ROWS>
-__global__ void __launch_bounds__(2 * ROWS) attention_forward_kernel(act *out, float *lse, float *max_logit, const act *qk, const act *qkv, float scale,
+__global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_kernel(act *out, float *lse, float *max_logit, const act *qk, const act *qkv, float scale,
                                                                      int T, int NH, int HS) {
     const int LD = CH + 16 / (int)sizeof(act), SLD_ACT = SLD * 4 / (int)sizeof(act);
     __shared__ __align__(128) act q_tile[ROWS * LD];
@@ -654,7 +660,7 @@ __global__ void __launch_bounds__(2 * ROWS) attention_forward_kernel(act *out, f
 // Two kernels from one text, as a sum over keys (dq) and one over queries (dk, dv) each want their rows in one block's
 // registers, in a fixed order: own rows are queries, or `keys`. Each moves 4 C act a token in and 1 C or 2 C out.
 template <class act, int CH, int ROWS, bool keys>
-__global__ void __launch_bounds__(2 * ROWS) attention_backward_kernel(act *dqkv, float *dot, const act *dout, const act *out, const float *lse,
+__global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backward_kernel(act *dqkv, float *dot, const act *dout, const act *out, const float *lse,
                                                                       const act *qk, const act *qkv, float scale, int T, int NH, int HS) {
     const int LD = CH + 16 / (int)sizeof(act), SLD_ACT = SLD * 4 / (int)sizeof(act);
     __shared__ __align__(128) act own_1[ROWS * LD];    // q, or k
@@ -1000,11 +1006,12 @@ static void gpu_query(Gpu *gpu) {
     cudaError_t error = cudaGetDeviceCount(&count);
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
-    if (error == cudaErrorInsufficientDriver)
+    if (error == cudaErrorInsufficientDriver && driver > 0)
         die(FAILED, "the NVIDIA driver is for CUDA %d.%d at most, and this program was built with %d.%d: install a newer driver, or train on the CPU with ./train_gpt",
             driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     if (error != cudaSuccess || count == 0)
-        die(FAILED, "no NVIDIA GPU can be used here (%s); ./train_gpt trains on the CPU", error != cudaSuccess ? cudaGetErrorString(error) : "there is none");
+        die(FAILED, "no NVIDIA GPU can be used here: %s; ./train_gpt trains on the CPU",
+            driver == 0 ? "its driver is not installed" : error != cudaSuccess ? cudaGetErrorString(error) : "there is none");
     check(cudaSetDevice(0));
     check(cudaGetDeviceProperties(&properties, 0));
     check(cudaMemGetInfo(&free, &total));
@@ -1336,9 +1343,10 @@ __global__ void update_squares_kernel(Results *results, const double *sums, int 
 static void gpt_constants(GPT *g, int step) {
     const Config *cfg = &g->cfg;
     Constants *k = g->slots[g->slot].constants;
-    double decay = 0, eps = 1e-8;
+    double decay = 0, eps = 1e-8, beta2 = 0.95;
     decay = weight_decay(cfg, step);                                                      // [wd]
     eps = cfg->eps;                                                                       // [eps]
+    beta2 = cfg->beta2;                                                                   // [beta2]
     for (int i = 0; i < NUM_KINDS; i++) {
         double kind_lr = learning_rate(cfg, step);
         kind_lr *= mu_lr_scale(cfg, &g->table[i]);                                        // [mu_param]
@@ -1346,7 +1354,7 @@ static void gpt_constants(GPT *g, int step) {
     }
     k->decay = (float)decay, k->eps = (float)eps, k->clip = (float)cfg->clip, k->step = step;
     k->beta1 = (float)cfg->beta1, k->new1 = (float)(1 - cfg->beta1), k->correction1 = (float)(1 / (1 - pow(cfg->beta1, step)));
-    k->beta2 = (float)cfg->beta2, k->new2 = (float)(1 - cfg->beta2), k->correction2 = (float)(1 / (1 - pow(cfg->beta2, step)));
+    k->beta2 = (float)beta2, k->new2 = (float)(1 - beta2), k->correction2 = (float)(1 / (1 - pow(beta2, step)));
     check(cudaMemcpyAsync(g->constants, k, sizeof *k, cudaMemcpyHostToDevice, stream));
 }
 
