@@ -426,7 +426,7 @@ def test_hosts(few, tmp_path):
     """Two names of this machine, through an ssh that runs the command here."""
     hosts, log = tmp_path / "hosts", tmp_path / "log"
     hosts.write_text("2/one\n2/two\n")
-    ssh = script(tmp_path / "ssh", f'while [[ $1 == -* ]]; do shift; done; echo "$1" >>{log}; shift; exec bash -c "$*"')
+    ssh = script(tmp_path / "ssh", f'while [[ $1 == -* ]]; do shift; done; echo "$1" >>{log}; shift; [[ $1 != -- ]] || shift; exec bash -c "$*"')
     sweep(tmp_path / "x", "-on", hosts, "-j", 2, env=dict(os.environ, PARALLEL_SSH=str(ssh)))
     assert set(log.read_text().split()) == {"one", "two"}
     assert_same_sweep(tmp_path / "x", few[0])
@@ -501,40 +501,39 @@ PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
             process.wait(30)
 
 
-def test_slurm(cluster, undisturbed, tmp_path):
+def test_slurm(cluster, tmp_path):
     """A task is killed and requeued, another is told that its time is nearly over: the same bits as of the undisturbed sweep here."""
-    out = tmp_path / "a cluster"
+    out, flags = tmp_path / "a cluster", LONG + "-steps 40000 -clip 0,1,10 -qk_norm 0".split()
 
     def slurm(*words):
         result = subprocess.run(words, env=cluster, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    def jobs(*columns):
-        return [line.split("|") for line in slurm("squeue", "-h", "-r", "-o", "|".join(columns)).splitlines()]
+    def jobs(columns):
+        return slurm("squeue", "-h", "-r", "-o", columns).split()
 
-    said = sweep(out, "-on", "slurm", "-partition", "test", "-time", 5, flags=LONG, env=cluster)
-    array = re.match(r"job (\d+): 4 runs", said)[1]
-    names = (next(out.glob("slurm-??????"))).read_text().splitlines()
-    first, second = (out / names[i].split("\t")[0] for i in (0, 1))
+    said = sweep(out, "-on", "slurm", "-partition", "test", "-time", 5, flags=flags, env=cluster)
+    array = re.match(r"job (\d+): 3 runs", said)[1]
+    first, second = (out / line.split("\t")[0] for line in next(out.glob("slurm-??????")).read_text().splitlines()[:2])
     until(lambda: (first / "model.safetensors").exists() and (second / "log.csv").exists())
     trainer, = [pid for pid in processes(f"-out\0{first}\0") if Path(f"/proc/{pid}/exe").resolve() == Path(PROGRAM).resolve()]
     os.kill(trainer, signal.SIGKILL)
     slurm("scancel", "--signal=USR1", "--batch", f"{array}_1")
-    until(lambda: [f"{array}_0"] not in jobs("%i") and [f"{array}_1", "PD"] in jobs("%i", "%t"))
+    until(lambda: f"{array}_0" not in jobs("%i") and f"{array}_1|PD" in jobs("%i|%t"))
     assert not (first / "summary.csv").exists() and f"{first.name} failed" in (out / "slurm.txt").read_text()
     assert f"{second.name} stopped" in (out / "slurm.txt").read_text()
     slurm("scontrol", "requeue", f"{array}_0")
     deadline = time.time() + 120
-    while found := jobs("%i", "%t"):
-        for job, state in found:    # Slurm makes what is requeued wait for two minutes
-            if state == "PD" and job in (f"{array}_0", f"{array}_1"):
-                subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=cluster, capture_output=True)
+    while found := jobs("%i|%t"):
+        for job in {f"{array}_0|PD", f"{array}_1|PD"} & set(found):    # Slurm makes what is requeued wait for two minutes
+            subprocess.run(["scontrol", "update", f"JobId={job[:-3]}", "StartTime=now"], env=cluster, capture_output=True)
         assert time.time() < deadline, found
         time.sleep(0.3)
     assert all("resuming after step" in (run / "output.txt").read_text() for run in (first, second))
-    assert_same_sweep(out, undisturbed)
-    assert "4 of 4 runs are already there" in sweep(out, "-on", "slurm", flags=LONG, env=cluster)
+    sweep(tmp_path / "here", flags=flags)
+    assert_same_sweep(out, tmp_path / "here")
+    assert "3 of 3 runs are already there" in sweep(out, "-on", "slurm", flags=flags, env=cluster)
     assert jobs("%i") == []
 
 
