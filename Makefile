@@ -32,6 +32,10 @@ train_gpt_cu: train_gpt.cu gpt.h dataloader.h Makefile
 build/bench: test/bench.c $(SOURCES) | build
 	$(CC) $(FLAGS) -o $@ test/bench.c -lm -ldl
 
+# The CUDA program on the CPU, by g++ alone: slow, for its tests on a machine without a GPU.
+train_gpt_cu_emu: train_gpt.cu gpt.h dataloader.h test/cuda_emu.h Makefile build/flags
+	$(CXX) -std=c++17 $(CFLAGS) $(MARCH) -Wno-unknown-pragmas -Wno-unused-function -fno-strict-aliasing -rdynamic -DCUDA_EMU -x c++ train_gpt.cu -o $@ -lm
+
 # Changes when the compiler or a flag does, so that all is built again.
 build/flags: force | build
 	@echo '$(CC) $(FLAGS)' | cmp -s - $@ || echo '$(CC) $(FLAGS)' > $@

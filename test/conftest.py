@@ -48,26 +48,29 @@ def build_emu(name, source, *flags, suffix=""):
     """Builds a .cu file over the stand-in for CUDA, as `make train_gpt_cu_emu` does."""
     cxx = shlex.split(os.environ.get("CXX", "g++"))
     fast = () if "-g" in flags else ("-O3", "-march=native")
-    return build(name, [*cxx, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-fno-strict-aliasing", "-rdynamic", "-DCUDA_EMU", *fast, *flags,
+    return build(name, [*cxx, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fno-strict-aliasing", "-rdynamic", "-DCUDA_EMU", *fast, *flags,
                         "-I", str(ROOT), "-x", "c++", str(source)], suffix)
 
 
 class Library:
-    """shim.c at one precision. Arrays of `real` go in and out as C-contiguous numpy arrays of self.real."""
+    """shim.c at one precision. Arrays of `real` go in and out as C-contiguous numpy arrays of self.real.
+    Or another library of its functions, of which some may be missing."""
 
-    def __init__(self, double):
-        self.c = c = ct.CDLL(str(build_shim(double)))
+    def __init__(self, double, path=None):
+        self.c = c = ct.CDLL(str(path or build_shim(double)))
         self.real = np.float64 if double else np.float32
         c.shim_real_size.restype = ct.c_size_t
         assert c.shim_real_size() == np.dtype(self.real).itemsize
         for name in "shim_new shim_params shim_grads shim_m shim_v".split():
             getattr(c, name).restype = ct.c_void_p
         for name in "forward backward total_loss log_z max_attn_logit act_rms update lr".split():
-            getattr(c, "shim_" + name).restype = ct.c_double
+            if path is None or hasattr(c, "shim_" + name):
+                getattr(c, "shim_" + name).restype = ct.c_double
         c.shim_num_parameters.restype = ct.c_long
         for name in "free layernorm_forward layernorm_backward gelu_forward gelu_backward rope_forward rope_backward " \
                     "attention_forward attention_backward cross_entropy matmul tensor".split():
-            getattr(c, "shim_" + name).restype = None
+            if path is None or hasattr(c, "shim_" + name):
+                getattr(c, "shim_" + name).restype = None
 
     def threads(self, n):
         """Without OpenMP there is one. More threads than free cores wait for each other: small models want one."""

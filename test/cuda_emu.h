@@ -54,7 +54,6 @@
 #else
 #define CUDA_EMU_ASAN(statement)
 #endif
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"    // #pragma unroll
 
 // ---------------------------------------------------------------------------
 // Words of the language
@@ -110,6 +109,7 @@ struct Warp {
     void (*action)(Warp &);       // done once when all lanes have come
 };
 struct Thread {
+    uint3 index;
     Fiber *fiber;
     Barrier at;
     bool ended;
@@ -131,11 +131,6 @@ size_t scheduler_stack_size;
 #endif
 
 inline const char *setting(const char *name, const char *otherwise) { const char *s = getenv(name); return s && *s ? s : otherwise; }
-
-inline uint3 index_of(int thread) {
-    unsigned t = (unsigned)thread;
-    return {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
-}
 
 inline std::string name_of(const void *function) {
     Dl_info info;
@@ -221,7 +216,7 @@ inline Fiber *new_fiber() {
 // Runs a thread until it waits or ends.
 __attribute__((noinline)) inline void resume(int thread) {
     current = &threads[thread];
-    threadIdx = index_of(thread);
+    threadIdx = current->index;
     if (!current->fiber) {
         if (idle.empty()) idle.push_back(new_fiber());
         current->fiber = idle.back();
@@ -248,7 +243,7 @@ inline void wait(Scope scope, const char *name, Here here) {
 inline std::string place_of(int thread) {
     char text[160];
     const Thread &t = threads[thread];
-    uint3 i = index_of(thread);
+    uint3 i = t.index;
     if (t.ended) snprintf(text, sizeof text, "thread (%u,%u,%u) has ended", i.x, i.y, i.z);
     else snprintf(text, sizeof text, "thread (%u,%u,%u) waits at %s of line %d", i.x, i.y, i.z, t.at.name, t.at.line);
     return text;
@@ -283,21 +278,24 @@ inline bool run_warp(int w, Order order) {
 inline void shared_reset() {
 #ifndef __SANITIZE_ADDRESS__
     static thread_local volatile char touch;    // a library's thread_local memory is made when it is first used
+    static std::pair<void *, size_t> memory;
     touch = 0, (void)touch;
-    dl_iterate_phdr([](struct dl_phdr_info *info, size_t, void *) {
+    if (!memory.second) dl_iterate_phdr([](struct dl_phdr_info *info, size_t, void *) {
         bool mine = false;
         const ElfW(Phdr) *p = info->dlpi_phdr;
         for (int i = 0; i < info->dlpi_phnum; i++) mine |= p[i].p_type == PT_LOAD && (uintptr_t)&scheduler - info->dlpi_addr - p[i].p_vaddr < p[i].p_memsz;
         for (int i = 0; mine && i < info->dlpi_phnum; i++)
-            if (p[i].p_type == PT_TLS && info->dlpi_tls_data) memset(info->dlpi_tls_data, 0xFF, p[i].p_memsz);
+            if (p[i].p_type == PT_TLS) memory = {info->dlpi_tls_data, p[i].p_memsz};
         return (int)mine;
     }, NULL);
+    memset(memory.first, 0xFF, memory.second);
 #endif
 }
 
 inline void run_block(Order order) {
     shared_reset();
-    for (int t = 0; t < num_threads; t++) threads[t] = Thread();
+    for (unsigned t = 0; t < (unsigned)num_threads; t++)
+        threads[t] = {{t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y}, NULL, {}, false, 0, 0};
     do {
         std::vector<int> ready = sequence((num_threads + WARP - 1) / WARP, order);
         while (!ready.empty()) {    // each warp runs until the block's barrier; in random order they take turns

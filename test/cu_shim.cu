@@ -1,0 +1,97 @@
+// train_gpt.cu as a library for the tests, with shim.c's functions. The tests see parameters, gradients and moments as
+// host memory: what they wrote goes to the device before each call, and what the call changed comes back after it.
+#define main train_gpt_main
+#include "../train_gpt.cu"
+#undef main
+
+typedef struct {
+    GPT g;
+    float *host[4];    // params, grads, m, v
+    int B;
+    double loss, log_z;
+    Stats stats;
+} Shim;
+
+static void move(Shim *s, cudaMemcpyKind kind) {
+    float *device[4] = {s->g.params, s->g.grads, s->g.m, s->g.v};
+    check(cudaStreamSynchronize(stream));
+    for (int i = 0; i < 4; i++)
+        check(cudaMemcpy(kind == cudaMemcpyHostToDevice ? device[i] : s->host[i], kind == cudaMemcpyHostToDevice ? s->host[i] : device[i],
+                         s->g.num_parameters * sizeof(float), kind));
+    if (kind == cudaMemcpyHostToDevice) gpt_weights(&s->g);
+}
+
+extern "C" {
+
+size_t shim_real_size(void) { return sizeof(float); }
+
+void *shim_new(int argc, char **argv) {
+    Shim *s = (Shim *)allocate(1, sizeof(Shim));
+    Config cfg;
+    config_parse(&cfg, argc, argv);
+    gpt_init(&s->g, &cfg, cfg.vocab ? cfg.vocab : 256, cfg.batch, cfg.T);
+    for (int i = 0; i < 4; i++) s->host[i] = (float *)allocate(s->g.num_parameters, sizeof(float));
+    move(s, cudaMemcpyDeviceToHost);
+    return s;
+}
+
+void shim_free(Shim *s) {
+    gpt_free(&s->g);
+    for (int i = 0; i < 4; i++) free(s->host[i]);
+    free(s);
+}
+
+int shim_num_tensors(Shim *s) {
+    int count = 0;
+    for (int k = 0; k < NUM_KINDS; k++) count += s->g.table[k].copies;
+    return count;
+}
+
+void shim_tensor(Shim *s, int i, char *name, long *offset, long *rows, long *cols, int *hidden) {
+    const Parameter *p = s->g.table;
+    for (; i >= p->copies; p++) i -= p->copies;
+    snprintf(name, 128, p->name, i);
+    *offset = (long)(p->offset + (size_t)i * parameter_size(p));
+    *rows = p->rows, *cols = p->cols, *hidden = p->hidden;
+}
+
+long shim_num_parameters(Shim *s) { return (long)s->g.num_parameters; }
+float *shim_params(Shim *s) { return s->host[0]; }
+float *shim_grads(Shim *s) { return s->host[1]; }
+float *shim_m(Shim *s) { return s->host[2]; }
+float *shim_v(Shim *s) { return s->host[3]; }
+
+double shim_forward(Shim *s, const int *inputs, const int *targets, int B, int T) {
+    move(s, cudaMemcpyHostToDevice);
+    s->B = B;
+    gpt_batch(&s->g, inputs, targets, B, T);
+    gpt_forward(&s->g, s->g.inputs, B, T, 1);
+    gpt_loss(&s->g, s->g.targets, B, T, 0);
+    return s->loss = gpt_mean_loss(&s->g, &s->log_z);
+}
+
+double shim_backward(Shim *s, const int *inputs, const int *targets, int B, int T) {
+    move(s, cudaMemcpyHostToDevice);
+    s->B = B;
+    gpt_batch(&s->g, inputs, targets, B, T);
+    gpt_gradient(&s->g, B, T, 1);
+    s->loss = gpt_mean_loss(&s->g, &s->log_z);
+    move(s, cudaMemcpyDeviceToHost);
+    return s->loss;
+}
+
+double shim_log_z(Shim *s) { return s->log_z; }
+
+double shim_update(Shim *s, int step) {    // also reads the step's statistics
+    move(s, cudaMemcpyHostToDevice);
+    gpt_constants(&s->g, step);
+    gpt_update(&s->g, 1);
+    gpt_statistics(&s->g, s->B, s->g.cfg.T, &s->stats);
+    move(s, cudaMemcpyDeviceToHost);
+    return s->stats.grad_norm;
+}
+double shim_max_attn_logit(Shim *s, int layer) { return s->stats.max_attn_logit[layer]; }
+double shim_act_rms(Shim *s, int i) { return s->stats.act_rms[i]; }
+double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
+
+}
