@@ -220,7 +220,7 @@ MEASURES = {    # the axis and its scale; the value of a run, or of all the runs
     "log_z": ("mean log Z at the end", "linear", lambda run: number(run, "log_z")),
     "sensitivity": ("LR sensitivity, nats", "linear", lambda runs: lr_sensitivity(runs, *GRIDS[0])[0], ["lr"]),
     "sensitivity_high": ("LR sensitivity, nats", "linear", lambda runs: lr_sensitivity(runs, *GRIDS[1])[0], ["lr"]),
-    "gap": ("LR sensitivity, nats:\nwithout minus with qk-norm", "linear", gap, ["lr", "qk_norm"]),
+    "gap": ("LR sensitivity, nats:\nwithout minus with", "linear", gap, ["lr", "qk_norm"]),
     "best_lr": ("best learning rate", "log", best_lr, ["lr"]),
     "gradient": ("RMS of the gradient,\nMLP's first matrix, at the end", "log", at_end("grad_rms_c_fc")),
     "update": ("RMS of the update / LR,\nMLP's first matrix, at the end", "log", at_end("update_rms_c_fc")),
@@ -369,15 +369,16 @@ def draw_block(part, runs, measures, x, lines, columns):
         for name, group in groups.items():
             crosses += draw_line(ax, [run for run in group if id(run) in here], name, styles[name], x, measure, place)
         label, scale, *_ = MEASURES[measure]
+        names = [re.sub(r" \(.*", "", name) for name in (upper, title) if name]
         if ax.dataLim.minposy < math.inf:    # a log axis of nothing is an error
             ax.set_yscale(scale)
         if lrs := lrs_of(measure, runs):
-            label += f"\n(LR {sci(lrs[0])} to {sci(lrs[-1])})"
+            names.append(f"LR {sci(lrs[0])} to {sci(lrs[-1])}")
             ax.axhline(0, color="0.7", linewidth=0.8)
         if measure == "loss" and x == "lr" and len(floors) == 1 and math.isfinite(min(floors)):
             ax.axhline(min(floors), color="0.3", linestyle=":", label="entropy of the language: no model can go below")
-        if i < wide or down:
-            ax.set_title((upper + ", " if upper else "") + re.sub(r" \(.*", "", title))
+        if i < wide or down or lrs:
+            ax.set_title(", ".join(names))
         if i % wide == 0 or not across:
             ax.set_ylabel(label)
         if i + wide >= len(panels):
@@ -645,7 +646,8 @@ def draw_log(logs, says=()):
                 ax.plot(step[np.isfinite(y)], y[np.isfinite(y)], label="layer " * label.isdigit() + label, **style)
             for at, words in [(at, words) for beginning, at, words in says.get(run, []) if beginning == columns[0]]:
                 ax.axvline(at, color="0.3", linestyle="--", linewidth=1, label="_" + words)
-                ax.annotate(words, (at, 0.97), xycoords=("data", "axes fraction"), xytext=(2, 0), textcoords="offset points", rotation=90, va="top", fontsize=8)
+                ax.annotate(words, (at, 0.97), xycoords=("data", "axes fraction"), xytext=(2, 0), textcoords="offset points", rotation=90, va="top", fontsize=8,
+                            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1})
             ax.set_yscale(scale)
     for ax, run in zip(axes[0], logs):
         ax.set_title(run)

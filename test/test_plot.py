@@ -65,11 +65,6 @@ def curves(ax):
     return lines, crosses
 
 
-def panels(figure):
-    """{axis and title: lines} of a figure's panels."""
-    return {(ax.get_ylabel() + " | " + ax.get_title()).strip(): curves(ax)[0] for ax in figure.axes}
-
-
 def words(figure, part=0):
     return [text.get_text() for text in figure.subfigs[part].legends[0].get_texts()]
 
@@ -248,7 +243,7 @@ def test_log_of_known_data(tmp_path, capsys):
 def test_qk_norm_has_sensitivity_of_both_grids_below(tmp_path):
     runs = read([known(tmp_path / "off", qk_norm=0), sweep(tmp_path / "on", *(dict(lr=lr, final_loss=x) for lr, x in zip(LRS, [3, 2, 2, 2, 2, 2, 2, 9])))])
     figure = plot.draw("qk_norm", runs)
-    assert [ax.get_ylabel() for ax in figure.axes[4:]] == [f"LR sensitivity, nats\n(LR {grid})" for grid in ("3e-4 to 3e-1", "3e-3 to 3e-1")]
+    assert [(ax.get_ylabel(), ax.get_title()) for ax in figure.axes[4:]] == [("LR sensitivity, nats", f"LR {grid}") for grid in ("3e-4 to 3e-1", "3e-3 to 3e-1")]
     paper, high = (curves(ax)[0] for ax in figure.axes[4:])
     assert paper["without qk-norm"] == [(41184, pytest.approx((3.5 + 2.5 + 2.2 + 2.0 + 2.4 + 3.0 + 6) / 7 - 2))]
     assert paper["with qk-norm"] == [(41184, pytest.approx(1 / 7))] and high["with qk-norm"] == [(41184, 0)]
@@ -393,7 +388,7 @@ def test_warmup(tmp_path):
     over_lr, sensitivity, fixed = figure.axes
     assert list(curves(over_lr)[0]) == ["warmup 1%", "warmup 5%", "warmup 25%"] and over_lr.get_title() == "without qk-norm, d 32"
     assert curves(sensitivity)[0] == {f"warmup {w}%": [(41184, pytest.approx(s))] for w, s in ((1, 0.25), (5, 0.2), (25, 0.125))}
-    assert sensitivity.get_ylabel() == "LR sensitivity, nats\n(LR 1e-2 to 1e-1)"    # what it is from; and once, as both grids give this
+    assert sensitivity.get_title() == "without qk-norm, LR 1e-2 to 1e-1"    # what it is from; and once, as both grids give this
     assert curves(fixed)[0] == {"d 32 (41.2k parameters)": [(1, 2.5), (5, 2.4), (25, 2.25)]}
     assert [tick.get_text() for tick in fixed.get_xticklabels()] == ["1", "5", "25"]
 
@@ -428,7 +423,7 @@ def test_mu_param(tmp_path):
     best = {("off", 32): "3e-2", ("off", 64): "1e-2", ("full", 32): "3e-2", ("full", 64): "3e-2"}
     runs = [run for (mode, d), lr in best.items() for run in losses({x: 2 if x == lr else 3 for x in ("3e-3", "1e-2", "3e-2", "1e-1")}, d=d, mu_param=mode, parameters=d * d)]
     figure = plot.draw("mu_param", read([sweep(tmp_path, *runs, experiment="mu_param")]))
-    assert [ax.get_title() for ax in figure.axes] == ["standard model", "µParam full", "", ""]
+    assert [ax.get_title() for ax in figure.axes] == ["standard model", "µParam full", "", "LR 3e-3 to 1e-1"]
     assert list(curves(figure.axes[0])[0]) == ["d 32 (1.02k parameters)", "d 64 (4.1k parameters)"]
     assert curves(figure.axes[2])[0] == {"standard model": [(32, 3e-2), (64, 1e-2)], "µParam full": [(32, 3e-2), (64, 3e-2)]}
     assert curves(figure.axes[3])[0] == {name: [(32, 0.75), (64, 0.75)] for name in ("standard model", "µParam full")}
