@@ -23,6 +23,7 @@ static cudaStream_t stream;    // all work is queued here, in order; the host do
 static cublasHandle_t cublas;
 
 static void check_at(cudaError_t error, const char *call, int line) {
+    if (error == cudaErrorMemoryAllocation) die(FAILED, "the GPU has no memory left (%.60s); try a smaller -micro_batch, fewer runs at a time, or ./train_gpt on the CPU", call);
     if (error != cudaSuccess) die(FAILED, "the GPU failed: %s (train_gpt.cu:%d, %.60s)", cudaGetErrorString(error), line, call);
 }
 static void check_at(cublasStatus_t status, const char *call, int line) {
@@ -1001,7 +1002,7 @@ typedef struct { char name[256]; int number; double free, total; } Gpu;    // nu
 // What there is, or one line that says what is missing.
 static void gpu_query(Gpu *gpu) {
     int count = 0, driver = 0, runtime = 0;
-    size_t free, total;
+    size_t free = 0, total = 0;
     cudaDeviceProp properties;
     cudaError_t error = cudaGetDeviceCount(&count);
     cudaDriverGetVersion(&driver);
@@ -1027,7 +1028,7 @@ static int gpu_dtype(const Gpu *gpu, int dtype) { return dtype != AUTO ? dtype :
 
 static void gpu_check_memory(const Gpu *gpu, double bytes, const Config *cfg) {
     if (bytes > gpu->free)
-        die(FAILED, "the run needs %.3g GB of GPU memory, and %.3g of the %s's %.3g GB are free; try a -micro_batch below %d, a smaller model, or ./train_gpt on the CPU",
+        die(FAILED, "the run needs %.3g GB of GPU memory, and %.3g of the %s's %.3g GB are free; try a smaller -micro_batch than %d, a smaller model, or ./train_gpt on the CPU",
             1e-9 * bytes, 1e-9 * gpu->free, gpu->name, 1e-9 * gpu->total, cfg->micro_batch && cfg->micro_batch < cfg->batch ? cfg->micro_batch : cfg->batch);
 }
 
@@ -1389,7 +1390,7 @@ static void gpt_step(GPT *g, int B, int T, int statistics) {
     mean_loss(g, 0, g->constants);
     gpt_update(g, statistics);
     if (!captured) return;
-    cudaGraph_t recorded;
+    cudaGraph_t recorded = NULL;
     check(cudaStreamEndCapture(stream, &recorded));
     check(cudaGraphInstantiate(graph, recorded, 0));
     check(cudaGraphDestroy(recorded));
