@@ -410,7 +410,10 @@ def draw(experiment, runs):
 # ---------------------------------------------------------------------------
 # Predictions (sections 3.3 and 3.4): fitted on small runs, written down, and only then compared with larger ones
 
-PREDICTIONS = {    # of which runs, what, and past which limit training suffers; how far the curve goes, in times the largest width
+# Of which runs, what, and past which limit training suffers: the trainer's diagnosis speaks at an attention logit of 100, where larger
+# models begin to end worse (the paper's runs, much longer, failed at 1e4), and updates die at epsilon. reach: how far the curve
+# goes, in times the largest width.
+PREDICTIONS = {
     "predict_logits": {"of": list, "value": logit, "name": "largest attention logit", "limit": LOGIT_LIMIT, "up": True, "reach": 8},
     "predict_eps": {"of": usual_eps, "value": at_end("grad_rms_c_fc"), "name": "RMS of the gradient of the MLP's first matrix",
                     "limit": 1e-8, "up": False, "reach": 1e3},
@@ -490,6 +493,8 @@ def grid_of_sizes(runs, reach):
 
 def predict(experiment, runs, path):
     """Writes the prediction; returns what it says, as text."""
+    if experiment not in PREDICTIONS:
+        raise ValueError(f"its experiment is {experiment}; a prediction is for " + " or ".join(PREDICTIONS))
     what = PREDICTIONS[experiment]
     runs = [run for run in what["of"](runs) if what["value"](run) > 0]
     x, l, y = (np.array([math.log10(value(run)) for run in runs]) for value in (lambda run: run["parameters"], lambda run: run["lr"], what["value"]))
@@ -503,7 +508,7 @@ def predict(experiment, runs, path):
     if not fits or not math.isfinite(rms(rehearsals[form][0])):
         raise ValueError("too few runs for a fit: more sizes or seeds")
     widen = max(1.0, rms(rehearsals[form][1]))
-    past = f"{'passes' if what['up'] else 'falls below'} {sci(what['limit'])}"
+    past = f"{'passes' if what['up'] else 'falls below'} {plain(what['limit'])}"
     said = [f"{what['name']}, predicted from {len(runs)} runs of {len(sizes)} sizes, parameters: " + " ".join(f"{n:.0f}" for n in sizes),
             "y = log10 of it, x = log10 of the parameters, l = log10 of the LR: y = " + form,
             "error in y when the largest sizes were predicted from the smaller ones, root mean square: "
@@ -771,9 +776,12 @@ def main(argv):
             print("\n\n".join(heading(name) + tables(runs) + (prediction_table(name, runs) if name in PREDICTIONS else "") for name, runs in found.items()))
         elif command == "predict":
             name, path = next(iter(found)), options.o or pathlib.Path(options.folders[0]) / "prediction.csv"
-            if name not in PREDICTIONS:
-                raise ValueError(f"its experiment is {name}; a prediction is for " + " or ".join(PREDICTIONS))
-            print(predict(name, found[name], path) + f"\nwrote {path}")
+            try:
+                said = predict(name, found[name], path)
+            except (ValueError, KeyError) as error:
+                complain(options.folders[0], f"no prediction: its runs have no column {error}" if isinstance(error, KeyError) else error)
+                return 1
+            print(f"{said}\nwrote {path}")
         elif command == "log":
             options.o.mkdir(parents=True, exist_ok=True)
             summaries = {run: path for run in found if (path := pathlib.Path(run) / "summary.csv").exists()}
@@ -784,8 +792,8 @@ def main(argv):
     except FileExistsError as error:
         complain(error.filename, "is there already; a prediction is made once, before its outcome is known" if command == "predict" else error.strerror)
         return 1
-    except (ValueError, OSError) as error:
-        complain(getattr(error, "filename", None) or options.folders[0], getattr(error, "strerror", None) or error)
+    except OSError as error:
+        complain(error.filename, error.strerror)
         return 1
     except KeyboardInterrupt:
         return 130

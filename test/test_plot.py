@@ -272,6 +272,17 @@ def test_student():
         assert plot.student(dof) == pytest.approx(t, rel=0.015 if dof == 2 else 0.005)
 
 
+def test_regression_by_hand():
+    """y = 0.5 + 0.8 x; residuals -0.3, 0.9, -0.9, 0.3; so 1.8 / 2 of variance, and at 5: 0.9 (1 + 1/4 + 2.5^2/5) of a new run."""
+    form, x = "a + b x, for each LR", np.array([1.0, 2, 3, 4])
+    fits = plot.regress(form, x, np.full(4, -2.0), np.array([1.0, 3, 2, 4]))
+    coefficients, covariance, dof, variance = fits[-2.0]
+    assert coefficients == pytest.approx([0.5, 0.8]) and dof == 2 and variance == pytest.approx(0.9) and covariance[1, 1] == pytest.approx(0.18)
+    mean, deviation, _ = plot.extrapolate(form, fits, np.array([5.0]), -2.0)
+    assert mean[0] == pytest.approx(4.5) and deviation[0] == pytest.approx(1.5)
+    assert plot.regress(form, x[:3], np.full(3, -2.0), x[:3]) == {}    # one degree of freedom is no interval
+
+
 def test_the_fit_finds_the_law_and_its_interval_holds_90_percent(tmp_path):
     random, inside = np.random.default_rng(1), []
     for i in range(60):
@@ -317,7 +328,7 @@ def test_prediction_is_written_once_and_drawn_as_written(tmp_path, capsys):
     for lr in 3e-3, 1e-2, 3e-2:
         l = math.log10(lr)
         truth = 10 ** ((2 - LAW[0] - LAW[2] * l - LAW[4] * l * l) / (LAW[1] + LAW[3] * l))
-        line, = [line for line in said.splitlines() if line.startswith(f"LR {plot.sci(lr)}: passes 1e2 at ")]
+        line, = [line for line in said.splitlines() if line.startswith(f"LR {plot.sci(lr)}: passes 100 at ")]
         number, unit = re.match(r".* at ([\d.]+)([kM]) parameters", line).groups()
         assert float(number) * {"k": 1e3, "M": 1e6}[unit] == pytest.approx(truth, rel=0.3) and line.endswith("within the fit") == (truth < WIDTHS[64])
     before = path.read_bytes()
