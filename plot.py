@@ -325,7 +325,7 @@ def draw_line(ax, runs, name, style, x, measure, place):
     """A line, its band over the seeds, and a cross on each run that diverged. Returns how many crosses."""
     value, *across = MEASURES[measure][2:]
     curve, at = over(runs, x, value, *across), lambda key: place.get(key, key)
-    ax.plot([at(key) for key in curve[:, 0]], curve[:, 1], label=name, **style | ({"marker": ""} if x == "step" else {}))
+    ax.plot([at(key) for key in curve[:, 0]], curve[:, 1], label=name, **style, markevery=0.2 if x == "step" else None)
     ax.fill_between([at(key) for key in curve[:, 0]], curve[:, 2], curve[:, 3], color=style["color"], alpha=0.2, linewidth=0)
     crosses = [] if across or x == "step" else [(at(run[x]), value(run)) for run in runs if run["diverged"]]
     ax.plot(*zip(*crosses or [(math.nan, math.nan)]), "x", color=style["color"], markersize=10, markeredgewidth=2, label="_diverged")
@@ -375,6 +375,8 @@ def draw_block(part, runs, measures, x, lines, columns):
         if lrs := lrs_of(measure, runs):
             names.append(f"LR {sci(lrs[0])} to {sci(lrs[-1])}")
             ax.axhline(0, color="0.7", linewidth=0.8)
+        elif measure == "loss" and len({run["lr"] for run in runs}) == 1:
+            names.append("LR " + sci(runs[0]["lr"]))
         if measure == "loss" and x == "lr" and len(floors) == 1 and math.isfinite(min(floors)):
             ax.axhline(min(floors), color="0.3", linestyle=":", label="entropy of the language: no model can go below")
         if i < wide or down or lrs:

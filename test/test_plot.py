@@ -357,6 +357,30 @@ def test_a_prediction_that_cannot_be_made(tmp_path, capsys):
         assert capsys.readouterr().err == f"plot.py: {folder}: {message}\n" and not (Path(folder) / "prediction.csv").exists()
 
 
+def test_two_predictions_and_a_damaged_one(tmp_path, capsys):
+    random = np.random.default_rng(4)
+    a, b = (prophecy(tmp_path / name, 0.05, random, seeds=(seed,)) for seed, name in enumerate("ab"))
+    assert plot.main(["predict", a]) == plot.main(["predict", b]) == 0
+    prediction, runs = plot.read_prediction(read([a, b]))
+    assert {str(run["sweep"]) for run in runs} == {a} and len(prediction) == 4 and f"{b}/prediction.csv: another prediction than {a}" in capsys.readouterr().err
+    path = Path(a) / "prediction.csv"
+    path.write_text(re.sub("^3e-3,.*", "3e-3,16,x", path.read_text(), flags=re.M))
+    assert plot.main([a, "-o", str(tmp_path / "f"), "-format", "svg"]) == 0 and "prediction.csv: line " in capsys.readouterr().err
+    assert list(plot.read_prediction(read([a]))[0]) == [1e-2, 3e-2, 1e-1]
+
+
+def test_without_its_columns_there_is_no_figure_but_the_others(tmp_path, capsys):
+    for name in "predict_eps", "qk_norm":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "experiment").write_text(name)
+        (tmp_path / name / "summary.csv").write_text(f"{HEADER}\n{GOOD}\n")
+    assert plot.main([str(tmp_path), "-o", str(tmp_path / "f"), "-format", "svg"]) == 0
+    assert capsys.readouterr().err == f"plot.py: {tmp_path}/predict_eps: no figure of predict_eps: its runs have no column 'eps'\n"
+    assert [path.name for path in (tmp_path / "f").iterdir()] == ["qk_norm.svg"]
+    assert plot.main(["predict", str(tmp_path / "predict_eps")]) == 1
+    assert capsys.readouterr().err == f"plot.py: {tmp_path}/predict_eps: no prediction: its runs have no column 'eps'\n"
+
+
 def test_crossing():
     x = np.array([4, 5, 6])
     assert plot.crossing(x, np.array([1, 3, 3]), 100, True) == pytest.approx(10**4.5)
@@ -400,6 +424,7 @@ def test_warmup(tmp_path):
     assert list(curves(over_lr)[0]) == ["warmup 1%", "warmup 5%", "warmup 25%"] and over_lr.get_title() == "without qk-norm, d 32"
     assert curves(sensitivity)[0] == {f"warmup {w}%": [(41184, pytest.approx(s))] for w, s in ((1, 0.25), (5, 0.2), (25, 0.125))}
     assert sensitivity.get_title() == "without qk-norm, LR 1e-2 to 1e-1"    # what it is from; and once, as both grids give this
+    assert fixed.get_title() == "without qk-norm, LR 1e-1"
     assert curves(fixed)[0] == {"d 32 (41.2k parameters)": [(1, 2.5), (5, 2.4), (25, 2.25)]}
     assert [tick.get_text() for tick in fixed.get_xticklabels()] == ["1", "5", "25"]
 
