@@ -224,10 +224,9 @@ run_one() {    # DIR THREADS TRAINER skip|wait NAME FLAGS; skip or wait for a ru
 parallel_pid='' interrupted='' total=0 done=0 diverged=0 failed=0 cost_left=0 cost_done=0
 declare -A cost_of=() running=()
 
-interrupt() {    # a first SIGTERM lets GNU parallel start no more runs, a second one ends those that run
+interrupt() {    # GNU parallel passes SIGTERM on to the runs, which save their checkpoints
     interrupted=$1
-    [ -n "$parallel_pid" ] || return
-    kill -TERM "$parallel_pid" 2>/dev/null && sleep 0.3 && kill -TERM "$parallel_pid" 2>/dev/null
+    [ -z "$parallel_pid" ] || kill -TERM "$parallel_pid" 2>/dev/null
 }
 
 duration() {    # of seconds, for people
@@ -279,10 +278,10 @@ run_all() {    # PLAN: those of its runs that are not finished; first those that
         exec 3< <(exec setsid parallel --will-cite --quote --line-buffer --colsep '\t' --termseq TERM,600000,KILL --jobs "$jobs" "${hosts[@]}" \
             -a "$scratch/todo" bash "$SELF" _run "$dir" "$threads" "$trainer" "$pass" '{1}' '{2}' 2>"$scratch/errors" </dev/null)
         parallel_pid=$!
-        [ -z "$interrupted" ] || interrupt "$interrupted"
         while :; do
             read -r -t 1 -u 3 name state
             answer=$?
+            [ -z "$interrupted" ] || interrupt "$interrupted"    # again: GNU parallel ignores a signal while it starts
             if [ "$answer" = 0 ]; then note "$name" "$state"; elif [ "$answer" -gt 128 ]; then progress ''; else break; fi
         done
         while kill -0 "$parallel_pid" 2>/dev/null; do wait "$parallel_pid"; done
@@ -358,7 +357,7 @@ usage: ./sweep.sh EXPERIMENT [-option value ...] [-- trainer flags]
 -dry_run   only print the commands
 -trainer   default ./train_gpt
 -threads   of each run, default 1
--j         runs at a time, default cores/threads
+-j         runs at a time, default cores/threads; 1 for a trainer that ends in _cu
 -on        local (default); slurm; or a file of hosts, one a line, that ssh reaches without a password and that see this folder
 -partition, -time, -pack   Slurm's, and runs a task (default 1); sbatch's own variables count too: SBATCH_GRES=gpu:1
 
@@ -462,14 +461,14 @@ prepare() {
     { [ -f "$trainer" ] && [ -x "$trainer" ]; } || die 2 "there is no trainer $trainer; make builds it"
     [ "$scale" != paper ] || [ -n "${user[data]-}" ] || die 2 "-scale paper needs tokens: -- -data 'c4_*.bin' -val FILE, with T5's vocabulary of 32101"
     command -v flock >/dev/null || die 2 "flock is missing; on Debian and Ubuntu: apt install util-linux"
-    case $on in
-        slurm) command -v sbatch >/dev/null || die 2 "-on slurm: sbatch is missing; run this where jobs are submitted" ;;
-        local | *)
-            [ "$on" = local ] || [ -r "$on" ] || die 2 "-on: '$on' is neither local, slurm, nor a file of hosts"
-            [[ $(parallel --version 2>/dev/null </dev/null) == "GNU parallel"* ]] || die 2 "GNU parallel is missing; on Debian and Ubuntu: apt install parallel" ;;
-    esac
-    if [ "$on" = local ]; then word=$(nproc); else word=100; fi
-    [ "$on" = slurm ] || : "${jobs:=$((word / threads > 0 ? word / threads : 1))$([ "$on" = local ] || echo %)}"
+    if [ "$on" = slurm ]; then
+        command -v sbatch >/dev/null || die 2 "-on slurm: sbatch is missing; run this where jobs are submitted"
+    else
+        [ "$on" = local ] || [ -r "$on" ] || die 2 "-on: '$on' is neither local, slurm, nor a file of hosts"
+        [[ $(parallel --version 2>/dev/null </dev/null) == "GNU parallel"* ]] || die 2 "GNU parallel is missing; on Debian and Ubuntu: apt install parallel"
+    fi
+    if [[ $trainer == *_cu ]]; then word=1; elif [ "$on" = local ]; then word=$(($(nproc) > threads ? $(nproc) / threads : 1)); else word=$(((99 + threads) / threads))%; fi
+    [ "$on" = slurm ] || : "${jobs:=$word}"
 
     # What the trainer says of the flags (2: wrong ones; nothing can be resumed yet), then, where it will run, of their data.
     eval "flags=($(tail -n 1 "$scratch/stage1" | cut -f 4))"

@@ -22,7 +22,7 @@ EXPERIMENTS = dict(qk_norm=64, z_loss=30, warmup=120, weight_decay=72, depth_wid
                    steps=40, batch=50, beta2=40, clip=40)    # runs at laptop scale
 TINY = "-d 16 -T 8 -batch 2 -eval_tokens 64"
 FEW = f"{TINY} -steps 30 -lr 1e-2,1e3".split()      # of clip: 4 clips x 2 learning rates x qk_norm 0, 1
-LONG = f"{TINY} -steps 15000 -log_every 500 -lr 1e-2 -clip 1,10 -checkpoint_every 1000".split()    # 4 runs of about a second
+LONG = f"{TINY} -steps 8000 -log_every 250 -lr 1e-2 -clip 1,10 -checkpoint_every 500".split()    # 4 runs of about a second
 
 pytestmark = pytest.mark.skipif(not shutil.which("parallel") and os.geteuid() != 0, reason="GNU parallel is not installed, and only root could")
 
@@ -328,6 +328,18 @@ def test_stopped_and_gone_on_with(undisturbed, tmp_path, number, status):
     assert subprocess.run(words, capture_output=True).returncode == 0
     assert "resuming after step" in (stopped[0] / "output.txt").read_text()
     assert_same_sweep(out, undisturbed)
+
+
+@pytest.mark.parametrize("delay", [0, 0.05, 0.1, 0.2, 0.4, 0.8])
+def test_stopped_at_once(tmp_path, delay):
+    """Whatever it was doing: it ends soon, and so does all that it started."""
+    out = tmp_path / "x"
+    process = subprocess.Popen(command(out, flags=LONG + ["-steps", "1000000"]), stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, process_group=0)
+    until(out.exists)
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) in (130, -signal.SIGINT)
+    until(lambda: not processes(str(out)), 10)
 
 
 def test_killed_and_gone_on_with(undisturbed, tmp_path):
