@@ -208,6 +208,7 @@ run_one() {    # DIR THREADS TRAINER skip|wait NAME FLAGS; skip or wait for a ru
         [ ! -e "$folder/model.safetensors" ] || flags+=(-resume)
         OMP_NUM_THREADS=$2 "$3" "${flags[@]}" -out "$folder" >>"$folder/output.txt" 2>&1 </dev/null &
         child=$! status=0
+        [ -z "$stop" ] || on_signal "$stop"    # it came before there was a child
         while wait "$child" || status=$?; kill -0 "$child" 2>/dev/null; do status=0; done    # a signal ends a wait early
         child=''
         case $status in 130 | 143) stop=${stop:-TERM} ;; esac
@@ -223,6 +224,7 @@ run_one() {    # DIR THREADS TRAINER skip|wait NAME FLAGS; skip or wait for a ru
 
 parallel_pid='' interrupted='' total=0 done=0 diverged=0 failed=0 cost_left=0 cost_done=0
 declare -A cost_of=() running=()
+TERMSEQ=TERM,500,TERM,1500,TERM,8000,TERM,590000,KILL    # again, as a process that is just starting may lose the first
 
 interrupt() {    # GNU parallel passes SIGTERM on to the runs, which save their checkpoints
     interrupted=$1
@@ -275,7 +277,7 @@ run_all() {    # PLAN: those of its runs that are not finished; first those that
         done >"$scratch/todo"
         [ -s "$scratch/todo" ] && [ -z "$interrupted" ] || return
         # A session of its own: Ctrl-C is for this script alone, which ends the rest in order.
-        exec 3< <(exec setsid parallel --will-cite --quote --line-buffer --colsep '\t' --termseq TERM,600000,KILL --jobs "$jobs" "${hosts[@]}" \
+        exec 3< <(exec setsid parallel --will-cite --quote --line-buffer --colsep '\t' --termseq "$TERMSEQ" --jobs "$jobs" "${hosts[@]}" \
             -a "$scratch/todo" bash "$SELF" _run "$dir" "$threads" "$trainer" "$pass" '{1}' '{2}' 2>"$scratch/errors" </dev/null)
         parallel_pid=$!
         while :; do
