@@ -238,8 +238,9 @@ static void sum_rows(float *out, bool adds, const float *partial, int rows, int 
     launch(sum_rows_kernel, blocks(cols, 32), dim3(32, 8), out, adds, partial, rows, cols);
 }
 
-// A row of C values is kept in the registers of 32 to 256 threads, KEEP times W in each, so that it is read from memory once.
-enum { KEEP = 4, ROW_THREADS = 256, MAX_C = ROW_THREADS * KEEP * W, ROW_BLOCKS = 512 };
+// A row of C values is kept in the registers of 32 to 512 threads, KEEP times W in each, so that it is read from memory once.
+// Backward, at most ROW_BLOCKS blocks walk over all rows: four for each of an H200's 132 processors.
+enum { KEEP = 2, ROW_THREADS = 512, MAX_C = ROW_THREADS * KEEP * W, ROW_BLOCKS = 4 * 132 };
 static dim3 row_block(int C) {
     int x = 32 * blocks(C, 32 * KEEP * W);
     return dim3(x, x < 128 ? 128 / x : 1);
@@ -358,7 +359,7 @@ static void rope_table(float *cosine, float *sine, int T, int HS) {
 
 // A head's q or k is kept in the registers of a group of lanes, each with W pairs (i, i + HS/2): normalised, turned and
 // written after it was read once. The group is a power of 2, so that a warp holds whole groups.
-enum { MAX_HS = 2 * 32 * W, HEAD_BLOCKS = 256 };
+enum { MAX_HS = 2 * 32 * W, HEAD_BLOCKS = 3 * 132 };
 static int head_lanes(int HS) {
     int lanes = 1;
     while (lanes * 2 * W < HS) lanes *= 2;
@@ -745,36 +746,28 @@ __global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backwa
 }
 
 enum { QUERIES = 64 };    // a block of attention_forward
-template <class act, int CH>
-static void attention_forward_as(act *out, float *lse, float *max_logit, const act *qk, const act *qkv, float scale, int B, int T, int NH, int HS) {
-    launch(attention_forward_kernel<act, CH, QUERIES>, dim3(B * NH, blocks(T, QUERIES), blocks(HS, CH)), 2 * QUERIES, out, lse, max_logit, qk, qkv, scale, T, NH, HS);
-}
-
-template <class act, int CH, int ROWS>
-static void attention_backward_as(act *dqkv, float *dot, const act *dout, const act *out, const float *lse, const act *qk, const act *qkv, float scale,
-                                  int B, int T, int NH, int HS) {
-    dim3 grid(B * NH, blocks(T, ROWS), blocks(HS, CH));
-    launch(attention_backward_kernel<act, CH, ROWS, false>, grid, 2 * ROWS, dqkv, dot, dout, out, lse, qk, qkv, scale, T, NH, HS);
-    launch(attention_backward_kernel<act, CH, ROWS, true>, grid, 2 * ROWS, dqkv, dot, dout, out, lse, qk, qkv, scale, T, NH, HS);
-}
 
 // CH and the rows of a block are what 48 KB of shared memory hold.
-static void attention_forward(float *out, float *lse, float *max_logit, const float *qk, const float *qkv, float scale, int B, int T, int NH, int HS) {
-    attention_forward_as<float, 64>(out, lse, max_logit, qk, qkv, scale, B, T, NH, HS);
-}
-static void attention_forward(bf16 *out, float *lse, float *max_logit, const bf16 *qk, const bf16 *qkv, float scale, int B, int T, int NH, int HS) {
-    if (HS <= 64) attention_forward_as<bf16, 64>(out, lse, max_logit, qk, qkv, scale, B, T, NH, HS);
-    else attention_forward_as<bf16, 128>(out, lse, max_logit, qk, qkv, scale, B, T, NH, HS);
+template <class act>
+static void attention_forward(act *out, float *lse, float *max_logit, const act *qk, const act *qkv, float scale, int B, int T, int NH, int HS) {
+    const int CH = sizeof(act) == 2 ? 128 : 64;
+    dim3 grid(B * NH, blocks(T, QUERIES), blocks(HS, CH));
+    launch(HS <= 64 ? attention_forward_kernel<act, 64, QUERIES> : attention_forward_kernel<act, CH, QUERIES>, grid, 2 * QUERIES,
+           out, lse, max_logit, qk, qkv, scale, T, NH, HS);
 }
 
-static void attention_backward(float *dqkv, float *dot, const float *dout, const float *out, const float *lse, const float *qk, const float *qkv, float scale,
-                               int B, int T, int NH, int HS) {
-    attention_backward_as<float, 64, 32>(dqkv, dot, dout, out, lse, qk, qkv, scale, B, T, NH, HS);
+template <class act, bool keys, class... Arguments> static void attention_backward_half(int B, int T, int NH, int HS, Arguments... arguments) {
+    const int CH = sizeof(act) == 2 ? 128 : 64, ROWS = sizeof(act) == 2 ? 64 : 32;
+    int rows = HS <= 64 ? ROWS : 32;
+    launch(HS <= 64 ? attention_backward_kernel<act, 64, ROWS, keys> : attention_backward_kernel<act, CH, 32, keys>,
+           dim3(B * NH, blocks(T, rows), blocks(HS, CH)), 2 * rows, arguments..., T, NH, HS);
 }
-static void attention_backward(bf16 *dqkv, float *dot, const bf16 *dout, const bf16 *out, const float *lse, const bf16 *qk, const bf16 *qkv, float scale,
+
+template <class act>
+static void attention_backward(act *dqkv, float *dot, const act *dout, const act *out, const float *lse, const act *qk, const act *qkv, float scale,
                                int B, int T, int NH, int HS) {
-    if (HS <= 64) attention_backward_as<bf16, 64, 64>(dqkv, dot, dout, out, lse, qk, qkv, scale, B, T, NH, HS);
-    else attention_backward_as<bf16, 128, 32>(dqkv, dot, dout, out, lse, qk, qkv, scale, B, T, NH, HS);
+    attention_backward_half<act, false>(B, T, NH, HS, dqkv, dot, dout, out, lse, qk, qkv, scale);
+    attention_backward_half<act, true>(B, T, NH, HS, dqkv, dot, dout, out, lse, qk, qkv, scale);
 }
 
 // GELU in its tanh form (Hendrycks and Gimpel 2016): gelu(x) = x s, s = 1/(1 + exp(-2u)), 2u = x (A + B x^2), computed from
@@ -867,7 +860,7 @@ static void cross_entropy(act *logits, float *losses, float *log_z, const int *t
     launch(cross_entropy_kernel<act>, rows, V > 4096 ? 512 : 128, logits, losses, log_z, targets, z_loss, logit_scale, gradient, batch_rows, V, row);
 }
 
-enum { SUM_BLOCKS = 256 };    // the most blocks that share a sum of squares
+enum { SUM_BLOCKS = 1024 };    // the most blocks that share a sum of squares
 
 // sums (blocks) = each block's share of the sum of squares of x (rows,cols), `row` elements from one row to the next. In
 // double, so that it overflows no sooner than the values do.
@@ -936,7 +929,7 @@ typedef struct {
     // what lives for one layer
     void *dresidual, *dnorm, *dqkv, *dfc;            // (B,T,C), (B,T,C): forward, what a branch adds; (B,T,3,C), (B,T,4C)
     // scratch
-    float *dot, *partial, *max_logit;                // (B,NH,T), (ROW_BLOCKS,C), (L,B,NH,blocks)
+    float *dot, *partial, *max_logit;                // (B,NH,T), (ROW_BLOCKS,C) or (2,HEAD_BLOCKS,HS), (L,B,NH,blocks)
     double *sums;                                    // (3,NUM_KINDS,SUM_BLOCKS)
     void *workspace;                                 // cuBLAS's
     // a batch on the GPU: tokens and targets (batch,T), the positions sorted by token, and where each token's begin (V+1)
@@ -973,7 +966,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, int creat
         {&g->ln_f, act * BT * C}, {&g->ln_f_mean, 4 * BT}, {&g->ln_f_rstd, 4 * BT},
         {&g->logits, act * BT * g->row}, {&g->losses, 4.0 * B * T}, {&g->log_z, 4.0 * B * T},
         {&g->dresidual, act * BT * C}, {&g->dnorm, act * BT * C}, {&g->dqkv, act * 3 * BT * C}, {&g->dfc, act * BT * 4 * C},
-        {&g->dot, 4 * BT * NH}, {&g->partial, 4 * ROW_BLOCKS * C}, {&g->max_logit, 4 * L * g->micro_batch * NH * blocks(T, QUERIES)},
+        {&g->dot, 4 * BT * NH}, {&g->partial, 4 * fmax(ROW_BLOCKS * C, 2 * HEAD_BLOCKS * C / NH)}, {&g->max_logit, 4 * L * g->micro_batch * NH * blocks(T, QUERIES)},
         {&g->sums, 8 * 3 * NUM_KINDS * SUM_BLOCKS}, {&g->workspace, WORKSPACE},
         {&g->inputs, 4 * (3.0 * B * T + V + 1)}, {&g->constants, sizeof(Constants)}, {&g->results, 2 * sizeof(Results)},
     };
