@@ -3,6 +3,9 @@
 # make test         every check, after installing what it needs into build/venv
 # make bench        tokens a second, and how far that is from the machine's limit
 # make figures      the pictures of README.md, from runs made here
+# make show         the interventions and how many lines each has; make show-qk_norm prints them with the formula
+# make exercise-qk_norm DIR=folder CUDA=1    an exercise to hand out, without those lines (DIR, CUDA: if wanted)
+# make grade DIR=folder                      grades it, by the tests that are here
 # make clean
 # PORTABLE=1        a binary for any machine of this architecture, not just this one
 # CC=clang          another compiler
@@ -49,7 +52,7 @@ build/venv/ready: test/requirements.txt | build
 	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
 	touch $@
 
-.PHONY: test bench figures clean force
+.PHONY: show grade test bench figures clean force
 test: train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q test
 
@@ -62,6 +65,18 @@ figures: train_gpt build/venv/ready
 		./train_gpt -lr -qk_norm $$qk_norm -heads $$heads -d $$((16 * $$heads)) -out runs/figures/d$$((16 * $$heads))_qk_norm$$qk_norm || exit 1; \
 	done; done
 	build/venv/bin/python plot.py runs/figures/* -o figures
+
+show:
+	@python3 test/course/show.py
+show-%: force
+	@python3 test/course/show.py $*
+
+exercise-%: build/venv/ready force
+	@build/venv/bin/python test/course/exercise.py $* $(if $(DIR),--dir '$(DIR)') $(if $(CUDA),--cuda)
+
+# EXERCISE=name: do not believe the folder's own word for it
+grade: build/venv/ready
+	@build/venv/bin/python test/course/grade.py '$(or $(DIR),.)' $(EXERCISE)
 
 clean:
 	rm -rf train_gpt train_gpt_cu build

@@ -1,0 +1,99 @@
+// A student's train_gpt.cu on the CPU, as driver.c is for train_gpt.c: driver FD WORK COUNT, then flags.
+#define main static __attribute__((unused)) train_gpt_main
+#include "train_gpt.cu"
+#undef main
+
+static FILE *answers;
+
+static void get(void *to, size_t n, bool whole) {    // n doubles, as int where whole, else as float
+    for (size_t i = 0; i < n; i++) {
+        double y;
+        if (fread(&y, sizeof y, 1, stdin) != 1) die(FAILED, "driver: too few numbers on stdin");
+        if (whole) ((int *)to)[i] = (int)y;
+        else ((float *)to)[i] = (float)y;
+    }
+}
+
+static void put(const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        double y = x[i];
+        fwrite(&y, sizeof y, 1, answers);
+    }
+}
+
+static void put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
+
+static float *on_device(size_t n) {
+    float *x;
+    check(cudaMalloc((void **)&x, (n ? n : 1) * sizeof(float)));
+    return x;
+}
+
+static float *get_device(size_t n) {
+    float *x = (float *)allocate(n, sizeof(float)), *y = on_device(n);
+    get(x, n, false);
+    check(cudaMemcpy(y, x, n * sizeof(float), cudaMemcpyHostToDevice));
+    return y;
+}
+
+static void put_device(const float *x, size_t n) {
+    float *y = (float *)allocate(n, sizeof(float));
+    check(cudaStreamSynchronize(stream));
+    check(cudaMemcpy(y, x, n * sizeof(float), cudaMemcpyDeviceToHost));
+    put(y, n);
+}
+
+static void kernel(const char *work) {    // rows and C, then the arrays
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    int size[2];
+    get(size, 2, true);
+    int rows = size[0], C = size[1];
+    size_t n = (size_t)rows * C;
+    float *x = get_device(n), *out = on_device(n);
+    if (!strcmp(work, "gelu_forward")) gelu_forward(out, x, n);
+    else if (!strcmp(work, "gelu_backward")) gelu_backward(out, x, get_device(n), n);
+    else layernorm_forward(out, (float *)NULL, on_device(rows), on_device(rows), x, (const float *)NULL, get_device(C), rows, C);
+    put_device(out, n);
+}
+
+// As driver.c's model.
+static void model(Config *cfg, int steps) {
+    GPT g;
+    int V = cfg->vocab, B = cfg->batch, T = cfg->T, rows = B * T;
+    static Stats stats;
+    cfg->dtype = FP32;
+    gpt_init(&g, cfg, V, B, T);
+    size_t N = g.num_parameters;
+    int *inputs = (int *)allocate(rows, sizeof(int)), *targets = (int *)allocate(rows, sizeof(int));
+    float *p = (float *)allocate(N, sizeof(float));
+    get(p, N, false);
+    check(cudaMemcpy(g.params, p, N * sizeof(float), cudaMemcpyHostToDevice));
+    gpt_weights(&g);
+    for (int step = 1; step <= steps; step++) {
+        double log_z, loss;
+        get(inputs, rows, true);
+        get(targets, rows, true);
+        gpt_batch(&g, inputs, targets, B, T);
+        gpt_constants(&g, step);
+        gpt_gradient(&g, B, T, 1);
+        for (int i = 0; i < rows; i++) put_device((float *)g.logits + (size_t)i * g.row, V);
+        loss = gpt_mean_loss(&g, &log_z);
+        put_device(g.grads, N);
+        gpt_update(&g, 1);
+        gpt_statistics(&g, B, T, &stats);
+        put_one(loss), put_one(log_z), put_one(stats.grad_norm), put_one(learning_rate(cfg, step));
+        for (int l = 0; l < cfg->layers; l++) put_one(stats.max_attn_logit[l]);
+        put_device(g.params, N), put_device(g.m, N), put_device(g.v, N);
+    }
+}
+
+int main(int argc, char **argv) {
+    Config cfg;
+    answers = fdopen(atoi(argv[1]), "wb");
+    if (!strcmp(argv[2], "model")) {
+        config_parse(&cfg, argc - 3, argv + 3);
+        model(&cfg, atoi(argv[3]));
+    } else kernel(argv[2]);
+    fclose(answers);
+    return 0;
+}
