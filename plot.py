@@ -321,9 +321,13 @@ def by_name(runs, names, given=None):
             for key in sorted(found, key=lambda key: ([parameters[key]] if "d" in names else [], [rank(x) for x in key]))}
 
 
-def draw_line(ax, runs, name, style, x, measure, place):
-    """A line, its band over the seeds, and a cross on each run that diverged. Returns how many crosses."""
+def draw_line(ax, runs, name, style, x, measure, place, needed):
+    """A line, its band over the seeds, and a cross on each run that diverged. Returns how many crosses. needed: the learning rates
+    (and so on) without which there is no point yet, as it would be that of another grid."""
     value, *across = MEASURES[measure][2:]
+    for flags in across:
+        known = {key: {tuple(map(run.get, flags)) for run in runs if run[x] == key} for key in {run[x] for run in runs}}
+        runs = [run for run in runs if needed <= known[run[x]]]
     curve, at = over(runs, x, value, *across), lambda key: place.get(key, key)
     ax.plot([at(key) for key in curve[:, 0]], curve[:, 1], label=name, **style, markevery=0.2 if x == "step" else None)
     ax.fill_between([at(key) for key in curve[:, 0]], curve[:, 2], curve[:, 3], color=style["color"], alpha=0.2, linewidth=0)
@@ -338,7 +342,7 @@ def x_axis(ax, x, values, place):
         ax.set_xticks(list(place.values()), [f"{value:g}" for value in place])
         return
     ax.set_xscale("linear" if x == "step" else "log")
-    ticks = [value for before, value in zip([0, *values], values) if value > 1.05 * before]    # with and without qk-norm: one size
+    ticks = [value for before, value in zip([0, *values], values) if value > 1.2 * before]    # room for each; qk-norm's few parameters are none
     if x not in ("lr", "step", "eps") and len(ticks) <= 6:
         ax.set_xticks(ticks, map(short, ticks))
         ax.minorticks_off()
@@ -353,26 +357,27 @@ def lrs_of(measure, runs):
 def draw_block(part, runs, measures, x, lines, columns):
     """Rows of panels for the measures, or for the first of two flags, and columns for a flag; or the measures side by side.
     Returns how many rows and columns of panels there are."""
-    measures, lines, (*down, across) = measures.split(), lines.split(), map(str.split, columns.split("/"))
+    measures, lines, (*down, right) = measures.split(), lines.split(), map(str.split, columns.split("/"))
     if lrs_of("sensitivity", runs) == lrs_of("sensitivity_high", runs) and "sensitivity" in measures:
         measures.remove("sensitivity")    # no lower learning rates: the same number
-    groups = by_name(runs, lines, [*itertools.chain(*down, across), x, *(flag for measure in measures for flags in MEASURES[measure][3:] for flag in flags)])
+    groups = by_name(runs, lines, [*itertools.chain(*down, right), x, *(flag for measure in measures for flags in MEASURES[measure][3:] for flag in flags)])
     styles = {name: look(i, len(groups)) for i, name in enumerate(groups)}
-    right = by_name(runs, across) if across else {"": runs}
+    sideways, right = bool(right), by_name(runs, right) if right else {"": runs}
     panels = [(measure, upper, title) for measure in measures for upper in (by_name(runs, down[0]) if down else [""]) for title in right]
-    wide = len(right) if across else len(panels)
-    axes = part.subplots(-(-len(panels) // wide), wide, sharex=True, sharey="row" if across and x != "step" else False, squeeze=False)
+    wide = len(right) if sideways else len(panels)
+    axes = part.subplots(-(-len(panels) // wide), wide, sharex=True, sharey="row" if sideways and x != "step" else False, squeeze=False)
     values, floors, crosses = sorted({run[x] for run in runs}), {number(run, "entropy_floor") for run in runs}, 0
     place = {value: i for i, value in enumerate(values)} if x == "beta2" or values[0] <= 0 else {}    # no log axis for these: side by side
     for i, (ax, (measure, upper, title)) in enumerate(zip(axes.flat, panels)):
         here = {id(run) for run in right[title]} & {id(run) for run in (by_name(runs, down[0])[upper] if down else runs)}
+        (label, scale, _, *across), lrs = MEASURES[measure], lrs_of(measure, runs)
+        needed = {tuple(map(run.get, flags)) for flags in across for run in runs if run["lr"] in lrs or not lrs}
         for name, group in groups.items():
-            crosses += draw_line(ax, [run for run in group if id(run) in here], name, styles[name], x, measure, place)
-        label, scale, *_ = MEASURES[measure]
+            crosses += draw_line(ax, [run for run in group if id(run) in here], name, styles[name], x, measure, place, needed)
         names = [re.sub(r" \(.*", "", name) for name in (upper, title) if name]
         if ax.dataLim.minposy < math.inf:    # a log axis of nothing is an error
             ax.set_yscale(scale)
-        if lrs := lrs_of(measure, runs):
+        if lrs:
             names.append(f"LR {sci(lrs[0])} to {sci(lrs[-1])}")
             ax.axhline(0, color="0.7", linewidth=0.8)
         elif measure == "loss" and len({run["lr"] for run in runs}) == 1:
@@ -381,7 +386,7 @@ def draw_block(part, runs, measures, x, lines, columns):
             ax.axhline(min(floors), color="0.3", linestyle=":", label="entropy of the language: no model can go below")
         if i < wide or down or lrs:
             ax.set_title(", ".join(names))
-        if i % wide == 0 or not across:
+        if i % wide == 0 or not sideways:
             ax.set_ylabel(label)
         if i + wide >= len(panels):
             x_axis(ax, x, values, place)

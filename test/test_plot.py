@@ -250,6 +250,16 @@ def test_qk_norm_has_sensitivity_of_both_grids_below(tmp_path):
     assert words(figure, 1) == ["without qk-norm", "with qk-norm"]
 
 
+def test_no_sensitivity_of_half_a_grid(tmp_path):
+    """While a sweep runs, a size whose learning rates are not all there has no sensitivity, gap or best rate yet."""
+    runs = [run for d in (32, 64) for qk_norm in (0, 1) for run in losses({"1e-2": 2, "3e-2": 2.5, "1e-1": 3}, d=d, parameters=1000 * d, qk_norm=qk_norm)]
+    points = lambda experiment, missing, panel: [curves(ax)[0] for ax in plot.draw(experiment, read([sweep(tmp_path, *(run for run in runs if run is not missing))])).axes][panel]
+    assert points("qk_norm", None, -1) == {f"{qk} qk-norm": [(32000, 0.5), (64000, 0.5)] for qk in ("without", "with")}
+    assert points("qk_norm", runs[0], -1) == {"without qk-norm": [(64000, 0.5)], "with qk-norm": [(32000, 0.5), (64000, 0.5)]}
+    assert points("depth_width", runs[0], -1)["width alone"] == [(64000, 0)]
+    assert points("weight_decay", runs[-1], 2)["with qk-norm"] == [(32000, 1e-2)]
+
+
 # Predictions
 
 LAW = [-4, 2.7, 1.8, 0.8, 1.0]    # y = a + b x + c l + d x l + e l^2
@@ -322,7 +332,11 @@ def test_prediction_is_written_once_and_drawn_as_written(tmp_path, capsys):
     held, = [row for row in rows if row["lr"] == "1e-2" and row["d"] == "96"]
     assert int(held["parameters"]) == WIDTHS[96] and held["fitted"] == "0"
     assert float(held["predicted"]) == pytest.approx(10 ** law(WIDTHS[96], 1e-2), rel=0.2)
-    assert float(held["low"]) < float(held["predicted"]) < float(held["high"]) < 10 * float(held["low"])
+    x, l, y = (np.log10([run[name] for run in read([folder])]) for name in ("parameters", "lr", "max_attn_logit"))
+    form, widen = "a + b x + c l + d x l + e l^2", float(re.search(r"times ([\d.]+)", said).group(1))
+    _, deviation, dof = plot.extrapolate(form, plot.regress(form, x, l, y), np.log10([WIDTHS[96]]), -2.0)
+    assert widen >= 1 and [math.log10(float(held[end]) / float(held["predicted"])) for end in ("high", "low")] \
+        == pytest.approx([sign * plot.student(dof) * widen * deviation[0] for sign in (1, -1)], rel=0.01)
     assert {int(row["parameters"]) for row in rows if row["fitted"] == "1"} == {WIDTHS[d] for d in (16, 24, 32, 48, 64)}
     # Where it passes 100: 10^x with a + b x + c l + d x l + e l^2 = 2
     for lr in 3e-3, 1e-2, 3e-2:
