@@ -425,6 +425,8 @@ main() {
     : "${dir:=runs/$experiment-$scale}"
     scratch=$(mktemp -d) || die 1 "cannot make a temporary folder"
     trap 'rm -rf "$scratch"' EXIT
+    trap 'exit 130' INT    # bash alone would go on where the program that it waits for does not die of the signal
+    trap 'exit 143' TERM HUP
     plan "$experiment" >"$scratch/plan" || exit 2
     for stage in 1 2; do awk -F '\t' -v s="$stage" '$2 == s' "$scratch/plan" >"$scratch/stage$stage"; done
 
