@@ -342,7 +342,7 @@ def x_axis(ax, x, values, place):
         ax.set_xticks(list(place.values()), [f"{value:g}" for value in place])
         return
     ax.set_xscale("linear" if x == "step" else "log")
-    ticks = [value for before, value in zip([0, *values], values) if value > 1.2 * before]    # room for each; qk-norm's few parameters are none
+    ticks = [value for before, value in zip([0, *values], values) if value > 1.4 * before]    # room for each; qk-norm's few parameters are none
     if x not in ("lr", "step", "eps") and len(ticks) <= 6:
         ax.set_xticks(ticks, map(short, ticks))
         ax.minorticks_off()
