@@ -110,7 +110,8 @@ def show(flag, width, root=ROOT):
     if section.startswith("app"):
         section = "the appendix"
     print(f"-{flag}: {text} (the paper, {section if section[0] == 't' else 'section ' + section})\n")
-    print(textwrap.indent(re.sub(r"\n +", "\n", FORMULA[flag]), "    "))
+    for line in FORMULA[flag].splitlines():
+        print(textwrap.fill(line.strip(), width, initial_indent="    ", subsequent_indent="        "))
     marked = any(c[0] == flag for name in FILES for c in chunks(read(name, root), name))
     print("" if marked else "\nNo lines of its own: it is read here.\n", end="")
     wide = width >= 160 and read("train_gpt.cu", root)
