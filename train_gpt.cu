@@ -3,6 +3,29 @@
 // training loop; main), and a function of the same name does the same. What differs is what a GPU makes different.
 // Shapes: B batch, T sequence length, C channels, L layers, NH heads, HS = C/NH head size, V vocabulary.
 // Results are the same from run to run: no sum's order is left to chance, so nothing is added atomically.
+//
+// Where the time must go: a token's share of a step of C 1024, L 16, T 512, V 32128 (267 million parameters) in bf16 with a
+// batch of 256, and the least time on an H200 (790 TFLOP/s in bf16, 4.3 TB/s), the larger of FLOPs and bytes. Computed from
+// the formulas, with n = 2 bytes an activation; nothing here was measured on a GPU yet.
+//
+//                               MFLOP    KB      ns    FLOPs, or bytes to and from memory
+//     products of the layers     1208          1529    6 * 12 C^2 L
+//     products of the head        197           250    6 V C
+//     embedding, both ways                6       1    3 C n, and 4 V C a batch
+//     layernorm_forward                 266      62    4 C n (2L) + 2 C n: with the residual's sum
+//     qk_norm_rope_forward              131      31    4 C n L
+//     attention_forward            17   131      31    2 products: 2 * 2 (T/2) C L;  4 C n L
+//     gelu_forward                      262      61    8 C n L
+//     cross_entropy                     129      30    2 V n
+//     layernorm_backward                268      62    4 C n (2L) + 3 C n
+//     gelu_backward                     393      91    12 C n L
+//     attention_backward           59   393      91    7 products: 7 * 2 (T/2) C L;  12 C n L
+//     qk_norm_rope_backward             197      46    6 C n L
+//     adamw, gradient norm               69      16    34 bytes a parameter and batch
+//     all                        1481  2247    2301    at most 435,000 tokens/s, 77% of the time in products
+//
+// So products must run at cuBLAS's best and everything else touch memory as rarely as it can: each kernel below is fused
+// with its neighbour where that saves a pass, and says what it moves.
 
 #ifdef CUDA_EMU
 #include "test/cuda_emu.h"    // stands in for CUDA on a machine without a GPU, for the tests
@@ -366,6 +389,48 @@ static int head_lanes(int HS) {
     return lanes;
 }
 
+// x = (x - mean) * rstd over a head of HS values, n pairs a lane; returns rstd.
+__device__ inline float head_norm(float (&x)[2][W], int n, int HS, int lanes) {
+    float m = 0, r = 0;
+    for (int i = 0; i < W; i++) m += x[0][i] + x[1][i];
+    m = lanes_sum(m, lanes) / HS;
+    for (int i = 0; i < W; i++)
+        if (i < n) x[0][i] -= m, x[1][i] -= m, r += x[0][i] * x[0][i] + x[1][i] * x[1][i];
+    r = 1 / sqrtf(lanes_sum(r, lanes) / HS + 1e-6f);
+    for (int i = 0; i < W; i++) x[0][i] *= r, x[1][i] *= r;
+    return r;
+}
+
+// g, the gradient of weight * head_norm(x), becomes that of x; dw += g head_norm(x). As in layernorm_backward.
+__device__ inline void head_norm_backward(float (&g)[2][W], float (&dw)[2][W], float (&x)[2][W], const float *weight, int n, int HS, int lanes) {
+    float w[W], r = head_norm(x, n, HS, lanes), mean_g = 0, mean_gn = 0;
+    for (int part = 0; part < 2; part++) {
+        load(w, weight + part * (HS / 2), n);
+        for (int i = 0; i < W; i++) {
+            dw[part][i] += g[part][i] * x[part][i];
+            g[part][i] *= w[i];
+            mean_g += g[part][i];
+            mean_gn += g[part][i] * x[part][i];
+        }
+    }
+    mean_g = lanes_sum(mean_g, lanes) / HS, mean_gn = lanes_sum(mean_gn, lanes) / HS;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < W; i++) g[part][i] = r * (g[part][i] - mean_g - x[part][i] * mean_gn);
+}
+
+// partial (HS) = the block's sum of dw: the groups of a warp hold the same channels, and so do its four warps.
+__device__ inline void head_shares(float *partial, const float (&dw)[2][W], int i0, int HS, int lanes) {
+    __shared__ float shares[4][MAX_HS];
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < W; i++) {
+            float sum = dw[part][i];
+            for (int distance = 16; distance >= lanes; distance /= 2) sum += __shfl_xor_sync(ALL, sum, distance);
+            if ((int)threadIdx.x % 32 < lanes && i0 + i < HS / 2) shares[threadIdx.x / 32][part * (HS / 2) + i0 + i] = sum;
+        }
+    __syncthreads();
+    for (int i = threadIdx.x; i < HS; i += blockDim.x) partial[i] = shares[0][i] + shares[1][i] + shares[2][i] + shares[3][i];
+}
+
 // qk (B,T,2,NH,HS) = the q and k of qkv (B,T,3,NH,HS), normalised over HS where the weights (HS) are not NULL, then turned.
 // One pass for qk-norm and RoPE, q and k: moves 4 C values a token.
 template <class act>
@@ -380,15 +445,10 @@ __global__ void qk_norm_rope_forward_kernel(act *qk, const act *qkv, const float
     load(x[1], inp + half, n);
     if (q_weight) {                                                                       // [qk_norm
         const float *weight = (h < NH ? q_weight : k_weight) + i0;
-        float m = 0, r = 0;
-        for (int i = 0; i < W; i++) m += x[0][i] + x[1][i];
-        m = lanes_sum(m, lanes) / HS;
-        for (int i = 0; i < W; i++)
-            if (i < n) x[0][i] -= m, x[1][i] -= m, r += x[0][i] * x[0][i] + x[1][i] * x[1][i];
-        r = 1 / sqrtf(lanes_sum(r, lanes) / HS + 1e-6f);
+        head_norm(x, n, HS, lanes);
         for (int part = 0; part < 2; part++) {
             load(w, weight + part * half, n);
-            for (int i = 0; i < W; i++) x[part][i] = w[i] * (x[part][i] * r);
+            for (int i = 0; i < W; i++) x[part][i] *= w[i];
         }
     }                                                                                     // qk_norm]
     load(w, cosine + row % T * half + i0, n);
@@ -415,7 +475,6 @@ static void qk_norm_rope_forward(act *qk, const act *qkv, const float *q_weight,
 template <class act>
 __global__ void qk_norm_rope_backward_kernel(act *dqkv, float *partial, const act *qkv, const float *q_weight, const float *k_weight,
                                              const float *cosine, const float *sine, int rows, int T, int NH, int HS, int lanes) {
-    __shared__ float shares[4][MAX_HS];
     int C = NH * HS, half = HS / 2, i0 = threadIdx.x % lanes * W, heads = rows * NH, each = blockDim.x / lanes;
     float dw[2][W] = {};
     for (int first = blockIdx.x * each; first < heads; first += gridDim.x * each) {
@@ -433,42 +492,16 @@ __global__ void qk_norm_rope_backward_kernel(act *dqkv, float *partial, const ac
         }
         if (q_weight) {                                                                   // [qk_norm
             const float *weight = (blockIdx.y ? k_weight : q_weight) + i0;
-            float x[2][W], m = 0, r = 0, mean_g = 0, mean_gn = 0;
+            float x[2][W];
             load(x[0], qkv + at, n);
             load(x[1], qkv + at + half, n);
-            for (int i = 0; i < W; i++) m += x[0][i] + x[1][i];
-            m = lanes_sum(m, lanes) / HS;
-            for (int i = 0; i < W; i++)
-                if (i < n) x[0][i] -= m, x[1][i] -= m, r += x[0][i] * x[0][i] + x[1][i] * x[1][i];
-            r = 1 / sqrtf(lanes_sum(r, lanes) / HS + 1e-6f);
-            for (int part = 0; part < 2; part++) {
-                load(w, weight + part * half, n);
-                for (int i = 0; i < W; i++) {
-                    x[part][i] *= r;
-                    dw[part][i] += g[part][i] * x[part][i];
-                    g[part][i] *= w[i];
-                    mean_g += g[part][i];
-                    mean_gn += g[part][i] * x[part][i];
-                }
-            }
-            mean_g = lanes_sum(mean_g, lanes) / HS, mean_gn = lanes_sum(mean_gn, lanes) / HS;
-            for (int part = 0; part < 2; part++)
-                for (int i = 0; i < W; i++) g[part][i] = r * (g[part][i] - mean_g - x[part][i] * mean_gn);
+            head_norm_backward(g, dw, x, weight, n, HS, lanes);
         }                                                                                 // qk_norm]
         store(dqkv + at, g[0], n);
         store(dqkv + at + half, g[1], n);
     }
-    if (!q_weight) return;                                                                // [qk_norm
-    for (int part = 0; part < 2; part++)
-        for (int i = 0; i < W; i++) {    // the warp's groups have the same channels, then so have the warps
-            float sum = dw[part][i];
-            for (int distance = 16; distance >= lanes; distance /= 2) sum += __shfl_xor_sync(ALL, sum, distance);
-            if ((int)threadIdx.x % 32 < lanes && i < half - i0) shares[threadIdx.x / 32][part * half + i0 + i] = sum;
-        }
-    __syncthreads();
-    for (int i = threadIdx.x; i < HS; i += blockDim.x)
-        partial[((size_t)blockIdx.y * gridDim.x + blockIdx.x) * HS + i] = shares[0][i] + shares[1][i] + shares[2][i] + shares[3][i];
-}                                                                                         // qk_norm]
+    if (q_weight) head_shares(partial + ((size_t)blockIdx.y * gridDim.x + blockIdx.x) * HS, dw, i0, HS, lanes);    // [qk_norm]
+}
 
 template <class act>
 static void qk_norm_rope_backward(act *dqkv, float *dq_weight, float *dk_weight, bool adds, const act *qkv, const float *q_weight, const float *k_weight,
