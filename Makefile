@@ -1,6 +1,8 @@
 # make              train_gpt, for this machine
 # make train_gpt_cu the same in CUDA, for this machine's GPU; ARCH=sm_90, or ARCH="sm_80 sm_90": for those
-# make test         every check, after installing what it needs into build/venv
+# make test         every check, after installing what it needs into build/venv; train_gpt.cu's without a GPU
+# make test_gpu     train_gpt.cu's checks on this machine's GPU
+# make train_gpt_cu_emu the CUDA program on the CPU, slowly, by g++ alone
 # make bench        tokens a second, and how far that is from the machine's limit
 # make figures      the pictures of README.md, from runs made here
 # make show         the interventions and how many lines each has; make show-qk_norm prints them with the formula
@@ -52,9 +54,13 @@ build/venv/ready: test/requirements.txt | build
 	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
 	touch $@
 
-.PHONY: show grade test bench figures clean force
+.PHONY: show grade test test_gpu bench figures clean force
 test: train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q test
+
+# The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer where it is installed.
+test_gpu: train_gpt train_gpt_cu build/venv/ready
+	GPU=1 build/venv/bin/python -m pytest -q test/test_cuda.py
 
 bench: build/bench build/venv/ready
 	build/venv/bin/python test/bench.py
@@ -79,4 +85,4 @@ grade: build/venv/ready
 	@build/venv/bin/python test/course/grade.py '$(or $(DIR),.)' $(EXERCISE)
 
 clean:
-	rm -rf train_gpt train_gpt_cu build
+	rm -rf train_gpt train_gpt_cu train_gpt_cu_emu build

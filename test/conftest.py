@@ -41,13 +41,13 @@ def build(name, command, suffix=""):
     return result
 
 
-SANITIZE = "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize=bounds,object-size", "-fno-sanitize-recover=all"    # what AddressSanitizer finds too it reports with the kernel's name
+SANITIZE = "-O0", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=all"
 
 
 def build_emu(name, source, *flags, suffix=""):
     """Builds a .cu file over the stand-in for CUDA, as `make train_gpt_cu_emu` does."""
     cxx = shlex.split(os.environ.get("CXX", "g++"))
-    fast = () if "-g" in flags else ("-O3", "-march=native")
+    fast = () if "-O0" in flags else ("-O2", "-march=native")
     return build(name, [*cxx, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fno-strict-aliasing", "-rdynamic", "-DCUDA_EMU", *fast, *flags,
                         "-I", str(ROOT), "-x", "c++", str(source)], suffix)
 

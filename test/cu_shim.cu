@@ -1,7 +1,10 @@
 // train_gpt.cu as a library for the tests, with shim.c's functions. The tests see parameters, gradients and moments as
 // host memory: what they wrote goes to the device before each call, and what the call changed comes back after it.
+#ifndef PROGRAM
+#define PROGRAM "../train_gpt.cu"
+#endif
 #define main train_gpt_main
-#include "../train_gpt.cu"
+#include PROGRAM
 #undef main
 
 typedef struct {
@@ -19,6 +22,19 @@ static void move(Shim *s, cudaMemcpyKind kind) {
         check(cudaMemcpy(kind == cudaMemcpyHostToDevice ? device[i] : s->host[i], kind == cudaMemcpyHostToDevice ? s->host[i] : device[i],
                          s->g.num_parameters * sizeof(float), kind));
     if (kind == cudaMemcpyHostToDevice) gpt_weights(&s->g);
+}
+
+template <class T> static T *on_gpu(const T *host, size_t n) {    // a copy, or NaN where host is NULL
+    T *p = NULL;
+    check(cudaMalloc(&p, n * sizeof(T)));
+    if (host) check(cudaMemcpy(p, host, n * sizeof(T), cudaMemcpyHostToDevice));
+    else check(cudaMemset(p, 0xFF, n * sizeof(T)));
+    return p;
+}
+template <class T> static void to_host(T *host, T *p, size_t n) {    // and frees it
+    check(cudaDeviceSynchronize());
+    check(cudaMemcpy(host, p, n * sizeof(T), cudaMemcpyDeviceToHost));
+    check(cudaFree(p));
 }
 
 extern "C" {
@@ -65,8 +81,11 @@ double shim_forward(Shim *s, const int *inputs, const int *targets, int B, int T
     move(s, cudaMemcpyHostToDevice);
     s->B = B;
     gpt_batch(&s->g, inputs, targets, B, T);
-    gpt_forward(&s->g, s->g.inputs, B, T, 1);
-    gpt_loss(&s->g, s->g.targets, B, T, 0);
+    for (int b = 0; b < B; b += s->g.micro_batch) {
+        int n = least(s->g.micro_batch, B - b);
+        gpt_forward(&s->g, s->g.inputs + b * T, n, T, 1);
+        gpt_loss(&s->g, s->g.targets + b * T, n, T, 0);
+    }
     return s->loss = gpt_mean_loss(&s->g, &s->log_z);
 }
 
@@ -93,5 +112,22 @@ double shim_update(Shim *s, int step) {    // also reads the step's statistics
 double shim_max_attn_logit(Shim *s, int layer) { return s->stats.max_attn_logit[layer]; }
 double shim_act_rms(Shim *s, int i) { return s->stats.act_rms[i]; }
 double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
+
+void shim_layernorm_forward(float *out, float *mean, float *rstd, const float *inp, const float *weight, int rows, int C) {
+    size_t n = (size_t)rows * C;
+    float *y = on_gpu<float>(NULL, n), *m = on_gpu<float>(NULL, rows), *r = on_gpu<float>(NULL, rows), *x = on_gpu(inp, n), *w = on_gpu(weight, C);
+    layernorm_forward<float>(y, NULL, m, r, x, NULL, w, rows, C);
+    to_host(out, y, n), to_host(mean, m, rows), to_host(rstd, r, rows);
+    check(cudaFree(x)), check(cudaFree(w));
+}
+
+void shim_layernorm_backward(float *dinp, float *dweight, const float *dout, const float *inp, const float *weight, const float *mean, const float *rstd, int rows, int C) {
+    size_t n = (size_t)rows * C;
+    float *dx = on_gpu<float>(NULL, n), *dw = on_gpu<float>(NULL, C), *dy = on_gpu(dout, n), *x = on_gpu(inp, n), *w = on_gpu(weight, C);
+    float *m = on_gpu(mean, rows), *r = on_gpu(rstd, rows), *partial = on_gpu<float>(NULL, (size_t)ROW_BLOCKS * C);
+    layernorm_backward<float>(dx, NULL, dw, false, dy, x, w, m, r, partial, rows, C);
+    to_host(dinp, dx, n), to_host(dweight, dw, C);
+    check(cudaFree(dy)), check(cudaFree(x)), check(cudaFree(w)), check(cudaFree(m)), check(cudaFree(r)), check(cudaFree(partial));
+}
 
 }
