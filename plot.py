@@ -38,7 +38,7 @@ matplotlib.rcParams.update({"font.size": 10, "axes.titlesize": 11, "legend.fonts
                             "axes.axisbelow": True, "grid.color": "0.9", "axes.spines.top": False, "axes.spines.right": False,
                             "lines.linewidth": 1.5, "lines.markersize": 4.5, "savefig.dpi": 150, "svg.hashsalt": "plot.py"})
 GRIDS = [(3e-4, 3e-1), (3e-3, 3e-1)]    # of LR sensitivity: the paper's, and the part that short runs can train at
-HANDLING = "size out resume sample temperature eval_every log_every checkpoint_every".split()    # flags that leave a result as it is
+HANDLING = "size micro_batch out resume sample temperature eval_every log_every checkpoint_every".split()    # flags that leave a result as it is
 LOGIT_LIMIT, LOG_Z_LIMIT = 100, -5      # past these the trainer's diagnosis speaks (gpt.h)
 
 

@@ -541,9 +541,9 @@ template <class act, int N> struct Sums {
             }
         }
     }
-    __device__ void scale_rows(const float *factors) {    // (16)
+    __device__ void scale_rows(const float *factors) {    // (16,16), a row's all the same
         for (int i = 0; i < 4; i++) {
-            float factor = factors[threadIdx.x % 32 / 8 * 4 + i];
+            float factor = factors[(threadIdx.x % 32 / 8 * 4 + i) * 16];
             for (int j = 0; j < N / 8; j++) sum[i][j] *= factor;
         }
     }
@@ -574,9 +574,9 @@ template <int N> struct Sums<bf16, N> {
             }
         }
     }
-    __device__ void scale_rows(const float *factors) {    // as a matrix whose columns, 0 elements apart, are all `factors`
+    __device__ void scale_rows(const float *factors) {    // a fragment of them has its rows where the sums have theirs
         wmma::fragment<wmma::accumulator, 16, 16, 16, float> factor;
-        wmma::load_matrix_sync(factor, factors, 0, wmma::mem_col_major);
+        wmma::load_matrix_sync(factor, factors, 16, wmma::mem_row_major);
         for (int n = 0; n < N / 16; n++)
             for (int i = 0; i < (int)factor.num_elements; i++) sum[n].x[i] *= factor.x[i];
     }
@@ -639,7 +639,7 @@ __global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_
     __shared__ __align__(128) act k_tile[KT * LD];
     __shared__ __align__(128) act v_tile[KT * LD];
     __shared__ __align__(128) float scores[ROWS * SLD];
-    __shared__ __align__(128) float factors[ROWS];
+    __shared__ __align__(128) float factors[ROWS * 16];
     int C = NH * HS, lane = threadIdx.x % 32, warp = threadIdx.x / 32 * 16, column = lane % 2 * (KT / 2);
     int i0 = (gridDim.y - 1 - blockIdx.y) * ROWS, i = i0 + warp + lane / 2;    // the longest rows first; i: this lane's query
     size_t at = (size_t)(blockIdx.x / NH) * T, head = blockIdx.x % NH * HS;
@@ -679,9 +679,9 @@ __global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_
         sum = sum * factor + total + __shfl_xor_sync(ALL, total, 1);
         __syncwarp();
         store_scores<act>(row, column, p);
-        if (lane % 2 == 0) factors[warp + lane / 2] = factor;
+        for (int c = 0; c < 8; c++) factors[(warp + lane / 2) * 16 + lane % 2 * 8 + c] = factor;
         __syncwarp();
-        o.scale_rows(factors + warp);
+        o.scale_rows(factors + warp * 16);
         o.template add<false>((const act *)s, SLD_ACT, v_tile, LD, KT);
     }
     int c = blockIdx.z * CH;
