@@ -138,7 +138,8 @@ WRONG = {
         "long_products": wrong([0, 1, 2], ("k += KC, add = out)", "k += KC)"), says="600"),
     },
     "cuda": {
-        "tails": wrong([0, 1], *[("train_gpt.cu", f"    load(y, {name} + at, left);", f"    if (left < W) return;\n    load(y, {name} + at, left);") for name in ("inp", )], either=[4]),
+        "tails": wrong([0], ("train_gpt.cu", "    for (int i = 0; i < W; i++) {\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n        y[i] *=",
+                             "    if (left < W) return;\n    for (int i = 0; i < W; i++) {\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n        y[i] *="), says="perhaps fewer"),
         "no_product_rule": wrong([1, 4], ("train_gpt.cu", "d[i] *= (x > 0 ? 1 : e) * inverse + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x * x);", "d[i] *= (x > 0 ? 1 : e) * inverse;"), says="product rule"),
         "mean_of_squares": wrong([2, 3, 4], ("train_gpt.cu", "            if (c + i < C) x[j][i] -= m, r += x[j][i] * x[j][i];", "            if (c + i < C) r += x[j][i] * x[j][i], x[j][i] -= m;")),
         "no_barrier": wrong([2, 3, 4], ("train_gpt.cu", "    m = row_sum(m) / C;\n", "    __shared__ float t[1024];\n    t[threadIdx.y * blockDim.x + threadIdx.x] = m, m = 0;\n"
@@ -222,7 +223,7 @@ def test_exercise(name, tmp_path):
         for flag, first, last in show.chunks(show.read(file), file):
             if flag in ex.get("flags", (name,)) and flag in (name, *ex.get("flags", ())):
                 lines = [show.unmarked(line).strip() for line in show.read(file).splitlines()[first - 1:last]]
-                assert not any(line in changed[file] for line in lines if len(line) > 24), lines
+                assert not any(line in changed[file] for line in lines if len(line) > 24 and not line.endswith("{")), lines
     assert name in ("cuda", "attention_backward", "matmul") or f"[{name}" not in text.replace(f"[{name}] TO WRITE", "")
     assert len((folder / "README.md").read_text().splitlines()) < 70
     kit = {path.name for path in (folder / "kit").iterdir()}

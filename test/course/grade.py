@@ -236,6 +236,10 @@ class Student:
 
 # ---- comparing
 
+def in_float(x):
+    return x.astype(np.float32).astype(np.float64)
+
+
 def shown(cfg):
     return " ".join(f"-{n} {v}" for n, v in cfg.items() if ref.CONFIG.get(n) != v and not n.startswith("wrong_")) or "the defaults"
 
@@ -268,7 +272,7 @@ def expect(right, found, cfg, mistakes, hint, tolerance=1e-6, prefix=""):
     name, i, wanted, got = at
     text = f"{prefix}{place(name, i)}: expected {wanted:.6g}, found {got:.6g} (with {shown(cfg)})"
     if not np.isfinite(got):
-        raise Wrong(f"{text}. Not a number: memory that was not written, a division by 0, or the logarithm or root of a negative number")
+        raise Wrong(f"{text}. Not a number: memory that was not written, a division by 0, or the logarithm or root of a negative number. {hint}")
     for change, words in mistakes:
         other = {**cfg, **change}
         if other != cfg and ref.shapes(other) == ref.shapes(cfg):
@@ -500,7 +504,7 @@ def products(s, shapes, program="double"):
     for M, N, K, ta, tb, add in shapes:
         a, b, plus = s.rng.standard_normal((M, K)), s.rng.standard_normal((K, N)), s.rng.standard_normal((M, N))
         if program != "double":
-            a, b, plus = (np.float64(np.float32(x)) for x in (a, b, plus))
+            a, b, plus = map(in_float, (a, b, plus))
         jobs += [np.array([M, N, K, ta, tb, add]), (a.T if ta else a).ravel(), (b.T if tb else b).ravel()] + [plus.ravel()] * add
         wanted.append(a @ b + add * plus)
     flat, seconds = s.answer(sum(w.size for w in wanted), "multiply", len(shapes), ref.CONFIG, np.concatenate(jobs), program)
@@ -520,16 +524,16 @@ def multiply_right(s, ex):
 
 def multiply_speed(s, ex, least=10):
     """Processor time of the same products by the naive loops and by the student's, taken in turns; medians."""
-    if "speed" not in s.__dict__:
+    if not hasattr(s, "speed"):
         s.build("float", "-O3")
         shutil.copy(kit_file("naive.c"), s.place)
         run([*shlex.split(os.environ.get("CC", "cc")), "-O3", "-march=native", "-o", "naive", "naive.c"], cpu=60, files=64 << 20, processes=1, cwd=s.place)
         (s.place / "naive").chmod(0o755)
         times = ([], [])
         for _ in range(3):
-            shapes = [(320, 320, 320, 0, 0, 0), (320, 320, 320, 0, 1, 0), (320, 320, 320, 1, 0, 0)]
+            shapes = [(576, 576, 576, 0, 0, 0), (576, 576, 576, 0, 1, 0)]
             times[1].append(products(s, shapes, "float"))
-            numbers = [x for shape in shapes for x in (np.array(shape), s.rng.standard_normal(2 * 320 * 320))]
+            numbers = [x for shape in shapes for x in (np.array(shape), s.rng.standard_normal(2 * 576 * 576))]
             times[0].append(run([str(s.place / "naive"), "FD", str(len(shapes))], np.concatenate(numbers).tobytes(), answer=True)[1])
         s.speed = float(np.median(times[0]) / np.median(times[1]))
     claim(s.speed >= least, f"{s.speed:.1f} times as fast as the naive loops", f"expected {least} times. Let the innermost loop run along rows; keep a tile of sums in registers; copy what is read often to where it lies in order")
@@ -551,7 +555,7 @@ def gelu_value(x):
 
 def kernel_gelu_forward(s, ex):
     for n in 1, 8, 1000, 5003:
-        x = np.float64(np.float32(s.rng.standard_normal((1, n)) * 3))
+        x = in_float(s.rng.standard_normal((1, n)) * 3)
         found = kernel(s, "gelu_forward", [x], n, "forward")
         expect(lambda c: {"out": gelu_value(x[0])}, {"out": found}, {**ref.CONFIG}, [], f"gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), of {n} values here. A thread has W of them, the last thread perhaps fewer", 1e-5)
     x = np.array([[-1e6, -100.0, 0, 100, 1e6, 0, 0, 0]])
@@ -561,14 +565,14 @@ def kernel_gelu_forward(s, ex):
 
 def kernel_gelu_backward(s, ex):
     for n in 1, 8, 5003:
-        x, d = (np.float64(np.float32(s.rng.standard_normal((1, n)) * 3)) for _ in "xd")
+        x, d = in_float(s.rng.standard_normal((2, 1, n)) * 3)
         found = kernel(s, "gelu_backward", [d, x], n, "forward")
         slope = (gelu_value(x + 1e-5) - gelu_value(x - 1e-5)) / 2e-5
         expect(lambda c: {"dinp": (slope * d)[0]}, {"dinp": found}, {**ref.CONFIG}, [], "dinp = dout * gelu'(inp): by the product rule, gelu'(x) = s + x s (1 - s) (2u)' with s = 1/(1 + exp(-2u))", 1e-4)
 
 
 def layernorm_case(s, rows, C, order):
-    x, w = np.float64(np.float32(s.rng.standard_normal((rows, C)) + 2)), np.float64(np.float32(1 + 0.3 * s.rng.standard_normal(C)))
+    x, w = in_float(s.rng.standard_normal((rows, C)) + 2), in_float(1 + 0.3 * s.rng.standard_normal(C))
     found = kernel(s, "layernorm_forward", [x, w], rows * C, order).reshape(rows, C)
     y = x - x.mean(1, keepdims=True)
     expect(lambda c: {"out": y / np.sqrt((y * y).mean(1, keepdims=True) + 1e-6) * w}, {"out": found}, {**ref.CONFIG}, [],

@@ -3,8 +3,12 @@
 #include <stdlib.h>
 
 static void get(float *x, size_t n) {
-    double y;
-    for (size_t i = 0; i < n && fread(&y, sizeof y, 1, stdin) == 1; i++) x[i] = (float)y;
+    static double y[4096];
+    for (size_t m; n; x += m, n -= m) {
+        m = fread(y, sizeof *y, n < 4096 ? n : 4096, stdin);
+        if (!m) exit(1);
+        for (size_t i = 0; i < m; i++) x[i] = (float)y[i];
+    }
 }
 
 int main(int argc, char **argv) {
