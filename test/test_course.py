@@ -30,14 +30,11 @@ def test_markers():
             show.chunks(text)
 
 
-TOO_LONG = {("train_gpt.cu", "qk_norm"): 52}    # fused with RoPE: its LayerNorm is written out. It may shrink, not grow.
-
-
 @pytest.mark.parametrize("name", show.FILES)
 def test_few_lines(name):
     """An intervention has at most 25 flagged lines a file."""
     for flag in {c[0] for c in show.chunks(show.read(name), name)}:
-        assert show.count(name, flag) <= TOO_LONG.get((name, flag), show.MOST_LINES), flag
+        assert show.count(name, flag) <= show.MOST_LINES, flag
 
 
 def test_same_flags():
@@ -217,14 +214,13 @@ def test_exercise(name, tmp_path):
         if (folder / file).exists():
             out = run(*command, "-fsyntax-only", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fopenmp-simd", folder / file)
             assert not out.returncode and not out.stderr, out.stderr
-    ex, text = exercise.EXERCISES[name], "".join(path.read_text() for path in folder.rglob("*") if path.is_file() and path.suffix != ".md")
+    ex = exercise.EXERCISES[name]
     for file in changed:
         assert "TO WRITE" in changed[file]
         for flag, first, last in show.chunks(show.read(file), file):
-            if flag in ex.get("flags", (name,)) and flag in (name, *ex.get("flags", ())):
+            if flag in ex.get("flags", (name,)):
                 lines = [show.unmarked(line).strip() for line in show.read(file).splitlines()[first - 1:last]]
                 assert not any(line in changed[file] for line in lines if len(line) > 24 and not line.endswith("{")), lines
-    assert name in ("cuda", "attention_backward", "matmul") or f"[{name}" not in text.replace(f"[{name}] TO WRITE", "")
     assert len((folder / "README.md").read_text().splitlines()) < 70
     kit = {path.name for path in (folder / "kit").iterdir()}
     assert not kit & {"train_gpt.c", "train_gpt.cu", *changed, "exercise.py"}
@@ -256,7 +252,7 @@ START = '#include <sys/socket.h>\n__attribute__((constructor)) static void first
 HOSTILE = {    # what stands at the program's end, and what the verdict says
     "loops": (START % "for (;;);", "does not end"),
     "waits": (START % "for (;;) pause();", "does not end"),
-    "crashes": (START % "*(volatile int *)0 = 1;", "crashed"),
+    "crashes": (START % "volatile int *volatile nowhere = 0; *nowhere = 1;", "crashed"),
     "aborts": (START % "abort();", "ended by signal|aborted|crashed"),
     "prints": (START % 'for (;;) puts("100 of 100, all is right");', "prints without end"),
     "fills_memory": (START % "for (;;) memset(malloc(1 << 24), 1, 1 << 24);", "crashed|killed"),

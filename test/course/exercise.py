@@ -29,7 +29,7 @@ EXERCISES = {
              "scaled with q_weight or k_weight (HS). lanes_sum sums over the group.", "(void)q_weight, (void)k_weight, (void)NH;"),
             ("qk-norm, backward: g[0], g[1] become the gradient of what was normalised (mean and rstd are computed again from qkv), dw[0], dw[1] collect g * n for the scale.",
              "(void)qkv, (void)k_weight;"),
-            ("qk-norm, the scale's gradient: where q_weight is not NULL, the block's sum of dw over its groups goes to partial (2,blocks,HS).", "(void)q_weight, (void)partial, (void)dw, (void)shares;\n}"),
+            ("qk-norm, the scale's gradient: where q_weight is not NULL, the block's sum of dw over its groups goes to partial (2,blocks,HS).", "(void)q_weight, (void)partial, (void)dw;"),
             ("qk-norm: dq_weight = the sum over partial's rows", ""), ("and dk_weight", "(void)dq_weight, (void)dk_weight, (void)adds;"),
             ("qk-norm: this layer's Q_NORM and K_NORM where cfg.qk_norm is 1", ""), ("qk-norm: this layer's Q_NORM and K_NORM where cfg.qk_norm is 1", "")]},
         plot="./train_gpt -lr -qk_norm 0 -out runs/off and ./train_gpt -lr -qk_norm 1 -out runs/on: loss and largest attention logit against the learning rate",
@@ -131,7 +131,7 @@ def commented(text, indent, width=118):
 
 
 def indented(code, indent):
-    return "".join("\n" + (indent + line if line.strip() != "}" or code.strip() != "}" else line) for line in code.splitlines())
+    return "".join("\n" + indent + line for line in code.splitlines())
 
 
 def cut_chunks(text, flags, pieces, name):
@@ -141,8 +141,6 @@ def cut_chunks(text, flags, pieces, name):
     for (flag, first, last), (comment, stub) in reversed(list(zip(chunks, pieces))):
         indent = re.match(r" *", lines[first - 1])[0]
         code = indented(stub, indent)
-        if stub.endswith("\n}"):    # the chunk held the end of its function
-            code = code[:-len(indent) - 1] + "}"
         lines[first - 1:last] = [commented(f"[{flag}] TO WRITE: {comment}", indent) + code]
     return "\n".join(lines)
 
