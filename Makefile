@@ -65,12 +65,14 @@ test_gpu: train_gpt train_gpt_cu build/venv/ready
 bench: build/bench build/venv/ready
 	build/venv/bin/python test/bench.py
 
-# README.md's picture: four sizes, without and with qk-norm. About four minutes on two cores.
+# README.md's pictures: the paper's experiments at laptop scale (experiment:seeds), and z_loss once more in long runs. About
+# three quarters of an hour on two cores; what is finished is not run again.
+EXPERIMENTS = qk_norm:3 predict_logits:3 z_loss:1 warmup:1 weight_decay:1 depth_width:1 mu_param:1 coord_check:3 predict_eps:1 steps:1 batch:1 beta2:1 clip:1
 figures: train_gpt build/venv/ready
-	for qk_norm in 0 1; do for heads in 1 2 4 6; do \
-		./train_gpt -lr -qk_norm $$qk_norm -heads $$heads -d $$((16 * $$heads)) -out runs/figures/d$$((16 * $$heads))_qk_norm$$qk_norm || exit 1; \
-	done; done
-	build/venv/bin/python plot.py runs/figures/* -o figures
+	for e in $(EXPERIMENTS); do ./sweep.sh $${e%:*} -seeds $${e#*:} -out runs/figures/$${e%:*} || exit 1; done
+	build/venv/bin/python plot.py runs/figures -o figures
+	./sweep.sh z_loss -out runs/z_loss_long -- -d 32 -lr 1e-1,3e-1 -z_loss 0,1e-4 -wd 0,1e-4 -steps 20000 -log_every 50
+	build/venv/bin/python plot.py runs/z_loss_long -o build && mv build/z_loss.png figures/z_loss_long.png
 
 show:
 	@python3 test/course/show.py
