@@ -53,6 +53,7 @@ void *shim_new(int argc, char **argv) {
 
 void shim_free(Shim *s) {
     gpt_free(&s->g);
+    stream = NULL;    // a layer alone runs on the default stream
     for (int i = 0; i < 4; i++) free(s->host[i]);
     free(s);
 }

@@ -5,8 +5,8 @@
 //
 // What there is
 //   Kernels: __global__ functions without `static`, started by cudaLaunchKernelEx; threadIdx, blockIdx, blockDim, gridDim;
-//     __shared__ arrays; __syncthreads; __syncwarp, __shfl_sync and __shfl_xor_sync by whole warps; vectors such as float4;
-//     bf16 as a format to store numbers in; wmma's 16 x 16 x 16 bf16 fragments with float sums.
+//     __shared__ arrays; __syncthreads; __syncwarp, __shfl_sync and __shfl_xor_sync by whole warps; float4, uint4; bf16 as a
+//     format to store numbers in; wmma's 16 x 16 x 16 bf16 fragments with float sums.
 //   Host: device and pinned memory, copies, one stream, events, graphs captured from the stream, cuBLAS's GemmEx in float
 //     and bf16.
 // What it looks for
@@ -61,7 +61,6 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #ifdef __SANITIZE_ADDRESS__
@@ -72,21 +71,11 @@
 
 struct dim3 { unsigned x, y, z; constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {} };
 struct uint3 { unsigned x, y, z; };
-#define CUDA_EMU_VECTOR(type, name, n, ...) \
-    struct alignas(sizeof(type) * n) name { type __VA_ARGS__; };
-CUDA_EMU_VECTOR(float, float2, 2, x, y)
-CUDA_EMU_VECTOR(float, float4, 4, x, y, z, w)
-CUDA_EMU_VECTOR(int, int4, 4, x, y, z, w)
-CUDA_EMU_VECTOR(unsigned, uint2, 2, x, y)
-CUDA_EMU_VECTOR(unsigned, uint4, 4, x, y, z, w)
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 
 static uint3 threadIdx, blockIdx;
 static dim3 blockDim, gridDim;
-// Macros, since the C library declares functions of some of these names.
-#define __expf(x) expf(x)
-#define __logf(x) logf(x)
-#define __fdividef(x, y) ((x) / (y))
-#define rsqrtf(x) (1.0f / sqrtf(x))
 
 // ---------------------------------------------------------------------------
 // Threads: fibers that a scheduler resumes one by one
@@ -461,11 +450,10 @@ void mma_sync(fragment<accumulator, 16, 16, 16, float> &d, const fragment<matrix
 
 enum cudaError_t {
     cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInitializationError = 3, cudaErrorInvalidConfiguration = 9,
-    cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100, cudaErrorInvalidDevice = 101, cudaErrorInvalidResourceHandle = 400, cudaErrorInvalidDeviceFunction = 98,
-    cudaErrorNoKernelImageForDevice = 209, cudaErrorNotSupported = 801, cudaErrorStreamCaptureUnsupported = 900, cudaErrorUnknown = 999,
+    cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100, cudaErrorInvalidDevice = 101, cudaErrorInvalidResourceHandle = 400, cudaErrorStreamCaptureUnsupported = 900, cudaErrorUnknown = 999,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 struct cudaLaunchAttribute;
 struct cudaLaunchConfig_t { dim3 gridDim, blockDim; size_t dynamicSmemBytes; struct cuda_emu_stream *stream; cudaLaunchAttribute *attrs; unsigned numAttrs; };
@@ -596,7 +584,6 @@ inline cudaError_t cudaGetLastError() { cudaError_t e = cuda_emu::last_error; cu
 
 inline cudaError_t cudaGetDeviceCount(int *count) { *count = 0; CUDA_EMU_CALL(false); *count = 1; return cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) { CUDA_EMU_CALL(false); return cuda_emu::result(device ? cudaErrorInvalidDevice : cudaSuccess); }
-inline cudaError_t cudaGetDevice(int *device) { CUDA_EMU_CALL(false); *device = 0; return cudaSuccess; }
 inline cudaError_t cudaDriverGetVersion(int *version) { *version = strcmp(cuda_emu::devices(), "old") ? 13000 : 10000; return cudaSuccess; }
 inline cudaError_t cudaRuntimeGetVersion(int *version) { *version = 13000; return cudaSuccess; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
@@ -744,9 +731,9 @@ enum cublasStatus_t { CUBLAS_STATUS_SUCCESS = 0, CUBLAS_STATUS_NOT_INITIALIZED =
 enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
 typedef cudaDataType_t cudaDataType;
-enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_32F_PEDANTIC = 69 };
+enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68 };
 enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1 };
-enum cublasMath_t { CUBLAS_DEFAULT_MATH = 0, CUBLAS_PEDANTIC_MATH = 2, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16 };
+enum cublasMath_t { CUBLAS_DEFAULT_MATH = 0, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16 };
 typedef struct cuda_emu_blas { cudaStream_t stream; } *cublasHandle_t;
 
 namespace cuda_emu {

@@ -203,7 +203,7 @@ def test_memory_just_enough(kernels):
     ("__global__ void k(float *x) { atomicAdd(x, 1.0f); }", "atomicAdd"), ("__constant__ float c[4];", "__constant__"),
     ("__managed__ float c;", "__managed__"), ("extern __shared__ float s[];", "conflicting specifiers"),
     ("__device__ float f(float x) { return __shfl_xor_sync(~0u, x, 1, 16); }", "__shfl_xor_sync"),
-    ("__device__ float f(float2 x) { return __shfl_xor_sync(~0u, x, 1).x; }", "shuffles of this type"),
+    ("__device__ float f(float4 x) { return __shfl_xor_sync(~0u, x, 1).x; }", "shuffles of this type"),
     ("__device__ __nv_bfloat16 f(__nv_bfloat16 x) { return x + x; }", "operator+"),
     ("__device__ float f(__nv_bfloat16 x) { return x; }", "cannot convert"),
     ("void f() { cudaMallocManaged(0, 4); }", "cudaMallocManaged"), ("void f() { cudaDeviceReset(); }", "cudaDeviceReset"),
