@@ -56,7 +56,7 @@ build/venv/ready: test/requirements.txt | build
 
 .PHONY: show grade test test_gpu bench figures clean force
 test: train_gpt build/venv/ready
-	build/venv/bin/python -m pytest -q test
+	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
 
 # The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer where it is installed.
 test_gpu: train_gpt train_gpt_cu build/venv/ready

@@ -272,9 +272,9 @@ run_all() {    # PLAN: those of its runs that are not finished; first those that
     declare -A busy=()
     [ "$on" = local ] || hosts=(--sshloginfile "$on" --workdir "$PWD")
     for pass in skip wait; do
-        unfinished "$1" | while IFS=$'\t' read -r name flags; do
+        if [ "$pass" = skip ]; then unfinished "$1"; else cut -f 3,4 "$1"; fi | while IFS=$'\t' read -r name flags; do
             [ "$pass" = wait ] && [ -z "${busy[$name]-}" ] || printf '%s\t%s\n' "$name" "$flags"
-        done >"$scratch/todo"
+        done >"$scratch/todo"    # those that the other sweep had, finished since or not: each is waited for and counted
         [ -s "$scratch/todo" ] && [ -z "$interrupted" ] || return
         # A session of its own: Ctrl-C is for this script alone, which ends the rest in order.
         exec 3< <(exec setsid parallel --will-cite --quote --line-buffer --colsep '\t' --termseq "$TERMSEQ" --jobs "$jobs" "${hosts[@]}" \
