@@ -70,7 +70,7 @@ enum { VECTOR_BYTES = 16, MR = 8 };
 #else
 enum { VECTOR_BYTES = 16, MR = 6 };
 #endif
-enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 512, NC = 8 * NR, MC = 24 * MR };
+enum { VL = VECTOR_BYTES / (int)sizeof(real), NR = 2 * VL, KC = 512, NC = 8 * NR, MC = 12 * MR };
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 // The largest, the sum and the sum of products of rows of n values, in the lanes of a vector and then halved: short
@@ -175,7 +175,7 @@ static Matrix flip(Matrix m) { Matrix t = {m.data, m.col, m.row}; return t; }
 // every tile of rows of a passes over it; blocks of a transposed a, whose rows are far apart, are packed too.
 static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix b, int M, int N, int K) {
     static _Thread_local real b_block[KC * NC] __attribute__((aligned(64))), a_block[KC * MC] __attribute__((aligned(64)));
-    int a_apart = a.col != 1 && N > 2 * NR && M > MC, b_as_is = b.col == 1 && N % VL == 0 && M <= MC;    // too few rows to repay the copy
+    int a_apart = a.col != 1 && N > 2 * NR && M > 2 * MC, b_as_is = b.col == 1 && N % VL == 0 && M <= MC;    // too few rows to repay the copy
     for (int k = 0; k < K; k += KC, add = out)    // each block of k adds to the one before
         for (int j = 0; j < N; j += NC) {
             int depth = least(KC, K - k), width = least(NC, N - j);
