@@ -532,4 +532,10 @@ static void dataloader_free(DataLoader *loader) {
     free(loader->language);
 }
 
+// How many windows of T tokens of the validation part the loss is the mean of.
+static int64_t eval_windows(const Config *cfg, const DataLoader *loader) {
+    int64_t windows = cfg->eval_tokens / cfg->T > 0 ? cfg->eval_tokens / cfg->T : 1;
+    return windows < loader->val_windows ? windows : loader->val_windows;
+}
+
 #endif

@@ -1505,6 +1505,17 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int 
     return interrupted ? 128 + interrupted : failed ? FAILED : 0;
 }
 
+// Rotary positions (Su et al. 2021): at position t the pair (i, i + HS/2) of a head turns by the angle
+// t * 10000^(-2i/HS). cosine, sine (T,HS/2).
+static void rope_table(real *cosine, real *sine, int T, int HS) {
+    for (int t = 0; t < T; t++)
+        for (int i = 0; i < HS / 2; i++) {
+            double angle = t * pow(10000, -2.0 * i / HS);
+            cosine[t * (HS / 2) + i] = (real)cos(angle);
+            sine[t * (HS / 2) + i] = (real)sin(angle);
+        }
+}
+
 // A token drawn from softmax(logits / temperature) (V); at temperature 0 the likeliest.
 static int sample_token(const real *logits, int V, double temperature, uint64_t *random) {
     int best = 0;
@@ -1516,6 +1527,24 @@ static int sample_token(const real *logits, int V, double temperature, uint64_t 
     for (int i = 0; i < V; i++)
         if ((target -= exp((logits[i] - logits[best]) / temperature)) < 0) return i;
     return best;
+}
+
+// Writes -sample tokens, each drawn from the logits that logits_after(model, context, used) gives for the token after the first
+// `used` of context: bytes as they are, the tokens of a larger vocabulary as numbers.
+static void sample_text(const Config *cfg, const real *(*logits_after)(void *, const int *, int), void *model) {
+    int T = cfg->T, V = cfg->vocab, *context = (int *)allocate((size_t)T, sizeof(int)), used = 1;
+    uint64_t random = (uint64_t)cfg->seed;
+    context[0] = V <= 256 ? '\n' % V : V - 1;    // a text starts with a line; GPT-2's texts with its last token
+    for (int i = 0; i < cfg->sample; i++) {
+        int token = sample_token(logits_after(model, context, used), V, cfg->temperature / mu_logit_scale(cfg), &random);
+        if (V <= 256) putchar(token);
+        else printf("%d ", token);
+        if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
+        else used++;
+        context[used - 1] = token;
+    }
+    putchar('\n');
+    free(context);
 }
 
 #endif

@@ -309,17 +309,7 @@ static void layernorm_backward(real *dinp, const real *add, real *dweight, const
         for (int j = 0; j < C; j++) dweight[j] += partial[(size_t)c * 3 * C + j];
 }
 
-// Rotary positions (Su et al. 2021): at position t the pair (i, i + HS/2) of a head turns by the angle
-// t * 10000^(-2i/HS). cosine, sine (T,HS/2); out, inp (B,T,NH,HS). out may be inp.
-static void rope_table(real *cosine, real *sine, int T, int HS) {
-    for (int t = 0; t < T; t++)
-        for (int i = 0; i < HS / 2; i++) {
-            double angle = t * pow(10000, -2.0 * i / HS);
-            cosine[t * (HS / 2) + i] = (real)cos(angle);
-            sine[t * (HS / 2) + i] = (real)sin(angle);
-        }
-}
-
+// Rotary positions: rope_table in gpt.h. out, inp (B,T,NH,HS). out may be inp.
 static void rope_turn(real *out, const real *inp, const real *cosine, const real *sine, real direction, int B, int T, int NH, int HS) {
     int half = HS / 2;
     #pragma omp parallel for
@@ -740,11 +730,6 @@ static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *i
     return isnan(sum) ? INFINITY : sum;    // NAN is for a loss that was not looked at
 }
 
-static int64_t eval_windows(const Config *cfg, const DataLoader *loader) {
-    int64_t windows = cfg->eval_tokens / cfg->T > 0 ? cfg->eval_tokens / cfg->T : 1;
-    return windows < loader->val_windows ? windows : loader->val_windows;
-}
-
 // Dies of what would stop each of so many runs at a time (data, memory) before any file is touched; returns the
 // memory of one in bytes.
 static double check_runs(const Config *cfg, int jobs) {
@@ -809,26 +794,20 @@ static int train(const Config *flags, int threads, Progress *progress) {
     return status;
 }
 
-// Writes tokens drawn from the model saved in -out: bytes as they are, the tokens of a larger vocabulary as numbers.
+// The logits (V) of what follows the first `used` tokens of context.
+static const real *logits_after(void *model, const int *context, int used) {
+    GPT *g = (GPT *)model;
+    gpt_forward(g, context, 1, used, 0);
+    return g->logits + (size_t)(used - 1) * g->V;
+}
+
+// Writes tokens drawn from the model saved in -out.
 static void sample(const Config *cfg) {
-    int T = cfg->T, V = cfg->vocab, *context = (int *)allocate((size_t)T, sizeof(int)), used = 1;
     GPT g;
-    gpt_init(&g, cfg, V, 1, T);
+    gpt_init(&g, cfg, cfg->vocab, 1, cfg->T);
     checkpoint_load(cfg, g.table, g.params, g.m, g.v);
-    uint64_t random = (uint64_t)cfg->seed;
-    context[0] = V <= 256 ? '\n' % V : V - 1;    // a text starts with a line; GPT-2's texts with its last token
-    for (int i = 0; i < cfg->sample; i++) {
-        gpt_forward(&g, context, 1, used, 0);
-        int token = sample_token(g.logits + (size_t)(used - 1) * V, V, cfg->temperature / mu_logit_scale(cfg), &random);
-        if (V <= 256) putchar(token);
-        else printf("%d ", token);
-        if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
-        else used++;
-        context[used - 1] = token;
-    }
-    putchar('\n');
+    sample_text(cfg, logits_after, &g);
     gpt_free(&g);
-    free(context);
 }
 
 int main(int argc, char **argv) {

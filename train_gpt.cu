@@ -369,17 +369,6 @@ static void layernorm_backward(act *dinp, const act *add, float *dweight, bool a
     sum_rows(dweight, adds, partial, grid, C);
 }
 
-// Rotary positions (Su et al. 2021): at position t the pair (i, i + HS/2) of a head turns by the angle
-// t * 10000^(-2i/HS). cosine, sine (T,HS/2).
-static void rope_table(float *cosine, float *sine, int T, int HS) {
-    for (int t = 0; t < T; t++)
-        for (int i = 0; i < HS / 2; i++) {
-            double angle = t * pow(10000, -2.0 * i / HS);
-            cosine[t * (HS / 2) + i] = (float)cos(angle);
-            sine[t * (HS / 2) + i] = (float)sin(angle);
-        }
-}
-
 // A head's q or k is kept in the registers of a group of lanes, each with W pairs (i, i + HS/2): normalised, turned and
 // written after it was read once. The group is a power of 2, so that a warp holds whole groups.
 enum { MAX_HS = 2 * 32 * W, HEAD_BLOCKS = 3 * 132 };
@@ -1459,11 +1448,6 @@ static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *i
     return isnan(sum) ? INFINITY : sum;    // NAN is for a loss that was not looked at
 }
 
-static int64_t eval_windows(const Config *cfg, const DataLoader *loader) {
-    int64_t windows = cfg->eval_tokens / cfg->T > 0 ? cfg->eval_tokens / cfg->T : 1;
-    return windows < loader->val_windows ? windows : loader->val_windows;
-}
-
 // One run from its flags to its files; returns the exit status.
 static int train(const Config *flags, int threads, Progress *progress) {
     int B = flags->batch, T = flags->T;
@@ -1515,36 +1499,28 @@ static int train(const Config *flags, int threads, Progress *progress) {
     return status;
 }
 
-// Writes tokens drawn from the model saved in -out: bytes as they are, the tokens of a larger vocabulary as numbers.
+// The logits (V) of what follows the first `used` tokens of context.
+static const float *logits_after(void *model, const int *context, int used) {
+    GPT *g = (GPT *)model;
+    size_t V = g->V, at = (size_t)(used - 1) * g->row;
+    static float *logits = (float *)allocate(V, sizeof(float));
+    static bf16 *rounded_logits = (bf16 *)allocate(V, sizeof(bf16));
+    gpt_batch(g, context, context, 1, used);
+    gpt_forward(g, g->inputs, 1, used, 0);
+    if (g->cfg.dtype == FP32) from_gpu(logits, (float *)g->logits + at, V * sizeof(float));
+    else from_gpu(rounded_logits, (bf16 *)g->logits + at, V * sizeof(bf16));
+    for (size_t j = 0; j < V && g->cfg.dtype == BF16; j++) logits[j] = __bfloat162float(rounded_logits[j]);
+    return logits;
+}
+
+// Writes tokens drawn from the model saved in -out.
 static void sample(const Config *cfg) {
-    int T = cfg->T, V = cfg->vocab, *context = (int *)allocate((size_t)T, sizeof(int)), used = 1;
     GPT g;
     State state;
-    gpt_init(&g, cfg, V, 1, T);
+    gpt_init(&g, cfg, cfg->vocab, 1, cfg->T);
     gpt_load(&g, &state);
-    uint64_t random = (uint64_t)cfg->seed;
-    float *logits = (float *)allocate((size_t)V, sizeof(float));
-    bf16 *rounded_logits = (bf16 *)allocate((size_t)V, sizeof(bf16));
-    context[0] = V <= 256 ? '\n' % V : V - 1;    // a text starts with a line; GPT-2's texts with its last token
-    for (int i = 0; i < cfg->sample; i++) {
-        size_t at = (size_t)(used - 1) * g.row;
-        gpt_batch(&g, context, context, 1, used);
-        gpt_forward(&g, g.inputs, 1, used, 0);
-        if (g.cfg.dtype == FP32) from_gpu(logits, (float *)g.logits + at, 4.0 * V);
-        else from_gpu(rounded_logits, (bf16 *)g.logits + at, 2.0 * V);
-        for (int j = 0; j < V && g.cfg.dtype == BF16; j++) logits[j] = __bfloat162float(rounded_logits[j]);
-        int token = sample_token(logits, V, cfg->temperature / mu_logit_scale(cfg), &random);
-        if (V <= 256) putchar(token);
-        else printf("%d ", token);
-        if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
-        else used++;
-        context[used - 1] = token;
-    }
-    putchar('\n');
+    sample_text(cfg, logits_after, &g);
     gpt_free(&g);
-    free(context);
-    free(logits);
-    free(rounded_logits);
 }
 
 // How many of so many runs the GPU takes at a time, and in *bytes the memory of one. Dies of what would stop each of them
