@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # sweep.sh: the paper's experiments, each of them many runs of the trainer; -h lists them.
 set -u -o pipefail
-export LC_ALL=C
+export LC_ALL=C PARALLEL_SHELL=/bin/bash    # not the user's shell, which may be unset or read quotes in its own way
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 SELF=$HERE/sweep.sh
 

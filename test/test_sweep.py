@@ -435,11 +435,11 @@ def test_a_prediction_that_fails_keeps_the_held_out_runs_back(predictor, tmp_pat
 # Other machines
 
 def test_hosts(few, tmp_path):
-    """Two names of this machine, through an ssh that runs the command here."""
+    """Two names of this machine, through an ssh that runs the command here, and no shell in the environment."""
     hosts, log = tmp_path / "hosts", tmp_path / "log"
     hosts.write_text("2/one\n2/two\n")
     ssh = script(tmp_path / "ssh", f'while [[ $1 == -* ]]; do shift; done; echo "$1" >>{log}; shift; [[ $1 != -- ]] || shift; exec bash -c "$*"')
-    sweep(tmp_path / "x", "-on", hosts, "-j", 2, env=dict(os.environ, PARALLEL_SSH=str(ssh)))
+    sweep(tmp_path / "x", "-on", hosts, "-j", 2, env={k: v for k, v in os.environ.items() if k != "SHELL"} | dict(PARALLEL_SSH=str(ssh)))
     assert set(log.read_text().split()) == {"one", "two"}
     assert_same_sweep(tmp_path / "x", few[0])
 

@@ -85,11 +85,9 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
             verdict = f"it was not done after {3 * cpu + 2} s: a loop that does not end, or a wait?"
     if verdict:
         os.killpg(child.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)    # dead, but its number still its own
+    os.killpg(child.pid, signal.SIGKILL)                       # whatever it left behind
     _, status, usage = os.wait4(child.pid, 0)
-    try:    # whatever it left behind
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.returncode = code = os.waitstatus_to_exitcode(status)
     for reading, _ in pipes:
         os.close(reading)
