@@ -335,8 +335,9 @@ static void rope_backward(real *dinp, const real *dout, const real *cosine, cons
 }
 
 // Causal attention. q, k, v, out (B,T,NH,HS): out_i = sum over j <= i of p_ij v_j, p = softmax of scale * q_i k_j.
-// A T x T matrix is never kept: scores exist for at most QB queries at a time, and the backward pass makes them again
-// from lse (B,NH,T), the log of each row's sum of exponentials (Dao et al. 2022). scratch (threads,2,QB + HS + 1,T).
+// A T x T matrix is never kept: scores exist for at most QB queries at a time, and the backward pass makes p again from
+// softmax (B,NH,T,2): of each row the largest score, and 1 / the sum of exp(score - largest). (Dao et al. 2022 keep the log
+// of the whole sum: at scores of 1e6 a float rounds that by 0.03, and so p by 3%.) scratch (threads,2,QB + HS + 1,T).
 // max_logit (B,NH), where not NULL, gets the largest |scale * q_i k_j|.
 enum { QB = 64 };
 static int query_block(int T) { return T > 128 ? QB : QB / 2; }    // small where much of the causal half would be wasted
@@ -352,7 +353,7 @@ static void causal_mask(real *mask, int T) {
     for (int t = 0; t < T; t++) mask[t] = 0, mask[T + t] = -INFINITY;
 }
 
-static void attention_forward(real *out, real *lse, real *max_logit, const real *q, const real *k, const real *v, real scale,
+static void attention_forward(real *out, real *softmax, real *max_logit, const real *q, const real *k, const real *v, real scale,
                               real *scratch, int B, int T, int NH, int HS) {
     int C = NH * HS, block = query_block(T);
     #pragma omp parallel for
@@ -363,7 +364,7 @@ static void attention_forward(real *out, real *lse, real *max_logit, const real 
         transpose_head(k_t, k + at, T, HS, C);
         for (int i0 = 0; i0 < T; i0 += block) {
             int rows = least(block, T - i0), cols = i0 + rows;
-            real tops[QB], sums[QB];
+            real *stats = softmax + 2 * ((size_t)head * T + i0);
             multiply(s, NULL, cols, matrix(q + at + (size_t)i0 * C, C), matrix(k_t, T), rows, cols, HS);
             for (int i = 0; i < rows; i++) {
                 real *p = s + (size_t)i * cols, *hide = mask + T - 1 - i0 - i;
@@ -371,12 +372,11 @@ static void attention_forward(real *out, real *lse, real *max_logit, const real 
                 real top = row_max(p, cols);
                 if (max_logit) for (int j = 0; j <= i0 + i; j++) largest = FABS(p[j]) > largest ? FABS(p[j]) : largest;
                 for (int j = 0; j < cols; j++) p[j] = exponential(p[j] - top);
-                tops[i] = top, sums[i] = row_sum(p, cols);
+                stats[2 * i] = top, stats[2 * i + 1] = 1 / row_sum(p, cols);
             }
-            for (int i = 0; i < rows; i++) lse[(size_t)head * T + i0 + i] = tops[i] + LOG(sums[i]);    // apart: a call empties the vector registers
             multiply(out + at + (size_t)i0 * C, NULL, C, matrix(s, cols), matrix(v + at, C), rows, HS, cols);
             for (int i = 0; i < rows; i++) {
-                real *o = out + at + (size_t)(i0 + i) * C, inverse = 1 / sums[i];
+                real *o = out + at + (size_t)(i0 + i) * C, inverse = stats[2 * i + 1];
                 for (int j = 0; j < HS; j++) o[j] *= inverse;
             }
         }
@@ -385,7 +385,7 @@ static void attention_forward(real *out, real *lse, real *max_logit, const real 
 }
 
 // dp_ij = dout_i v_j;  ds_ij = scale * p_ij (dp_ij - dout_i out_i);  dq = ds k;  dk = ds^T q;  dv = p^T dout
-static void attention_backward(real *dq, real *dk, real *dv, const real *dout, const real *out, const real *lse, const real *q, const real *k,
+static void attention_backward(real *dq, real *dk, real *dv, const real *dout, const real *out, const real *softmax, const real *q, const real *k,
                                const real *v, real scale, real *scratch, int B, int T, int NH, int HS) {
     int C = NH * HS, block = query_block(T);
     #pragma omp parallel for
@@ -403,11 +403,13 @@ static void attention_backward(real *dq, real *dk, real *dv, const real *dout, c
             multiply(p, NULL, cols, matrix(q + from, C), matrix(k_t, T), rows, cols, HS);
             multiply(ds, NULL, cols, matrix(dout + from, C), matrix(v_t, T), rows, cols, HS);
             for (int i = 0; i < rows; i++) {
-                real *pi = p + (size_t)i * cols, *dsi = ds + (size_t)i * cols, *hide = mask + T - 1 - i0 - i, z = lse[(size_t)head * T + i0 + i];
+                real *pi = p + (size_t)i * cols, *dsi = ds + (size_t)i * cols, *hide = mask + T - 1 - i0 - i;
+                const real *stats = softmax + 2 * ((size_t)head * T + i0 + i);
+                real top = stats[0], inverse = stats[1];
                 real dot = row_dot(out + from + (size_t)i * C, dout + from + (size_t)i * C, HS);
                 #pragma omp simd
                 for (int j = 0; j < cols; j++) {
-                    pi[j] = exponential(scale * pi[j] + hide[j] - z);
+                    pi[j] = exponential(scale * pi[j] + hide[j] - top) * inverse;
                     dsi[j] = scale * pi[j] * (dsi[j] - dot);
                 }
             }
@@ -501,7 +503,7 @@ typedef struct {
     real *qkv;                                       // (L,3,B,T,C)
     real *qk_mean, *qk_rstd;                         // (L,2,B,T,NH)
     real *qk;                                        // (L,2,B,T,C): q and k as attention sees them
-    real *att, *lse;                                 // (L,B,T,C), (L,B,NH,T)
+    real *att, *softmax;                             // (L,B,T,C), (L,B,NH,T,2)
     real *ln_2, *ln_2_mean, *ln_2_rstd;
     real *gelu, *slope;                              // (L,B,T,4C)
     real *ln_f, *ln_f_mean, *ln_f_rstd;
@@ -532,7 +534,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
         {&g->residual, (2 * L + 1) * BT * C},
         {&g->ln_1, L * BT * C}, {&g->ln_1_mean, L * BT}, {&g->ln_1_rstd, L * BT},
         {&g->qkv, L * 3 * BT * C}, {&g->qk_mean, L * 2 * BT * NH}, {&g->qk_rstd, L * 2 * BT * NH}, {&g->qk, L * 2 * BT * C},
-        {&g->att, L * BT * C}, {&g->lse, L * BT * NH},
+        {&g->att, L * BT * C}, {&g->softmax, L * BT * NH * 2},
         {&g->ln_2, L * BT * C}, {&g->ln_2_mean, L * BT}, {&g->ln_2_rstd, L * BT},
         {&g->gelu, L * BT * 4 * C}, {&g->slope, L * BT * 4 * C},
         {&g->ln_f, BT * C}, {&g->ln_f_mean, BT}, {&g->ln_f_rstd, BT},
@@ -580,7 +582,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     for (int l = 0; l < L; l++) {
         real *x = g->residual + 2 * l * BTC, *x_mid = x + BTC, *x_out = x_mid + BTC;
         real *ln_1 = g->ln_1 + l * BTC, *ln_2 = g->ln_2 + l * BTC, *qkv = g->qkv + l * 3 * BTC, *qk = g->qk + l * 2 * BTC;
-        real *att = g->att + l * BTC, *lse = g->lse + (size_t)l * rows * NH, *gelu = g->gelu + l * 4 * BTC;
+        real *att = g->att + l * BTC, *softmax = g->softmax + (size_t)l * rows * NH * 2, *gelu = g->gelu + l * 4 * BTC;
         layernorm_forward(ln_1, g->ln_1_mean + (size_t)l * rows, g->ln_1_rstd + (size_t)l * rows, x, tensor(g, p, LN_1, l), rows, C);
         for (int i = 0; i < 3; i++) matmul_forward(qkv + i * BTC, NULL, ln_1, tensor(g, p, C_ATTN, l) + (size_t)i * C * C, rows, C, C);
         for (int i = 0; i < 2; i++) {    // q, then k
@@ -592,7 +594,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
             }                                                                             // qk_norm]
             rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS);
         }
-        attention_forward(att, lse, statistics ? g->max_logit + (size_t)l * B * NH : NULL, qk, qk + BTC, qkv + 2 * BTC, scale, g->scratch, B, T, NH, HS);
+        attention_forward(att, softmax, statistics ? g->max_logit + (size_t)l * B * NH : NULL, qk, qk + BTC, qkv + 2 * BTC, scale, g->scratch, B, T, NH, HS);
         matmul_forward(x_mid, x, att, tensor(g, p, ATTN_C_PROJ, l), rows, C, C);
         layernorm_forward(ln_2, g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, x_mid, tensor(g, p, LN_2, l), rows, C);
         matmul_forward(g->fc, NULL, ln_2, tensor(g, p, C_FC, l), rows, C, 4 * C);
@@ -630,13 +632,13 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     for (int l = L - 1; l >= 0; l--) {
         real *x = g->residual + 2 * l * BTC, *x_mid = x + BTC;
         real *ln_1 = g->ln_1 + l * BTC, *ln_2 = g->ln_2 + l * BTC, *qkv = g->qkv + l * 3 * BTC, *qk = g->qk + l * 2 * BTC;
-        real *att = g->att + l * BTC, *lse = g->lse + (size_t)l * rows * NH, *gelu = g->gelu + l * 4 * BTC;
+        real *att = g->att + l * BTC, *softmax = g->softmax + (size_t)l * rows * NH * 2, *gelu = g->gelu + l * 4 * BTC;
         matmul_backward(dfc, NULL, tensor(g, d, MLP_C_PROJ, l), dx, gelu, tensor(g, p, MLP_C_PROJ, l), rows, 4 * C, C);
         gelu_backward(dfc, dfc, g->slope + l * 4 * BTC, 4 * BTC);
         matmul_backward(dn, NULL, tensor(g, d, C_FC, l), dfc, ln_2, tensor(g, p, C_FC, l), rows, C, 4 * C);
         layernorm_backward(dx, dx, tensor(g, d, LN_2, l), dn, x_mid, tensor(g, p, LN_2, l), g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, g->partial, rows, C);
         matmul_backward(dn, NULL, tensor(g, d, ATTN_C_PROJ, l), dx, att, tensor(g, p, ATTN_C_PROJ, l), rows, C, C);
-        attention_backward(g->dqkv, g->dqkv + BTC, g->dqkv + 2 * BTC, dn, att, lse, qk, qk + BTC, qkv + 2 * BTC, scale, g->scratch, B, T, NH, HS);
+        attention_backward(g->dqkv, g->dqkv + BTC, g->dqkv + 2 * BTC, dn, att, softmax, qk, qk + BTC, qkv + 2 * BTC, scale, g->scratch, B, T, NH, HS);
         for (int i = 0; i < 2; i++) {    // q, then k
             real *dq = g->dqkv + i * BTC;
             rope_backward(dq, dq, g->cosine, g->sine, B, T, NH, HS);

@@ -504,7 +504,9 @@ static void qk_norm_rope_backward(act *dqkv, float *dq_weight, float *dk_weight,
 
 // Causal attention. q, k (B,T,2,NH,HS) are in qk, v in qkv (B,T,3,NH,HS), out (B,T,NH,HS): out_i = sum over j <= i of
 // p_ij v_j, p = softmax of scale * q_i k_j. A T x T matrix never reaches memory: scores exist for 32 keys at a time, and the
-// backward pass makes them again from lse (B,NH,T), the log of each row's sum of exponentials (Dao et al. 2022).
+// backward pass makes p again from softmax (B,NH,T): of each row the largest score, and 1 / the sum of exp(score - largest).
+// The log of the whole sum would be rounded by 0.03 at scores of 1e6, and so p by 3%; products with scale must be rounded
+// alike in both passes (__fmul_rn), as a product fused with the subtraction is not rounded at all.
 //
 // A block has `own` rows (queries, or in the backward pass keys), 16 a warp, and walks over the other side KT at a time.
 // It computes CH of a head's HS channels of the output; a longer head has more blocks (blockIdx.z), each of which computes
@@ -621,7 +623,7 @@ __device__ inline void store_rows(act *out, int row, int rows, int cols, S &sums
 // The largest |scale * q_i k_j| of a block is left in max_logit (B,NH,blocks). Moves 4 C act a token: q, k, v once each (a
 // head's k and v come from the cache after the first block's reading), and out.
 template <class act, int CH, int ROWS>
-__global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_kernel(act *out, float *lse, float *max_logit, const act *qk, const act *qkv, float scale,
+__global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_kernel(act *out, float2 *softmax, float *max_logit, const act *qk, const act *qkv, float scale,
                                                                      int T, int NH, int HS) {
     const int LD = CH + 16 / (int)sizeof(act), SLD_ACT = SLD * 4 / (int)sizeof(act);
     __shared__ __align__(128) act q_tile[ROWS * LD];
@@ -656,7 +658,7 @@ __global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_
         __syncwarp();
         load_scores(p, row, column);
         for (int c = 0; c < KT / 2; c++) {
-            p[c] *= scale;
+            p[c] = __fmul_rn(p[c], scale);
             if (j0 + column + c <= i && i < T) top = fmaxf(top, p[c]), largest = fmaxf(largest, fabsf(p[c]));
         }
         top = fmaxf(top, __shfl_xor_sync(ALL, top, 1));
@@ -675,7 +677,7 @@ __global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_
     }
     int c = blockIdx.z * CH;
     store_rows<0, CH>(out + (at + i0 + warp) * C + head + c, C, T - i0 - warp, HS - c, o, 1 / sum, s);
-    if (c == 0 && i < T && lane % 2 == 0) lse[(size_t)blockIdx.x * T + i] = top + logf(sum);
+    if (c == 0 && i < T && lane % 2 == 0) softmax[(size_t)blockIdx.x * T + i] = make_float2(top, 1 / sum);
     largest = row_max(largest);
     if (c == 0 && threadIdx.x == 0) max_logit[(size_t)blockIdx.x * gridDim.y + blockIdx.y] = largest;
 }
@@ -684,7 +686,7 @@ __global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_
 // Two kernels from one text, as a sum over keys (dq) and one over queries (dk, dv) each want their rows in one block's
 // registers, in a fixed order: own rows are queries, or `keys`. Each moves 4 C act a token in and 1 C or 2 C out.
 template <class act, int CH, int ROWS, bool keys>
-__global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backward_kernel(act *dqkv, float *dot, const act *dout, const act *out, const float *lse,
+__global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backward_kernel(act *dqkv, float *dot, const act *dout, const act *out, const float2 *softmax,
                                                                       const act *qk, const act *qkv, float scale, int T, int NH, int HS) {
     const int LD = CH + 16 / (int)sizeof(act), SLD_ACT = SLD * 4 / (int)sizeof(act);
     __shared__ __align__(128) act own_1[ROWS * LD];    // q, or k
@@ -693,15 +695,17 @@ __global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backwa
     __shared__ __align__(128) act other_2[KT * LD];    // v, or dout
     __shared__ __align__(128) float scores[ROWS * SLD];
     __shared__ __align__(128) float dscores[ROWS * SLD];
-    __shared__ float row_lse[KT], row_dot[KT];         // of the queries, where they are the others
+    __shared__ float2 row_softmax[KT];                 // of the queries, where they are the others
+    __shared__ float row_dot[KT];                      // of the queries, where they are the others
     int C = NH * HS, lane = threadIdx.x % 32, warp = threadIdx.x / 32 * 16, column = lane % 2 * (KT / 2);
     int r0 = (keys ? blockIdx.y : gridDim.y - 1 - blockIdx.y) * ROWS, r = r0 + warp + lane / 2;    // the longest first
     size_t at = (size_t)(blockIdx.x / NH) * T, head = blockIdx.x % NH * HS;
     const act *q = qk + at * 2 * C + head, *k = q + C, *v = qkv + at * 3 * C + 2 * C + head, *d = dout + at * C + head, *o = out + at * C + head;
     const act *own1 = keys ? k : q, *own2 = keys ? v : d, *other1 = keys ? q : k, *other2 = keys ? d : v;
     int own2_row = keys ? 3 * C : C, other2_row = keys ? C : 3 * C;
-    float *s = scores + warp * SLD, *ds = dscores + warp * SLD, *row = s + lane / 2 * SLD, *drow = ds + lane / 2 * SLD, my_lse = 0, my_dot = 0;
-    lse += (size_t)blockIdx.x * T;
+    float *s = scores + warp * SLD, *ds = dscores + warp * SLD, *row = s + lane / 2 * SLD, *drow = ds + lane / 2 * SLD, my_dot = 0;
+    float2 my_softmax = make_float2(0, 0);
+    softmax += (size_t)blockIdx.x * T;
     dot += (size_t)blockIdx.x * T;
     if (!keys) {
         float x[W], y[W];
@@ -711,7 +715,7 @@ __global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backwa
             for (int i = 0; i < W; i++) my_dot += x[i] * y[i];
         }
         my_dot += __shfl_xor_sync(ALL, my_dot, 1);
-        if (r < T) my_lse = lse[r];
+        if (r < T) my_softmax = softmax[r];
         if (r < T && blockIdx.z == 0 && lane % 2 == 0) dot[r] = my_dot;
     }
     Sums<act, CH> sum_1, sum_2;    // dq, or dk and dv
@@ -731,7 +735,7 @@ __global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backwa
             }
             load_tile<KT, CH>(other_1, LD, other1 + (size_t)t0 * 2 * C + c, 2 * C, T - t0, HS - c);
             load_tile<KT, CH>(other_2, LD, other2 + (size_t)t0 * other2_row + c, other2_row, T - t0, HS - c);
-            if (keys && threadIdx.x < KT && t0 + (int)threadIdx.x < T) row_lse[threadIdx.x] = lse[t0 + threadIdx.x], row_dot[threadIdx.x] = dot[t0 + threadIdx.x];
+            if (keys && threadIdx.x < KT && t0 + (int)threadIdx.x < T) row_softmax[threadIdx.x] = softmax[t0 + threadIdx.x], row_dot[threadIdx.x] = dot[t0 + threadIdx.x];
             __syncthreads();
             if (seen) {
                 x.template add<true>(own_1 + warp * LD, LD, other_1, LD, CH);
@@ -750,8 +754,9 @@ __global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backwa
         for (int c = 0; c < KT / 2; c++) {
             int t = t0 + column + c, i = keys ? t : r, j = keys ? r : t;
             bool pair = j <= i && i < T;
-            float z = keys && pair ? row_lse[column + c] : my_lse, dot_i = keys && pair ? row_dot[column + c] : my_dot;
-            p[c] = pair ? expf(scale * p[c] - z) : 0;
+            float2 of_i = keys && pair ? row_softmax[column + c] : my_softmax;
+            float dot_i = keys && pair ? row_dot[column + c] : my_dot;
+            p[c] = pair ? expf(__fmul_rn(p[c], scale) - of_i.x) * of_i.y : 0;
             dp[c] = pair ? scale * p[c] * (dp[c] - dot_i) : 0;
         }
         __syncwarp();
@@ -771,11 +776,11 @@ enum { QUERIES = 64 };    // a block of attention_forward
 
 // CH and the rows of a block are what 48 KB of shared memory hold.
 template <class act>
-static void attention_forward(act *out, float *lse, float *max_logit, const act *qk, const act *qkv, float scale, int B, int T, int NH, int HS) {
+static void attention_forward(act *out, float2 *softmax, float *max_logit, const act *qk, const act *qkv, float scale, int B, int T, int NH, int HS) {
     const int CH = sizeof(act) == 2 ? 128 : 64;
     dim3 grid(B * NH, blocks(T, QUERIES), blocks(HS, CH));
     launch(HS <= 64 ? attention_forward_kernel<act, 64, QUERIES> : attention_forward_kernel<act, CH, QUERIES>, grid, 2 * QUERIES,
-           out, lse, max_logit, qk, qkv, scale, T, NH, HS);
+           out, softmax, max_logit, qk, qkv, scale, T, NH, HS);
 }
 
 template <class act, bool keys, class... Arguments> static void attention_backward_half(int B, int T, int NH, int HS, Arguments... arguments) {
@@ -786,10 +791,10 @@ template <class act, bool keys, class... Arguments> static void attention_backwa
 }
 
 template <class act>
-static void attention_backward(act *dqkv, float *dot, const act *dout, const act *out, const float *lse, const act *qk, const act *qkv, float scale,
+static void attention_backward(act *dqkv, float *dot, const act *dout, const act *out, const float2 *softmax, const act *qk, const act *qkv, float scale,
                                int B, int T, int NH, int HS) {
-    attention_backward_half<act, false>(B, T, NH, HS, dqkv, dot, dout, out, lse, qk, qkv, scale);
-    attention_backward_half<act, true>(B, T, NH, HS, dqkv, dot, dout, out, lse, qk, qkv, scale);
+    attention_backward_half<act, false>(B, T, NH, HS, dqkv, dot, dout, out, softmax, qk, qkv, scale);
+    attention_backward_half<act, true>(B, T, NH, HS, dqkv, dot, dout, out, softmax, qk, qkv, scale);
 }
 
 // GELU in its tanh form (Hendrycks and Gimpel 2016): gelu(x) = x s, s = 1/(1 + exp(-2u)), 2u = x (A + B x^2), computed from
@@ -844,13 +849,13 @@ __global__ void cross_entropy_kernel(act *logits, float *losses, float *log_z, c
                                      int batch_rows, int V, int row) {
     act *x = logits + (size_t)blockIdx.x * row;
     int target = targets[blockIdx.x];
-    float of_target = value(x[target]) * logit_scale, top = -FLT_MAX, sum = 0, y[W];
+    float of_target = __fmul_rn(value(x[target]), logit_scale), top = -FLT_MAX, sum = 0, y[W];
     for (int j = threadIdx.x * W; j < V; j += blockDim.x * W) {
         float old = top, total = 0;
         load(y, x + j, V - j);
         for (int i = 0; i < W; i++) {
             if (j + i >= V) y[i] = -INFINITY;
-            else y[i] *= logit_scale;                                                     // [mu_param]
+            else y[i] = __fmul_rn(y[i], logit_scale);                                                     // [mu_param]
             top = fmaxf(top, y[i]);
         }
         for (int i = 0; i < W; i++) total += expf(y[i] - top);
@@ -869,7 +874,7 @@ __global__ void cross_entropy_kernel(act *logits, float *losses, float *log_z, c
     for (int j = threadIdx.x * W; j < V; j += blockDim.x * W) {
         load(y, x + j, V - j);
         for (int i = 0; i < W; i++) {
-            y[i] = expf(y[i] * logit_scale - top) * factor;
+            y[i] = expf(__fmul_rn(y[i], logit_scale) - top) * factor;
             if (j + i == target) y[i] -= logit_scale / batch_rows;
         }
         store(x + j, y, V - j);
@@ -942,7 +947,7 @@ typedef struct {
     void *residual;                                  // (2L+1,B,T,C): before attention and before the MLP of each layer, and at the end
     void *ln_1; float *ln_1_mean, *ln_1_rstd;        // (L,B,T,C), (L,B,T)
     void *qkv, *qk;                                  // (L,B,T,3,C); (L,B,T,2,C): q and k as attention sees them
-    void *att; float *lse;                           // (L,B,T,C), (L,B,NH,T)
+    void *att; float2 *softmax;                      // (L,B,T,C), (L,B,NH,T)
     void *ln_2; float *ln_2_mean, *ln_2_rstd;
     void *fc, *gelu;                                 // (L,B,T,4C)
     void *ln_f; float *ln_f_mean, *ln_f_rstd;
@@ -982,7 +987,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, int creat
         {&g->cosine, 4 * T * C / NH / 2}, {&g->sine, 4 * T * C / NH / 2},
         {&g->residual, act * (2 * L + 1) * BT * C},
         {&g->ln_1, act * L * BT * C}, {&g->ln_1_mean, 4 * L * BT}, {&g->ln_1_rstd, 4 * L * BT},
-        {&g->qkv, act * L * 3 * BT * C}, {&g->qk, act * L * 2 * BT * C}, {&g->att, act * L * BT * C}, {&g->lse, 4 * L * BT * NH},
+        {&g->qkv, act * L * 3 * BT * C}, {&g->qk, act * L * 2 * BT * C}, {&g->att, act * L * BT * C}, {&g->softmax, 8 * L * BT * NH},
         {&g->ln_2, act * L * BT * C}, {&g->ln_2_mean, 4 * L * BT}, {&g->ln_2_rstd, 4 * L * BT},
         {&g->fc, act * L * BT * 4 * C}, {&g->gelu, act * L * BT * 4 * C},
         {&g->ln_f, act * BT * C}, {&g->ln_f_mean, 4 * BT}, {&g->ln_f_rstd, 4 * BT},
@@ -1172,7 +1177,7 @@ template <class act> static void forward(GPT *g, const int *tokens, int B, int T
         layernorm_forward(ln_1, x, g->ln_1_mean + (size_t)l * rows, g->ln_1_rstd + (size_t)l * rows, l ? x - BTC : x, l ? branch : NULL, tensor(g, p, LN_1, l), rows, C);
         matmul_forward(qkv, 3 * C, ln_1, tensor(g, w, C_ATTN, l), rows, C, 3 * C);
         qk_norm_rope_forward(qk, qkv, q_weight, k_weight, g->cosine, g->sine, rows, T, NH, HS);
-        attention_forward(att, g->lse + (size_t)l * rows * NH, g->max_logit + l * heads * logits_at, qk, qkv, scale, B, T, NH, HS);
+        attention_forward(att, g->softmax + (size_t)l * rows * NH, g->max_logit + l * heads * logits_at, qk, qkv, scale, B, T, NH, HS);
         matmul_forward(branch, C, att, tensor(g, w, ATTN_C_PROJ, l), rows, C, C);
         layernorm_forward(ln_2, x_mid, g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, x, branch, tensor(g, p, LN_2, l), rows, C);
         matmul_forward(fc, 4 * C, ln_2, tensor(g, w, C_FC, l), rows, C, 4 * C);
@@ -1249,7 +1254,7 @@ template <class act> static void backward(GPT *g, const int *tokens, int B, int 
         matmul_backward(dn, tensor(g, d, C_FC, l), adds, dfc, 4 * C, ln_2, tensor(g, w, C_FC, l), rows, C, 4 * C);
         layernorm_backward(dx, dx, tensor(g, d, LN_2, l), adds, dn, x_mid, tensor(g, p, LN_2, l), g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, g->partial, rows, C);
         matmul_backward(dn, tensor(g, d, ATTN_C_PROJ, l), adds, dx, C, att, tensor(g, w, ATTN_C_PROJ, l), rows, C, C);
-        attention_backward(dqkv, g->dot, dn, att, g->lse + (size_t)l * rows * NH, qk, qkv, scale, B, T, NH, HS);
+        attention_backward(dqkv, g->dot, dn, att, g->softmax + (size_t)l * rows * NH, qk, qkv, scale, B, T, NH, HS);
         qk_norm_rope_backward(dqkv, tensor(g, d, Q_NORM, l), tensor(g, d, K_NORM, l), adds, qkv, q_weight, k_weight, g->cosine, g->sine, g->partial, rows, T, NH, HS);
         matmul_backward(dn, tensor(g, d, C_ATTN, l), adds, dqkv, 3 * C, ln_1, tensor(g, w, C_ATTN, l), rows, C, 3 * C);
         layernorm_backward(dx, dx, tensor(g, d, LN_1, l), adds, dn, x, tensor(g, p, LN_1, l), g->ln_1_mean + (size_t)l * rows, g->ln_1_rstd + (size_t)l * rows, g->partial, rows, C);

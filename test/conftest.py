@@ -120,13 +120,13 @@ class Library:
 
     def attention_forward(self, q, k, v, scale):
         B, T, NH, HS = q.shape
-        out, lse, largest = self.empty(B, T, NH, HS), self.empty(B, NH, T), np.full(1, np.nan)
-        self.call("attention_forward", out, lse, q, k, v, scale, B, T, NH, HS, largest)
-        return out, lse, largest[0]
+        out, softmax, largest = self.empty(B, T, NH, HS), self.empty(B, NH, T, 2), np.full(1, np.nan)
+        self.call("attention_forward", out, softmax, q, k, v, scale, B, T, NH, HS, largest)
+        return out, softmax, largest[0]
 
-    def attention_backward(self, dout, out, lse, q, k, v, scale):
+    def attention_backward(self, dout, out, softmax, q, k, v, scale):
         grads = [self.empty(*q.shape) for _ in "qkv"]
-        self.call("attention_backward", *grads, dout, out, lse, q, k, v, scale, *q.shape)
+        self.call("attention_backward", *grads, dout, out, softmax, q, k, v, scale, *q.shape)
         return grads
 
     def cross_entropy(self, logits, targets, z_loss):

@@ -71,6 +71,7 @@
 
 struct dim3 { unsigned x, y, z; constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {} };
 struct uint3 { unsigned x, y, z; };
+struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 
@@ -360,6 +361,8 @@ struct __nv_bfloat16 {
         return x;
     }
 };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float __fmul_rn(float x, float y) { volatile float product = x * y; return product; }    // never fused with a sum
 inline __nv_bfloat16 __float2bfloat16(float x) { return __nv_bfloat16(x); }
 inline float __bfloat162float(__nv_bfloat16 x) { return (float)x; }
 

@@ -103,18 +103,18 @@ static void rope(real *out, const real *inp, int B, int T, int NH, int HS, int b
 void shim_rope_forward(real *out, const real *inp, int B, int T, int NH, int HS) { rope(out, inp, B, T, NH, HS, 0); }
 void shim_rope_backward(real *dinp, const real *dout, int B, int T, int NH, int HS) { rope(dinp, dout, B, T, NH, HS, 1); }
 
-void shim_attention_forward(real *out, real *lse, const real *q, const real *k, const real *v, double scale, int B, int T, int NH, int HS, double *max_logit) {
+void shim_attention_forward(real *out, real *softmax, const real *q, const real *k, const real *v, double scale, int B, int T, int NH, int HS, double *max_logit) {
     real *scratch = (real *)allocate((size_t)max_threads() * 2 * (size_t)(QB + HS + 1) * (size_t)T, sizeof(real)), *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
-    attention_forward(out, lse, largest, q, k, v, (real)scale, scratch, B, T, NH, HS);
+    attention_forward(out, softmax, largest, q, k, v, (real)scale, scratch, B, T, NH, HS);
     *max_logit = 0;
     for (int i = 0; i < B * NH; i++) *max_logit = fmax(*max_logit, largest[i]);
     free(scratch);
     free(largest);
 }
 
-void shim_attention_backward(real *dq, real *dk, real *dv, const real *dout, const real *out, const real *lse, const real *q, const real *k, const real *v, double scale, int B, int T, int NH, int HS) {
+void shim_attention_backward(real *dq, real *dk, real *dv, const real *dout, const real *out, const real *softmax, const real *q, const real *k, const real *v, double scale, int B, int T, int NH, int HS) {
     real *scratch = (real *)allocate((size_t)max_threads() * 2 * (size_t)(QB + HS + 1) * (size_t)T, sizeof(real));
-    attention_backward(dq, dk, dv, dout, out, lse, q, k, v, (real)scale, scratch, B, T, NH, HS);
+    attention_backward(dq, dk, dv, dout, out, softmax, q, k, v, (real)scale, scratch, B, T, NH, HS);
     free(scratch);
 }
 

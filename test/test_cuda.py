@@ -154,6 +154,23 @@ def test_fp32(case, cuda, float_library, monkeypatch):
         same_bits(first, steps(cuda, dict(config(**SHAPES[case]), dtype="fp32"), 2 if case in LARGE else 5))
 
 
+def test_attention_at_logits_of_1e6(cuda):
+    """Where all tokens are the same so are all v, and whatever q and k are each query's weights sum to 1: their gradients too."""
+    cfg = config(layers=1, batch=2, T=70, qk_norm=0, dtype="fp32")
+
+    def largest_logit_and_gradient(factor):
+        c, qk = model(cuda, cfg), slice(0, 2 * cfg["d"])
+        c.p["h.0.attn.c_attn.weight"][qk] *= factor
+        c.backward(np.full((2, 70), 7), next(batches(cfg))[1])
+        gradient = c.g["h.0.attn.c_attn.weight"][qk.stop:].copy()
+        c.update(1)
+        return c.max_attn_logits()[0], gradient
+
+    (small, wanted), (large, gradient) = largest_logit_and_gradient(1), largest_logit_and_gradient(2e3)
+    assert small < 10 < 1e6 < large
+    close(gradient, wanted, 1e-5, "gradient of v")
+
+
 @pytest.mark.parametrize("case", ["everything", "deep", "two_symbols"])
 def test_rounds(case, rounds, float_library):
     check_fp32(rounds, case, reference(float_library, case))

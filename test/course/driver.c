@@ -75,14 +75,14 @@ static void update(const Config *cfg, int step) {
     put(g.params, N), put(g.m, N), put(g.v, N);
 }
 
-// attention: q, k, v, dout, out, lse of a batch of COUNT; answers dq, dk, dv
+// attention: q, k, v, dout, out, softmax of a batch of COUNT; answers dq, dk, dv
 static void attention(const Config *cfg, int B) {
     int T = cfg->T, NH = cfg->heads, HS = cfg->d / NH;
     size_t n = (size_t)B * T * NH * HS;
-    real *x = some(8 * n), *lse = some((size_t)(B * NH * T)), *scratch = some((size_t)max_threads() * 2 * (size_t)(QB + HS + 1) * (size_t)T);
+    real *x = some(8 * n), *softmax = some((size_t)(2 * B * NH * T)), *scratch = some((size_t)max_threads() * 2 * (size_t)(QB + HS + 1) * (size_t)T);
     for (size_t i = 5 * n; i < 8 * n; i++) x[i] = NAN;    // what is left out shows
-    get(x, 5 * n), get(lse, (size_t)(B * NH * T));
-    attention_backward(x + 5 * n, x + 6 * n, x + 7 * n, x + 3 * n, x + 4 * n, lse, x, x + n, x + 2 * n, 1 / SQRT((real)HS), scratch, B, T, NH, HS);
+    get(x, 5 * n), get(softmax, (size_t)(2 * B * NH * T));
+    attention_backward(x + 5 * n, x + 6 * n, x + 7 * n, x + 3 * n, x + 4 * n, softmax, x, x + n, x + 2 * n, 1 / SQRT((real)HS), scratch, B, T, NH, HS);
     put(x + 5 * n, 3 * n);
 }
 

@@ -89,11 +89,11 @@ EXERCISES = {
         title="Attention's backward pass", section="2.1",
         read="attention_forward (train_gpt.c) and the comment above it; multiply, whose products of small blocks it uses",
         functions={"train_gpt.c": {"attention_backward": (
-            "The gradients of causal attention. Given are dout, the gradient of out, with what attention_forward had and left: q, k, v, out (B,T,NH,HS) and lse (B,NH,T), the log of each row's sum of "
-            "exponentials. With p_ij = softmax of scale * q_i k_j over j <= i (0 elsewhere) and out_i = sum over j of p_ij v_j, write dq, dk, dv (B,T,NH,HS); what is there before is not to be read. "
-            "p is not kept: compute it again from lse. In this order: dv, from dout and p; then the gradient of p; then that of the scores, through the softmax (the sum over j of p_ij dp_ij is "
+            "The gradients of causal attention. Given are dout, the gradient of out, with what attention_forward had and left: q, k, v, out (B,T,NH,HS) and softmax (B,NH,T,2), each row's largest "
+            "score and 1 / its sum of exp(score - largest). With p_ij = softmax of scale * q_i k_j over j <= i (0 elsewhere) and out_i = sum over j of p_ij v_j, write dq, dk, dv (B,T,NH,HS); what is there before is not to be read. "
+            "p is not kept: compute it again from softmax. In this order: dv, from dout and p; then the gradient of p; then that of the scores, through the softmax (the sum over j of p_ij dp_ij is "
             "dout_i out_i: why?); then dq and dk. Four loops per head are enough; with multiply() in blocks of QB queries it is fast. scratch (threads,2,QB + HS + 1,T).",
-            "(void)dout, (void)out, (void)lse, (void)q, (void)k, (void)v, (void)scale, (void)scratch;\nsize_t bytes = (size_t)B * T * NH * HS * sizeof(real);\n"
+            "(void)dout, (void)out, (void)softmax, (void)q, (void)k, (void)v, (void)scale, (void)scratch;\nsize_t bytes = (size_t)B * T * NH * HS * sizeof(real);\n"
             "memset(dq, 0, bytes), memset(dk, 0, bytes), memset(dv, 0, bytes);")}},
         plot="./train_gpt -lr 1e-2 before and after: the loss that a model reaches without learning to attend",
         explain=["Why is a T x T matrix never kept? How much memory would it be at T 2048, NH 16, B 8?", "Why is the sum over j of p_ij dp_ij equal to dout_i out_i?", "Where do gradients vanish when one p_ij is 1?"]),

@@ -449,7 +449,7 @@ def effect_beta2(s, ex):
 # attention's backward pass, layer by layer
 
 def attention_case(s, B, T, NH, HS, spread):
-    """q, k, v, dout, and by the reference's tape out, lse, dq, dk, dv; arrays (B,T,NH,HS)."""
+    """q, k, v, dout, and by the reference's tape out, softmax (B,NH,T,2), dq, dk, dv; arrays (B,T,NH,HS)."""
     q, k, v, dout = (s.rng.standard_normal((B, T, NH, HS)) * x for x in (spread, spread, 1, 1))
     Q, K, V = (ref.Var(x.transpose(0, 2, 1, 3)) for x in (q, k, v))
     scores = Q @ K.transpose(0, 1, 3, 2) * HS ** -0.5
@@ -459,12 +459,12 @@ def attention_case(s, B, T, NH, HS, spread):
     out = e * e.sum(-1) ** -1 @ V
     (out * dout.transpose(0, 2, 1, 3)).sum().backward()
     back = lambda x: x.transpose(0, 2, 1, 3)
-    lse = np.log(e.value.sum(-1)) + top[..., 0]
-    return (q, k, v, dout, back(out.value), lse), dict(dv=back(V.grad), dq=back(Q.grad), dk=back(K.grad))
+    softmax = np.concatenate([top, 1 / e.value.sum(-1, keepdims=True)], -1)
+    return (q, k, v, dout, back(out.value), softmax), dict(dv=back(V.grad), dq=back(Q.grad), dk=back(K.grad))
 
 
 def attention_layer(s, ex, names, shapes):
-    hints = dict(dv="dv_j = sum over i >= j of p_ij dout_i, with p_ij = exp(scale q_i k_j - lse_i): sum over the later queries, not the earlier keys",
+    hints = dict(dv="dv_j = sum over i >= j of p_ij dout_i, with p_ij = exp(scale q_i k_j - softmax_i0) softmax_i1: sum over the later queries, not the earlier keys",
                  dq="dq_i = sum over j <= i of ds_ij k_j, ds_ij = scale p_ij (dp_ij - dot_i), dp_ij = dout_i v_j, dot_i = dout_i out_i: is the scale there once, and dot taken away?",
                  dk="dk_j = sum over i >= j of ds_ij q_i: the same ds as for dq, transposed; sums of several blocks must be added up")
     for shape in shapes:
