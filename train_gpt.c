@@ -148,6 +148,28 @@ static inline __attribute__((always_inline)) void tile(int vectors, real *out, c
 
 static int least(int a, int b) { return a < b ? a : b; }
 
+// out (16,16) = in (16,16) transposed, row_out and row_in elements from one row to the next. A place in the block is 8 bits:
+// 4 of its row, 4 of its column. To deal out the block's two halves in turn moves each bit up by one and the highest to
+// the lowest, so that four deals change rows and columns; each is a few instructions, where single elements take 256.
+static inline void transpose_block(real *out, ptrdiff_t row_out, const real *in, ptrdiff_t row_in) {
+    real deal[2][256];
+    for (int i = 0; i < 16; i++) memcpy(deal[0] + 16 * i, in + i * row_in, 16 * sizeof(real));
+    for (int n = 0; n < 4; n++) {
+        const real *from = deal[n % 2];
+        real *to = deal[1 - n % 2];
+        for (int i = 0; i < 128; i++) to[2 * i] = from[i], to[2 * i + 1] = from[i + 128];
+    }
+    for (int i = 0; i < 16; i++) memcpy(out + i * row_out, deal[0] + 16 * i, 16 * sizeof(real));
+}
+
+// out (cols,rows) = in (rows,cols) transposed
+static void transpose(real *out, ptrdiff_t row_out, const real *in, ptrdiff_t row_in, int rows, int cols) {
+    for (int i0 = 0; i0 < rows; i0 += 16)
+        for (int j0 = 0; j0 < cols; j0 += 16)
+            if (i0 + 16 <= rows && j0 + 16 <= cols) transpose_block(out + j0 * row_out + i0, row_out, in + i0 * row_in + j0, row_in);
+            else for (int i = i0; i < least(rows, i0 + 16); i++) for (int j = j0; j < least(cols, j0 + 16); j++) out[j * row_out + i] = in[i * row_in + j];
+}
+
 // Panels of `width` columns of m (K,cols), one after another, each (KC,width) with zeros past the last column:
 // in the order in which the tile reads.
 static inline void pack(real *packed, Matrix m, int width, int cols, int K) {
@@ -162,10 +184,7 @@ static inline void pack(real *packed, Matrix m, int width, int cols, int K) {
                 else for (int j = 0; j < n; j++) to[j] = row[j];
             }
         }
-    for (int p = 0; p < cols && m.col != 1; p += width)
-        for (int from = 0; from < K; from += 64)    // 64 rows of a panel stay in the first cache while its columns are written
-            for (int j = 0; j < least(width, cols - p); j++)
-                for (int k = from; k < least(K, from + 64); k++) packed[p * KC + k * width + j] = m.data[k * m.row + (p + j) * m.col];
+    for (int p = 0; p < cols && m.col != 1; p += width) transpose(packed + p * KC, width, m.data + p * m.col, m.col, least(width, cols - p), K);
 }
 
 static Matrix part(Matrix m, int i, int j) { m.data += i * m.row + j * m.col; return m; }    // from row i and column j on
@@ -342,12 +361,6 @@ static void rope_backward(real *dinp, const real *dout, const real *cosine, cons
 enum { QB = 64 };
 static int query_block(int T) { return T > 128 ? QB : QB / 2; }    // small where much of the causal half would be wasted
 
-// out (HS,T) = one head of x, transposed, so that a product reads its rows in order
-static void transpose_head(real *out, const real *x, int T, int HS, int C) {
-    for (int t = 0; t < T; t++)
-        for (int i = 0; i < HS; i++) out[(size_t)i * T + t] = x[(size_t)t * C + i];
-}
-
 // mask (2T): added from mask + T - 1 - i on, it leaves the scores of query i and keys j <= i and makes the others -infinity
 static void causal_mask(real *mask, int T) {
     for (int t = 0; t < T; t++) mask[t] = 0, mask[T + t] = -INFINITY;
@@ -361,7 +374,7 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
         size_t at = (size_t)(head / NH) * T * C + (size_t)(head % NH) * HS;
         real *s = scratch + (size_t)this_thread() * 2 * (QB + HS + 1) * T, *k_t = s + (size_t)QB * T, *mask = k_t + (size_t)HS * T, largest = 0;
         causal_mask(mask, T);
-        transpose_head(k_t, k + at, T, HS, C);
+        transpose(k_t, T, k + at, C, T, HS);    // (HS,T): the product reads its rows in order
         for (int i0 = 0; i0 < T; i0 += block) {
             int rows = least(block, T - i0), cols = i0 + rows;
             real *stats = softmax + 2 * ((size_t)head * T + i0);
@@ -394,8 +407,8 @@ static void attention_backward(real *dq, real *dk, real *dv, const real *dout, c
         real *p = scratch + (size_t)this_thread() * 2 * (QB + HS + 1) * T, *ds = p + (size_t)QB * T;
         real *k_t = ds + (size_t)QB * T, *v_t = k_t + (size_t)HS * T, *mask = v_t + (size_t)HS * T;
         causal_mask(mask, T);
-        transpose_head(k_t, k + at, T, HS, C);
-        transpose_head(v_t, v + at, T, HS, C);
+        transpose(k_t, T, k + at, C, T, HS);
+        transpose(v_t, T, v + at, C, T, HS);
         int last = (T - 1) / block * block;
         for (int i0 = last; i0 >= 0; i0 -= block) {    // backwards: the first block writes all of dk and dv, the others add
             int rows = least(block, T - i0), cols = i0 + rows;
