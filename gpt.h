@@ -141,7 +141,6 @@ typedef struct {
 } Flag;
 
 #define FIELD(name) offsetof(Config, name)
-#define ABOVE_0 DBL_MIN
 #define BELOW_1 (1 - DBL_EPSILON)
 #define ANY DBL_MAX
 static const Flag FLAGS[] = {
@@ -158,7 +157,7 @@ static const Flag FLAGS[] = {
     {"min_lr", REAL, FIELD(min_lr), "1e-5", NULL, 0, ANY, NULL, "2.1", THE_RUN, "learning rate at the last step, the cosine's end"},
     {"beta1", REAL, FIELD(beta1), "0.9", NULL, 0, BELOW_1, NULL, "2.1", THE_RUN, "AdamW's decay of the first moment"},
     {"beta2", REAL, FIELD(beta2), "0.95", NULL, 0, BELOW_1, NULL, "app.", THE_RUN, "AdamW's decay of the second moment"},
-    {"eps", REAL, FIELD(eps), "1e-8", NULL, ABOVE_0, ANY, NULL, "3.4", THE_RUN, "AdamW's epsilon"},
+    {"eps", REAL, FIELD(eps), "1e-8", NULL, 1e-30, ANY, NULL, "3.4", THE_RUN, "AdamW's epsilon"},
     {"clip", REAL, FIELD(clip), "1", NULL, 0, ANY, NULL, "app.", THE_RUN, "largest global norm of the gradient; 0: no clipping"},
     {"wd", REAL, FIELD(wd), "1e-4", NULL, 0, ANY, NULL, "3.2.2", THE_RUN, "weight decay"},
     {"wd_independent", INT, FIELD(wd_independent), "1", NULL, 0, 1, NULL, "3.2.2", THE_RUN, "1: decay by wd * lr_t/lr_peak; 0: by wd * lr_t, as PyTorch does"},
@@ -213,7 +212,6 @@ static void flag_text(const Config *cfg, const Flag *flag, char out[MAX_TEXT]) {
 
 static void flag_range(const Flag *flag, char out[64]) {
     if (flag->choices) snprintf(out, 64, "%s", flag->choices);
-    else if (flag->least == ABOVE_0) snprintf(out, 64, "> 0");
     else if (flag->most == ANY) snprintf(out, 64, ">= %g", flag->least);
     else if (flag->most == BELOW_1) snprintf(out, 64, "%g <= x < 1", flag->least);
     else snprintf(out, 64, "%.10g .. %.10g", flag->least, flag->most);

@@ -283,6 +283,8 @@ static void embedding_backward(real *dwte, const real *dout, const int *tokens, 
 }
 
 // out = weight * (inp - mean) * rstd, a row of C at a time; mean, rstd (rows). Ba et al. 2016, without a bias.
+// Where the squares overflow (|inp| > 1e19) 1/sqrt(infinity) would be 0, out 0, and the loss log V: a run that went wrong
+// would look sound. 0 * infinity makes it NaN.
 static void layernorm_forward(real *out, real *mean, real *rstd, const real *inp, const real *weight, int rows, int C) {
     #pragma omp parallel for
     for (int i = 0; i < rows; i++) {
@@ -290,7 +292,7 @@ static void layernorm_forward(real *out, real *mean, real *rstd, const real *inp
         real *y = out + (size_t)i * C, m = row_sum(x, C) / C;
         #pragma omp simd
         for (int j = 0; j < C; j++) y[j] = x[j] - m;
-        real r = 1 / SQRT(row_dot(y, y, C) / C + (real)1e-6);
+        real variance = row_dot(y, y, C) / C, r = 1 / SQRT(variance + (real)1e-6) + 0 * variance;
         #pragma omp simd
         for (int j = 0; j < C; j++) y[j] = weight[j] * (y[j] * r);
         mean[i] = m;

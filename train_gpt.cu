@@ -294,7 +294,8 @@ __global__ void __launch_bounds__(ROW_THREADS) layernorm_forward_kernel(act *out
     for (int j = 0; j < KEEP; j++)
         for (int i = 0, c = (j * blockDim.x + threadIdx.x) * W; i < W; i++)
             if (c + i < C) x[j][i] -= m, r += x[j][i] * x[j][i];
-    r = 1 / sqrtf(row_sum(r) / C + 1e-6f);
+    r = row_sum(r) / C;
+    r = 1 / sqrtf(r + 1e-6f) + 0 * r;    // NaN, not 0, where the squares overflow: as in train_gpt.c
     #pragma unroll
     for (int j = 0; j < KEEP; j++) {
         int c = (j * blockDim.x + threadIdx.x) * W;
@@ -385,7 +386,8 @@ __device__ inline float head_norm(float (&x)[2][W], int n, int HS, int lanes) {
     m = lanes_sum(m, lanes) / HS;
     for (int i = 0; i < W; i++)
         if (i < n) x[0][i] -= m, x[1][i] -= m, r += x[0][i] * x[0][i] + x[1][i] * x[1][i];
-    r = 1 / sqrtf(lanes_sum(r, lanes) / HS + 1e-6f);
+    r = lanes_sum(r, lanes) / HS;
+    r = 1 / sqrtf(r + 1e-6f) + 0 * r;
     for (int i = 0; i < W; i++) x[0][i] *= r, x[1][i] *= r;
     return r;
 }

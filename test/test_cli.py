@@ -96,7 +96,7 @@ SECTIONS = dict(qk_norm="3.1.1", z_loss="3.1.2", warmup="3.2.1", wd="3.2.2", wd_
                 heads="3.2.3", mu_param="3.2.4", base_d="3.2.4", eps="3.4", beta2="app.", clip="app.", batch="app.", steps="app.")
 DEFAULTS = dict(qk_norm="1", z_loss="1e-4", warmup="5%", wd="1e-4", wd_independent="1", mu_param="off", eps="1e-8", clip="1",
                 beta1="0.9", beta2="0.95", min_lr="1e-5", data="synthetic")
-RANGES = dict(eps="> 0", clip=">= 0", wd=">= 0", z_loss=">= 0", min_lr=">= 0", beta1="0 <= x < 1", beta2="0 <= x < 1", qk_norm="0 .. 1",
+RANGES = dict(eps=">= 1e-30", clip=">= 0", wd=">= 0", z_loss=">= 0", min_lr=">= 0", beta1="0 <= x < 1", beta2="0 <= x < 1", qk_norm="0 .. 1",
               wd_independent="0 .. 1", mu_param="off simple intermediate full", temperature=">= 0")
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent qk_norm z_loss mu_param base_d seed
     data val vocab eval_tokens eval_every log_every checkpoint_every dtype micro_batch resume sample temperature out size""".split()
@@ -119,8 +119,8 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
     for name, (_, accepted, _) in flag_table(tmp_path).items():
         if match := re.fullmatch(r"(\S+) \.\. (\d+)", accepted):
             bad = [str(int(match[1]) - 1), str(int(match[2]) + 1), "1.5", "1e99"]
-        elif match := re.fullmatch(r"(>=?) 0", accepted):
-            bad = ["-1e-9"] + ["0"] * (match[1] == ">")
+        elif match := re.fullmatch(r">= (\S+)", accepted):
+            bad = ["-1e-9"] + ["0", "1e-60"] * (match[1] != "0")    # of eps: 1e-60 is 0 in a float, and 0/0 AdamW's first update
         elif accepted == "0 <= x < 1":
             bad = ["-1e-9", "1"]
         else:

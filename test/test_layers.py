@@ -109,6 +109,13 @@ def test_layernorm_of_equal_rows_is_zero(lib):
         within(rstd, np.full(3, 1e3), 1e-2, "rstd")
 
 
+def test_layernorm_of_what_overflows_is_not_a_number(lib, rng):
+    """Squares beyond a float are no reason for 0, which the layers above would take for sound."""
+    x, w = lib.array(1e20 * rng.standard_normal((2, 24))), lib.array(np.ones(24))
+    assert np.isnan(lib.layernorm_forward(x, w)[0]).all()
+    assert np.isfinite(lib.layernorm_forward(lib.array(x * 1e-3), w)[0]).all()
+
+
 # ---- GELU
 
 GELU_AT = [s * x for x in (0, 1e-8, 1e-3, 0.1, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 30, 88, 89, 104, 1e3, 1e4, 1e6, 1e10, 1e18) for s in (1, -1)]
