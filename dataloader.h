@@ -290,6 +290,17 @@ typedef struct {                   // the training data or the validation data
     int64_t rows;                  // in all shards
 } Part;
 
+static const char *volatile reading = "";    // the file of the last token looked at
+
+// A file that is cut short while it is mapped ends in a SIGBUS. No more than write and _exit may be called here.
+static void on_bus_error(int number) {
+    const char *const parts[] = {"train_gpt: ", reading, ": cannot be read any more: was it cut short meanwhile? The last checkpoint, if any, is intact\n"};
+    (void)number;
+    for (int i = 0; i < 3; i++)
+        if (write(STDERR_FILENO, parts[i], strlen(parts[i])) < 0) break;
+    _exit(FAILED);
+}
+
 // A little-endian number of so many bytes.
 static uint32_t read_number(const unsigned char *bytes, int width) {
     uint32_t number = 0;
@@ -349,6 +360,7 @@ static void part_open(Part *part, const char *pattern) {
         die(FAILED, "%s: cannot look for the files of this pattern", pattern);
     part->shards = (Shard *)calloc(part->paths.gl_pathc, sizeof(Shard));
     if (!part->shards) die(FAILED, "%s: no memory for a list of %zu files", pattern, part->paths.gl_pathc);
+    signal(SIGBUS, on_bus_error);
     for (size_t i = 0; i < part->paths.gl_pathc; i++)
         shard_open(&part->shards[i], part->paths.gl_pathv[i]);
 }
@@ -389,6 +401,7 @@ static void part_count_rows(Part *part, const char *name, int T, int64_t stride)
 
 // The token at a place of a shard. Dies where it is not below vocab.
 static int shard_token(const Shard *shard, int64_t at, int vocab) {
+    reading = shard->path;
     uint32_t token = read_number(shard->tokens + at * shard->width, shard->width);
     if (token >= (uint32_t)vocab)
         die(FAILED, "%s: token %u at position %lld is not below the vocabulary of %d: give a larger -vocab",

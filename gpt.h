@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -876,11 +877,13 @@ static double attention_scale(const Config *cfg) {
 
 typedef struct { int step; double seconds; long log_bytes; uint32_t log_hash; int diverged_step; } State;    // steps done, time spent, log.csv then, 0 or where it diverged
 
-// FNV-1a of the first bytes of a file (fewer, if it is shorter): tells whether a log is the one of a checkpoint.
-static uint32_t file_hash(const char *path, long bytes) {
-    uint32_t hash = 2166136261u;
+// FNV-1a of a file's bytes (as many as there are), which tells whether a log is the one of a checkpoint; or, from where one
+// ended, its continuation: hashing all of a long log at each checkpoint would make the run slower and slower.
+static const uint32_t HASH_OF_NOTHING = 2166136261u;
+static uint32_t file_hash(const char *path, uint32_t hash, long from, long to) {
     FILE *file = fopen(path, "rb");
-    for (int c; file && bytes-- > 0 && (c = getc(file)) != EOF; ) hash = (hash ^ (uint32_t)c) * 16777619u;
+    if (file) fseek(file, from, SEEK_SET);
+    for (int c; file && from++ < to && (c = getc(file)) != EOF; ) hash = (hash ^ (uint32_t)c) * 16777619u;
     if (file) fclose(file);
     return hash;
 }
@@ -1044,7 +1047,7 @@ typedef struct {           // what a step knows (NAN: not known), then what only
 } Stats;
 
 typedef enum { WAITING, RUNNING, DONE, BROKEN } RunState;
-typedef struct { int step; double loss, seconds_left; RunState state; } Progress;    // of a sweep's run, in memory shared with the sweep
+typedef struct { int step; double loss, seconds_left; RunState state; pid_t sweep; } Progress;    // of a sweep's run, in memory shared with the sweep
 
 typedef struct {
     const Config *cfg;
@@ -1054,6 +1057,8 @@ typedef struct {
     int first_step, diverged_step, threads;
     const char *machine;
     FILE *log;
+    long log_bytes;        // of log.csv, up to the last checkpoint, and their hash
+    uint32_t log_hash;
     Progress *progress;    // NULL: a single run, which shows itself
 } Run;
 
@@ -1061,14 +1066,18 @@ static volatile sig_atomic_t interrupted = 0;
 static void on_signal(int number) { interrupted = number; }
 
 static void catch_signals(void) {
-    struct sigaction action;
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+    struct sigaction action, old;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART;    // a checkpoint that is being written goes on
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        if (numbers[i] != SIGHUP || sigaction(SIGHUP, NULL, &old) || old.sa_handler != SIG_IGN)    // nohup ignores it
+            sigaction(numbers[i], &action, NULL);
     signal(SIGXFSZ, SIG_IGN);        // a file grown too large is an error of write, not a death
 }
+
+static FILE *listener(void) { return interrupted == SIGPIPE ? stderr : stdout; }    // nobody reads a broken pipe
 
 static void path_in(const Config *cfg, const char *file, char out[MAX_TEXT]) { format_text(out, MAX_TEXT, "%s/%s", cfg->out, file); }
 
@@ -1089,14 +1098,41 @@ static const char *machine_name(void) {    // the processor's name, else the sys
     return name;
 }
 
-static double available_memory(void) {    // bytes; infinite where the system does not say
-    double kilobytes = INFINITY;
+static double number_in(const char *path, const char *name) {    // what stands after this name at the start of a line; else infinity
+    double number = INFINITY;
     char line[128];
-    FILE *file = fopen("/proc/meminfo", "r");
+    FILE *file = fopen(path, "r");
     while (file && fgets(line, sizeof line, file))
-        if (sscanf(line, "MemAvailable: %lf", &kilobytes) == 1) break;
+        if (!strncmp(line, name, strlen(name)) && sscanf(line + strlen(name), "%lf", &number) == 1) break;
     if (file) fclose(file);
-    return 1024 * kilobytes;
+    return number;
+}
+
+// Bytes: what the machine has left, or less where the limit of a control group (a container's, a cluster's job's) or of one
+// above it leaves less. A group's page cache does not count: it is given back when memory is needed.
+static double available_memory(void) {
+    static const struct { const char *mark, *root, *limit, *used; } versions[2] = {
+        {"0::", "/sys/fs/cgroup", "memory.max", "anon "}, {":memory:", "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "total_rss "}};
+    double least = 1024 * number_in("/proc/meminfo", "MemAvailable:");
+    char line[PATH_BYTES], path[2 * PATH_BYTES];
+    FILE *groups = fopen("/proc/self/cgroup", "r");
+    while (groups && fgets(line, sizeof line, groups))
+        for (int v = 0; v < 2; v++) {
+            char *group = strstr(line, versions[v].mark), *end;
+            if (!group) continue;
+            group += strlen(versions[v].mark);
+            group[strcspn(group, "\n")] = 0;
+            do {    // from its own group up; a container sees its own as the root
+                format_text(path, sizeof path, "%s%s/%s", versions[v].root, group, versions[v].limit);
+                double limit = number_in(path, "");
+                format_text(path, sizeof path, "%s%s/memory.stat", versions[v].root, group);
+                least = fmin(least, limit - number_in(path, versions[v].used));    // NAN, which fmin ignores, where neither is there
+                end = strrchr(group, '/');
+                if (end) *end = 0;
+            } while (end);
+        }
+    if (groups) fclose(groups);
+    return least;
 }
 
 // Refuses a model that does not fit before anything is allocated.
@@ -1110,17 +1146,24 @@ static void check_memory(double bytes) {
 // columns here is the order in run_log.
 static Run run_begin(const Config *cfg, const Parameter *table, size_t num_parameters, double bytes, const State *state, double entropy_floor,
                      const char *machine, int threads, Progress *progress) {
-    Run run = {cfg, table, num_parameters, entropy_floor, now(), state->seconds, 0, state->step + 1, state->diverged_step, threads, machine, NULL, progress};
-    char path[MAX_TEXT];
+    long log_bytes = state->log_bytes;
+    Run run = {cfg, table, num_parameters, entropy_floor, now(), state->seconds, 0, state->step + 1, state->diverged_step, threads, machine,
+               NULL, log_bytes, log_bytes ? state->log_hash : HASH_OF_NOTHING, progress};
+    char path[MAX_TEXT], old[MAX_TEXT];
     make_folders(cfg->out);
-    char summary[MAX_TEXT];
     path_in(cfg, "log.csv", path);
-    path_in(cfg, "summary.csv", summary);
-    if (state->log_bytes && file_hash(path, state->log_bytes) != state->log_hash)
-        die(FAILED, "%s: missing, or not the log that the checkpoint was written beside; it is needed to resume", path);
-    run.log = fopen(path, "a");
+    run.log = fopen(path, log_bytes ? "r+" : "a");
     if (!run.log) die(FAILED, "%s: cannot be written: %s", path, strerror(errno));
-    if (unlink(summary) && errno != ENOENT) die(FAILED, "%s: cannot replace it: %s", summary, strerror(errno));
+    for (int tries = 0; flock(fileno(run.log), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK; tries++) {    // what was killed may take a moment to die
+        if (tries == 50) die(FAILED, "%s: another process is writing it; wait until that has ended, or choose another -out", path);
+        usleep(100000);
+    }
+    if (log_bytes && file_hash(path, HASH_OF_NOTHING, 0, log_bytes) != run.log_hash)
+        die(FAILED, "%s: not the log that the checkpoint was written beside; it is needed to resume", path);
+    for (int i = 0; i < (log_bytes ? 1 : 2); i++) {    // a new run leaves none of an old one's files beside its log
+        path_in(cfg, i ? "model.safetensors" : "summary.csv", old);
+        if (unlink(old) && errno != ENOENT) die(FAILED, "%s: cannot replace it: %s", old, strerror(errno));
+    }
     if (ftruncate(fileno(run.log), state->log_bytes)) die(FAILED, "%s: cannot be cut back: %s", path, strerror(errno));
     fseek(run.log, 0, SEEK_END);
     if (!state->log_bytes) {
@@ -1178,6 +1221,7 @@ static void run_show(Run *run, const Stats *s, int step) {
     double t = now(), seconds = t - run->started, left = step ? seconds / (step - run->first_step + 1) * (cfg->steps - step) : 0;
     if (run->progress) {
         run->progress->step = step, run->progress->loss = step ? s->train_loss : s->val_loss, run->progress->seconds_left = left;
+        if (getppid() != run->progress->sweep) interrupted = SIGTERM;    // the sweep was killed
         return;
     }
     int live = isatty(STDOUT_FILENO), kept = !isnan(s->val_loss) || step == cfg->steps || run->diverged_step;
@@ -1212,8 +1256,10 @@ static State run_state(Run *run, int step) {
     if (fflush(run->log) || fsync(fileno(run->log))) die(FAILED, "%s/log.csv: cannot be written: %s; the last checkpoint is intact", run->cfg->out, strerror(errno));
     char path[MAX_TEXT];
     path_in(run->cfg, "log.csv", path);
-    State state = {step, run->seconds_before + now() - run->started, ftell(run->log), 0, run->diverged_step};
-    state.log_hash = file_hash(path, state.log_bytes);
+    long bytes = ftell(run->log);
+    run->log_hash = file_hash(path, run->log_hash, run->log_bytes, bytes);
+    run->log_bytes = bytes;
+    State state = {step, run->seconds_before + now() - run->started, bytes, run->log_hash, run->diverged_step};
     return state;
 }
 
@@ -1338,7 +1384,7 @@ static int run_end(Run *run, int step) {
     const Config *cfg = run->cfg;
     if (fclose(run->log)) die(FAILED, "%s/log.csv: cannot be written: %s", cfg->out, strerror(errno));
     if (interrupted && step < cfg->steps && !run->diverged_step) {
-        if (!run->progress) printf("\nstopped after step %d; go on with: ./train_gpt -resume -out %s\n", step, cfg->out);
+        if (!run->progress) fprintf(listener(), "\nstopped after step %d; go on with: ./train_gpt -resume -out %s\n", step, cfg->out);
         return 128 + interrupted;
     }
     run_summary(run, step);
@@ -1449,6 +1495,7 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int 
     for (int i = 0; i < n; i++) {
         char path[MAX_TEXT];
         runs[i] = *cfg;
+        progress[i].sweep = getpid();
         strcpy(runs[i].lr_text, lr[i]);
         runs[i].lr = strtod(lr[i], NULL);
         format_text(runs[i].out, MAX_TEXT, "%s/lr%s", cfg->out, lr[i]);
@@ -1497,7 +1544,7 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int 
         drawn = 1;
         fflush(stdout);
     }
-    if (interrupted) printf("\nstopped; go on with the same command and -resume\n");
+    if (interrupted) fprintf(listener(), "\nstopped; go on with the same command and -resume\n");
     else sweep_report(cfg, runs, progress, lr, n);
     free(runs);
     return interrupted ? 128 + interrupted : failed ? FAILED : 0;
@@ -1542,6 +1589,7 @@ static void sample_text(const Config *cfg, const real *(*logits_after)(void *, c
         context[used - 1] = token;
     }
     putchar('\n');
+    if (fflush(stdout) || ferror(stdout)) die(FAILED, "cannot write the sample: %s", strerror(errno));
     free(context);
 }
 
