@@ -3,6 +3,8 @@
 # make test         every check, after installing what it needs into build/venv; train_gpt.cu's without a GPU
 # make test_gpu     train_gpt.cu's checks on this machine's GPU
 # make train_gpt_cu_emu the CUDA program on the CPU, slowly, by g++ alone
+# make survive      kills runs and sweeps at 200 random moments: nothing is lost (ARGS="-kills 500 -seed 1")
+# make endurance    a long run, large data and a large model: memory and speed
 # make bench        tokens a second, and how far that is from the machine's limit
 # make figures      the pictures of README.md, from runs made here
 # make show         the interventions and how many lines each has; make show-qk_norm prints them with the formula
@@ -54,13 +56,16 @@ build/venv/ready: test/requirements.txt | build
 	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
 	touch $@
 
-.PHONY: show grade test test_gpu bench figures clean force
+.PHONY: show grade test test_gpu survive endurance bench figures clean force
 test: train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
 
 # The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer where it is installed.
 test_gpu: train_gpt train_gpt_cu build/venv/ready
 	GPU=1 build/venv/bin/python -m pytest -q test/test_cuda.py
+
+survive endurance: train_gpt build/venv/ready
+	build/venv/bin/python test/$@.py $(ARGS)
 
 bench: build/bench build/venv/ready
 	build/venv/bin/python test/bench.py

@@ -343,6 +343,15 @@ run_tasks() {    # DIR THREADS TRAINER LIST PACK: the runs of this task
 # ---------------------------------------------------------------------------
 # The command line
 
+make_scratch() {    # a temporary folder, locked while this script or what it started lives; then away with those that killed ones left
+    local temporary=${TMPDIR:-/tmp}
+    scratch=$(mktemp -d "$temporary/sweep.sh-XXXXXX") || die 1 "cannot make a temporary folder in $temporary"
+    trap 'rm -rf "$scratch"' EXIT
+    exec 7<"$scratch"
+    flock 7 2>/dev/null
+    find "$temporary" -maxdepth 1 -name 'sweep.sh-*' -user "$UID" -mmin +1 -exec flock -n {} rm -rf {} \; 2>/dev/null
+}
+
 usage() {
     local name section text scale rate=0 cores runs seconds trainer=${option[trainer]}
     cores=$(nproc)
@@ -366,8 +375,7 @@ usage: ./sweep.sh EXPERIMENT [-option value ...] [-- trainer flags]
 A flag after -- takes the place of the experiment's values (-lr 1e-2,1e-1; -d 32,64x4: width x layers), or goes to every run.
 
 END
-    scratch=$(mktemp -d) || exit 1
-    trap 'rm -rf "$scratch"' EXIT
+    make_scratch
     text='-d 32 -layers 2 -heads 2 -T 32 -batch 16 -steps 400 -eval_every 0 -eval_tokens 1 -vocab 0'    # a second, which gives FLOPs a second
     # shellcheck disable=SC2086    # words
     if OMP_NUM_THREADS=1 "$trainer" $text -out "$scratch" >"$scratch/output" 2>&1 </dev/null; then
@@ -423,8 +431,7 @@ main() {
         die 2 "'$experiment' is none of: $(awk 'NF { printf "%s%s", sep, $1; sep = " " }' <<<"$EXPERIMENTS") (-h says what they are)"
     fi
     : "${dir:=runs/$experiment-$scale}"
-    scratch=$(mktemp -d) || die 1 "cannot make a temporary folder"
-    trap 'rm -rf "$scratch"' EXIT
+    make_scratch
     trap 'exit 130' INT    # bash alone would go on where the program that it waits for does not die of the signal
     trap 'exit 143' TERM HUP
     plan "$experiment" >"$scratch/plan" || exit 2

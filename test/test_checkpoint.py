@@ -420,7 +420,7 @@ def test_full_disk_leaves_the_previous_checkpoint(copy):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
 
-    result = run(copy, *FLAGS, cwd=copy.parent, preexec_fn=no_room)
+    result = run(copy, "-resume", "-steps", "6", cwd=copy.parent, preexec_fn=no_room)
     assert_refused(result)
     assert os.strerror(errno.EFBIG) in result.stderr
     assert (copy / FILE).read_bytes() == before
