@@ -13,7 +13,9 @@
                            runs of larger sizes come after, and the figure compares
   plot.py watch DIR ...    draws again while a sweep is running"""
 import argparse
+import contextlib
 import csv
+import errno
 import itertools
 import math
 import os
@@ -48,6 +50,20 @@ LOGIT_LIMIT, LOG_Z_LIMIT = 100, -5      # past these the trainer's diagnosis spe
 def complain(path, what):
     print(f"plot.py: {path}: {what}", file=sys.stderr)
     return []
+
+
+@contextlib.contextmanager
+def whole(path):
+    """A file beside this one, which takes its place once it is written: it appears whole or not at all."""
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:
+        error.filename = str(path)    # a write that fails does not say where
+        raise
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def number(row, name):
@@ -533,8 +549,10 @@ def predict(experiment, runs, path):
         middle, *ends = (crossing(at, y, what["limit"], what["up"]) for y in (mean, mean - half, mean + half))
         word = lambda n: short(n) if math.isfinite(n) else f"above {short(grid[-1][1])}"
         said.append(f"LR {sci(lr)}: {past} at {word(middle)} parameters ({word(min(ends))} to {word(max(ends))})" + ", within the fit" * bool(middle <= sizes[-1]))
-    with open(path, "x", encoding="utf-8") as file:    # x: not a second time
-        file.write("".join(f"# {line}\n" for line in said) + "\n".join(["lr,d,parameters,fitted,predicted,low,high", *rows]) + "\n")
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    with whole(path) as part:
+        part.write_text("".join(f"# {line}\n" for line in said) + "\n".join(["lr,d,parameters,fitted,predicted,low,high", *rows]) + "\n", encoding="utf-8")
     return "\n".join(said[:4] + said[4 + len(fits):])
 
 
@@ -725,11 +743,9 @@ def prediction_table(experiment, runs):
 # ---------------------------------------------------------------------------
 
 def save(figure, folder, name, form):
-    """The file appears whole or not at all."""
     path = folder / f"{name}.{form}"
-    part = folder / f".{name}.{os.getpid()}.{form}"
-    figure.savefig(part, metadata={"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form))
-    part.replace(path)
+    with whole(path) as part:
+        figure.savefig(part, metadata={"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form))
     print(f"wrote {path}", flush=True)
 
 
@@ -780,7 +796,7 @@ def main(argv):
             return 1
         if command == "table":
             heading = (lambda name: f"## {name}\n\n") if len(found) > 1 else lambda name: ""
-            print("\n\n".join(heading(name) + tables(runs) + (prediction_table(name, runs) if name in PREDICTIONS else "") for name, runs in found.items()))
+            print("\n\n".join(heading(name) + tables(runs) + (prediction_table(name, runs) if name in PREDICTIONS else "") for name, runs in found.items()), flush=True)
         elif command == "predict":
             name, path = next(iter(found)), options.o or pathlib.Path(options.folders[0]) / "prediction.csv"
             try:
@@ -788,7 +804,7 @@ def main(argv):
             except (ValueError, KeyError) as error:
                 complain(options.folders[0], f"no prediction: its runs have no column {error}" if isinstance(error, KeyError) else error)
                 return 1
-            print(f"{said}\nwrote {path}")
+            print(f"{said}\nwrote {path}", flush=True)
         elif command == "log":
             options.o.mkdir(parents=True, exist_ok=True)
             summaries = {run: path for run in found if (path := pathlib.Path(run) / "summary.csv").exists()}
@@ -800,7 +816,8 @@ def main(argv):
         complain(error.filename, "is there already; a prediction is made once, before its outcome is known" if command == "predict" else error.strerror)
         return 1
     except OSError as error:
-        complain(error.filename, error.strerror)
+        complain(error.filename or "its output", error.strerror)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())    # what is left to write would fail once more
         return 1
     except KeyboardInterrupt:
         return 130

@@ -182,7 +182,7 @@ outcome() { if [ "$(result diverged "$1")" = 1 ]; then echo diverged; else echo 
 join_summaries() {    # DIR/summary.csv, of the runs that are finished
     (
         flock 8
-        awk 'NR == 1 || FNR > 1' "$1"/*/summary.csv >"$1/summary.csv.tmp" 2>/dev/null && mv "$1/summary.csv.tmp" "$1/summary.csv"
+        if awk 'NR == 1 || FNR > 1' "$1"/*/summary.csv >"$1/summary.csv.tmp"; then mv "$1/summary.csv.tmp" "$1/summary.csv"; else rm -f "$1/summary.csv.tmp"; fi 2>/dev/null
     ) 8>>"$1/lock"
 }
 
@@ -451,6 +451,7 @@ main() {
 
     trap 'interrupt 130' INT
     trap 'interrupt 143' TERM HUP
+    trap 'exec >&2; interrupt 141' PIPE    # nobody reads any more
     run_all "$scratch/stage1"
     if [ -s "$scratch/stage2" ] && [ -z "$interrupted" ] && [ -z "$(unfinished "$scratch/stage1")" ]; then
         predict "$dir"
@@ -491,14 +492,17 @@ prepare() {
 
     { mkdir -p "$dir" && : >>"$dir/lock"; } 2>"$scratch/errors" || die 2 "cannot write to $dir: $(sed 's/.*: //' "$scratch/errors")"
     cut -f 5 "$scratch/plan" | sort -u >"$scratch/flags"
+    echo "$experiment" >"$scratch/experiment"
     (
         flock 8
-        [ -e "$dir/experiment" ] || echo "$experiment" >"$dir/experiment"
+        for word in experiment flags; do    # whole or not at all
+            [ -e "$dir/$word" ] || { cp "$scratch/$word" "$dir/$word.tmp" && mv "$dir/$word.tmp" "$dir/$word"; } 2>"$scratch/errors" ||
+                die 1 "cannot write $dir/$word: $(sed 's/.*: //' "$scratch/errors")"
+        done
         word=$(cat "$dir/experiment")
         [ "$word" = "$experiment" ] || die 2 "$dir holds the experiment $word; choose another -out"
-        [ -e "$dir/flags" ] || cp "$scratch/flags" "$dir/flags"
         cmp -s "$scratch/flags" "$dir/flags" || die 2 "$dir was begun with other flags, see $dir/flags; choose another -out"
-    ) 8>>"$dir/lock" || exit 2
+    ) 8>>"$dir/lock" || exit
 
     while IFS=$'\t' read -r cost stage name _; do
         cost_of[$name]=$cost total=$((total + 1))

@@ -136,7 +136,7 @@ def environment(threads=1, **more):
 
 def run_story(rng, home, undisturbed, book, kills, moments=MOMENTS):
     """One run, killed so many times (or fewer, if it ends before)."""
-    flags = {**RUN, "qk_norm": rng.choice([0, 1]), "log_every": rng.choice([1, 4, 10]), "checkpoint_every": rng.choice([0, 1, 7, 50, 400])}
+    flags = {**RUN, "qk_norm": rng.choice([0, 1]), "log_every": rng.choice([1, 4, 10]), "checkpoint_every": rng.choice([0, 10, 50, 400])}
     command, folder = [PROGRAM, *words(flags)], home / f"run{book.done}"
     wanted, seconds = undisturbed.of(f"run-{flags['qk_norm']}-{flags['log_every']}", [PROGRAM, *words({**flags, "checkpoint_every": 0})], environment())
     for _ in range(3 * kills):

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""What lasts long and what is large: a run of 100,000 steps keeps its memory and its speed, data of 8 GB opens at once, and a model of
+100 million parameters takes the memory that was announced. A line for each with what was measured and what was allowed."""
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+PROGRAM = os.environ.get("TRAIN_GPT", str(Path(__file__).resolve().parent.parent / "train_gpt"))
+ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1")
+failed = []
+
+
+def report(what, measured, allowed, unit):
+    verdict = "ok" if measured <= allowed else "TOO MUCH"
+    if measured > allowed:
+        failed.append(what)
+    print(f"{what:<70}{measured:>10.3g} {unit:<8}allowed {allowed:>8.3g}   {verdict}", flush=True)
+
+
+def train(folder, *flags):
+    """Returns what it printed, its seconds of CPU and its peak of resident memory in MB."""
+    with subprocess.Popen([PROGRAM, *map(str, flags), "-out", folder], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        said = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, said
+    return said, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024e-6
+
+
+def tail(path):
+    """The step of the last whole row."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 8192))
+        return int(file.read().split(b"\n")[-2].split(b",")[0])
+
+
+def long_run(home, steps):
+    """CPU time, not the clock's, as other programs run too; of windows of a fiftieth, the median of the first ten and of the last ten."""
+    folder, samples = home / "long", []
+    process = subprocess.Popen([PROGRAM, "-size", "10k", "-steps", str(steps), "-checkpoint_every", "200", "-out", folder], stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+    seen, started = 0, time.time()
+    while process.poll() is None:
+        time.sleep(0.01)
+        try:
+            step = tail(folder / "log.csv")
+            if step < seen + steps // 1000 or step == steps:
+                continue
+            seen = step
+            nanoseconds = int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[0])
+            kilobytes = int(re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1])
+            samples.append((step, nanoseconds / 1e3, kilobytes * 1024e-6))
+        except (OSError, IndexError, ValueError, TypeError):    # not there yet, or just gone
+            continue
+        if sys.stderr.isatty():
+            print(f"\r{step}/{steps} steps, {(time.time() - started) / step * (steps - step):.0f} s left ", end="", file=sys.stderr)
+    assert process.returncode == 0
+    step, micro, memory = np.array(samples).T
+    at = np.interp(np.linspace(step[0], step[-1], 51), step, micro)
+    cost = np.diff(at) / ((step[-1] - step[0]) / 50)
+    first, last = statistics.median(cost[:10]), statistics.median(cost[-10:])
+    print(f"\r{steps} steps in {time.time() - started:.0f} s; CPU a step: {first:.1f} us in the first fifth, {last:.1f} in the last (windows {min(cost):.1f} to {max(cost):.1f}); "
+          f"resident: {memory[0]:.2f} MB, then {memory[len(memory) // 20:].min():.2f} to {memory.max():.2f}")
+    report("a long run: more CPU a step in the last fifth than in the first", 100 * (last / first - 1), 5, "%")
+    report("a long run: more memory than after a twentieth of it", memory.max() - memory[len(memory) // 20], 0.5, "MB")
+
+
+def large_data(home):
+    flags = "-size 10k -vocab 256 -steps 20 -eval_tokens 1024".split()
+    _, cpu, memory = train(home / "synthetic", *flags)
+    for name, header in ("large.bin", np.array([20240520, 1, 4 * 10 ** 9] + [0] * 253, "<u4").tobytes()), ("large.txt", b""):
+        path = home / name
+        path.write_bytes(header)
+        os.truncate(path, len(header) + 8 * 10 ** 9)
+        _, more_cpu, more_memory = train(home / f"of_{name}", "-data", path, *flags)
+        report(f"{name}, 8 GB: CPU beyond a run without a file", more_cpu - cpu, 1, "s")
+        report(f"{name}, 8 GB: memory beyond a run without a file", more_memory - memory, 64, "MB")    # 2^24 tokens are looked at first
+
+
+def large_model(home):
+    said, cpu, peak = train(home / "large", *"-size 100m -T 32 -batch 2 -steps 3 -eval_tokens 64".split())
+    parameters, announced = re.search(r"(\d+) parameters.* ([\d.]+) MB of memory", said).groups()
+    print(f"{int(parameters) / 1e6:.1f} million parameters, {cpu:.0f} s of CPU: {announced} MB announced, {peak:.1f} MB at the peak")
+    report("a large model: off what was announced", 100 * abs(peak / float(announced) - 1), 10, "%")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-steps", type=int, default=100000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        large_data(Path(home))
+        large_model(Path(home))
+        long_run(Path(home), options.steps)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
