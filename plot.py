@@ -817,7 +817,8 @@ def main(argv):
         return 1
     except OSError as error:
         complain(error.filename or "its output", error.strerror)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())    # what is left to write would fail once more
+        if not error.filename:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())    # what is left to write would fail once more
         return 1
     except KeyboardInterrupt:
         return 130

@@ -39,8 +39,9 @@ def last_step(log):
     return int(log[-1].split(",")[0]) if len(log) > 1 else 0
 
 
-def look(folder, flags, wanted):
-    """What a kill left: nothing half-written where a reader would look. Returns the steps that are lost if this is gone on with."""
+def look(folder, flags, wanted, over=False):
+    """What a kill left: nothing half-written where a reader would look. Returns the steps that are lost if this is gone on with.
+    over: the run had been begun over an older one, whose log may be still there."""
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     assert names <= {name + end for name in ("log.csv", MODEL, "summary.csv") for end in ("", ".tmp")}, names
     if "summary.csv" in names:
@@ -53,7 +54,7 @@ def look(folder, flags, wanted):
         assert saved == flags["steps"] or flags["checkpoint_every"] and saved % flags["checkpoint_every"] == 0
         assert last_step(kept) <= saved < last_step(kept) + flags["log_every"] or saved == last_step(kept)
         assert kept == rows((wanted / "log.csv").read_text())[:len(kept)]
-    lost = max(last_step(log) - saved, 0)    # at least: steps between rows do not show
+    lost = 0 if over and not saved else max(last_step(log) - saved, 0)    # at least: steps between rows do not show
     assert lost <= (flags["checkpoint_every"] or flags["steps"]), (lost, flags)
     return lost
 
@@ -143,6 +144,7 @@ def run_story(rng, home, undisturbed, book, kills, moments=MOMENTS):
         if kills == 0:
             break
         resume = (folder / MODEL).exists() and rng.random() < 0.95    # else it is begun again, over what there is
+        over = not resume and (folder / "log.csv").exists()
         process = subprocess.Popen([PROGRAM, "-resume", "-out", folder] if resume else [*command, "-out", folder], stdout=subprocess.DEVNULL,
                                    stderr=subprocess.PIPE, env=environment(rng.choice([1, 1, 2, 3])))
         moment = rng.choice(moments)
@@ -153,7 +155,7 @@ def run_story(rng, home, undisturbed, book, kills, moments=MOMENTS):
             assert (process.returncode, said) == (0, b""), (command, folder, resume, said)    # it had ended: what the kill before left was good
             continue
         kills -= 1
-        book.add("a run, " + moment.replace("_", " "), look(folder, flags, wanted), flags["checkpoint_every"] or flags["steps"],
+        book.add("a run, " + moment.replace("_", " "), look(folder, flags, wanted, over), flags["checkpoint_every"] or flags["steps"],
                  any(folder.glob("*.tmp")))
     last = subprocess.run([PROGRAM, "-resume", "-out", folder] if (folder / MODEL).exists() else [*command, "-out", folder], capture_output=True, text=True,
                           env=environment())
