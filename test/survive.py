@@ -225,12 +225,13 @@ def shell_sweep_story(rng, home, undisturbed, book, kills):
         if rng.random() < 0.5:    # else what lives on meets the next start
             until(lambda: not processes(str(out)), 120)
         look_at_sweep(out, wanted)
+    until(lambda: not processes(str(out)), 120)    # they hold what they use of the temporary folder
     for path in temporary.iterdir():
         os.utime(path, (0, 0))    # as if it were of yesterday
     last = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env)
     assert last.returncode == 0, (out, last.stdout, last.stderr)
     assert_same_sweep(out, wanted)
-    assert not list(out.glob("**/*.tmp")) and not list(temporary.iterdir())
+    assert [*out.glob("**/*.tmp"), *temporary.iterdir()] == []
 
 
 def own_sweep_story(rng, home, undisturbed, book, kills):
@@ -254,7 +255,7 @@ def own_sweep_story(rng, home, undisturbed, book, kills):
     for path in wanted.glob("lr*"):
         assert_same_run(out / path.name, path)
     assert [row["final_loss"] for row in table(out / "summary.csv")] == [row["final_loss"] for row in table(wanted / "summary.csv")]
-    assert not list(out.glob("**/*.tmp"))
+    assert list(out.glob("**/*.tmp")) == []
 
 
 STORIES = {run_story: 6, shell_sweep_story: 4, own_sweep_story: 4}    # and the kills of each

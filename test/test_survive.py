@@ -82,8 +82,11 @@ def test_runs_of_a_killed_sweep_stop(tmp_path):
     process = begin(folder, lr="1e-3,1e-2", steps=1000000)
     wait(process, lambda: (folder / "lr1e-3" / MODEL).exists())
     process.kill()
-    until(lambda: not processes(str(folder)), 20)
-    process.communicate()
+    process.wait()
+    try:
+        until(lambda: not processes(str(folder)), 20)
+    finally:
+        survive.kill_all(folder)
     assert int(metadata(folder / "lr1e-3")["step"]) >= 50 and not list(folder.glob("*/*.tmp"))
 
 
