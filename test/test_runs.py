@@ -232,7 +232,7 @@ def test_killed_at_random_and_resumed(tmp_path, undisturbed):
     assert sorted(p.name for p in folder.iterdir()) == ["log.csv", MODEL, "summary.csv"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_stops_after_a_step_and_says_how_to_go_on(tmp_path, undisturbed, number):
     """No checkpoint but the one of the signal: it is of the step that was said, and the command that was said goes on."""
     folder = tmp_path / "x"
