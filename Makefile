@@ -5,6 +5,7 @@
 # make train_gpt_cu_emu the CUDA program on the CPU, slowly, by g++ alone
 # make survive      kills runs and sweeps at 200 random moments: nothing is lost (ARGS="-kills 500 -seed 1")
 # make endurance    a long run, large data and a large model: memory and speed
+# make golden       remakes test/golden.csv, the numbers that no change may move unseen, after one that is meant to
 # make bench        tokens a second, and how far that is from the machine's limit
 # make figures      the pictures of README.md, from runs made here
 # make show         the interventions and how many lines each has; make show-qk_norm prints them with the formula
@@ -56,7 +57,7 @@ build/venv/ready: test/requirements.txt | build
 	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
 	touch $@
 
-.PHONY: show grade test test_gpu survive endurance bench figures clean force
+.PHONY: show grade test test_gpu golden survive endurance bench figures clean force
 test: train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
 
@@ -66,6 +67,9 @@ test_gpu: train_gpt train_gpt_cu build/venv/ready
 
 survive endurance: train_gpt build/venv/ready
 	build/venv/bin/python test/$@.py $(ARGS)
+
+golden: build/venv/ready
+	build/venv/bin/python test/test_numbers.py
 
 bench: build/bench build/venv/ready
 	build/venv/bin/python test/bench.py

@@ -1373,7 +1373,7 @@ static int diagnose(const Config *cfg, const char *prefix) {
         break;
     }
     double last = csv_value(&log, log.rows - 1, "train_loss"), initial = csv_value(&log, 0, "val_loss");
-    if (log.rows > 1 && !isfinite(last)) printf("%sthe loss was not finite at step %.0f: a lower -lr treats it\n", prefix, csv_value(&log, log.rows - 1, "step")), found++;
+    if (log.rows > 1 && (!isfinite(last) || isinf(csv_value(&log, log.rows - 1, "val_loss")))) printf("%sthe loss was not finite at step %.0f: a lower -lr treats it\n", prefix, csv_value(&log, log.rows - 1, "step")), found++;
     else if (log.rows > 1 && !(log_last(&log, "val_loss") < initial)) printf("%sthe final loss is not below the initial %.3f: a lower -lr treats it\n", prefix, initial), found++;
     csv_free(&log);
     return found;
