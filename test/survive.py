@@ -66,9 +66,9 @@ class Moments:
         self.rng, self.model, self.log, self.end = rng, folder / MODEL, folder / "log.csv", f"\n{flags['steps']},"
         self.part, self.seconds = folder / (MODEL + ".tmp"), seconds
 
-    def wait(self, process, condition):
+    def wait(self, process, condition, pause=0.0002):
         while process.poll() is None and not condition():
-            time.sleep(0.0002)
+            time.sleep(pause)
 
     def any_moment(self, process):
         time.sleep(self.rng.uniform(0, self.seconds))
@@ -79,8 +79,8 @@ class Moments:
     def within_a_checkpoint(self, process):
         """While the file beside is being written."""
         before = ages(self.part)
-        self.wait(process, lambda: ages(self.part) not in ([0], before))
-        time.sleep(self.rng.uniform(0, 0.001))
+        self.wait(process, lambda: ages(self.part) not in ([0], before), pause=0)    # it takes less than a millisecond
+        time.sleep(self.rng.choice([0, self.rng.uniform(0, 0.001)]))
 
     def after_a_checkpoint(self, process):
         before = ages(self.model)
