@@ -180,14 +180,14 @@ def test_flags_of_the_user():
     assert {Path(f["out"]).name for f in found} >= {"d32_layers3_lr2_qk_norm0_seed1", "d48_lr1e-2_qk_norm1_seed1"}
 
 
-def test_help():
-    """Every experiment, and for each scale its runs and the time here, not wrong by more than a factor of 3 on a busy machine."""
-    started = time.time()
-    result = subprocess.run([str(SWEEP), "-h"], capture_output=True, text=True, cwd=REPO)
-    assert result.returncode == 0 and result.stderr == "" and time.time() - started < 30
+def test_help(tmp_path):
+    """Every experiment, and for each scale its runs and the time here: clip's are as the run that is timed but of 2.5 times its steps."""
+    trainer = script(tmp_path / "trainer", 'while [ "$1" != -out ]; do shift; done; printf "seconds\\n2\\n" >"$2/summary.csv"')
+    result = subprocess.run([str(SWEEP), "-trainer", str(trainer), "-h"], capture_output=True, text=True, cwd=REPO)
+    assert result.returncode == 0 and result.stderr == ""
     for name, count in EXPERIMENTS.items():
         row, = re.findall(rf"^{name} +([\d.]+|app\.) +(\d+), (\d+):(\d\d) +(\d+), \d+\S* ?\w* +(\d+), \d+ \w+ +\w.*$", result.stdout, re.M)
-        assert int(row[1]) == count and 0 < 60 * int(row[2]) + int(row[3]) < 1800
+        assert int(row[1]) == count and (name != "clip" or abs(60 * int(row[2]) + int(row[3]) - max(40 * 5 / len(os.sched_getaffinity(0)), 5)) <= 1)
 
 
 # ---------------------------------------------------------------------------
