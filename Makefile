@@ -35,7 +35,7 @@ train_gpt: $(SOURCES)
 ARCH = native
 NVCC = $(shell command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 train_gpt_cu: train_gpt.cu gpt.h dataloader.h Makefile
-	$(NVCC) -O3 -std=c++17 $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(ARCH),-gencode arch=$(a:sm_%=compute_%),code=$(a))) -o $@ train_gpt.cu -lcublas
+	$(NVCC) -O3 -std=c++17 $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(ARCH),-gencode arch=$(a:sm_%=compute_%),code=$(a))) -o $@ train_gpt.cu -lcublas -lcublasLt
 
 build/bench: test/bench.c $(SOURCES) | build
 	$(CC) $(FLAGS) -o $@ test/bench.c -lm -ldl

@@ -15,14 +15,16 @@
 //     layernorm_forward                 266      62    4 C n (2L) + 2 C n: with the residual's sum
 //     qk_norm_rope_forward              131      31    4 C n L
 //     attention_forward            17   131      31    2 products: 2 * 2 (T/2) C L;  4 C n L
-//     gelu_forward                      262      61    8 C n L
 //     cross_entropy                     129      30    2 V n
 //     layernorm_backward                268      62    4 C n (2L) + 3 C n
-//     gelu_backward                     393      91    12 C n L
 //     attention_backward           59   393      91    7 products: 7 * 2 (T/2) C L;  12 C n L
 //     qk_norm_rope_backward             197      46    6 C n L
 //     adamw, gradient norm               69      16    34 bytes a parameter and batch
-//     all                        1481  2247    2301    at most 435,000 tokens/s, 77% of the time in products
+//     all                        1481  1592    2149    at most 465,000 tokens/s, 83% of the time in products
+//
+// GELU is the last step of two products there. Where it is a pass of its own (matmul_gelu says where) come to this
+//     gelu_forward                      262      61    8 C n L
+//     gelu_backward                     393      91    12 C n L
 //
 // So products must run at cuBLAS's best and everything else touch memory as rarely as it can: each kernel below is fused
 // with its neighbour where that saves a pass, and says what it moves.
@@ -32,6 +34,7 @@
 #else
 #include <cuda_bf16.h>
 #include <cublas_v2.h>
+#include <cublasLt.h>
 #include <mma.h>
 #endif
 #include "gpt.h"
@@ -44,6 +47,8 @@ typedef __nv_bfloat16 bf16;    // `act` below is the type of activations and of 
 
 static cudaStream_t stream;    // all work is queued here, in order; the host does not wait for it
 static cublasHandle_t cublas;
+static void *workspace;        // cuBLAS's
+static bool gelu_in_products;  // whether matmul_gelu is worth asking
 
 static void check_at(cudaError_t error, const char *call, int line) {
     if (error == cudaErrorMemoryAllocation) die(FAILED, "the GPU has no memory left (%.60s); try a smaller -micro_batch, fewer runs at a time, or ./train_gpt on the CPU", call);
@@ -174,6 +179,56 @@ static void matmul(number *out, int row, bool adds, Matrix<act> a, Matrix<act> b
     check(cublasGemmEx(cublas, b.flipped ? CUBLAS_OP_T : CUBLAS_OP_N, a.flipped ? CUBLAS_OP_T : CUBLAS_OP_N, N, M, K, &one,
                        b.data, CudaType<act>::type, b.row, a.data, CudaType<act>::type, a.row, &beta,
                        out, CudaType<number>::type, row, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+}
+
+enum { WORKSPACE = 32 << 20 };    // bytes: what cuBLAS asks for on Hopper
+
+// inp (M,N) = a b and out = gelu(inp), or, where `backward`, out = gelu'(inp) * (a b): GELU as the product's last step, on sums
+// that are still in registers. A pass of its own would read inp again (forward), or write a b and read it again (backward):
+// one and two values an element more. Returns false, and has done nothing, where that pass is to be made:
+// - in fp32, which follows train_gpt.c to 1e-4. cuBLASLt's GELU has the same tanh form, but nobody promises its digits; a
+//   bf16's are few.
+// - on GPUs other than of compute capability 9 and 10: there cuBLASLt was seen to run GELU in a kernel of its own, slower than
+//   ours (github.com/karpathy/llm.c/pull/591, 653; github.com/sgl-project/sglang/pull/34350).
+// - for matrices whose rows are no multiples of 16 bytes, which it refuses, and for what else it knows no algorithm.
+template <class act>
+static bool matmul_gelu(act *out, act *inp, bool backward, Matrix<act> a, Matrix<act> b, int M, int N, int K) {
+    if (!gelu_in_products || (a.row | b.row | N) % W || ((size_t)out | (size_t)inp | (size_t)a.data | (size_t)b.data) % 16) return false;
+    cublasLtMatmulDesc_t product;
+    cublasLtMatrixLayout_t left, right, result;    // by columns, as in matmul
+    cublasLtMatmulPreference_t preference;
+    check(cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    check(cublasLtMatrixLayoutCreate(&left, CudaType<act>::type, b.flipped ? K : N, b.flipped ? N : K, b.row));
+    check(cublasLtMatrixLayoutCreate(&right, CudaType<act>::type, a.flipped ? M : K, a.flipped ? K : M, a.row));
+    check(cublasLtMatrixLayoutCreate(&result, CudaType<act>::type, N, M, N));
+    check(cublasLtMatmulPreferenceCreate(&preference));
+    cublasOperation_t op_left = b.flipped ? CUBLAS_OP_T : CUBLAS_OP_N, op_right = a.flipped ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = backward ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_GELU_AUX;
+    int64_t row = N;
+    const struct { cublasLtMatmulDescAttributes_t name; const void *value; size_t size; } settings[] = {
+        {CUBLASLT_MATMUL_DESC_TRANSA, &op_left, sizeof op_left}, {CUBLASLT_MATMUL_DESC_TRANSB, &op_right, sizeof op_right},
+        {CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue},
+        {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &inp, sizeof inp}, {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &row, sizeof row}};
+    for (auto &s : settings) check(cublasLtMatmulDescSetAttribute(product, s.name, s.value, s.size));
+    uint64_t bytes = WORKSPACE;
+    uint32_t aligned = 16, reduction = CUBLASLT_REDUCTION_SCHEME_NONE;    // no sum is split: float throughout, in one order
+    const struct { cublasLtMatmulPreferenceAttributes_t name; const void *value; size_t size; } wishes[] = {
+        {CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes}, {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &aligned, sizeof aligned}, {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &aligned, sizeof aligned},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &aligned, sizeof aligned}, {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &aligned, sizeof aligned}};
+    for (auto &w : wishes) check(cublasLtMatmulPreferenceSetAttribute(preference, w.name, w.value, w.size));
+    cublasLtHandle_t handle = (cublasLtHandle_t)cublas;    // NVIDIA lets the one stand for the other
+    cublasLtMatmulHeuristicResult_t algorithm = {};
+    int known = 0;
+    float one = 1, zero = 0;
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, product, left, right, result, result, preference, 1, &algorithm, &known);
+    if (status != CUBLAS_STATUS_NOT_SUPPORTED && status != CUBLAS_STATUS_INVALID_VALUE) check(status);
+    known = known && status == CUBLAS_STATUS_SUCCESS && algorithm.state == CUBLAS_STATUS_SUCCESS;
+    if (known) check(cublasLtMatmul(handle, product, &one, b.data, left, a.data, right, &zero, out, result, out, result, &algorithm.algo, workspace, WORKSPACE, stream));
+    check(cublasLtMatmulPreferenceDestroy(preference));
+    for (cublasLtMatrixLayout_t layout : {left, right, result}) check(cublasLtMatrixLayoutDestroy(layout));
+    check(cublasLtMatmulDescDestroy(product));
+    return known;
 }
 
 // ---------------------------------------------------------------------------
@@ -841,6 +896,25 @@ template <class act> static void gelu_backward(act *dinp, const act *dout, const
     launch(gelu_backward_kernel<act>, blocks((double)n, 128 * W), 128, dinp, dout, inp, n);
 }
 
+// fc (rows,OC) = inp (rows,IC) weight^T and out = gelu(fc), in one pass where there is one
+template <class act>
+static void matmul_gelu_forward(act *out, act *fc, const act *inp, const act *weight, int rows, int IC, int OC) {
+    if (matmul_gelu(out, fc, false, matrix(inp, IC), transposed(weight, IC), rows, OC, IC)) return;
+    matmul_forward(fc, OC, inp, weight, rows, IC, OC);
+    gelu_forward(out, fc, (size_t)rows * OC);
+}
+
+// The gradients of the product after GELU, out (rows,OC) = gelu(fc) weight^T:  dfc (rows,IC) = gelu'(fc) * (dout weight);
+// dweight (OC,IC) = dout^T gelu(fc)
+template <class act>
+static void matmul_gelu_backward(act *dfc, float *dweight, bool adds, const act *dout, act *fc, const act *gelu, const act *weight, int rows, int IC, int OC) {
+    if (!matmul_gelu(dfc, fc, true, matrix(dout, OC), matrix(weight, IC), rows, IC, OC)) {
+        matmul(dfc, IC, false, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
+        gelu_backward(dfc, dfc, fc, (size_t)rows * IC);
+    }
+    matmul(dweight, IC, adds, transposed(dout, OC), matrix(gelu, IC), OC, IC, rows);
+}
+
 // Softmax, loss and their gradient over a row of logits (rows,V), which becomes dlogits where gradient is not 0; `row`
 // elements lead from one row to the next. With log Z = log of the sum of exp(logits), a row's loss is log Z - logit[target],
 // and dlogits = (p - [target] + 2 z_loss log Z p) / batch_rows. losses, log_z (rows). logit_scale: muParam's.
@@ -960,7 +1034,6 @@ typedef struct {
     // scratch
     float *dot, *partial, *max_logit;                // (B,NH,T), (ROW_BLOCKS,C) or (2,HEAD_BLOCKS,HS), (L,B,NH,blocks)
     double *sums;                                    // (3,NUM_KINDS,SUM_BLOCKS)
-    void *workspace;                                 // cuBLAS's
     // a batch on the GPU: tokens and targets (batch,T), the positions sorted by token, and where each token's begin (V+1)
     int *inputs, *targets, *order, *start;
     Constants *constants;
@@ -971,8 +1044,6 @@ typedef struct {
     void *buffers[48];                               // all of the above that are the GPU's, to free them
     double bytes;
 } GPT;
-
-enum { WORKSPACE = 32 << 20 };    // bytes: what cuBLAS asks for on Hopper
 
 // The one list of buffers. Sets bytes, their sum, and where `create` is set allocates them on the GPU: all of them, once.
 // cfg->dtype must be BF16 or FP32.
@@ -996,7 +1067,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, int creat
         {&g->logits, act * BT * g->row}, {&g->losses, 4.0 * B * T}, {&g->log_z, 4.0 * B * T},
         {&g->dresidual, act * BT * C}, {&g->dnorm, act * BT * C}, {&g->dqkv, act * 3 * BT * C}, {&g->dfc, act * BT * 4 * C},
         {&g->dot, 4 * BT * NH}, {&g->partial, 4 * fmax(ROW_BLOCKS * C, 2 * HEAD_BLOCKS * C / NH)}, {&g->max_logit, 4 * L * g->micro_batch * NH * blocks(T, QUERIES)},
-        {&g->sums, 8 * 3 * NUM_KINDS * SUM_BLOCKS}, {&g->workspace, WORKSPACE},
+        {&g->sums, 8 * 3 * NUM_KINDS * SUM_BLOCKS}, {&workspace, WORKSPACE},
         {&g->inputs, 4 * (3.0 * B * T + V + 1)}, {&g->constants, sizeof(Constants)}, {&g->results, 2 * sizeof(Results)},
     };
     static_assert(sizeof list / sizeof list[0] <= sizeof g->buffers / sizeof g->buffers[0], "GPT needs a longer list of buffers");
@@ -1076,7 +1147,8 @@ static const char *gpt_init(GPT *g, const Config *flags, int V, int B, int T) { 
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     check(cublasCreate(&cublas));
     check(cublasSetStream(cublas, stream));
-    check(cublasSetWorkspace(cublas, g->workspace, WORKSPACE));
+    check(cublasSetWorkspace(cublas, workspace, WORKSPACE));
+    gelu_in_products = cfg.dtype == BF16 && gpu.number >= 90 && gpu.number < 110;
     check(cublasSetMathMode(cublas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));    // sums of bf16 products in float throughout
     for (int i = 0; i < 2; i++) {
         check(cudaMallocHost((void **)&g->slots[i].batch, (3 * (size_t)B * T + V + 1) * sizeof(int)));
@@ -1182,8 +1254,7 @@ template <class act> static void forward(GPT *g, const int *tokens, int B, int T
         attention_forward(att, g->softmax + (size_t)l * rows * NH, g->max_logit + l * heads * logits_at, qk, qkv, scale, B, T, NH, HS);
         matmul_forward(branch, C, att, tensor(g, w, ATTN_C_PROJ, l), rows, C, C);
         layernorm_forward(ln_2, x_mid, g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, x, branch, tensor(g, p, LN_2, l), rows, C);
-        matmul_forward(fc, 4 * C, ln_2, tensor(g, w, C_FC, l), rows, C, 4 * C);
-        gelu_forward(gelu, fc, 4 * BTC);
+        matmul_gelu_forward(gelu, fc, ln_2, tensor(g, w, C_FC, l), rows, C, 4 * C);
         matmul_forward(branch, C, gelu, tensor(g, w, MLP_C_PROJ, l), rows, 4 * C, C);
     }
     act *x = residual + 2 * L * BTC, *ln_f = (act *)g->ln_f, *logits = (act *)g->logits;
@@ -1251,8 +1322,7 @@ template <class act> static void backward(GPT *g, const int *tokens, int B, int 
         act *att = (act *)g->att + l * BTC, *fc = (act *)g->fc + l * 4 * BTC, *gelu = (act *)g->gelu + l * 4 * BTC;
         const float *q_weight = NULL, *k_weight = NULL;
         if (g->cfg.qk_norm) q_weight = tensor(g, p, Q_NORM, l), k_weight = tensor(g, p, K_NORM, l);    // [qk_norm]
-        matmul_backward(dfc, tensor(g, d, MLP_C_PROJ, l), adds, dx, C, gelu, tensor(g, w, MLP_C_PROJ, l), rows, 4 * C, C);
-        gelu_backward(dfc, dfc, fc, 4 * BTC);
+        matmul_gelu_backward(dfc, tensor(g, d, MLP_C_PROJ, l), adds, dx, fc, gelu, tensor(g, w, MLP_C_PROJ, l), rows, 4 * C, C);
         matmul_backward(dn, tensor(g, d, C_FC, l), adds, dfc, 4 * C, ln_2, tensor(g, w, C_FC, l), rows, C, 4 * C);
         layernorm_backward(dx, dx, tensor(g, d, LN_2, l), adds, dn, x_mid, tensor(g, p, LN_2, l), g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, g->partial, rows, C);
         matmul_backward(dn, tensor(g, d, ATTN_C_PROJ, l), adds, dx, C, att, tensor(g, w, ATTN_C_PROJ, l), rows, C, C);

@@ -31,6 +31,13 @@ template <class T> static T *on_gpu(const T *host, size_t n) {    // a copy, or 
     else check(cudaMemset(p, 0xFF, n * sizeof(T)));
     return p;
 }
+static bf16 *on_gpu_rounded(const float *host, size_t n) {
+    bf16 *rounded = (bf16 *)allocate(n, sizeof(bf16)), *p;
+    for (size_t i = 0; i < n; i++) rounded[i] = __float2bfloat16(host[i]);
+    p = on_gpu(rounded, n);
+    free(rounded);
+    return p;
+}
 template <class T> static void to_host(T *host, T *p, size_t n) {    // and frees it
     check(cudaDeviceSynchronize());
     check(cudaMemcpy(host, p, n * sizeof(T), cudaMemcpyDeviceToHost));
@@ -113,6 +120,26 @@ double shim_update(Shim *s, int step) {    // also reads the step's statistics
 double shim_max_attn_logit(Shim *s, int layer) { return s->stats.max_attn_logit[layer]; }
 double shim_act_rms(Shim *s, int i) { return s->stats.act_rms[i]; }
 double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
+
+// In bf16, numbers of which come in and go out as float:  fc (rows,OC) = inp (rows,IC) weight^T, out = gelu(fc);
+// dfc = gelu'(fc) * (dout (rows,IC) weight2), weight2 (IC,OC). A model must exist, for cuBLAS. fused: as one pass where that can be
+void shim_matmul_gelu(float *out, float *fc, float *dfc, const float *inp, const float *weight, const float *dout, const float *weight2, int rows, int IC, int OC, int fused) {
+    size_t n = (size_t)rows * OC, sizes[] = {n, n, n, (size_t)rows * IC, (size_t)OC * IC, (size_t)rows * IC, (size_t)IC * OC};
+    const float *from[] = {NULL, NULL, NULL, inp, weight, dout, weight2};
+    float *to[] = {out, fc, dfc}, *dweight = on_gpu<float>(NULL, sizes[6]);
+    bf16 *x[7], *rounded = (bf16 *)allocate(n, sizeof(bf16));
+    for (int i = 0; i < 7; i++) x[i] = from[i] ? on_gpu_rounded(from[i], sizes[i]) : on_gpu<bf16>(NULL, sizes[i]);
+    gelu_in_products = fused;
+    matmul_gelu_forward(x[0], x[1], x[3], x[4], rows, IC, OC);
+    matmul_gelu_backward(x[2], dweight, false, x[5], x[1], x[0], x[6], rows, OC, IC);
+    for (int i = 0; i < 3; i++) {
+        to_host(rounded, x[i], n);
+        for (size_t j = 0; j < n; j++) to[i][j] = __bfloat162float(rounded[j]);
+    }
+    for (int i = 3; i < 7; i++) check(cudaFree(x[i]));
+    check(cudaFree(dweight));
+    free(rounded);
+}
 
 void shim_layernorm_forward(float *out, float *mean, float *rstd, const float *inp, const float *weight, int rows, int C) {
     size_t n = (size_t)rows * C;

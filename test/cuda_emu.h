@@ -8,7 +8,7 @@
 //     __shared__ arrays; __syncthreads; __syncwarp, __shfl_sync and __shfl_xor_sync by whole warps; float4, uint4; bf16 as a
 //     format to store numbers in; wmma's 16 x 16 x 16 bf16 fragments with float sums.
 //   Host: device and pinned memory, copies, one stream, events, graphs captured from the stream, cuBLAS's GemmEx in float
-//     and bf16.
+//     and bf16, cuBLASLt's products in bf16 that end with GELU or its gradient.
 // What it looks for
 //   A missing barrier: a block's threads run one after another, each until a barrier, in the order that CUDA_EMU_ORDER
 //     names: forward (the default), reverse, or random, in which warps take turns too. Blocks run in that order as well.
@@ -21,7 +21,8 @@
 //   A kernel's argument that points to the host's memory; a process that used CUDA before fork; work in a capture that
 //     cannot be captured; products that reach outside of an allocation; fragments at addresses that wmma refuses.
 // What it pretends: CUDA_EMU_DEVICES=0 no device, =old a driver that is too old; CUDA_EMU_MEMORY=bytes of the device
-// (default 8 GiB); CUDA_EMU_FAIL=n the n-th call to CUDA or cuBLAS returns an error.
+// (default 8 GiB); CUDA_EMU_CAPABILITY=its compute capability (default 90: 9.0); CUDA_EMU_EPILOGUES=0 cuBLASLt knows no
+// algorithm; CUDA_EMU_FAIL=n the n-th call to CUDA or cuBLAS returns an error.
 #ifndef CUDA_EMU_H
 #define CUDA_EMU_H
 
@@ -485,6 +486,7 @@ int num_calls;
 pid_t process;
 
 inline size_t device_bytes() { return (size_t)strtoull(setting("CUDA_EMU_MEMORY", "8589934592"), NULL, 10); }
+inline int capability() { return atoi(setting("CUDA_EMU_CAPABILITY", "90")); }
 inline const char *devices() { return setting("CUDA_EMU_DEVICES", "1"); }
 inline bool planned_failure() { return ++num_calls == atoi(setting("CUDA_EMU_FAIL", "0")); }
 
@@ -592,7 +594,7 @@ inline cudaError_t cudaRuntimeGetVersion(int *version) { *version = 13000; retur
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     CUDA_EMU_CALL(false);
     if (device) return cuda_emu::result(cudaErrorInvalidDevice);
-    *p = {"stand-in for CUDA on the CPU", cuda_emu::device_bytes(), 8, 0};
+    *p = {"stand-in for CUDA on the CPU", cuda_emu::device_bytes(), cuda_emu::capability() / 10, cuda_emu::capability() % 10};
     return cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
@@ -704,7 +706,7 @@ inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { CUDA_EMU_CALL(false); d
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { CUDA_EMU_CALL(false); delete exec; return cudaSuccess; }
 
 struct cudaFuncAttributes { int binaryVersion; };
-template <typename T> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, T *) { CUDA_EMU_CALL(false); a->binaryVersion = 80; return cudaSuccess; }
+template <typename T> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, T *) { CUDA_EMU_CALL(false); a->binaryVersion = cuda_emu::capability(); return cudaSuccess; }
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Parameters...), Arguments &&...arguments) {
@@ -788,24 +790,29 @@ inline cublasStatus_t cublasSetWorkspace(cublasHandle_t, void *p, size_t size) {
     return s ? s : cuda_emu::on_device(p, size) && (uintptr_t)p % 256 == 0 ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }
 
-// c (m,n) = alpha op(a) (m,k) op(b) (k,n) + beta c
-inline cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void *alpha,
-                                   const void *a, cudaDataType type_a, int lda, const void *b, cudaDataType type_b, int ldb, const void *beta,
-                                   void *c, cudaDataType type_c, int ldc, cublasComputeType_t, cublasGemmAlgo_t) {
-    cublasStatus_t s = cuda_emu::blas_call();
-    if (s) return s;
-    if (!cuda_emu_known(handle->stream)) return CUBLAS_STATUS_INVALID_VALUE;
-    if (m < 0 || n < 0 || k < 0 || lda < std::max(1, op_a ? k : m) || ldb < std::max(1, op_b ? n : k) || ldc < std::max(1, m)) return CUBLAS_STATUS_INVALID_VALUE;
-    if (type_a != type_b || (type_a == CUDA_R_32F && type_c != CUDA_R_32F)) return CUBLAS_STATUS_NOT_SUPPORTED;
+namespace cuda_emu {
+namespace {
+
+struct Operand { void *data; cudaDataType type; int ld; cublasOperation_t op; };
+
+inline float read(const Operand &x, size_t at) { return x.type == CUDA_R_32F ? ((const float *)x.data)[at] : (float)((const __nv_bfloat16 *)x.data)[at]; }
+inline void write(const Operand &x, size_t at, float value) {
+    if (x.type == CUDA_R_32F) ((float *)x.data)[at] = value;
+    else ((__nv_bfloat16 *)x.data)[at] = __nv_bfloat16(value);
+}
+
+// c (m,n) = alpha op(a) (m,k) op(b) (k,n) + beta c;  last (value, its place's row and column) is what is stored instead
+inline cublasStatus_t multiply(Operand a, Operand b, Operand c, int m, int n, int k, float alpha, float beta, std::function<float(float, size_t, size_t)> last = nullptr) {
+    if (m < 0 || n < 0 || k < 0 || a.ld < std::max(1, a.op ? k : m) || b.ld < std::max(1, b.op ? n : k) || c.ld < std::max(1, m)) return CUBLAS_STATUS_INVALID_VALUE;
+    if (a.type != b.type || (a.type == CUDA_R_32F && c.type != CUDA_R_32F)) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (!m || !n) return CUBLAS_STATUS_SUCCESS;
     if (k) {
-        cuda_emu::check_matrix("a", a, type_a, lda, op_a ? k : m, op_a ? m : k);
-        cuda_emu::check_matrix("b", b, type_b, ldb, op_b ? n : k, op_b ? k : n);
+        check_matrix("a", a.data, a.type, a.ld, a.op ? k : m, a.op ? m : k);
+        check_matrix("b", b.data, b.type, b.ld, b.op ? n : k, b.op ? k : n);
     }
-    cuda_emu::check_matrix("c", c, type_c, ldc, m, n);
-    float scale = *(const float *)alpha, keep = *(const float *)beta;
-    cuda_emu::enqueue([=] {
-        std::vector<float> x = cuda_emu::columns(a, type_a, lda, op_a, m, k), y = cuda_emu::columns(b, type_b, ldb, op_b, k, n), sum((size_t)m);
+    check_matrix("c", c.data, c.type, c.ld, m, n);
+    enqueue([=] {
+        std::vector<float> x = columns(a.data, a.type, a.ld, a.op, m, k), y = columns(b.data, b.type, b.ld, b.op, k, n), sum((size_t)m);
         for (int j = 0; j < n; j++) {
             std::fill(sum.begin(), sum.end(), 0.0f);
             for (int l = 0; l < k; l++) {
@@ -813,17 +820,134 @@ inline cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a
                 for (int i = 0; i < m; i++) sum[(size_t)i] += column[i] * factor;
             }
             for (int i = 0; i < m; i++) {
-                size_t at = (size_t)j * (size_t)ldc + (size_t)i;
-                float *c32 = (float *)c + at;
-                __nv_bfloat16 *c16 = (__nv_bfloat16 *)c + at;
-                float value = scale * sum[(size_t)i];
-                if (keep != 0) value += keep * (type_c == CUDA_R_32F ? *c32 : (float)*c16);    // what is multiplied by 0 is not read
-                if (type_c == CUDA_R_32F) *c32 = value;
-                else *c16 = __nv_bfloat16(value);
+                size_t at = (size_t)j * (size_t)c.ld + (size_t)i;
+                float value = alpha * sum[(size_t)i];
+                if (beta != 0) value += beta * read(c, at);    // what is multiplied by 0 is not read
+                write(c, at, last ? last(value, (size_t)i, (size_t)j) : value);
             }
         }
     });
     return CUBLAS_STATUS_SUCCESS;
+}
+
+}}    // namespace cuda_emu
+
+inline cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void *alpha,
+                                   const void *a, cudaDataType type_a, int lda, const void *b, cudaDataType type_b, int ldb, const void *beta,
+                                   void *c, cudaDataType type_c, int ldc, cublasComputeType_t, cublasGemmAlgo_t) {
+    cublasStatus_t s = cuda_emu::blas_call();
+    if (s) return s;
+    if (!cuda_emu_known(handle->stream)) return CUBLAS_STATUS_INVALID_VALUE;
+    return cuda_emu::multiply({(void *)a, type_a, lda, op_a}, {(void *)b, type_b, ldb, op_b}, {c, type_c, ldc, CUBLAS_OP_N}, m, n, k, *(const float *)alpha, *(const float *)beta);
+}
+
+// ---------------------------------------------------------------------------
+// cuBLASLt: a product that applies GELU, or multiplies by its gradient, before it stores. The input of GELU is `aux`: written,
+// or read. As NVIDIA documents it, and no more than train_gpt.cu needs: bf16, one order of sums, all settings made.
+
+enum cublasLtEpilogue_t { CUBLASLT_EPILOGUE_GELU_AUX = 160, CUBLASLT_EPILOGUE_DGELU = 192 };
+enum cublasLtMatmulDescAttributes_t { CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB = 4, CUBLASLT_MATMUL_DESC_EPILOGUE = 7,
+    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12 };
+enum cublasLtMatmulPreferenceAttributes_t { CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8 };
+enum { CUBLASLT_REDUCTION_SCHEME_NONE = 0 };
+typedef struct cuda_emu_lt { int unused; } *cublasLtHandle_t;
+typedef struct cuda_emu_product { uint32_t op_a, op_b, epilogue; char *aux; int64_t aux_ld; } *cublasLtMatmulDesc_t;
+typedef struct cuda_emu_layout { cudaDataType type; uint64_t rows, cols; int64_t ld; } *cublasLtMatrixLayout_t;
+typedef struct cuda_emu_preference { uint64_t workspace; uint32_t reduction, aligned[4]; } *cublasLtMatmulPreference_t;
+struct cublasLtMatmulAlgo_t { uint64_t workspace; uint32_t aligned[4]; };
+struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state; };
+
+namespace cuda_emu {
+namespace {
+
+template <typename T, typename... A> cublasStatus_t blas_create(T **out, A... values) {
+    cublasStatus_t s = blas_call();
+    if (!s) *out = new T{values...};
+    return s;
+}
+template <typename T> cublasStatus_t blas_destroy(T *x) { cublasStatus_t s = blas_call(); if (!s) delete x; return s; }
+
+// gelu(x) = x (1 + tanh u) / 2, u = sqrt(2/pi) (x + 0.044715 x^3), of a product that is kept in aux; or gelu'(aux) times a product
+inline std::function<float(float, size_t, size_t)> gelu_of(Operand aux, bool gradient) {
+    return [=](float product, size_t i, size_t j) {
+        size_t at = j * (size_t)aux.ld + i;
+        double root = sqrt(2 / M_PI), x = gradient ? read(aux, at) : product, t = tanh(root * (x + 0.044715 * x * x * x));
+        if (gradient) return (float)(product * ((1 + t) / 2 + x * (1 - t * t) / 2 * root * (1 + 3 * 0.044715 * x * x)));
+        write(aux, at, product);
+        return (float)(x * (1 + t) / 2);
+    };
+}
+
+struct Field { void *value; size_t size; };
+inline cublasStatus_t blas_set(Field field, const void *value, size_t size) {
+    if (!field.value || field.size != size) return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(field.value, value, size);
+    return blas_call();
+}
+
+}}    // namespace cuda_emu
+
+inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *p, cublasComputeType_t, cudaDataType) { return cuda_emu::blas_create(p); }
+inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t p) { return cuda_emu::blas_destroy(p); }
+inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *l, cudaDataType type, uint64_t rows, uint64_t cols, int64_t ld) { return cuda_emu::blas_create(l, type, rows, cols, ld); }
+inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { return cuda_emu::blas_destroy(l); }
+inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) {
+    cublasStatus_t s = cuda_emu::blas_create(p);
+    if (!s) **p = {0, 0xffffffff, {256, 256, 256, 256}};
+    return s;
+}
+inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) { return cuda_emu::blas_destroy(p); }
+inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t p, cublasLtMatmulDescAttributes_t name, const void *value, size_t size) {
+    switch (name) {
+    case CUBLASLT_MATMUL_DESC_TRANSA: return cuda_emu::blas_set({&p->op_a, sizeof p->op_a}, value, size);
+    case CUBLASLT_MATMUL_DESC_TRANSB: return cuda_emu::blas_set({&p->op_b, sizeof p->op_b}, value, size);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE: return cuda_emu::blas_set({&p->epilogue, sizeof p->epilogue}, value, size);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER: return cuda_emu::blas_set({&p->aux, sizeof p->aux}, value, size);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD: return cuda_emu::blas_set({&p->aux_ld, sizeof p->aux_ld}, value, size);
+    }
+    return CUBLAS_STATUS_INVALID_VALUE;
+}
+inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t name, const void *value, size_t size) {
+    if (name == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES) return cuda_emu::blas_set({&p->workspace, sizeof p->workspace}, value, size);
+    if (name == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK) return cuda_emu::blas_set({&p->reduction, sizeof p->reduction}, value, size);
+    return cuda_emu::blas_set({&p->aligned[name - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], sizeof p->aligned[0]}, value, size);
+}
+
+// Whether there is an algorithm: it is the one, with what the preference promised.
+inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
+                                                     cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference, int, cublasLtMatmulHeuristicResult_t *result, int *count) {
+    cublasStatus_t s = cuda_emu::blas_call();
+    *count = 0;
+    if (s) return s;
+    for (cublasLtMatrixLayout_t x : {a, b, c, d}) if (x->type != CUDA_R_16BF || x->ld < (int64_t)x->rows) return CUBLAS_STATUS_INVALID_VALUE;
+    if (preference->reduction != CUBLASLT_REDUCTION_SCHEME_NONE) cuda_emu::stop("cublasLtMatmulAlgoGetHeuristic: only CUBLASLT_REDUCTION_SCHEME_NONE is supported");
+    if (!strcmp(cuda_emu::setting("CUDA_EMU_EPILOGUES", "1"), "0")) return CUBLAS_STATUS_NOT_SUPPORTED;
+    *result = {{preference->workspace, {}}, preference->workspace, CUBLAS_STATUS_SUCCESS};
+    std::copy(preference->aligned, preference->aligned + 4, result->algo.aligned);
+    *count = 1;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t p, const void *alpha, const void *a, cublasLtMatrixLayout_t la, const void *b, cublasLtMatrixLayout_t lb,
+                                     const void *beta, const void *c, cublasLtMatrixLayout_t lc, void *d, cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t *algo,
+                                     void *workspace, size_t workspace_bytes, cudaStream_t stream) {
+    cublasStatus_t s = cuda_emu::blas_call();
+    if (s) return s;
+    int m = (int)ld->rows, n = (int)ld->cols, k = (int)(p->op_a ? la->rows : la->cols);
+    bool gelu = p->epilogue == CUBLASLT_EPILOGUE_GELU_AUX, dgelu = p->epilogue == CUBLASLT_EPILOGUE_DGELU;
+    const void *pointers[4] = {a, b, c, d};
+    for (int i = 0; i < 4; i++) if ((uintptr_t)pointers[i] % algo->aligned[i]) return CUBLAS_STATUS_INVALID_VALUE;
+    if (!cuda_emu_known(stream) || c != d || lc != ld || (int)(p->op_a ? la->cols : la->rows) != m || (int)(p->op_b ? lb->rows : lb->cols) != n
+        || (int)(p->op_b ? lb->cols : lb->rows) != k || !(gelu || dgelu)) return CUBLAS_STATUS_INVALID_VALUE;
+    if ((la->ld | lb->ld | ld->ld) % 8) return CUBLAS_STATUS_NOT_SUPPORTED;    // 16 bytes
+    if (p->aux_ld % 8 || p->aux_ld < m || (uintptr_t)p->aux % 16) return CUBLAS_STATUS_INVALID_VALUE;
+    if (workspace_bytes < algo->workspace || (uintptr_t)workspace % 16 || !cuda_emu::on_device(workspace, workspace_bytes)) return CUBLAS_STATUS_INVALID_VALUE;
+    cuda_emu::check_matrix("aux", p->aux, ld->type, (int)p->aux_ld, m, n);
+    return cuda_emu::multiply({(void *)a, la->type, (int)la->ld, (cublasOperation_t)p->op_a}, {(void *)b, lb->type, (int)lb->ld, (cublasOperation_t)p->op_b},
+                              {d, ld->type, (int)ld->ld, CUBLAS_OP_N}, m, n, k, *(const float *)alpha, *(const float *)beta,
+                              cuda_emu::gelu_of({p->aux, ld->type, (int)p->aux_ld, CUBLAS_OP_N}, dgelu));
 }
 
 #endif

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -34,7 +35,7 @@ def shim(*flags):
     """cu_shim.cu as a library."""
     if GPU:
         return build("cu_shim_gpu", [NVCC, "-std=c++17", "-O3", "-arch=native", "-Xcompiler", "-fPIC", "-shared", "-I", str(ROOT),
-                                     *(f for f in flags if f != "-O0"), str(TEST / "cu_shim.cu"), "-lcublas"], ".so")
+                                     *(f for f in flags if f != "-O0"), str(TEST / "cu_shim.cu"), "-lcublas", "-lcublasLt"], ".so")
     return build_emu("cu_shim", TEST / "cu_shim.cu", "-fPIC", "-shared", *flags, suffix=".so")
 
 
@@ -199,11 +200,42 @@ def test_layernorm(rows, C, cuda, float_library):
         close(actual, wanted, 1e-4, "backward", floor=floor)
 
 
+@pytest.mark.parametrize("rows, C", [(33, 40), (128, 64), (5, 12), (1, 8)])
+def test_gelu_in_products(rows, C, cuda):
+    """GELU as a product's last step and as a pass of its own, against float64. They round differently, so that it shows which one ran."""
+    rng, living = np.random.default_rng(0), model(cuda, dict(config(), dtype="bf16"))    # it brings cuBLAS
+    inp, weight, dout, weight2 = (np.asarray(rng.standard_normal(shape), ml_dtypes.bfloat16).astype(np.float32)
+                                  for shape in ((rows, C), (4 * C, C), (rows, C), (C, 4 * C)))
+    weight, seen = weight / 2, {}
+    x, d = inp.astype(float) @ weight.T, dout.astype(float) @ weight2
+    for fused in 0, 1:
+        out, fc, dfc = seen[fused] = [cuda.empty(rows, 4 * C) for _ in range(3)]
+        cuda.call("matmul_gelu", out, fc, dfc, inp, weight, dout, weight2, rows, C, 4 * C, fused)
+        tanh = np.tanh(np.sqrt(2 / np.pi) * (fc + 0.044715 * fc.astype(float) ** 3))
+        slope = (1 + tanh) / 2 + fc * (1 - tanh ** 2) / 2 * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * fc ** 2)
+        for actual, wanted, size, what in (fc, x, x, "product"), (out, fc * (1 + tanh) / 2, x, "gelu"), (dfc, slope * d, d, "gradient"):
+            assert (abs(actual - wanted) <= 2**-7 * abs(size) + 1e-6).all(), what    # twice or thrice rounded to 2^-9
+    same = [np.array_equal(a, b) for a, b in zip(seen[0], seen[1])]
+    assert same == [True, True, True] if C % 8 else same[1] and not (same[0] and same[2])
+    assert living.size
+
+
+@pytest.mark.skipif(GPU, reason="a real GPU cannot pretend to be another")
+def test_gelu_elsewhere(program, tmp_path):
+    """On another GPU, and where cuBLASLt knows no algorithm, GELU is a pass of its own, whose losses are a little different."""
+    logs = []
+    for i, settings in enumerate([{}, dict(EPILOGUES=0), dict(CAPABILITY=80), dict(CAPABILITY=120)]):
+        run(program, **{**TINY, "steps": 2}, dtype="bf16", out=tmp_path / str(i), settings=settings)
+        logs.append([{n: x for n, x in row.items() if n != "tokens_per_second"} for row in log(tmp_path / str(i))])
+    assert logs[0] != logs[1] == logs[2] == logs[3]
+    same_log(log(tmp_path / "0"), log(tmp_path / "1"), 5e-2)
+
+
 # bf16 has 8 bits: every factor of a product is off by up to 2^-9. Measured against fp32, over these cases: the loss differs
-# by up to 0.2%, a tensor's gradient by 0.5% to 6% (most of them by 1%; q_norm's and k_norm's, sums that cancel, by more). Adam
+# by up to 0.3%, attention logits by 1%, a tensor's gradient by 0.5% to 6% (most of them by 1%; q_norm's and k_norm's, sums that cancel, by more). Adam
 # then makes full steps of gradients that are 0 but for rounding, so after the first step only the loss is compared.
 BF16_CASES = ["odd", "odd_off", "deep", "two_symbols", "head_of_2", "c40", "head_of_64", "full", "full_normed", "everything", *MORE]
-BF16 = dict(loss=3e-3, act_rms=5e-3, logits=1e-2, norm=3e-2)
+BF16 = dict(loss=5e-3, act_rms=5e-3, logits=2e-2, norm=3e-2)
 BF16_GRADIENT, BF16_LOSS_AFTER = 8e-2, 2e-2
 
 
