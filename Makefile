@@ -7,6 +7,7 @@
 # make endurance    a long run, large data and a large model: memory and speed
 # make golden       remakes test/golden.csv, the numbers that no change may move unseen, after one that is meant to
 # make bench        tokens a second, and how far that is from the machine's limit
+# make bench_gpu    the same of train_gpt.cu, kernel by kernel, and beside PyTorch where python3 has it (PYTHON=another)
 # make figures      the pictures of README.md, from runs made here
 # make show         the interventions and how many lines each has; make show-qk_norm prints them with the formula
 # make exercise-qk_norm DIR=folder CUDA=1    an exercise to hand out, without those lines (DIR, CUDA: if wanted)
@@ -34,8 +35,12 @@ train_gpt: $(SOURCES)
 
 ARCH = native
 NVCC = $(shell command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+CUDA_FLAGS = -O3 -std=c++17 $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(ARCH),-gencode arch=$(a:sm_%=compute_%),code=$(a)))
 train_gpt_cu: train_gpt.cu gpt.h dataloader.h Makefile
-	$(NVCC) -O3 -std=c++17 $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(ARCH),-gencode arch=$(a:sm_%=compute_%),code=$(a))) -o $@ train_gpt.cu -lcublas -lcublasLt
+	$(NVCC) $(CUDA_FLAGS) -o $@ train_gpt.cu -lcublas -lcublasLt
+
+build/bench_gpu: test/bench_gpu.cu train_gpt.cu gpt.h dataloader.h Makefile | build
+	$(NVCC) $(CUDA_FLAGS) -o $@ test/bench_gpu.cu -lcublas -lcublasLt
 
 build/bench: test/bench.c $(SOURCES) | build
 	$(CC) $(FLAGS) -o $@ test/bench.c -lm -ldl
@@ -57,7 +62,7 @@ build/venv/ready: test/requirements.txt | build
 	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
 	touch $@
 
-.PHONY: show grade test test_gpu golden survive endurance bench figures clean force
+.PHONY: show grade test test_gpu golden survive endurance bench bench_gpu figures clean force
 test: train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
 
@@ -73,6 +78,11 @@ golden: build/venv/ready
 
 bench: build/bench build/venv/ready
 	build/venv/bin/python test/bench.py
+
+# Needs nothing of build/venv: PyTorch is in a Python of its user's.
+PYTHON = python3
+bench_gpu: build/bench_gpu
+	$(PYTHON) test/bench_gpu.py
 
 # README.md's pictures: the paper's experiments at laptop scale (experiment:seeds), and z_loss once more in long runs. About
 # three quarters of an hour on two cores; what is finished is not run again.

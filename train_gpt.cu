@@ -106,18 +106,20 @@ __device__ inline void load_whole(float (&x)[W], const float *from) {
         x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
     }
 }
-__device__ inline void store_whole(bf16 *to, const float (&x)[W]) {
-    uint64_t half[2] = {0, 0};
-    for (int i = 0; i < W; i++) {
-        bf16 one = __float2bfloat16(x[i]);
-        unsigned short bits;
-        memcpy(&bits, &one, 2);
-        half[i / 4] |= (uint64_t)bits << 16 * (i % 4);
+// 16 bytes at a time as one number: four words the compiler stores one by one in places.
+template <class act> __device__ inline void store_whole(act *to, const float (&x)[W]) {
+    const int N = 16 / (int)sizeof(act), BITS = 8 * (int)sizeof(act);
+    for (int i = 0; i < W; i += N) {
+        uint64_t half[2] = {0, 0};
+        for (int j = 0; j < N; j++) {
+            act one;
+            std::conditional_t<sizeof one == 2, uint16_t, uint32_t> bits;
+            round_to(&one, x[i + j]);
+            memcpy(&bits, &one, sizeof one);
+            half[j * BITS / 64] |= (uint64_t)bits << j * BITS % 64;
+        }
+        *(unsigned __int128 *)(to + i) = (unsigned __int128)half[1] << 64 | half[0];
     }
-    *(unsigned __int128 *)to = (unsigned __int128)half[1] << 64 | half[0];    // one number: four words the compiler stores one by one in places
-}
-__device__ inline void store_whole(float *to, const float (&x)[W]) {
-    for (int i = 0; i < W; i += 4) *(float4 *)(to + i) = {x[i], x[i + 1], x[i + 2], x[i + 3]};
 }
 
 template <class act> __device__ inline void load(float (&x)[W], const act *from, int n) {    // the first n of W values, then zeros

@@ -37,6 +37,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
 #include <algorithm>
@@ -454,11 +455,11 @@ void mma_sync(fragment<accumulator, 16, 16, 16, float> &d, const fragment<matrix
 
 enum cudaError_t {
     cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInitializationError = 3, cudaErrorInvalidConfiguration = 9,
-    cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100, cudaErrorInvalidDevice = 101, cudaErrorInvalidResourceHandle = 400, cudaErrorStreamCaptureUnsupported = 900, cudaErrorUnknown = 999,
+    cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100, cudaErrorInvalidDevice = 101, cudaErrorInvalidResourceHandle = 400, cudaErrorNotReady = 600, cudaErrorStreamCaptureUnsupported = 900, cudaErrorUnknown = 999,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
-enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
+enum { cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2 };
 struct cudaLaunchAttribute;
 struct cudaLaunchConfig_t { dim3 gridDim, blockDim; size_t dynamicSmemBytes; struct cuda_emu_stream *stream; cudaLaunchAttribute *attrs; unsigned numAttrs; };
 struct cudaDeviceProp {
@@ -468,7 +469,7 @@ struct cudaDeviceProp {
 };
 typedef struct cuda_emu_stream { std::vector<std::function<void()>> work; } *cudaStream_t;
 typedef struct cuda_emu_graph { std::vector<std::function<void()>> work; } *cudaGraph_t, *cudaGraphExec_t;
-typedef struct cuda_emu_event { bool pending; } *cudaEvent_t;
+typedef struct cuda_emu_event { unsigned flags; bool pending; double seconds; } *cudaEvent_t;
 
 namespace cuda_emu {
 namespace {
@@ -581,6 +582,7 @@ inline const char *cudaGetErrorString(cudaError_t e) {
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
     case cudaErrorInvalidResourceHandle: return "invalid resource handle";
+    case cudaErrorNotReady: return "device not ready";
     case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
     default: return "unknown error";
     }
@@ -663,17 +665,28 @@ inline cudaError_t cudaMemcpy(void *to, const void *from, size_t size, cudaMemcp
     return e;
 }
 
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) { CUDA_EMU_CALL(false); *event = new cuda_emu_event(); return cudaSuccess; }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) { CUDA_EMU_CALL(false); *event = new cuda_emu_event{flags, false, NAN}; return cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = NULL) {
     CUDA_EMU_CALL(true);
     if (!cuda_emu_known(stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
     event->pending = true;
-    cuda_emu::enqueue([=] { event->pending = false; });
+    cuda_emu::enqueue([=] {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        event->pending = false, event->seconds = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    });
     return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     CUDA_EMU_CALL(true);
     if (event->pending) cuda_emu::synchronize();
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) {
+    CUDA_EMU_CALL(true);
+    if ((begin->flags | end->flags) & cudaEventDisableTiming || isnan(begin->seconds) || isnan(end->seconds)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    if (begin->pending || end->pending) return cuda_emu::result(cudaErrorNotReady);
+    *ms = (float)(1e3 * (end->seconds - begin->seconds));
     return cudaSuccess;
 }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { CUDA_EMU_CALL(true); cuda_emu::synchronize(); delete event; return cudaSuccess; }
@@ -706,6 +719,13 @@ inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { CUDA_EMU_CALL(false); d
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { CUDA_EMU_CALL(false); delete exec; return cudaSuccess; }
 
 struct cudaFuncAttributes { int binaryVersion; };
+inline cudaError_t cudaFuncGetName(const char **name, const void *function) {    // as the linker knows it
+    CUDA_EMU_CALL(false);
+    Dl_info info;
+    if (!dladdr(function, &info) || !info.dli_sname) return cuda_emu::result(cudaErrorInvalidValue);
+    *name = info.dli_sname;
+    return cudaSuccess;
+}
 template <typename T> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, T *) { CUDA_EMU_CALL(false); a->binaryVersion = cuda_emu::capability(); return cudaSuccess; }
 
 template <typename... Parameters, typename... Arguments>
@@ -784,6 +804,7 @@ inline cublasStatus_t cublasCreate(cublasHandle_t *handle) {
 }
 inline cublasStatus_t cublasDestroy(cublasHandle_t handle) { cublasStatus_t s = cuda_emu::blas_call(); if (!s) delete handle; return s; }
 inline cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) { handle->stream = stream; return cuda_emu::blas_call(); }
+inline cublasStatus_t cublasGetStream(cublasHandle_t handle, cudaStream_t *stream) { *stream = handle->stream; return cuda_emu::blas_call(); }
 inline cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) { return cuda_emu::blas_call(); }
 inline cublasStatus_t cublasSetWorkspace(cublasHandle_t, void *p, size_t size) {
     cublasStatus_t s = cuda_emu::blas_call();

@@ -224,10 +224,10 @@ def test_gelu_in_products(rows, C, cuda):
 def test_gelu_elsewhere(program, tmp_path):
     """On another GPU, and where cuBLASLt knows no algorithm, GELU is a pass of its own, whose losses are a little different."""
     logs = []
-    for i, settings in enumerate([{}, dict(EPILOGUES=0), dict(CAPABILITY=80), dict(CAPABILITY=120)]):
-        run(program, **{**TINY, "steps": 2}, dtype="bf16", out=tmp_path / str(i), settings=settings)
+    for i, settings in enumerate([{}, dict(EPILOGUES=0), dict(CAPABILITY=80)]):
+        run(program, **{**TINY, "steps": 1}, dtype="bf16", out=tmp_path / str(i), settings=settings)
         logs.append([{n: x for n, x in row.items() if n != "tokens_per_second"} for row in log(tmp_path / str(i))])
-    assert logs[0] != logs[1] == logs[2] == logs[3]
+    assert logs[0] != logs[1] == logs[2]
     same_log(log(tmp_path / "0"), log(tmp_path / "1"), 5e-2)
 
 
