@@ -160,6 +160,8 @@ int main(int argc, char **argv) {
         if (i >= 3) ends.push_back(event_now());
     }
     check(cudaStreamSynchronize(stream));
+    Stats stats;
+    if (gpt_statistics(&g, B, T, &stats)) die(FAILED, "the loss is not finite, and AdamW did nothing since: try a smaller -lr");
     for (int i = 0; i < steps; i++) lasted.push_back(seconds(ends[i], ends[i + 1]));
     for (cudaEvent_t event : ends) check(cudaEventDestroy(event));
     size_t free_bytes = 0, total = 0;

@@ -31,7 +31,7 @@ def run(command):
 def measure(options, shape, B):
     """bench_gpu's lines: the words of each but kernel's, and a list of kernels."""
     flags = [x for name, value in zip(("-d", "-layers", "-heads", "-T", "-vocab"), shape) for x in (name, value)]
-    lines = [line.split(" ", 1) for line in run([options.program, options.cube, options.bytes, *flags, "-batch", B, "-steps", options.steps]).splitlines()]
+    lines = [line.split(" ", 1) for line in run([options.program, options.cube, options.bytes, *flags, "-batch", B, "-steps", options.steps, "-lr", "1e-4"]).splitlines()]
     kernels = [rest.split() for word, rest in lines if word == "kernel"]
     return {word: rest.split() for word, rest in lines if word not in ("kernel", "gpu")}, [(name, *map(float, x)) for name, *x in kernels], dict(lines)["gpu"]
 

@@ -126,6 +126,9 @@ def test_command(program, tmp_path):
     for name in COUNTS:
         assert re.search(rf"^  {name.removesuffix('_kernel')} +{COUNTS[name][0]} ", result.stdout, re.M), name
     assert [(16, 1, 1), (768, 14, 12)] == [shape[:3] for shape in (bench_gpu.SHAPES[0], bench_gpu.SHAPES[-4])] and len(bench_gpu.SHAPES) == 11
+    diverges = "-d 16 -heads 2 -T 4 -batch 1 -steps 1 -warmup 0 -clip 0 -lr 1e30 -min_lr 1e30 -qk_norm 0".split()
+    result = subprocess.run([program, "16", "4096", *diverges], capture_output=True, text=True)
+    assert result.returncode == 1 and "not finite" in result.stderr, result.stderr
     for wrong in ["7"], ["x", "4096"], ["32", "4096", "-steps", "0"]:
         assert subprocess.run([program, *wrong], capture_output=True, cwd=tmp_path).returncode == 2
 
