@@ -239,7 +239,7 @@ static void fuzz_resume(const uint8_t *data, size_t size) {
     config_parse(&cfg, 4, argv);
     checkpoint_check_flags(&cfg);
     gpt_layout(&g, &cfg, cfg.vocab, cfg.batch, cfg.T, NULL);
-    if (g.bytes > 1e6 || (!strcmp(cfg.data, "synthetic") && cfg.eval_tokens > 1000)) return;    // right, and takes too long
+    if (g.bytes > 1e6 || !strcmp(cfg.data, "synthetic")) return;    // right, and takes too long
     interrupted = cfg.steps > 8 ? SIGTERM : 0;
     train(&cfg, 1, NULL);
 }
@@ -327,7 +327,7 @@ static void seeds(const char *corpus) {
         sprintf(data, "step=2\nqk_norm=0\nwarmup=4\n\n%s", saved_log);
         seed_text(corpus, data);
         seed_text(corpus, "step=0\nweights=1e30\n\n");
-        seed_text(corpus, "step=1\ndata=synthetic\nsteps=9\n\nstep,val_loss\n0,\"5\"");
+        seed_text(corpus, "step=1\nsteps=9\n\nstep,val_loss\n0,\"5\"");
         break;
     case ARGUMENTS:
         for (int i = 0; i < NUM_FLAGS; i++)
