@@ -524,8 +524,7 @@ static void dataloader_val(const DataLoader *loader, int64_t window, int rows, i
 static double dataloader_entropy_floor(const DataLoader *loader, int64_t windows) {
     if (!loader->language) return NAN;
     int T = loader->T;
-    int *inputs = (int *)malloc(2 * (size_t)T * sizeof(int)), *targets = inputs + T;
-    if (!inputs) die(FAILED, "synthetic: no memory for a row of %d tokens", T);
+    int *inputs = (int *)allocate(2 * (size_t)T, sizeof(int)), *targets = inputs + T;
     double nats = 0;
     for (int64_t window = 0; window < windows; window++) {
         dataloader_val(loader, window, 1, inputs, targets);

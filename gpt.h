@@ -691,6 +691,8 @@ static void config_finish(Config *cfg, const char *file) {
     if (end == cfg->warmup_text || (*end && !share) || !in_range || warmup != floor(warmup))
         die(status, "%s-warmup: '%s' is not a length of warm-up; expected steps from 0 to %d, or a share from 0%% to 100%%", where, cfg->warmup_text, cfg->steps);
     cfg->warmup = (int)warmup;
+    if ((double)(cfg->micro_batch ? cfg->micro_batch : cfg->batch) * cfg->T * cfg->heads > INT32_MAX)    // an int counts the rows of a layer
+        die(status, "%s-batch: %d sequences of %d tokens with %d heads are too many; expected a product below 2^31", where, cfg->batch, cfg->T, cfg->heads);
     if (cfg->d % cfg->heads) die(status, "%s-heads: %d heads do not divide -d %d", where, cfg->heads, cfg->d);
     if (cfg->d / cfg->heads % 2)
         die(status, "%s-heads: the head size %d/%d = %d is odd; RoPE turns pairs and needs an even one", where, cfg->d, cfg->heads, cfg->d / cfg->heads);
@@ -1075,6 +1077,7 @@ static void catch_signals(void) {
         if (numbers[i] != SIGHUP || sigaction(SIGHUP, NULL, &old) || old.sa_handler != SIG_IGN)    // nohup ignores it
             sigaction(numbers[i], &action, NULL);
     signal(SIGXFSZ, SIG_IGN);        // a file grown too large is an error of write, not a death
+    signal(SIGCHLD, SIG_DFL);        // who started this may have it ignored: then nobody could wait for a sweep's runs
 }
 
 static FILE *listener(void) { return interrupted == SIGPIPE ? stderr : stdout; }    // nobody reads a broken pipe
@@ -1164,8 +1167,7 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
         path_in(cfg, i ? "model.safetensors" : "summary.csv", old);
         if (unlink(old) && errno != ENOENT) die(FAILED, "%s: cannot replace it: %s", old, strerror(errno));
     }
-    if (ftruncate(fileno(run.log), state->log_bytes)) die(FAILED, "%s: cannot be cut back: %s", path, strerror(errno));
-    fseek(run.log, 0, SEEK_END);
+    if (ftruncate(fileno(run.log), state->log_bytes) || fseek(run.log, 0, SEEK_END)) die(FAILED, "%s: cannot be cut back: %s", path, strerror(errno));
     if (!state->log_bytes) {
         fprintf(run.log, "step,tokens,lr,train_loss,val_loss,grad_norm,log_z");
         for (int l = 0; l < cfg->layers; l++) fprintf(run.log, ",max_attn_logit_%d", l);
@@ -1208,7 +1210,7 @@ static void run_log(Run *run, const Stats *s, int step, int logged) {
             if (run->table[k].copies) log_number(run->log, logged ? what[i][k] : NAN);
     log_number(run->log, step ? tokens * (step - run->first_step + 1) / (now() - run->started) : NAN);
     fputc('\n', run->log);
-    if (fflush(run->log)) die(FAILED, "%s/log.csv: cannot be written: %s; the last checkpoint is intact", cfg->out, strerror(errno));
+    if (fflush(run->log) || ferror(run->log)) die(FAILED, "%s/log.csv: cannot be written: %s; the last checkpoint is intact", cfg->out, strerror(errno));
 }
 
 static void time_text(double seconds, char out[16]) {
@@ -1253,10 +1255,10 @@ static void run_initial(Run *run, Stats *s, double val_loss) {
 
 // The state after a step, with log.csv on the disk up to there.
 static State run_state(Run *run, int step) {
-    if (fflush(run->log) || fsync(fileno(run->log))) die(FAILED, "%s/log.csv: cannot be written: %s; the last checkpoint is intact", run->cfg->out, strerror(errno));
+    long bytes = fflush(run->log) || fsync(fileno(run->log)) ? -1 : ftell(run->log);
+    if (bytes < 0) die(FAILED, "%s/log.csv: cannot be written: %s; the last checkpoint is intact", run->cfg->out, strerror(errno));
     char path[MAX_TEXT];
     path_in(run->cfg, "log.csv", path);
-    long bytes = ftell(run->log);
     run->log_hash = file_hash(path, run->log_hash, run->log_bytes, bytes);
     run->log_bytes = bytes;
     State state = {step, run->seconds_before + now() - run->started, bytes, run->log_hash, run->diverged_step};
@@ -1556,8 +1558,9 @@ static void rope_table(real *cosine, real *sine, int T, int HS) {
     for (int t = 0; t < T; t++)
         for (int i = 0; i < HS / 2; i++) {
             double angle = t * pow(10000, -2.0 * i / HS);
-            cosine[t * (HS / 2) + i] = (real)cos(angle);
-            sine[t * (HS / 2) + i] = (real)sin(angle);
+            size_t at = (size_t)t * (size_t)(HS / 2) + (size_t)i;
+            cosine[at] = (real)cos(angle);
+            sine[at] = (real)sin(angle);
         }
 }
 

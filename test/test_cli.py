@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 
@@ -142,7 +143,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
     ("-mu_param most", "-mu_param | 'most' | off simple intermediate full"), ("-mu_param ''", "-mu_param"), ("-mu_param 'off simple'", "-mu_param"),
     ("-size 11k", "-size | '11k' | 10k"), ("-size ''", "-size"),
     ("-heads 3 -d 16", "-heads | 3 heads | -d 16"), ("-heads 32 -d 16", "-heads | 32"),
-    ("-heads 2 -d 18", "9 | odd | even"), ("-heads 16 -d 16", "odd"), ("-size 10k -heads 3", "-heads"),
+    ("-T 65536 -batch 65536", "-batch | 65536 | 2^31"), ("-T 65536 -batch 16384 -heads 2", "2^31"), ("-heads 2 -d 18", "9 | odd | even"), ("-heads 16 -d 16", "odd"), ("-size 10k -heads 3", "-heads"),
     *[(f"-steps 30 -warmup '{x}'", "-warmup | from 0 to 30 | 100%") for x in "31 -1 1.5 101% -1% nan nan% inf% x 5%% 5x % 1e99%".split() + ["", "5 %"]],
     *[(f"-lr '{x}'", "-lr") for x in "0 -1e-3 nan inf 1e-400 1e400 x 1e-2x 1e-2, ,1e-2 1e-3,,1e-2 1e-3,x 1:2:3 : :1 1: 1,2:3 1;2".split()
       + ["", " 1e-2", "1e-3, 1e-2", ",".join(["1e-3"] * 65)]],
@@ -164,7 +165,7 @@ def test_wrong_command(tmp_path, arguments, says):
     ("-resume -out run -steps 1", "run/model.safetensors | 2 steps | -steps 1"),
     ("-out file", "file | folder"), ("-out file/run", "file/run | Not a directory"), ("-out /dev/null/run", "/dev/null/run"),
     ("-out /proc/run", "/proc/run"),
-    ("-d 65536 -layers 1000 -heads 64 -out new", "GB | -d"), ("-T 65536 -batch 65536 -out new", "GB | -T | -batch"),
+    ("-d 65536 -layers 1000 -heads 64 -out new", "GB | -d"), ("-T 65536 -batch 16000 -out new", "GB | -T | -batch"),
     ("-batch 65536 -T 4096 -layers 1024 -out new", "GB | -layers"),
 ])
 def test_what_cannot_be_done(folder, arguments, says):
@@ -355,3 +356,15 @@ def test_sample_of_a_large_vocabulary_is_numbers(tmp_path):
     train(tmp_path / "x", data=tmp_path / "tokens.bin", vocab=300)
     numbers = [int(x) for x in sample(tmp_path / "x", "40", text=True).split()]
     assert len(numbers) == 40 and max(numbers) < 300 and len(set(numbers)) > 5
+
+
+def test_a_sample_that_cannot_be_written(tmp_path):
+    train(tmp_path / "run", steps=1)
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([PROGRAM, "-sample", "10", "-out", str(tmp_path / "run")], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert result.returncode == 1 and "cannot write the sample" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_sweep_where_who_started_it_ignores_its_children(tmp_path):
+    result = program(*words({**TINY, "lr": "1e-3,1e-2"}), "-out", "new", cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    assert result.returncode == 0 and (tmp_path / "new/summary.csv").exists(), result.stderr
