@@ -12,6 +12,8 @@
 # make show         the interventions and how many lines each has; make show-qk_norm prints them with the formula
 # make exercise-qk_norm DIR=folder CUDA=1    an exercise to hand out, without those lines (DIR, CUDA: if wanted)
 # make grade DIR=folder                      grades it, by the tests that are here
+# make fuzz         libFuzzer on every reader of bytes from outside, FUZZ_SECONDS=60 each; needs clang
+# make lint         clang-tidy, cppcheck, gcc's analyzer, valgrind and shellcheck; what they may not say, and why: .clang-tidy, .cppcheck
 # make clean
 # PORTABLE=1        a binary for any machine of this architecture, not just this one
 # CC=clang          another compiler
@@ -62,7 +64,11 @@ build/venv/ready: test/requirements.txt | build
 	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
 	touch $@
 
+<<<<<<< HEAD
 .PHONY: show grade test test_gpu golden survive endurance bench bench_gpu figures clean force
+=======
+.PHONY: show grade test test_gpu golden survive endurance bench figures fuzz lint clean force
+>>>>>>> 61e7bbc (make fuzz, make lint: in CI too, with the packages that they need)
 test: train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
 
@@ -92,6 +98,30 @@ figures: train_gpt build/venv/ready
 	build/venv/bin/python plot.py runs/figures -o figures
 	./sweep.sh z_loss -out runs/z_loss_long -- -d 32 -lr 1e-1,3e-1 -z_loss 0,1e-4 -wd 0,1e-4 -steps 20000 -log_every 50
 	build/venv/bin/python plot.py runs/z_loss_long -o build && mv build/z_loss.png figures/z_loss_long.png
+
+build/fuzz: test/fuzz.c train_gpt.c gpt.h dataloader.h Makefile | build
+	clang -std=gnu11 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all -o $@ test/fuzz.c -lm
+
+# What was found to reach further stays in build/corpus and is the next run's beginning.
+FUZZ_SECONDS = 60
+fuzz: build/fuzz build/venv/ready
+	for t in bin safetensors resume flags; do \
+	  mkdir -p build/corpus/$$t && FUZZ=$$t build/fuzz -max_total_time=$(FUZZ_SECONDS) -close_fd_mask=3 -timeout=60 -artifact_prefix=build/$$t- build/corpus/$$t || exit 1; \
+	done
+	FUZZ_EXAMPLES=$$((3 * $(FUZZ_SECONDS))) build/venv/bin/python -m pytest -q test/test_fuzz.py -k plot
+
+# The analyzer of gcc 12 takes what a loop has copied into an array for uninitialized; valgrind, which sees the copy made, does not.
+MEMCHECK = valgrind -q --error-exitcode=3 --leak-check=full build/train_gpt_plain -out build/memcheck
+lint: | build
+	shellcheck .ci/run sweep.sh
+	cppcheck -q --error-exitcode=1 --enable=warning,performance,portability --suppressions-list=.cppcheck --library=posix --std=c11 train_gpt.c
+	clang-tidy --quiet train_gpt.c -- -std=gnu11
+	clang-tidy --quiet -checks=-clang-analyzer-core.uninitialized.Assign train_gpt.cu -- -x c++ -std=c++17 -DCUDA_EMU
+	gcc -std=gnu11 -O1 -fanalyzer -Wno-analyzer-use-of-uninitialized-value -Wall -Wextra -Werror -Wno-unknown-pragmas -c -o /dev/null train_gpt.c
+	$(CC) -std=gnu11 -O1 -g -o build/train_gpt_plain train_gpt.c -lm
+	$(MEMCHECK) -d 8 -layers 1 -heads 2 -T 8 -batch 2 -steps 4 -eval_tokens 32 -checkpoint_every 2
+	$(MEMCHECK) -resume -steps 6
+	$(MEMCHECK) -sample 20
 
 show:
 	@python3 test/course/show.py

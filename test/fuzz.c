@@ -73,6 +73,8 @@ __attribute__((noreturn)) static void survive(int number) {
     longjmp(survived, 1);
 }
 
+static int no_signals(void) { return -1; }
+
 #define exit survive
 #define malloc(size) hold(MEMORY, (malloc)(size), 0)
 #define calloc(count, size) hold(MEMORY, (calloc)((count) == 32768 ? 512 : (count), size), 0)    // TENSORS_MAX, of which an input has room for few
@@ -87,7 +89,7 @@ __attribute__((noreturn)) static void survive(int number) {
 #define munmap(map, size) (munmap)(let_go(map), size)
 #define glob(pattern, flags, error, paths) hold_paths((glob)(pattern, flags, error, paths), paths)
 #define globfree(paths) (let_go((paths)->gl_pathv), (globfree)(paths))
-#define sigaction(number, action, old) ((void)(action))    // the fuzzer's own stay
+#define sigaction(number, action, old) no_signals()    // the fuzzer's own stay
 #define main train_gpt_main
 #include "../train_gpt.c"
 #undef main
@@ -215,7 +217,7 @@ static void fuzz_resume(const uint8_t *data, size_t size) {
     write_file("run/log.csv", "", 0, log, log_size);
     snprintf(number, sizeof number, "%zu", log_size);
     set_metadata(meta, &count, "log_bytes", number);
-    snprintf(number, sizeof number, "%u", file_hash(path_of("run/log.csv"), (long)log_size));
+    snprintf(number, sizeof number, "%u", file_hash(path_of("run/log.csv"), HASH_OF_NOTHING, 0, (long)log_size));
     set_metadata(meta, &count, "log_hash", number);
     if (blank) *blank = 0;
     for (; line; line = next) {
