@@ -220,7 +220,7 @@ def sci(lr):
 
 
 def plain(x):
-    return x if isinstance(x, str) else sci(x) if 0 < abs(x) < 1e-2 else f"{x:g}"
+    return "none" if x is None else x if isinstance(x, str) else sci(x) if 0 < abs(x) < 1e-2 else f"{x:g}"
 
 
 def short(count):
