@@ -64,11 +64,7 @@ build/venv/ready: test/requirements.txt | build
 	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
 	touch $@
 
-<<<<<<< HEAD
-.PHONY: show grade test test_gpu golden survive endurance bench bench_gpu figures clean force
-=======
-.PHONY: show grade test test_gpu golden survive endurance bench figures fuzz lint clean force
->>>>>>> 61e7bbc (make fuzz, make lint: in CI too, with the packages that they need)
+.PHONY: show grade test test_gpu golden survive endurance bench bench_gpu figures fuzz lint clean force
 test: train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
 
