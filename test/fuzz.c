@@ -148,6 +148,10 @@ static void fuzz_bin(const uint8_t *data, size_t size) {
     snprintf(pattern, sizeof pattern, "?.%s", type);
     DataLoader loader;
     dataloader_init(&loader, path_of(options & TWO_SHARDS ? pattern : names[0]), options & OWN_VAL ? path_of(names[1]) : NULL, vocab, T, size);
+    for (size_t i = 0; i < loader.train.paths.gl_pathc; i++) {    // a read past the end of a mapping is not always seen
+        const Shard *shard = &loader.train.shards[i];
+        check(shard->tokens + (shard->first + shard->count) * shard->width <= (unsigned char *)shard->map + shard->size);
+    }
     for (int64_t step = 0; step < 3; step++) {
         dataloader_train(&loader, step, B, inputs, targets);
         int64_t last = loader.val_windows - B;
