@@ -6,6 +6,8 @@
 # make survive      kills runs and sweeps at 200 random moments: nothing is lost (ARGS="-kills 500 -seed 1")
 # make endurance    a long run, large data and a large model: memory and speed
 # make golden       remakes test/golden.csv, the numbers that no change may move unseen, after one that is meant to
+# make coverage     the lines of the C sources that no test runs, and why
+# make mutate       breaks the sources in some three hundred small ways: a test must fail for each; JOBS=4: so many at a time
 # make bench        tokens a second, and how far that is from the machine's limit
 # make bench_gpu    the same of train_gpt.cu, kernel by kernel, and beside PyTorch where python3 has it (PYTHON=another)
 # make figures      the pictures of README.md, from runs made here
@@ -64,13 +66,19 @@ build/venv/ready: test/requirements.txt | build
 	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
 	touch $@
 
-.PHONY: show grade test test_gpu golden survive endurance bench bench_gpu figures fuzz lint clean force
+.PHONY: show grade test test_gpu coverage mutate golden survive endurance bench bench_gpu figures fuzz lint clean force
 test: train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
 
 # The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer where it is installed.
 test_gpu: train_gpt train_gpt_cu build/venv/ready
 	GPU=1 build/venv/bin/python -m pytest -q test/test_cuda.py
+
+coverage: build/venv/ready
+	build/venv/bin/python test/cover.py
+
+mutate: build/venv/ready
+	build/venv/bin/python test/mutate.py -j $(or $(JOBS),1)
 
 survive endurance: train_gpt build/venv/ready
 	build/venv/bin/python test/$@.py $(ARGS)

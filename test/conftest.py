@@ -47,7 +47,7 @@ SANITIZE = "-O0", "-g1", "-fsanitize=address,alignment", "-fno-sanitize-recover=
 def build_emu(name, source, *flags, suffix=""):
     """Builds a .cu file over the stand-in for CUDA, as `make train_gpt_cu_emu` does."""
     cxx = shlex.split(os.environ.get("CXX", "g++"))
-    fast = () if "-O0" in flags else ("-O2", "-march=native")
+    fast = () if "-O0" in flags else shlex.split(os.environ.get("CXXFLAGS", "-O2 -march=native"))
     return build(name, [*cxx, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fno-strict-aliasing", "-rdynamic", "-DCUDA_EMU", *fast, *flags,
                         "-I", str(ROOT), "-x", "c++", str(source)], suffix)
 

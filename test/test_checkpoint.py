@@ -276,6 +276,7 @@ DAMAGES = {
     "offsets a number": field("data_offsets", 0),
     "many offsets": field("data_offsets", [0] * 100000),
     "same bytes": edit(lambda h, a, b: h[b].update({k: h[a][k] for k in ("shape", "data_offsets")})),
+    "another tensor's bytes": edit(lambda h, a, b: h["adam.m.wte.weight"].update(data_offsets=h["wte.weight"]["data_offsets"])),
     "overlap": overlap,
     "hole": hole,
     # shapes
@@ -409,8 +410,11 @@ def test_official_package_reads_the_file(trained):
     assert [metadata[flag] for flag in ("d", "layers", "heads", "T", "batch", "steps")] == ["16", "1", "2", "8", "2", "3"]
 
 
-def test_header_is_padded_so_that_the_data_are_aligned(trained):
-    assert int.from_bytes((trained / FILE).read_bytes()[:8], "little") % 8 == 0
+def test_header_is_padded_so_that_the_data_are_aligned(tmp_path):
+    """Whatever the length of what it holds."""
+    for digits in range(8):
+        assert run(tmp_path / str(digits), *FLAGS, "-lr", "1e-" + "0" * digits + "3", cwd=tmp_path).returncode == 0
+        assert int.from_bytes((tmp_path / str(digits) / FILE).read_bytes()[:8], "little") % 8 == 0
 
 
 def test_full_disk_leaves_the_previous_checkpoint(copy):

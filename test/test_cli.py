@@ -182,13 +182,28 @@ def test_what_no_run_of_a_sweep_can_do_is_said_once(folder, arguments, says, out
     assert_refused(folder, words({**TINY, "lr": "1e-3,1e-2,1e-1", "out": out}) + words(arguments), 1, says)
 
 
-@pytest.mark.skipif(b"__asan" in Path(PROGRAM).read_bytes() if Path(PROGRAM).exists() else False, reason="AddressSanitizer needs terabytes of addresses")
+without_sanitizer = pytest.mark.skipif(Path(PROGRAM).exists() and b"__asan" in Path(PROGRAM).read_bytes(), reason="AddressSanitizer needs terabytes of addresses")
+
+
+def little_memory():
+    resource.setrlimit(resource.RLIMIT_AS, (2 ** 29, 2 ** 29))
+
+
+@without_sanitizer
 @pytest.mark.parametrize("size", ["-d 1024 -layers 12 -heads 16", "-size 100m"])
 def test_memory_that_a_limit_denies(tmp_path, size):
-    limit = 2 ** 29
-    result = program(*words(size), "-out", "new", cwd=tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    result = program(*words(size), "-out", "new", cwd=tmp_path, preexec_fn=little_memory)
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and re.search(r"\d [MG]B.* -d", result.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+@without_sanitizer
+def test_data_that_a_limit_denies(tmp_path):
+    with open(tmp_path / "book.txt", "wb") as file:
+        file.truncate(2 ** 36)
+    result = program("-data", "book.txt", "-out", "new", cwd=tmp_path, preexec_fn=little_memory)
+    assert result.returncode == 1 and re.fullmatch(r"train_gpt: book.txt: cannot map its 68719476736 bytes .*: give smaller files\n", result.stderr), result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["book.txt"]
 
 
 # ---------------------------------------------------------------------------

@@ -172,6 +172,20 @@ def test_hidden_tensors(float_library):
     assert c.hidden == {n: n.endswith(oracle.HIDDEN) for n in c.p}
 
 
+def test_squares_that_are_no_float(float_library):
+    """Numbers whose squares are beyond a float have a norm and an RMS all the same."""
+    cfg = config(clip=1)
+    c = model(float_library, cfg)
+    c.p["wte.weight"][...] = 1e-25
+    c.p["wte.weight"][:, 0] = 1e25
+    c.forward(*next(batches(cfg)))
+    close(c.act_rms()[0], 1e25 / np.sqrt(cfg["d"]), 1e-6, "RMS of the embedding")
+    for g in c.g.values():
+        g[...] = 1e25
+    close(c.update(1), 1e25 * np.sqrt(c.size), 1e-6, "gradient norm")
+    assert np.isfinite(c.flat).all()
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_initial_weights(seed, float_library):
     """Section 3: scales 1; embedding N(0, 1/C); the rest normal cut at 2 sigma, of variance 1/fan_in."""

@@ -1,5 +1,6 @@
 """Whole runs: what their files say, that interruptions and threads change no bit, the diagnosis and the sweep."""
 import os
+import pty
 import re
 import shlex
 import shutil
@@ -176,6 +177,15 @@ def test_threads_change_no_bit(tmp_path, flags):
     assert summary(tmp_path / "seed")["final_loss"] != summary(tmp_path / "1")["final_loss"]
 
 
+def test_seed_chooses_the_batches(tmp_path):
+    """The same weights, another -seed: other batches."""
+    for seed in (1, 2):
+        train(tmp_path / str(seed), steps=0)
+        train(tmp_path / str(seed), steps=2, log_every=1, seed=seed, resume=1)
+    a, b = (log(tmp_path / str(seed)) for seed in (1, 2))
+    assert a["val_loss"][0] == b["val_loss"][0] and a["train_loss"][1] != b["train_loss"][1]
+
+
 LONG = dict(steps=1500, checkpoint_every=7, log_every=3, eval_every=100)    # about a second
 
 
@@ -204,7 +214,7 @@ def start(folder, *arguments, threads=1):
 
 def wait(process, condition):
     """Until the condition holds or the process has ended."""
-    end = time.time() + 60
+    end = time.time() + 300
     while not condition() and process.poll() is None:
         assert time.time() < end
         time.sleep(0.002)
@@ -309,6 +319,14 @@ def test_a_run_that_diverges_is_a_result(tmp_path):
     assert f"diagnosis: the loss was not finite at step {last}: a lower -lr treats it" in out
     assert "-nan" not in (tmp_path / "x" / "log.csv").read_text() + out
     assert metadata(tmp_path / "x")["step"] == str(last)
+
+
+def test_a_run_that_diverges_at_a_validation(tmp_path):
+    """The loss of step 1 is finite, the weights that it leaves are not: the run ends there, its validation loss is infinite, not unknown."""
+    train(tmp_path / "x", lr="1e30", clip=0, qk_norm=0, warmup=0, eval_every=1, log_every=1)
+    rows = log(tmp_path / "x")
+    assert summary(tmp_path / "x")["diverged_step"] == "1" and rows["step"].tolist() == [0, 1]
+    assert np.isfinite(rows["train_loss"][1]) and rows["val_loss"][1] == np.inf
 
 
 def diagnosis(out):
@@ -471,6 +489,44 @@ def test_one_run_of_a_sweep_fails_and_the_others_go_on(tmp_path):
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and "x/lr1e-2" in result.stderr
     assert [row["lr"] for row in table(tmp_path / "x" / "summary.csv")] == ["1e-3", "1e-1"]
     assert re.search(r"^ *1e-2 +failed", result.stdout, re.M) and (tmp_path / "x" / "lr1e-2").read_text() == "in the way"
+
+
+def on_a_terminal(folder, **flags):
+    """What the program writes on a terminal, each line as it stands in the end, and how often it was written over."""
+    reader, writer = pty.openpty()
+    process = subprocess.Popen([PROGRAM, *words({**TINY, **flags}), "-out", folder.name], cwd=folder.parent, stdout=writer, stderr=writer)
+    os.close(writer)
+    written = b""
+    try:
+        while part := os.read(reader, 65536):
+            written += part
+    except OSError:    # the other end is closed
+        pass
+    os.close(reader)
+    assert process.wait() == 0, written
+    lines, at = [""], 0
+    for up, line in re.findall(r"(?:\033\[(\d+)A)?([^\n\033]*(?:\033\[K[^\n\033]*)*\n?)", written.decode().replace("\r\n", "\n")):
+        at -= int(up or 0)
+        lines[at] = (lines[at] + line.rstrip("\n")).split("\r\033[K")[-1]
+        if line.endswith("\n"):
+            at += 1
+            lines += [""] * (at == len(lines))
+    return [line.rstrip() for line in lines], written.count(b"\r\033[K")
+
+
+def test_a_run_on_a_terminal(tmp_path):
+    """One line that is written over; those with a validation loss stay."""
+    lines, over = on_a_terminal(tmp_path / "x", steps=3000, eval_every=1000)
+    steps = [re.match(r"step +(\d+)/3000 .* val \d\.\d+", line) for line in lines if line.startswith("step")]
+    assert all(steps) and [int(match[1]) for match in steps] == [0, 1000, 2000, 3000] and over >= 4
+
+
+def test_a_sweep_on_a_terminal(tmp_path):
+    """A line for each learning rate, written over until all are done."""
+    lines, over = on_a_terminal(tmp_path / "x", lr="1e-3,1e-2,1e-1")
+    rows = [line for line in lines if line.startswith("lr ")]
+    assert [re.match(r"lr (\S+) +step 30/30  loss \d\.\d+  done$", row)[1] for row in rows] == ["1e-3", "1e-2", "1e-1"], lines
+    assert over % 3 == 0 and any(line.startswith("LR sensitivity") for line in lines)
 
 
 def test_interrupted_sweep_resumes_to_the_same_runs(tmp_path):

@@ -1,0 +1,75 @@
+"""How much of the C sources the tests run, by gcc and gcov, in a copy of the tree: `make coverage`. Prints a table and the lines that
+no test ran, and fails below 95% of a file's lines or where such a line has no reason below."""
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+import mutate
+
+LEAST = 95
+SOURCES = "train_gpt.c", "gpt.h", "dataloader.h"
+TESTS = "layers", "gradients", "checkpoint", "cli", "data", "runs"
+# Of the gradients enough for double's own lines: all of them take minutes. As another user a program cannot write its counts.
+OPTIONS = "-k", "not drop_root and (not gradients or C12)"
+
+# Why a line cannot be run here: a part of its text, and the reason.
+REASONS = [
+    ('execv("/proc/self/exe"', "the program's other self goes on, and counts from 0"),
+    ("but cannot sync its folder", "takes a disk that fails after the file was renamed"),
+    ("cannot read the tensor %s of %s", "takes a file that shrinks between the reading of its header and of its data"),
+    ('"the file has become shorter"', "the same"),
+    ("    return NAN;", "csv_value is asked only for columns that this program writes"),
+    ("if (file) fclose(file);", "machine_name where /proc/cpuinfo names no model, as on Arm"),
+    ('uname(&system) ? "unknown"', "the same"),
+    ("    return name;", "the same"),
+    ("    return -1;", "first_row_past is asked only for a limit that a row has passed"),
+    ("    return best;", "sample_token: only rounding leaves a rest after the last token"),
+    ("cannot look for the files of this pattern", "glob fails only where memory does"),
+]
+
+
+def counts(folder):
+    """{source: {line: how often it ran}}, summed over all that was built. A run that was killed left no counts."""
+    lines = {name: {} for name in SOURCES}
+    for data in folder.rglob("*.gcda"):
+        out = subprocess.run(["gcov", "--json-format", "--stdout", str(data)], cwd=folder, capture_output=True, check=True).stdout
+        for file in json.loads(out)["files"]:
+            name = pathlib.Path(file["file"]).name
+            for line in file["lines"] if name in lines else ():
+                lines[name][line["line_number"]] = lines[name].get(line["line_number"], 0) + line["count"]
+    return lines
+
+
+def main():
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = mutate.copy_tree(pathlib.Path(temporary) / "tree")
+        flags = "-O0 --coverage"
+        environment = {**os.environ, "CC": "gcc", "CFLAGS": flags}
+        subprocess.run(["make", "-s", "CC=gcc", "CFLAGS=" + flags, "train_gpt"], cwd=folder, check=True)
+        tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / "build" / "tests"),
+                                *OPTIONS, *(f"test/test_{name}.py" for name in TESTS)], cwd=folder, env=environment)
+        lines, text = counts(folder), {name: (folder / name).read_text().splitlines() for name in SOURCES}
+    bad, left = tests.returncode, []
+    print(f"{'file':14}  {'lines':>6}  {'run':>6}  {'%':>6}")
+    for name, count in lines.items():
+        percent = 100 * sum(map(bool, count.values())) / max(1, len(count))
+        print(f"{name:14}  {len(count):6}  {sum(map(bool, count.values())):6}  {percent:6.2f}")
+        bad |= percent < LEAST
+        left += [(name, n, text[name][n - 1]) for n in sorted(count) if not count[n]]
+    for name, n, line in left:
+        reason = next((reason for part, reason in REASONS if part in line), None)
+        bad |= reason is None
+        print(f"{name}:{n}: {line.strip()[:90]}\n    {reason or 'NO REASON: write a test, or say in REASONS why there is none'}")
+    for part, _ in REASONS:
+        if not any(part in line for file in text.values() for line in file):
+            bad = True
+            print(f"REASONS: no line has {part!r} any more")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
