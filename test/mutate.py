@@ -273,7 +273,7 @@ MUTANTS = [
         ("sum / count - best", "sum / count"),
         ("lr[i] > to * (1 + 1e-9)", "lr[i] > 10 * to"),
         ("from[2] = {3e-4, 3e-3}", "from[2] = {3e-4, 1e-2}"),
-        ("loss[i] = final < initial ? final : initial;", "loss[i] = final;"),
+        ("loss[i] = final < initial ? final : initial;", "loss[i] = final > initial ? final : initial;"),
         ("diverged[i] ? 'x' : 'o'", "diverged[i] ? 'o' : 'x'"),
         ("strcpy(runs[i].lr_text, lr[i]);", "strcpy(runs[i].lr_text, lr[0]);"),
         ("runs[i].lr = strtod(lr[i], NULL);", "runs[i].lr = strtod(lr[0], NULL);"),
@@ -301,7 +301,8 @@ MUTANTS = [
         ("uint64_t random = (uint64_t)cfg->seed;", "uint64_t random = (uint64_t)cfg->vocab;"),
     ]),
 
-    ("dataloader.h", "test_data.py -k 'grammar or lexicon or text_is_the_same or mean_surprise or sums_to_one'", [
+    ("dataloader.h", "test_data.py -k 'grammar or lexicon or text_is_the_same or mean_surprise or sums_to_one or entropy'", [
+        ("nats / ((double)windows * T)", "nats / ((double)windows * (T + 1))"),
         ("FOLLOWER_SHARE = 3", "FOLLOWER_SHARE = 4"),
         ("share >= AFTER_SHARES - END_SHARE", "share > AFTER_SHARES - END_SHARE"),
         ("AFTER_SHARES - COMMA_SHARE - end", "AFTER_SHARES - COMMA_SHARE"),
@@ -334,7 +335,6 @@ MUTANTS = [
     ("dataloader.h", "test_runs.py -k 'validation or entropy'", [
         ("cfg->eval_tokens / cfg->T > 0 ? cfg->eval_tokens / cfg->T : 1", "cfg->eval_tokens / cfg->T + 1"),
         ("windows < loader->val_windows ? windows : loader->val_windows", "windows <= loader->val_windows ? windows : 1"),
-        ("nats / ((double)windows * T)", "nats / ((double)windows * (T + 1))"),
     ]),
 
     ("train_gpt.cu", FP32, [

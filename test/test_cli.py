@@ -343,16 +343,32 @@ def test_sample_is_drawn(book_model):
     assert len(set(sample(book_model, "1000", "-temperature", "1e6"))) > 200
 
 
-def test_sample_at_temperature_0_is_the_oracles_likeliest(book_model):
+@pytest.mark.parametrize("steps", [300, 0])
+def test_sample_at_temperature_0_is_the_oracles_likeliest(book_model, tmp_path, steps):
+    """Also of a model that was not trained, whose choice depends on all of its context."""
     import oracle
     from safetensors.numpy import load_file
-    cfg = dict(oracle.CONFIG, d=32, layers=1, heads=2, T=8)
-    weights = {n: x.astype(float) for n, x in load_file(book_model / "model.safetensors").items() if "adam" not in n}
+    cfg, model = dict(oracle.CONFIG, d=32, layers=1, heads=2, T=8), book_model if steps else tmp_path / "x"
+    if not steps:
+        train(model, d=32, steps=0)
+    weights = {n: x.astype(float) for n, x in load_file(model / "model.safetensors").items() if "adam" not in n}
     text = [10]
     for _ in range(30):
         context = text[-8:]
         text.append(int(np.argmax(oracle.logits(cfg, weights, np.array([context + [0] * (8 - len(context))]))[0, len(context) - 1])))
-    assert sample(book_model, "30", "-temperature", "0") == bytes(text[1:]) + b"\n"
+    assert sample(model, "30", "-temperature", "0") == bytes(text[1:]) + b"\n"
+
+
+def test_sample_of_a_mu_param_model(tmp_path):
+    """With logits at 1/m, here 1/4, it writes what the same weights without muParam write at four times the temperature."""
+    import safetensors
+    from safetensors.numpy import load_file, save_file
+    train(tmp_path / "mu", d=32, mu_param="intermediate", base_d=8)
+    train(tmp_path / "off", d=32)
+    with safetensors.safe_open(tmp_path / "mu" / "model.safetensors", "numpy") as file:
+        metadata = {**file.metadata(), "mu_param": "off"}
+    save_file(load_file(tmp_path / "mu" / "model.safetensors"), tmp_path / "off" / "model.safetensors", metadata)
+    assert sample(tmp_path / "mu", "100") == sample(tmp_path / "off", "100", "-temperature", "4") != sample(tmp_path / "off", "100")
 
 
 def test_sample_after_resume_is_of_the_longer_run(book_model, tmp_path):
