@@ -79,12 +79,13 @@ def test_a_new_run_killed_over_an_old_one(tmp_path):
 
 def test_runs_of_a_killed_sweep_stop(tmp_path):
     folder = tmp_path / "x"
-    process = begin(folder, lr="1e-3,1e-2", steps=1000000)
+    arguments = words({**TINY, **FLAGS, "lr": "1e-3,1e-2", "steps": 1000000})
+    process = subprocess.Popen([PROGRAM, *arguments, "-out", str(folder)], stdout=subprocess.DEVNULL)    # its runs are found by the whole path
     wait(process, lambda: (folder / "lr1e-3" / MODEL).exists())
     process.kill()
     process.wait()
     try:
-        until(lambda: not processes(str(folder)), 20)
+        until(lambda: not processes(str(folder)), 60)
     finally:
         survive.kill_all(folder)
     assert int(metadata(folder / "lr1e-3")["step"]) >= 50 and not list(folder.glob("*/*.tmp"))
