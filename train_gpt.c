@@ -150,7 +150,7 @@ static int least(int a, int b) { return a < b ? a : b; }
 
 // out (16,16) = in (16,16) transposed, row_out and row_in elements from one row to the next. A place in the block is 8 bits:
 // 4 of its row, 4 of its column. To deal out the block's two halves in turn moves each bit up by one and the highest to
-// the lowest, so that four deals change rows and columns; each is a few instructions, where single elements take 256.
+// the lowest, so that four deals exchange rows and columns; compilers make vector code of a deal, not of single elements.
 static inline void transpose_block(real *out, ptrdiff_t row_out, const real *in, ptrdiff_t row_in) {
     real deal[2][256];
     for (int i = 0; i < 16; i++) memcpy(deal[0] + 16 * i, in + i * row_in, 16 * sizeof(real));
