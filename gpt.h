@@ -1101,8 +1101,8 @@ static const char *machine_name(void) {    // the processor's name, else the sys
     return name;
 }
 
-static double number_in(const char *path, const char *name) {    // what stands after this name at the start of a line; else infinity
-    double number = INFINITY;
+static double number_in(const char *path, const char *name) {    // what stands after this name at the start of a line; else NAN
+    double number = NAN;
     char line[128];
     FILE *file = fopen(path, "r");
     while (file && fgets(line, sizeof line, file))
@@ -1129,7 +1129,7 @@ static double available_memory(void) {
                 format_text(path, sizeof path, "%s%s/%s", versions[v].root, group, versions[v].limit);
                 double limit = number_in(path, "");
                 format_text(path, sizeof path, "%s%s/memory.stat", versions[v].root, group);
-                least = fmin(least, limit - number_in(path, versions[v].used));    // NAN, which fmin ignores, where neither is there
+                least = fmin(least, limit - number_in(path, versions[v].used));    // fmin ignores NAN: where one of them is not known
                 end = strrchr(group, '/');
                 if (end) *end = 0;
             } while (end);
@@ -1156,7 +1156,7 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     make_folders(cfg->out);
     path_in(cfg, "log.csv", path);
     run.log = fopen(path, log_bytes ? "r+" : "a");
-    if (!run.log) die(FAILED, "%s: cannot be written: %s", path, strerror(errno));
+    if (!run.log) die(FAILED, "%s: cannot be written%s: %s", path, log_bytes ? ", and is needed to resume" : "", strerror(errno));
     for (int tries = 0; flock(fileno(run.log), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK; tries++) {    // what was killed may take a moment to die
         if (tries == 50) die(FAILED, "%s: another process is writing it; wait until that has ended, or choose another -out", path);
         usleep(100000);

@@ -350,6 +350,7 @@ def test_nobody_reads_a_sweeps_output(tmp_path, parallel):    # noqa: F811
     ("4:memory:/a/b\n0::/job/step", {"job/memory.max": "3000000", "job/memory.stat": "anon 0", "job/step/memory.max": "max", "job/step/memory.stat": "anon 5"}, 3e6),
     ("9:cpu:/z\n4:memory:/a/b\n0::/", {"memory/a/memory.limit_in_bytes": "9000000", "memory/a/memory.stat": "cache 9\ntotal_rss 8000000"}, 1e6),
     ("4:memory:/docker/x", {"memory/memory.limit_in_bytes": "2000000", "memory/memory.stat": "total_rss 500000"}, 1.5e6),
+    ("0::/", {"memory.max": "3000000"}, None),    # a limit, and nothing that says what of it is used
 ])
 def test_limit_of_a_container(tmp_path, groups, limits, free):
     (tmp_path / "groups").write_text(groups + "\n")
