@@ -37,7 +37,8 @@ static inline float exponential(float x) {
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1;
+    p = p * r + 1;
+    p = p * r + 1;
     uint32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
     bits = (bits << 23) + 0x3f800000;
@@ -46,11 +47,10 @@ static inline float exponential(float x) {
     return x < -60 ? 0 : p * power;    // e^-60 = 1e-26 adds nothing to a sum of at least 1, and its products would be denormal: slow
 }
 
-// 1/x for x in [1, 2]: a line that is 9% off at most, then Newton's method, which squares the error three times.
+// 1/x for x in [1, 2]: the parabola nearest to it (at most 1/99 off), then Newton's method, which squares the error twice.
 // A division takes three times as long.
 static inline float reciprocal(float x) {
-    float y = 1.4571068f - 0.5f * x;
-    y *= 2 - x * y;
+    float y = 210 / 99.0f - (144 / 99.0f - 32 / 99.0f * x) * x;
     y *= 2 - x * y;
     return y * (2 - x * y);
 }
@@ -241,9 +241,10 @@ static int this_thread(void) {
 
 // out (M,N) = add + a (M,K) b (K,N) on all threads, in blocks of out that are each one thread's; add may be NULL or out.
 // Blocks of rows first: the layers before and after divide their rows the same way, so that a thread finds its rows
-// in its own cache. Where there are too few rows, blocks of columns too.
+// in its own cache. Where there are too few rows, blocks of columns too. The rows of a weight gradient (a is transposed)
+// are channels, and the longer side is divided: each thread packs the part of b that it needs, all of it for a block of rows.
 static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N, int K) {
-    int threads = max_threads(), row_blocks = least(threads, (M + 4 * MR - 1) / (4 * MR)), col_blocks = (threads + row_blocks - 1) / row_blocks;
+    int threads = max_threads(), row_blocks = a.col != 1 && N > M ? 1 : least(threads, (M + 4 * MR - 1) / (4 * MR)), col_blocks = (threads + row_blocks - 1) / row_blocks;
     int height = ((M + row_blocks - 1) / row_blocks + MR - 1) / MR * MR, width = ((N + col_blocks - 1) / col_blocks + NR - 1) / NR * NR;
     #pragma omp parallel for collapse(2)
     for (int i = 0; i < M; i += height)
@@ -286,48 +287,62 @@ static void embedding_backward(real *dwte, const real *dout, const int *tokens, 
 // Where the squares overflow (|inp| > 1e19) 1/sqrt(infinity) would be 0, out 0, and the loss log V: a run that went wrong
 // would look sound. 0 * infinity makes it NaN.
 static void layernorm_forward(real *out, real *mean, real *rstd, const real *inp, const real *weight, int rows, int C) {
+    enum { GROUP = 16 };    // rows that take each step together: one alone would wait for its sums, its root and its division
     #pragma omp parallel for
-    for (int i = 0; i < rows; i++) {
-        const real *x = inp + (size_t)i * C;
-        real *y = out + (size_t)i * C, m = row_sum(x, C) / C;
-        #pragma omp simd
-        for (int j = 0; j < C; j++) y[j] = x[j] - m;
-        real variance = row_dot(y, y, C) / C, r = 1 / SQRT(variance + (real)1e-6) + 0 * variance;
-        #pragma omp simd
-        for (int j = 0; j < C; j++) y[j] = weight[j] * (y[j] * r);
-        mean[i] = m;
-        rstd[i] = r;
+    for (int from = 0; from < rows; from += GROUP) {
+        int end = least(rows, from + GROUP);
+        for (int i = from; i < end; i++) mean[i] = row_sum(inp + (size_t)i * C, C) / C;
+        for (int i = from; i < end; i++) {
+            const real *x = inp + (size_t)i * C;
+            real *y = out + (size_t)i * C, m = mean[i];
+            #pragma omp simd
+            for (int j = 0; j < C; j++) y[j] = x[j] - m;
+            rstd[i] = row_dot(y, y, C) / C;
+        }
+        for (int i = from; i < end; i++) rstd[i] = 1 / SQRT(rstd[i] + (real)1e-6) + 0 * rstd[i];
+        for (int i = from; i < end; i++) {
+            real *y = out + (size_t)i * C, r = rstd[i];
+            #pragma omp simd
+            for (int j = 0; j < C; j++) y[j] = weight[j] * (y[j] * r);
+        }
     }
 }
 
 enum { CHUNK = 64 };    // rows whose share of dweight is summed on its own, whatever the number of threads
 
+// What an element adds to its channel's dweight and to its row's sums, see below
+static inline void layernorm_sums(real x, real m, real r, real dy, real weight, real *dw, real *sum_g, real *sum_gn) {
+    real n = (x - m) * r, g = dy * weight;
+    *dw += dy * n;
+    *sum_g += g;
+    *sum_gn += g * n;
+}
+
 // With n = (inp - mean) * rstd and g = dout * weight:  dinp = add + rstd * (g - mean(g) - n * mean(g * n)),
-// dweight (C) = sum over rows of dout * n. partial (rows/CHUNK,3,C) is scratch: a chunk's dweight, and n and g of a row.
+// dweight (C) = sum over rows of dout * n. partial (rows/CHUNK,C) is scratch: each chunk's dweight. dinp may be dout.
 static void layernorm_backward(real *dinp, const real *add, real *dweight, const real *dout, const real *inp, const real *weight,
                                const real *mean, const real *rstd, real *partial, int rows, int C) {
     int chunks = (rows + CHUNK - 1) / CHUNK;
     #pragma omp parallel for
     for (int c = 0; c < chunks; c++) {
-        real *dw = partial + (size_t)c * 3 * C, *n = dw + C, *g = n + C;
+        real *dw = partial + (size_t)c * C;
         memset(dw, 0, (size_t)C * sizeof(real));
         for (int i = c * CHUNK; i < rows && i < (c + 1) * CHUNK; i++) {
             const real *x = inp + (size_t)i * C, *dy = dout + (size_t)i * C, *plus = add ? add + (size_t)i * C : NULL;
-            real *dx = dinp + (size_t)i * C, m = mean[i], r = rstd[i];
+            real *dx = dinp + (size_t)i * C, m = mean[i], r = rstd[i], sum_g[VL] = {0}, sum_gn[VL] = {0};
+            int j = 0;
+            for (; j + VL <= C; j += VL)
+                #pragma omp simd
+                for (int l = 0; l < VL; l++) layernorm_sums(x[j + l], m, r, dy[j + l], weight[j + l], &dw[j + l], &sum_g[l], &sum_gn[l]);
+            for (; j < C; j++) layernorm_sums(x[j], m, r, dy[j], weight[j], &dw[j], sum_g, sum_gn);
+            real mean_g = lane_sum(sum_g) / C, mean_gn = lane_sum(sum_gn) / C;
             #pragma omp simd
-            for (int j = 0; j < C; j++) {
-                n[j] = (x[j] - m) * r;
-                g[j] = dy[j] * weight[j];
-                dw[j] += dy[j] * n[j];
-            }
-            real mean_g = row_sum(g, C) / C, mean_gn = row_dot(g, n, C) / C;
-            #pragma omp simd
-            for (int j = 0; j < C; j++) dx[j] = (plus ? plus[j] : 0) + r * (g[j] - mean_g - n[j] * mean_gn);
+            for (int k = 0; k < C; k++) dx[k] = (plus ? plus[k] : 0) + r * (dy[k] * weight[k] - mean_g - (x[k] - m) * r * mean_gn);
         }
     }
     memcpy(dweight, partial, (size_t)C * sizeof(real));
     for (int c = 1; c < chunks; c++)
-        for (int j = 0; j < C; j++) dweight[j] += partial[(size_t)c * 3 * C + j];
+        for (int j = 0; j < C; j++) dweight[j] += partial[(size_t)c * C + j];
 }
 
 // Rotary positions: rope_table in gpt.h. out, inp (B,T,NH,HS). out may be inp.
@@ -441,15 +456,14 @@ static void attention_backward(real *dq, real *dk, real *dv, const real *dout, c
 // is 0, and x^3 would make a gradient of it. Beyond |x| = 30 e is 0 and x^2 needs no following.
 #define GELU_A ((real)1.5957691216057308)     // 2 sqrt(2/pi)
 #define GELU_B (GELU_A * (real)0.044715)
-static inline real clamp_30(real x) { return x > 30 ? 30 : x < -30 ? -30 : x; }
 
 // out = gelu(inp), and slope = gelu'(inp) = s + x s (1 - s) (2u)', which costs little here and another exponential later
 static void gelu_forward(real *out, real *slope, const real *inp, size_t n) {
     #pragma omp parallel for simd schedule(static, 1024)    // whole vectors to each thread: a tail may round differently
     for (size_t i = 0; i < n; i++) {
-        real x = clamp_30(inp[i]), x2 = x * x, e = exponential(-FABS(x) * (GELU_A + GELU_B * x2)), inverse = reciprocal(1 + e);
+        real x = inp[i], size = FABS(x) < 30 ? FABS(x) : 30, x2 = size * size, e = exponential(-size * (GELU_A + GELU_B * x2)), inverse = reciprocal(1 + e);
         real s = (x > 0 ? 1 : e) * inverse;
-        out[i] = inp[i] * s;
+        out[i] = x * s;
         slope[i] = s + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x2);
     }
 }
@@ -527,7 +541,7 @@ typedef struct {
     // what lives for one layer
     real *fc, *dresidual, *dnorm, *dqkv, *dfc;       // (B,T,4C), (B,T,C), (B,T,C), (3,B,T,C), (B,T,4C)
     // scratch
-    real *scratch, *partial, *max_logit;             // (threads,2,QB + HS + 1,T), (B*T/CHUNK + 2,3,C), (L,B,NH)
+    real *scratch, *partial, *max_logit;             // (threads,2,QB + HS + 1,T), (B*T/CHUNK + 2,C), (L,B,NH)
     double *sums, act_rms[NUM_ACTIVATIONS];          // (the longest array / SUM_CHUNK + 1), of the last gpt_forward with statistics
     void *memory;                                    // of all the above
     double bytes;
@@ -555,7 +569,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
         {&g->ln_f, BT * C}, {&g->ln_f_mean, BT}, {&g->ln_f_rstd, BT},
         {&g->logits, BT * V}, {&g->losses, BT}, {&g->log_z, BT},
         {&g->fc, BT * 4 * C}, {&g->dresidual, BT * C}, {&g->dnorm, BT * C}, {&g->dqkv, 3 * BT * C}, {&g->dfc, BT * 4 * C},
-        {&g->scratch, (double)max_threads() * 2 * (QB + C / NH + 1) * T}, {&g->partial, 3 * (BT / CHUNK + 2) * C}, {&g->max_logit, L * B * NH},
+        {&g->scratch, (double)max_threads() * 2 * (QB + C / NH + 1) * T}, {&g->partial, (BT / CHUNK + 2) * C}, {&g->max_logit, L * B * NH},
     };
     real *next = (real *)(((uintptr_t)memory + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);    // a vector that straddles two lines is slow
     g->bytes = CACHE_LINE;

@@ -66,12 +66,13 @@ def test_matmul(lib, rng, trans_a, trans_b, add):
 # ---- layer norm
 
 def layernorm_rows(rng, C):
-    x = rng.standard_normal((8, C))
-    outlier, alternate = np.zeros((8, C)), np.resize([1e6, -1e6], (8, C))
+    rows = 70    # more than one group of rows, and than one chunk
+    x = rng.standard_normal((rows, C))
+    outlier, alternate = np.zeros((rows, C)), np.resize([1e6, -1e6], (rows, C))
     outlier[:, C // 2] = 1e6
     return dict(ordinary=x, shifted=x + 100, tiny=1e-6 * x, below_epsilon=1e-12 * x, million=1e6 * x, outlier=outlier,
                 alternate=alternate, million_shifted=1e6 + 1e5 * x, zeros=0 * x, equal=0 * x + 0.7, equal_huge=0 * x + 1e6,
-                mixed=x * 10.0 ** np.arange(-2, 6)[:, None])
+                mixed=x * 10.0 ** np.resize(np.arange(-2, 6), rows)[:, None])
 
 
 @pytest.mark.parametrize("C", [2, 3, 8, 24, 70, 256])
