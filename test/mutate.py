@@ -97,7 +97,7 @@ MUTANTS = [
         (" + 0 * rstd[i];", ";"),
         ("row_dot(y, y, C) / C;", "row_dot(y, y, C) / (C - 1);"),
         ("end = least(rows, from + GROUP)", "end = least(rows, from + GROUP - 1)"),
-        ("y[j] = x[j] - m;", "y[j] = x[j];"),
+        ("y[j] = x[j] - m;", "y[j] = x[j] + m;"),
         ("y[j] = weight[j] * (y[j] * r)", "y[j] = weight[j] * y[j] + r"),
         ("mean[i] = row_sum(inp + (size_t)i * C, C) / C", "mean[i] = row_sum(inp + (size_t)i * C, C)"),
         ("weight[k] - mean_g - (x[k] - m)", "weight[k] + mean_g - (x[k] - m)"),

@@ -283,6 +283,15 @@ def test_resume_of_a_finished_run_changes_nothing(tmp_path):
     assert [k for k in row if row[k] != again[k] and k not in ("seconds", "tokens_per_second", "out")] == []
 
 
+def test_resume_of_a_finished_run_has_all_digits_and_the_time_before(tmp_path):
+    folder = tmp_path / "x"
+    train(folder, wd=0.1 + 0.2)    # not 0.3
+    assert float(metadata(folder)["wd"]) == 0.1 + 0.2
+    save_file(load_file(folder / MODEL), folder / MODEL, {**metadata(folder), "seconds": "1000"})
+    assert program("-resume", "-out", "x", cwd=tmp_path).returncode == 0
+    assert 1000 <= float(summary(folder)["seconds"]) < 2000
+
+
 @pytest.mark.parametrize("qk_norm", [0, 1])
 @pytest.mark.parametrize("d, heads", [(48, 2), (24, 3), (16, 1)])
 def test_mu_param(tmp_path, d, heads, qk_norm):
