@@ -382,6 +382,8 @@ def draw_block(part, runs, measures, x, lines, columns):
     panels = [(measure, upper, title) for measure in measures for upper in (by_name(runs, down[0]) if down else [""]) for title in right]
     wide = len(right) if sideways else len(panels)
     axes = part.subplots(-(-len(panels) // wide), wide, sharex=True, sharey="row" if sideways and x != "step" else False, squeeze=False)
+    if any(isinstance(run[x], str) for run in runs):
+        raise KeyError(x)
     values, floors, crosses = sorted({run[x] for run in runs}), {number(run, "entropy_floor") for run in runs}, 0
     place = {value: i for i, value in enumerate(values)} if x == "beta2" or values[0] <= 0 else {}    # no log axis for these: side by side
     for i, (ax, (measure, upper, title)) in enumerate(zip(axes.flat, panels)):
@@ -678,7 +680,8 @@ def draw_log(logs, says=()):
                 ax.axvline(at, color="0.3", linestyle="--", linewidth=1, label="_" + words)
                 ax.annotate(words, (at, 0.97), xycoords=("data", "axes fraction"), xytext=(2, 0), textcoords="offset points", rotation=90, va="top", fontsize=8,
                             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1})
-            ax.set_yscale(scale)
+            if ax.dataLim.minposy < math.inf:    # a log axis of nothing above 0 is an error
+                ax.set_yscale(scale)
     for ax, run in zip(axes[0], logs):
         ax.set_title(run)
     for ax in axes[-1 - (n == 1):].flat:
@@ -755,7 +758,7 @@ def draw_all(found, options):
         try:
             save(draw(experiment, runs), options.o, experiment, options.format)
         except KeyError as column:
-            complain(runs[0]["sweep"], f"no figure of {experiment}: its runs have no column {column}")
+            complain(runs[0]["sweep"], f"no figure of {experiment}: its runs have no column {column}, or a word in it where a number should be")
 
 
 def watch(options):

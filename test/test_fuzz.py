@@ -116,3 +116,13 @@ def test_plot_figure_of_a_damaged_summary(swept, copy, damage, experiment):
 def test_plot_log_of_a_damaged_log(swept, copy, damage):
     (copy / "lr1e-2/log.csv").write_bytes(damaged((swept / "sweep/lr1e-2/log.csv").read_text(), damage))
     run_plot("log", copy / "lr1e-2", "-o", swept)
+
+
+def test_plot_figure_of_a_word_among_numbers(swept, copy, capsys):
+    header, first, *rows = (swept / "sweep/summary.csv").read_text().splitlines()
+    first = first.split(",")
+    first[header.split(",").index("beta2")] = "a word"
+    (copy / "experiment").write_text("beta2")
+    (copy / "summary.csv").write_text("\n".join([header, ",".join(first), *rows]))
+    plot.main([str(copy), "-o", str(swept)])
+    assert "'beta2', or a word in it" in capsys.readouterr().err

@@ -389,8 +389,8 @@ def effect_qk_norm(s, ex):
     cfg, batch = {**ref.CONFIG, **EFFECT, "qk_norm": 1}, s.batches(EFFECT, 1)[0]    # what was trained must be a model with qk-norm
     right = lambda c: {"largest attention logits of the trained model": ref.measure(c, on["p"], *batch)["max_attn_logit"]}
     expect(right, dict(zip(right(cfg), [s.steps(cfg, on["p"], [batch])[0]["max_attn_logit"]])), cfg, ex["mistakes"], ex["hints"]["forward"], 1e-3)
-    claim(on["max_attn_logit"] < off["max_attn_logit"] / 20 and on["loss"] < off["loss"], f"after 100 steps at LR 0.3 the largest attention logit is {on['max_attn_logit']:.3g} and the loss {on['loss']:.3f} with qk-norm, "
-          f"{off['max_attn_logit']:.3g} and {off['loss']:.3f} without", "expected a twentieth of the logit or less, and a lower loss")
+    claim(on["max_attn_logit"] < off["max_attn_logit"] / 20 and on["loss"] < off["loss"] + 0.1, f"after 100 steps at LR 0.3 the largest attention logit is {on['max_attn_logit']:.3g} and the loss {on['loss']:.3f} with qk-norm, "
+          f"{off['max_attn_logit']:.3g} and {off['loss']:.3f} without", "expected a twentieth of the logit or less, and no higher loss (0.1 is left to chance)")
 
 
 def effect_z_loss(s, ex):
