@@ -225,7 +225,7 @@ def shell_sweep_story(rng, home, undisturbed, book, kills):
         if rng.random() < 0.5:    # else what lives on meets the next start
             until(lambda: not processes(str(out)), 120)
         look_at_sweep(out, wanted)
-    until(lambda: not processes(str(out)), 120)    # they hold what they use of the temporary folder
+    until(lambda: not processes(f"TMPDIR={temporary}", "environ"), 120)    # a killed sweep's mktemp or awk too: it holds, or yet makes, a temporary folder
     for path in temporary.iterdir():
         os.utime(path, (0, 0))    # as if it were of yesterday
     last = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=env)

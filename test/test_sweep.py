@@ -61,12 +61,12 @@ def assert_same_sweep(a, b):
     assert rows[0] == rows[1] and len(rows[0]) == len(runs(a))
 
 
-def processes(word):
-    """Running processes with the word in their command line."""
+def processes(word, where="cmdline"):
+    """Running processes with the word in their command line (or environ)."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if word.encode() in (path / "cmdline").read_bytes() and "State:\tZ" not in (path / "status").read_text():
+            if word.encode() in (path / where).read_bytes() and "State:\tZ" not in (path / "status").read_text():
                 found.append(int(path.name))
     return [pid for pid in found if pid != os.getpid()]
 
