@@ -136,7 +136,7 @@ WRONG = {
     },
     "cuda": {
         "tails": wrong([0], ("train_gpt.cu", "    for (int i = 0; i < W; i++) {\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n        y[i] *=",
-                             "    if (left < W) return;\n    for (int i = 0; i < W; i++) {\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n        y[i] *="), either=[1, 3, 4]),
+                             "    if (left < W) return;\n    for (int i = 0; i < W; i++) {\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n        y[i] *="), says="perhaps fewer"),
         "no_product_rule": wrong([1, 4], ("train_gpt.cu", "d[i] *= (x > 0 ? 1 : e) * inverse + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x * x);", "d[i] *= (x > 0 ? 1 : e) * inverse;"), says="product rule"),
         "mean_of_squares": wrong([2, 3, 4], ("train_gpt.cu", "            if (c + i < C) x[j][i] -= m, r += x[j][i] * x[j][i];", "            if (c + i < C) r += x[j][i] * x[j][i], x[j][i] -= m;")),
         "no_barrier": wrong([2, 3, 4], ("train_gpt.cu", "    m = row_sum(m) / C;\n", "    __shared__ float t[1024];\n    t[threadIdx.y * blockDim.x + threadIdx.x] = m, m = 0;\n"
@@ -144,7 +144,7 @@ WRONG = {
     },
 }
 NEAR_ZERO = 0
-GRADINGS = [(name, variant) for name in WRONG for variant in ("untouched", "solution", *WRONG[name])] + [("z_loss cuda", "untouched"), ("z_loss cuda", "solution")]
+GRADINGS = [(name, variant) for name in WRONG for variant in ("untouched", "solution", *WRONG[name])] + [("z_loss cuda", "untouched"), ("z_loss cuda", "solution"), ("beta2 cuda", "untouched")]
 
 
 def student_folder(where, name, variant):

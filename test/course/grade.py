@@ -340,10 +340,10 @@ def schedule(s, ex):
         expect(right, found, cfg, ex["mistakes"], ex["hints"]["schedule"], 1e-9)
 
 
-def steps(s, ex, program="double", tolerance=1e-4):
+def steps(s, ex, program="double", tolerance=1e-4, eps=1e-8):
     """Several whole steps: loss, learning rate, norm and weights after each."""
     for change in ex["cases"][-1:]:
-        cfg, p, batches = case(s, change)
+        cfg, p, batches = case(s, {"eps": eps, **change})
         found = s.steps(cfg, p, batches, program)
 
         def right(c):
@@ -385,12 +385,12 @@ def claim(holds, text, hint):
 
 
 def effect_qk_norm(s, ex):
-    off, on = (sweep(s, dict(qk_norm=n), (0.3,), 100)[0] for n in (0, 1))
+    off, on = (sweep(s, dict(qk_norm=n), (0.3,), 200)[0] for n in (0, 1))
     cfg, batch = {**ref.CONFIG, **EFFECT, "qk_norm": 1}, s.batches(EFFECT, 1)[0]    # what was trained must be a model with qk-norm
     right = lambda c: {"largest attention logits of the trained model": ref.measure(c, on["p"], *batch)["max_attn_logit"]}
     expect(right, dict(zip(right(cfg), [s.steps(cfg, on["p"], [batch])[0]["max_attn_logit"]])), cfg, ex["mistakes"], ex["hints"]["forward"], 1e-3)
-    claim(on["max_attn_logit"] < off["max_attn_logit"] / 20 and on["loss"] < off["loss"] + 0.1, f"after 100 steps at LR 0.3 the largest attention logit is {on['max_attn_logit']:.3g} and the loss {on['loss']:.3f} with qk-norm, "
-          f"{off['max_attn_logit']:.3g} and {off['loss']:.3f} without", "expected a twentieth of the logit or less, and no higher loss (0.1 is left to chance)")
+    claim(on["max_attn_logit"] < off["max_attn_logit"] / 20 and on["loss"] < off["loss"], f"after 200 steps at LR 0.3 the largest attention logit is {on['max_attn_logit']:.3g} and the loss {on['loss']:.3f} with qk-norm, "
+          f"{off['max_attn_logit']:.3g} and {off['loss']:.3f} without", "expected a twentieth of the logit or less, and a lower loss")
 
 
 def effect_z_loss(s, ex):
@@ -547,8 +547,8 @@ def kernel(s, work, arrays, size, order):
     return s.answer(size, work, 1, {}, np.concatenate([np.array([x.shape[0], x.shape[-1]]) if i == 0 else x.ravel() for i, x in enumerate([arrays[0], *arrays])]), "cuda")[0]
 
 
-def gelu_value(x):
-    return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x ** 3)))
+def gelu_value(x):    # 1/(1 + exp(-2u)) is (1 + tanh(u))/2, without the digits that 1 + tanh(u) loses near tanh(u) = -1
+    return x / (1 + np.exp(-2 * (2 / np.pi) ** 0.5 * (x + 0.044715 * x ** 3)))
 
 
 def kernel_gelu_forward(s, ex):
@@ -612,9 +612,9 @@ EXERCISES = {
     "z_loss": dict(
         tests=[(30, "value: the gradient of the logits on a tiny case", forward), (30, "gradient of the weights, by finite differences", gradient),
                (20, "five steps of AdamW", steps), (20, "effect: log Z after training", effect_z_loss)],
-        cases=[dict(z_loss=0.1, T=2, batch=1, vocab=3), dict(z_loss=0.0), dict(z_loss=0.03, mu_param="full", base_d=4, layers=2)],
+        cases=[dict(z_loss=0.1, T=2, batch=1, vocab=3), dict(z_loss=0.0), dict(z_loss=0.3, mu_param="full", base_d=4, layers=2)],
         fields=("loss", "log_z", "dlogits"), first=("lm_head",),
-        mistakes=[({"z_loss": 0}, OFF), *[({"z_loss": z / 2}, "Half of it: the derivative of (log Z)^2 is 2 log Z.") for z in (0.1, 0.03)]],
+        mistakes=[({"z_loss": 0}, OFF), *[({"z_loss": z / 2}, "Half of it: the derivative of (log Z)^2 is 2 log Z.") for z in (0.1, 0.3)]],
         hints=dict(forward="dlogits = (p - [target] + 2 z_loss log Z p) / rows: log Z is log_z[i] of the row, not the largest logit or the sum.",
                    gradient="The logits' gradient is wrong; all others follow from it.", steps="If value and gradient are right, this should be too.")),
     "warmup": dict(
@@ -672,7 +672,7 @@ EXERCISES = {
 
 def cuda_forward(s, ex): forward(s, ex, "cuda", 2e-3)
 def cuda_gradient(s, ex): gradient(s, ex, "cuda", 5e-3)
-def cuda_steps(s, ex): steps(s, ex, "cuda", 2e-2)
+def cuda_steps(s, ex): steps(s, ex, "cuda", 5e-4, 1e-2)    # epsilon: else float's rounding of a gradient near 0 is a whole step
 
 
 def tests(name, cuda=False):
