@@ -654,6 +654,8 @@ static int safetensors_read_metadata(const char *path, Metadata *meta, int max) 
     return s.meta_count;
 }
 
+#define OTHER_MODEL ": it was made with another -d, -heads, -layers, -vocab or -qk_norm; -resume and -sample take them from it: leave them out"
+
 static void safetensors_read(const char *path, const Tensor *wanted, int count) {
     Safetensors s = safetensors_open(path, NULL, 0);
     for (int i = 0; i < count; i++) {
@@ -661,17 +663,17 @@ static void safetensors_read(const char *path, const Tensor *wanted, int count) 
         char shape[48];
         tensor_shape(shape, sizeof shape, &wanted[i]);
         while (t < end && strcmp(t->name, wanted[i].name)) t++;
-        if (t == end) die(FAILED, "%s has no tensor %s", path, wanted[i].name);
+        if (t == end) die(FAILED, "%s has no tensor %s" OTHER_MODEL, path, wanted[i].name);
         if (strcmp(t->dtype, DTYPE)) die(FAILED, "%s: the tensor %s is not of dtype %s", path, t->name, DTYPE);
         if (strcmp(t->shape, shape))
-            die(FAILED, "%s: the tensor %s has shape %s, this model's has %s", path, t->name, t->shape, shape);
+            die(FAILED, "%s: the tensor %s has shape %s, this model's has %s" OTHER_MODEL, path, t->name, t->shape, shape);
         size_t elements = tensor_elements(&wanted[i]);
         if (fseeko(s.file, (off_t)(8 + s.header_size + t->begin), SEEK_SET) ||
             fread(wanted[i].data, sizeof(real), elements, s.file) != elements)
             die(FAILED, "cannot read the tensor %s of %s: %s", t->name, path,
                 ferror(s.file) ? strerror(errno) : "the file has become shorter");
     }
-    if (s.count != count) die(FAILED, "%s has %d tensors, this model has %d: it was made with other flags", path, s.count, count);
+    if (s.count != count) die(FAILED, "%s has %d tensors, this model has %d" OTHER_MODEL, path, s.count, count);
     safetensors_close(&s);
 }
 
@@ -736,6 +738,7 @@ static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
     char path[MAX_TEXT], rates[MAX_RUNS][16];
     static Metadata saved[NUM_FLAGS + 16];
     checkpoint_path(cfg, path);
+    if (access(path, F_OK)) die(FAILED, "%s: there is no saved model: -out names the folder of a run, or of one run of a sweep (%s/lr1e-2)", path, cfg->out);
     int count = safetensors_read_metadata(path, saved, NUM_FLAGS + 16);
     for (int i = 0; i < NUM_FLAGS; i++) {
         int j = 0;
@@ -1155,6 +1158,8 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     char path[MAX_TEXT], old[MAX_TEXT];
     make_folders(cfg->out);
     path_in(cfg, "log.csv", path);
+    path_in(cfg, "summary.csv", old);
+    if (access(path, F_OK) && !access(old, F_OK)) die(FAILED, "%s: of a sweep, as there is no log.csv beside it: choose another -out", old);
     run.log = fopen(path, log_bytes ? "r+" : "a");
     if (!run.log) die(FAILED, "%s: cannot be written%s: %s", path, log_bytes ? ", and is needed to resume" : "", strerror(errno));
     for (int tries = 0; flock(fileno(run.log), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK; tries++) {    // what was killed may take a moment to die
@@ -1400,17 +1405,17 @@ static int run_end(Run *run, int step) {
 // The sweep over learning rates
 
 // Section 2.2: the mean over the grid of min(final loss, loss at initialisation) - the best final loss.
-// NAN with fewer than two learning rates in [from, to].
-static double lr_sensitivity(const double *lr, const double *loss, int n, double from, double to) {
+// count: of the learning rates in [from, to]; NAN where there is none.
+static double lr_sensitivity(const double *lr, const double *loss, int n, double from, double to, int *count) {
     double best = INFINITY, sum = 0;
-    int count = 0;
+    *count = 0;
     for (int i = 0; i < n; i++) {
         if (lr[i] < from * (1 - 1e-9) || lr[i] > to * (1 + 1e-9) || isnan(loss[i])) continue;
         best = fmin(best, loss[i]);
         sum += loss[i];
-        count++;
+        ++*count;
     }
-    return count < 2 ? NAN : sum / count - best;
+    return *count ? sum / *count - best : NAN;
 }
 
 static void sweep_chart(char lr[MAX_RUNS][16], const double *loss, const double *diverged, int n, double entropy_floor) {
@@ -1469,11 +1474,12 @@ static void sweep_report(const Config *cfg, const Config *runs, const Progress *
     free(line);
     sweep_chart(lr, loss, diverged, n, entropy_floor);
     printf("\nLR sensitivity, nats (0: the learning rate does not matter)\n");
-    const double from[2] = {3e-4, 3e-3};
+    static const char *const from[2] = {"3e-4", "3e-3"};
     for (int g = 0; g < 2; g++) {
-        double value = lr_sensitivity(rate, loss, n, from[g], 0.3);
-        if (isnan(value)) printf("  %g to 0.3: needs two learning rates of that range\n", from[g]);
-        else printf("  %g to 0.3: %.3f\n", from[g], value);
+        int count;
+        double value = lr_sensitivity(rate, loss, n, strtod(from[g], NULL), 0.3, &count);
+        if (count < 2) printf("  %s to 3e-1: needs two learning rates of that range\n", from[g]);
+        else printf("  %s to 3e-1: %.3f (of %d learning rates)\n", from[g], value, count);
     }
     printf("\nthe runs are in %s\n", cfg->out);
     int found = 0;
@@ -1493,9 +1499,11 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int 
     Progress *progress = (Progress *)mmap(NULL, sizeof(Progress) * MAX_RUNS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (progress == (Progress *)MAP_FAILED) die(FAILED, "no memory for the sweep: %s", strerror(errno));
     catch_signals();
+    char path[MAX_TEXT];
     make_folders(cfg->out);
+    path_in(cfg, "log.csv", path);
+    if (!access(path, F_OK)) die(FAILED, "%s: of a single run: choose another -out for a sweep", path);
     for (int i = 0; i < n; i++) {
-        char path[MAX_TEXT];
         runs[i] = *cfg;
         progress[i].sweep = getpid();
         strcpy(runs[i].lr_text, lr[i]);

@@ -30,6 +30,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
+    from matplotlib.ticker import LogLocator, NullFormatter
 except ImportError as error:
     here, there = sys.prefix != sys.base_prefix, "build/venv/bin/python"    # a system's Python often refuses pip: a venv never
     packages = " ".join(re.findall(r'"(\w+==[\d.]+)"', pathlib.Path(__file__).read_text(encoding="utf-8")))
@@ -109,6 +110,9 @@ def read_csv(path, finite, numbers, texts=""):
 
 
 def read_log(run):
+    runs = sorted(pathlib.Path(run).glob("*/log.csv"))
+    if runs and not (pathlib.Path(run) / "log.csv").exists():
+        return complain(run, f"holds several runs: name them, such as {runs[0].parent}")
     return read_csv(pathlib.Path(run) / "log.csv", "step", "train_loss val_loss grad_norm log_z")
 
 
@@ -408,6 +412,12 @@ def draw_block(part, runs, measures, x, lines, columns):
             ax.set_ylabel(label)
         if i + wide >= len(panels):
             x_axis(ax, x, values, place)
+    for ax in axes.flat:
+        least, most = ax.get_ylim()
+        if ax.get_yscale() == "log" and most < 100 * least:    # of powers of ten there are one or two
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            ax.yaxis.set_major_formatter(lambda y, _: sci(y))
+            ax.yaxis.set_minor_formatter(NullFormatter())
     handles = {label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels())}
     if len({run["seed"] for run in runs}) > 1:
         handles["line: median of the seeds; band: least to most"] = Patch(color="0.8")
@@ -795,7 +805,7 @@ def main(argv):
         else:
             found = read_sweeps(options.folders)
         if not found:
-            print("plot.py: nothing to show: no finished run in " + " ".join(options.folders), file=sys.stderr)
+            print("plot.py: nothing to show in " + " ".join(options.folders), file=sys.stderr)
             return 1
         if command == "table":
             heading = (lambda name: f"## {name}\n\n") if len(found) > 1 else lambda name: ""

@@ -490,6 +490,7 @@ prepare() {
         word=$("$trainer" "${flags[@]}" -steps 0 -warmup 0 -eval_tokens 1 -out "$scratch/none" 2>&1 </dev/null) || die 1 "$(tail -n 1 <<<"$word")"
     fi
 
+    [ ! -e "$dir/log.csv" ] || die 2 "$dir holds a single run; choose another -out"
     { mkdir -p "$dir" && : >>"$dir/lock"; } 2>"$scratch/errors" || die 2 "cannot write to $dir: $(sed 's/.*: //' "$scratch/errors")"
     cut -f 5 "$scratch/plan" | sort -u >"$scratch/flags"
     echo "$experiment" >"$scratch/experiment"

@@ -203,9 +203,12 @@ def test_a_bad_summary_is_named_and_does_not_stop_the_rest(tmp_path, capsys, nam
 def test_nothing_to_draw(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad").mkdir()
-    for arguments in ["bad", "nowhere"], ["table", "bad"], ["log", "bad"], []:
+    (tmp_path / "sweep" / "lr1").mkdir(parents=True)
+    (tmp_path / "sweep" / "lr1" / "log.csv").touch()
+    for arguments in ["bad", "nowhere"], ["table", "bad"], ["log", "bad"], ["log", "sweep"], []:
         assert plot.main(arguments) == 1
-        assert "nothing to show" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "nothing to show" in said and ("such as sweep/lr1" in said) == (arguments[-1:] == ["sweep"])
     assert not (tmp_path / "figures").exists()
     assert run_plot("bad", cwd=tmp_path).returncode == 1
 

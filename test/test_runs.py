@@ -451,7 +451,9 @@ def test_sweep_sensitivity(sweep):
     folder, out = sweep
     finals, initials = ([float(row[name]) for row in table(folder / "summary.csv")] for name in ("final_loss", "initial_loss"))
     losses = [initial if not final < initial else final for final, initial in zip(finals, initials)]
-    shown = [float(x) for x in re.findall(r"^ +\S+ to 0\.3: (\S+)$", out, re.M)]
+    shown = re.findall(r"^ +(\S+) to 3e-1: (\S+) \(of (\d) learning rates\)$", out, re.M)
+    assert [(least, count) for least, _, count in shown] == [("3e-4", "7"), ("3e-3", "5")]
+    shown = [float(x) for _, x, _ in shown]
     assert shown == pytest.approx([np.mean(losses[i:7]) - min(losses[i:7]) for i in (0, 2)], abs=6e-4) and min(shown) > 0.05
 
 
@@ -585,6 +587,18 @@ def test_a_model_of_another_shape_is_refused(tmp_path, command, flags, status):
     assert result.returncode == status and len(result.stderr.splitlines()) == 1, result.stderr
     assert ("-size" if status == 2 else MODEL) in result.stderr
     assert snapshot(tmp_path) == before
+
+
+def test_a_folder_is_of_one_run_or_of_one_sweep(tmp_path):
+    flags = words({**TINY, "steps": 2})
+    for first, second, says in ("1e-2", "1e-2,1e-1", "x/log.csv: of a single run"), ("1e-2,1e-1", "1e-2", "y/summary.csv: of a sweep"):
+        out = "x" if "," in second else "y"
+        assert program(*flags, "-lr", first, "-out", out, cwd=tmp_path).returncode == 0
+        before = snapshot(tmp_path)
+        result = program(*flags, "-lr", second, "-out", out, cwd=tmp_path)
+        assert result.returncode == 1 and says in result.stderr and result.stderr.count("\n") == 1
+        assert snapshot(tmp_path) == before
+        assert program(*flags, "-lr", first, "-out", out, cwd=tmp_path).returncode == 0
 
 
 def test_a_diverged_run_stays_diverged_when_resumed(tmp_path):

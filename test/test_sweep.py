@@ -268,6 +268,14 @@ def test_a_folder_of_another_sweep_is_refused(few, experiment, flags, arguments,
     assert snapshot(few[0]) == before
 
 
+def test_a_folder_of_a_single_run_is_refused(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "log.csv").touch()
+    before = snapshot(tmp_path)
+    assert "x holds a single run" in sweep(tmp_path / "x", status=2)
+    assert snapshot(tmp_path) == before
+
+
 @pytest.mark.parametrize("arguments", [["-j", 1], ["-j", 5, "-threads", 2]])
 def test_jobs_and_threads_change_no_bit(few, tmp_path, arguments):
     sweep(tmp_path / "x", *arguments)

@@ -733,7 +733,7 @@ def main():
         try:
             name = (folder / "kit" / "exercise").read_text().split()
         except OSError:
-            sys.exit(f"grade: {folder}/kit/exercise says which exercise it is, and is missing; name it: grade.py DIR EXERCISE")
+            sys.exit(f"grade: {folder} is not the folder of an exercise: it has no kit/exercise; give one (make grade DIR=FOLDER), or say which exercise it is (EXERCISE=qk_norm)")
     name, cuda = name[0], "cuda" in name[1:]
     if name not in EXERCISES:
         sys.exit(f"grade: no exercise '{name}'; there are: {' '.join(EXERCISES)}")
