@@ -272,10 +272,13 @@ MUTANTS = [
         ("loss > least + 0.5", "loss > least + 5"),
         ('!(log_last(&log, "val_loss") < initial)', '!(log_last(&log, "val_loss") < 2 * initial)'),
     ]),
-    ("gpt.h", "test_runs.py -k 'test_sweep or resumed_sweep or twice or sweep_fails'", [
-        ("sum / count - best", "sum / count"),
+    ("gpt.h", "test_runs.py -k 'test_sweep or resumed_sweep or twice or sweep_fails or one_sweep'", [
+        ("sum / *count - best", "sum / *count"),
         ("lr[i] > to * (1 + 1e-9)", "lr[i] > 10 * to"),
-        ("from[2] = {3e-4, 3e-3}", "from[2] = {3e-4, 1e-2}"),
+        ('from[2] = {"3e-4", "3e-3"}', 'from[2] = {"3e-4", "1e-2"}'),
+        ("++*count;", "*count = i + 1;"),
+        ("if (!access(path, F_OK)) die(FAILED, \"%s: of a single run", "if (0) die(FAILED, \"%s: of a single run"),
+        ("if (access(path, F_OK) && !access(old, F_OK)) die", "if (0) die"),
         ("loss[i] = final < initial ? final : initial;", "loss[i] = final > initial ? final : initial;"),
         ("diverged[i] ? 'x' : 'o'", "diverged[i] ? 'o' : 'x'"),
         ("strcpy(runs[i].lr_text, lr[i]);", "strcpy(runs[i].lr_text, lr[0]);"),
