@@ -1160,10 +1160,11 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     path_in(cfg, "log.csv", path);
     path_in(cfg, "summary.csv", old);
     if (access(path, F_OK) && !access(old, F_OK)) die(FAILED, "%s: of a sweep, as there is no log.csv beside it: choose another -out", old);
+    catch_signals();    // from the first file on a signal ends the run in order
     run.log = fopen(path, log_bytes ? "r+" : "a");
     if (!run.log) die(FAILED, "%s: cannot be written%s: %s", path, log_bytes ? ", and is needed to resume" : "", strerror(errno));
     for (int tries = 0; flock(fileno(run.log), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK; tries++) {    // what was killed may take a moment to die
-        if (tries == 50) die(FAILED, "%s: another process is writing it; wait until that has ended, or choose another -out", path);
+        if (tries == 50 || interrupted) die(FAILED, "%s: another process is writing it; wait until that has ended, or choose another -out", path);
         usleep(100000);
     }
     if (log_bytes && file_hash(path, HASH_OF_NOTHING, 0, log_bytes) != run.log_hash)
@@ -1183,7 +1184,6 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
                 if (run.table[k].copies) fprintf(run.log, ",%s_rms_%s", what[i], run.table[k].kind);
         fprintf(run.log, ",tokens_per_second\n");
     }
-    catch_signals();
     if (progress) return run;
     printf("%s: %zu parameters, %d layers of width %d, %d heads, on %s, %d thread%s, %.1f MB of memory\n", cfg->out, run.num_parameters, cfg->layers,
            cfg->d, cfg->heads, run.machine, run.threads, run.threads > 1 ? "s" : "", 1e-6 * bytes);

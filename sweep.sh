@@ -287,6 +287,7 @@ run_all() {    # PLAN: those of its runs that are not finished; first those that
             if [ "$answer" = 0 ]; then note "$name" "$state"; elif [ "$answer" -gt 128 ]; then progress ''; else break; fi
         done
         while kill -0 "$parallel_pid" 2>/dev/null; do wait "$parallel_pid"; done
+        [ -z "$interrupted" ] || while pkill -TERM -s "$parallel_pid"; do sleep 0.5; done    # what it had started just then lives on
         parallel_pid=''
         [ -n "$interrupted" ] || cat "$scratch/errors" >&2
     done

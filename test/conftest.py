@@ -15,7 +15,8 @@ TEST = pathlib.Path(__file__).resolve().parent
 ROOT = TEST.parent
 sys.path.insert(0, str(TEST))
 pytest.register_assert_rewrite("survive")    # its stories, too, show what failed
-signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background jobs ignore Ctrl-C, and so would every program that is tested
+signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background jobs ignore Ctrl-C, nohup's SIGHUP, and so would every program that is tested
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 NO_PRELOAD = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}    # the compiler itself needs no sanitizer
 
 

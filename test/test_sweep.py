@@ -347,7 +347,21 @@ def test_stopped_at_once(tmp_path, delay):
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) in (130, -signal.SIGINT)
-    until(lambda: not processes(str(out)), 10)
+    until(lambda: not processes(str(out)), 30)
+
+
+def test_stopped_when_gnu_parallel_dies_of_it(tmp_path):
+    """It does not pass the signal on to a run that it is just starting."""
+    out = tmp_path / "x"
+    process = subprocess.Popen(command(out, flags=LONG + ["-steps", "1000000"]), stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, process_group=0)
+    until(lambda: any(out.glob("*/model.safetensors")))
+    gnu_parallel, = [pid for pid in processes(str(out)) if b"parallel" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1]]
+    os.kill(gnu_parallel, signal.SIGSTOP)
+    os.killpg(process.pid, signal.SIGINT)
+    until(lambda: int(re.search(r"ShdPnd:\s*(\w+)", Path(f"/proc/{gnu_parallel}/status").read_text())[1], 16) >> signal.SIGTERM - 1 & 1)
+    os.kill(gnu_parallel, signal.SIGKILL)
+    assert "go on with" in process.communicate(timeout=60)[0] and process.returncode == 130
+    assert not processes(str(out))
 
 
 def test_killed_and_gone_on_with(undisturbed, tmp_path):
@@ -371,8 +385,9 @@ def test_only_the_sweep_killed_its_runs_are_waited_for(undisturbed, tmp_path):
     process = subprocess.Popen(command(out, flags=LONG), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
     until(lambda: len(processes(f"-out\0{out}/")) >= 1)
     for pid in processes(str(out)):
-        if b"-out\0" + str(out).encode() + b"/" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)    # all but the trainers
+        with contextlib.suppress(OSError):    # it has ended by itself
+            if b"-out\0" + str(out).encode() + b"/" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)    # all but the trainers
     process.wait()
     assert processes(f"-out\0{out}/")
     sweep(out, flags=LONG)
@@ -536,7 +551,7 @@ def test_slurm(cluster, tmp_path):
     said = sweep(out, "-on", "slurm", "-partition", "test", "-time", 5, flags=flags, env=cluster)
     array = re.match(r"job (\d+): 3 runs", said)[1]
     first, second = (out / line.split("\t")[0] for line in next(out.glob("slurm-??????")).read_text().splitlines()[:2])
-    until(lambda: (first / "model.safetensors").exists() and (second / "log.csv").exists())
+    until(lambda: all((run / "model.safetensors").exists() for run in (first, second)))
     trainer, = [pid for pid in processes(f"-out\0{first}\0") if Path(f"/proc/{pid}/exe").resolve() == Path(PROGRAM).resolve()]
     os.kill(trainer, signal.SIGKILL)
     slurm("scancel", "--signal=USR1", "--batch", f"{array}_1")
@@ -544,6 +559,7 @@ def test_slurm(cluster, tmp_path):
     assert not (first / "summary.csv").exists() and f"{first.name} failed" in (out / "slurm.txt").read_text()
     assert f"{second.name} stopped" in (out / "slurm.txt").read_text()
     slurm("scontrol", "requeue", f"{array}_0")
+    time.sleep(1.1)    # slurmd refuses what begins again in the second in which it ended
     deadline = time.time() + 120
     while found := jobs("%i|%t"):
         for job in {f"{array}_0|PD", f"{array}_1|PD"} & set(found):    # Slurm makes what is requeued wait for two minutes
