@@ -268,13 +268,14 @@ unfinished() {    # PLAN
 }
 
 run_all() {    # PLAN: those of its runs that are not finished; first those that no other sweep has
-    local name state flags answer pass hosts=()
+    local name state flags answer pass left hosts=()
     declare -A busy=()
     [ "$on" = local ] || hosts=(--sshloginfile "$on" --workdir "$PWD")
     for pass in skip wait; do
-        if [ "$pass" = skip ]; then unfinished "$1"; else cut -f 3,4 "$1"; fi | while IFS=$'\t' read -r name flags; do
-            [ "$pass" = wait ] && [ -z "${busy[$name]-}" ] || printf '%s\t%s\n' "$name" "$flags"
-        done >"$scratch/todo"    # those that the other sweep had, finished since or not: each is waited for and counted
+        cut -f 3,4 "$1" | while IFS=$'\t' read -r name flags; do    # a run that another sweep had or has, finished since or not, is counted too
+            if [ "$pass" = skip ]; then left=${cost_of[$name]-}; else left=${busy[$name]-}; fi
+            [ -z "$left" ] || printf '%s\t%s\n' "$name" "$flags"
+        done >"$scratch/todo"
         [ -s "$scratch/todo" ] && [ -z "$interrupted" ] || return
         # A session of its own: Ctrl-C is for this script alone, which ends the rest in order.
         exec 3< <(exec setsid parallel --will-cite --quote --line-buffer --colsep '\t' --termseq "$TERMSEQ" --jobs "$jobs" "${hosts[@]}" \
@@ -510,7 +511,8 @@ prepare() {
         cost_of[$name]=$cost total=$((total + 1))
         [ "$stage" = 1 ] || [ ! -e "$dir/$name" ] || held_out=$name
         if ! finished "$dir/$name"; then cost_left=$((cost_left + cost)); continue; fi
-        cost_of[$name]=0 done=$((done + 1))
+        unset "cost_of[$name]"
+        done=$((done + 1))
         [ "$(outcome "$dir/$name")" = finished ] || diverged=$((diverged + 1))
     done <"$scratch/plan"
     [ -z "$held_out" ] || [ -e "$dir/prediction.csv" ] || die 2 "$dir has the held-out run $held_out but no prediction.csv made before it; choose another -out"
