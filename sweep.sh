@@ -508,10 +508,9 @@ prepare() {
     ) 8>>"$dir/lock" || exit
 
     while IFS=$'\t' read -r cost stage name _; do
-        cost_of[$name]=$cost total=$((total + 1))
+        total=$((total + 1))
         [ "$stage" = 1 ] || [ ! -e "$dir/$name" ] || held_out=$name
-        if ! finished "$dir/$name"; then cost_left=$((cost_left + cost)); continue; fi
-        unset "cost_of[$name]"
+        if ! finished "$dir/$name"; then cost_of[$name]=$cost cost_left=$((cost_left + cost)); continue; fi
         done=$((done + 1))
         [ "$(outcome "$dir/$name")" = finished ] || diverged=$((diverged + 1))
     done <"$scratch/plan"

@@ -18,20 +18,12 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from test_cli import PROGRAM, TINY, summary, table, words
-from test_runs import MODEL, assert_same_run, metadata
+from test_runs import MODEL, age, assert_same_run, metadata
 from test_sweep import SWEEP, assert_same_sweep, processes, until
 
 RUN = {**TINY, "steps": 1500, "eval_every": 300, "eval_tokens": 64}
 SHELL_SWEEP = "-d 16 -T 8 -batch 2 -eval_tokens 64 -steps 3000 -log_every 100 -lr 1e-2 -clip 1,10 -checkpoint_every 100".split()    # four runs
 OWN_SWEEP = {**RUN, "lr": "1e-3,1e-2,1e-1", "log_every": 50, "checkpoint_every": 100}
-
-
-def ages(*paths):
-    def age(path):
-        with contextlib.suppress(FileNotFoundError):
-            return path.stat().st_mtime_ns
-        return 0
-    return [age(path) for path in paths]
 
 
 def rows(text):
@@ -82,13 +74,13 @@ class Moments:
 
     def within_a_checkpoint(self, process):
         """While the file beside is being written."""
-        before = ages(self.part)
-        self.wait(process, lambda: ages(self.part) not in ([0], before), pause=0)    # it takes less than a millisecond
+        before = age(self.part)
+        self.wait(process, lambda: age(self.part) not in (0, before), pause=0)    # it takes less than a millisecond
         time.sleep(self.rng.choice([0, self.rng.uniform(0, 0.001)]))
 
     def after_a_checkpoint(self, process):
-        before = ages(self.model)
-        self.wait(process, lambda: ages(self.model) not in ([0], before))
+        before = age(self.model)
+        self.wait(process, lambda: age(self.model) not in (0, before))
         time.sleep(self.rng.uniform(0, 0.002))
 
     def at_its_end(self, process):
@@ -205,7 +197,8 @@ def look_at_sweep(out, wanted):
             assert row["final_loss"] == finals[row["out"].rsplit("/", 1)[1]]
     for path in out.glob("*/" + MODEL):
         load_file(path)
-    assert all(path.name[:-4] in ("log.csv", MODEL, "summary.csv", "experiment", "flags") for path in out.glob("**/*.tmp"))
+    names = {out: ("summary.csv", "experiment", "flags")}    # the sweep's own; else a run's
+    assert all(path.name[:-4] in names.get(path.parent, ("log.csv", MODEL, "summary.csv")) for path in out.glob("**/*.tmp"))
 
 
 def shell_sweep_story(rng, home, undisturbed, book, kills):

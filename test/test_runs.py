@@ -1,4 +1,5 @@
 """Whole runs: what their files say, that interruptions and threads change no bit, the diagnosis and the sweep."""
+import contextlib
 import os
 import pty
 import re
@@ -220,13 +221,16 @@ def wait(process, condition):
         time.sleep(0.002)
 
 
-def catches(process, number):
-    caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.M)
-    return caught and int(caught[1], 16) >> number - 1 & 1
+def has_signal(pid, kind, number):
+    """SigCgt: it is caught; ShdPnd: it waits to be delivered."""
+    signals = re.search(kind + r":\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+    return signals and int(signals[1], 16) >> number - 1 & 1
 
 
 def age(path):
-    return path.stat().st_mtime_ns if path.exists() else 0
+    with contextlib.suppress(FileNotFoundError):    # which it may be at any moment
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def test_killed_at_random_and_resumed(tmp_path, undisturbed):
@@ -552,7 +556,7 @@ def test_interrupted_sweep_resumes_to_the_same_runs(tmp_path):
     times = 0
     process = start(tmp_path / "x", *words({**TINY, **flags}), threads=2)
     while process:
-        wait(process, lambda: len(list((tmp_path / "x").glob("lr*/log.csv"))) >= min(3, 2 * times + 1) and catches(process, signal.SIGINT))
+        wait(process, lambda: len(list((tmp_path / "x").glob("lr*/log.csv"))) >= min(3, 2 * times + 1) and has_signal(process.pid, "SigCgt", signal.SIGINT))
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)

@@ -2,6 +2,7 @@
 full, a folder may not be written, the data goes away, signals. Each time one line says it, and once it is mended the run goes on to the very
 result of an undisturbed one."""
 import contextlib
+import fcntl
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import pytest
 import survive
 import test_plot
 from test_cli import PROGRAM, REPO, TINY, program, snapshot, summary, train, words
-from test_runs import MODEL, assert_same_run, metadata, start, wait
+from test_runs import MODEL, assert_same_run, has_signal, metadata, start, wait
 from test_sweep import FEW, assert_same_sweep, command, parallel, processes, sweep, until    # noqa: F401, parallel is a fixture
 
 FLAGS = dict(steps=400, checkpoint_every=50, log_every=5, eval_every=200)
@@ -104,6 +105,17 @@ def test_one_run_a_folder(tmp_path, undisturbed):
     first.send_signal(signal.SIGCONT)
     assert (first.communicate()[1], first.returncode) == ("", 0)
     assert_same_run(tmp_path / "x", undisturbed)
+
+
+def test_signals_are_caught_before_the_log_is_begun(tmp_path):
+    (tmp_path / "x").mkdir()
+    with open(tmp_path / "x" / "log.csv", "w") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        process = begin(tmp_path / "x")
+        wait(process, lambda: has_signal(process.pid, "SigCgt", signal.SIGINT))
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert_one_line(process, "log.csv: another process is writing it")
 
 
 # ---------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from test_cli import PROGRAM, REPO, snapshot, summary, table
-from test_runs import assert_same_run
+from test_runs import assert_same_run, has_signal
 
 SWEEP = REPO / "sweep.sh"
 EXPERIMENTS = dict(qk_norm=64, z_loss=30, warmup=120, weight_decay=72, depth_width=80, mu_param=96, coord_check=60, predict_logits=32, predict_eps=46,
@@ -358,7 +358,7 @@ def test_stopped_when_gnu_parallel_dies_of_it(tmp_path):
     gnu_parallel, = [pid for pid in processes(str(out)) if b"parallel" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1]]
     os.kill(gnu_parallel, signal.SIGSTOP)
     os.killpg(process.pid, signal.SIGINT)
-    until(lambda: int(re.search(r"ShdPnd:\s*(\w+)", Path(f"/proc/{gnu_parallel}/status").read_text())[1], 16) >> signal.SIGTERM - 1 & 1)
+    until(lambda: has_signal(gnu_parallel, "ShdPnd", signal.SIGTERM))
     os.kill(gnu_parallel, signal.SIGKILL)
     assert "go on with" in process.communicate(timeout=60)[0] and process.returncode == 130
     assert not processes(str(out))
