@@ -1,6 +1,6 @@
 """`make bench_gpu`: what training reaches on this machine's GPU, kernel by kernel, beside what the GPU can do and PyTorch does.
 
-Each shape runs build/bench_gpu, with its batch doubled until that pays no more, and then test/bench_torch.py with the same
+Each shape runs build/bench_gpu, with its batch doubled until that pays no more, and then test/bench/bench_torch.py with the same
 batch where PyTorch is installed. Limits (cuBLAS's bf16 product, a copy on the device) are measured in the same run.
 """
 import argparse
@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-TEST = Path(__file__).resolve().parent
-LADDER = re.findall(r'\{"\d+[km]", (\d+), (\d+), (\d+)\}', (TEST.parent / "gpt.h").read_text())    # C, L, NH
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+LADDER = re.findall(r'\{"\d+[km]", (\d+), (\d+), (\d+)\}', (ROOT / "gpt.h").read_text())    # C, L, NH
 SHAPES = [(*map(int, rung), 512, 256) for rung in LADDER] + [(C, L, C // 64, 512, 32128) for C, L in ((512, 8), (1024, 16), (2048, 24))]
 PAYS = 1.02    # a batch twice as large is taken where it makes training this much faster
 ROW = "  {:28} {:>8} {:>6} {:>9} | {:>8} {:>8} | {:>8} {:>7}"
@@ -77,7 +78,7 @@ def report(words, kernels, torch, cube):
 def main():
     numbers = lambda text: tuple(map(int, text.split(",")))
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--program", default=TEST.parent / "build/bench_gpu", help="default build/bench_gpu")
+    parser.add_argument("--program", default=ROOT / "build/bench_gpu", help="default build/bench_gpu")
     parser.add_argument("--shape", type=numbers, action="append", help="C,L,NH,T,V; may be repeated (default: the ladder and three more)")
     parser.add_argument("--batch", type=int, default=0, help="default: as large as pays")
     parser.add_argument("--steps", type=int, default=30, help="of which the median is shown (default 30)")
@@ -101,7 +102,7 @@ def main():
             torch = None
             try:
                 C, L, NH, T, V = shape
-                torch = run([sys.executable, TEST / "bench_torch.py", C, L, NH, T, B, V, options.steps]).split()[-4:] if with_torch else None
+                torch = run([sys.executable, HERE / "bench_torch.py", C, L, NH, T, B, V, options.steps]).split()[-4:] if with_torch else None
             except RuntimeError as error:
                 print(f"bench_gpu: {shape}: PyTorch failed: {error}", file=sys.stderr)
                 failed = 1
@@ -111,7 +112,7 @@ def main():
             failed = 1
             if not number:    # there is no GPU, or no program
                 return failed
-    print("step: the kernel's share of it. FLOPs and bytes: what a kernel must compute, and move to and from memory (test/bench_gpu.cu). "
+    print("step: the kernel's share of it. FLOPs and bytes: what a kernel must compute, and move to and from memory (test/bench/bench_gpu.cu). "
           "Model FLOPs: 6 (N - embedding) + 12 L T/2 C a token.")
     return failed
 

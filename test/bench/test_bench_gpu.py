@@ -23,7 +23,7 @@ NVCC = shutil.which("nvcc")
 
 @pytest.fixture(scope="session")
 def program():
-    return build_emu("bench_gpu", TEST / "bench_gpu.cu", "-O0")
+    return build_emu("bench_gpu", TEST / "bench" / "bench_gpu.cu", "-O0")
 
 
 # B 2, T 8: 16 rows of C 16, 256 values. L 2, NH 2, HS 8, V 50 (rows of 56 in memory); 7856 parameters with qk-norm, of which 800
@@ -119,7 +119,7 @@ def test_batch(rates, fits, wanted):
 
 def test_command(program, tmp_path):
     """The whole command: its table on the stand-in; one line and exit status 1 for a shape that cannot be measured."""
-    command = [sys.executable, TEST / "bench_gpu.py", "--program", program, "--shape", "16,2,2,8,50", "--shape", "16,2,3,8,50", "--steps", "1", "--cube", "16", "--bytes", "4096", "--no-torch"]
+    command = [sys.executable, TEST / "bench" / "bench_gpu.py", "--program", program, "--shape", "16,2,2,8,50", "--shape", "16,2,3,8,50", "--steps", "1", "--cube", "16", "--bytes", "4096", "--no-torch"]
     result = subprocess.run([*command, "--batch", "2"], capture_output=True, text=True)
     assert result.returncode == 1 and re.fullmatch(r"bench_gpu: \(16, 2, 3, 8, 50\): .*-heads.*\n", result.stderr), result.stderr
     assert result.stdout.startswith("stand-in for CUDA on the CPU; medians of 1 steps; PyTorch: left out\n\nC 16, L 2, NH 2, T 8, V 50: ")
@@ -135,7 +135,7 @@ def test_command(program, tmp_path):
 
 @pytest.mark.skipif(not NVCC, reason="nvcc is not installed")
 def test_nvcc():
-    subprocess.run([NVCC, "-std=c++17", "-O0", "-Xcicc", "-O0", "-Xptxas", "-O0", "-arch=sm_90", "-Werror", "all-warnings", "-c", "-o", os.devnull, TEST / "bench_gpu.cu"], check=True)
+    subprocess.run([NVCC, "-std=c++17", "-O0", "-Xcicc", "-O0", "-Xptxas", "-O0", "-arch=sm_90", "-Werror", "all-warnings", "-c", "-o", os.devnull, TEST / "bench" / "bench_gpu.cu"], check=True)
 
 
 @pytest.mark.skipif(not torch, reason="PyTorch is not installed")

@@ -123,7 +123,6 @@ EXERCISES = {
         plot="nothing: the stand-in is slow. On a machine with a GPU: the time of each kernel against the bytes that it moves",
         explain=["How many bytes does each kernel move, and how long must that take on a GPU with 3 TB/s?", "What happens without a barrier in row_sum, and in which order of the threads does it show?", "Why is W 8?"]),
 }
-HEADERS = {"cuda_emu.h": "test/cuda_emu.h"}
 
 
 def commented(text, indent, width=118):
@@ -236,10 +235,10 @@ MAKEFILE = """# make          train_gpt, for this machine
 # make grade    points, and what is wrong; writes grade.json
 # make clean
 {head}
-train_gpt: train_gpt.c gpt.h dataloader.h
+train_gpt: train_gpt.c gpt.h dataloader.h $(wildcard lib/*.h)
 	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
 
-train_gpt_cu_emu: train_gpt.cu gpt.h dataloader.h test/cuda_emu.h
+train_gpt_cu_emu: train_gpt.cu gpt.h dataloader.h $(wildcard lib/*.h) test/cuda/cuda_emu.h
 	$(CXX) -std=c++17 $(CFLAGS) $(ARCH) -Wno-unknown-pragmas -fno-strict-aliasing -rdynamic -DCUDA_EMU -x c++ train_gpt.cu -o $@ -lm
 
 # python3 where it has numpy, else a virtual environment that does
@@ -271,11 +270,15 @@ def write(name, folder, cuda=False):
         shutil.copy(HERE / file, kit)
     for file in ["dataloader.h"] + ["gpt.h"] * ("gpt.h" not in changed):
         shutil.copy(ROOT / file, kit)
+    for place in folder, kit:
+        (place / "lib").mkdir()
+        for header in ROOT.glob("lib/*.h"):
+            shutil.copy(header, place / "lib")
     if needs_cuda:
         (folder / "train_gpt.cu").write_text(changed["train_gpt.cu"])
-        (folder / "test").mkdir()
-        for place in folder / "test", kit:
-            shutil.copy(ROOT / "test" / "cuda_emu.h", place)
+        (folder / "test" / "cuda").mkdir(parents=True)
+        for place in folder / "test" / "cuda", kit:
+            shutil.copy(ROOT / "test" / "cuda" / "cuda_emu.h", place)
     makefile = show.read("Makefile")
     head = makefile[makefile.index("ifeq ($(origin CC)"):]
     head = head[:head.index("\n", head.index("\nFLAGS :=") + 1)]

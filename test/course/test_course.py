@@ -12,7 +12,6 @@ import pytest
 
 from conftest import ROOT, TEST
 
-sys.path.insert(0, str(TEST / "course"))
 import exercise
 import grade
 import show

@@ -35,8 +35,8 @@ def shim(*flags):
     """cu_shim.cu as a library."""
     if GPU:
         return build("cu_shim_gpu", [NVCC, "-std=c++17", "-O3", "-arch=native", "-Xcompiler", "-fPIC", "-shared", "-I", str(ROOT),
-                                     *(f for f in flags if f != "-O0"), str(TEST / "cu_shim.cu"), "-lcublas", "-lcublasLt"], ".so")
-    return build_emu("cu_shim", TEST / "cu_shim.cu", "-fPIC", "-shared", *flags, suffix=".so")
+                                     *(f for f in flags if f != "-O0"), str(TEST / "cuda" / "cu_shim.cu"), "-lcublas", "-lcublasLt"], ".so")
+    return build_emu("cu_shim", TEST / "cuda" / "cu_shim.cu", "-fPIC", "-shared", *flags, suffix=".so")
 
 
 def rounds_shim():

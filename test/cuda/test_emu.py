@@ -15,12 +15,12 @@ bfloat16 = jnp.bfloat16
 
 @pytest.fixture(scope="session")
 def kernels():
-    return build_emu("emu_kernels", TEST / "emu_kernels.cu")
+    return build_emu("emu_kernels", TEST / "cuda" / "emu_kernels.cu")
 
 
 @pytest.fixture(scope="session")
 def sanitized():
-    return build_emu("emu_kernels_sanitized", TEST / "emu_kernels.cu", *SANITIZE)
+    return build_emu("emu_kernels_sanitized", TEST / "cuda" / "emu_kernels.cu", *SANITIZE)
 
 
 def run(program, name, *numbers, values=(), **settings):
@@ -213,5 +213,5 @@ def test_memory_just_enough(kernels):
 def test_refused(line, refused):
     """What is not supported does not compile, and the compiler names it."""
     result = subprocess.run(["g++", "-std=c++17", "-fsyntax-only", "-DCUDA_EMU", "-x", "c++", "-"], input=f'#include "cuda_emu.h"\n{line}\n',
-                            cwd=TEST, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
+                            cwd=TEST / "cuda", capture_output=True, text=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
     assert result.returncode != 0 and refused in result.stderr, result.stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-PROGRAM = os.environ.get("TRAIN_GPT", str(Path(__file__).resolve().parent.parent / "train_gpt"))
+PROGRAM = os.environ.get("TRAIN_GPT", str(Path(__file__).resolve().parents[2] / "train_gpt"))
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1")
 failed = []
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
+import conftest    # noqa: F401, lets a program find the modules of the other folders
 from test_cli import PROGRAM, TINY, summary, table, words
 from test_runs import MODEL, age, assert_same_run, metadata
 from test_sweep import SWEEP, assert_same_sweep, processes, until

@@ -16,7 +16,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 PROGRAM = os.environ.get("TRAIN_GPT", str(REPO / "train_gpt"))
 FLAGS = "-lr 1e-3 -d 16 -layers 1 -heads 2 -T 8 -batch 2 -steps 3 -eval_tokens 64".split()
 FILE = "model.safetensors"

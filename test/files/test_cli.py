@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 PROGRAM = os.environ.get("TRAIN_GPT", str(REPO / "train_gpt"))
 TINY = dict(lr="1e-2", d=16, layers=1, heads=2, T=8, batch=2, steps=30, eval_tokens=64)
 

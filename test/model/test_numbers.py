@@ -1,7 +1,7 @@
 """The numbers: at the edge of what flags allow a run ends sound or as diverged, never in between; whatever the threads and
 however often interrupted it has the same bits; and no change of a formula, or of a default, passes unseen (golden.csv).
 
-    make golden    remakes test/golden.csv after a change that is meant; git diff shows what moved"""
+    make golden    remakes test/model/golden.csv after a change that is meant; git diff shows what moved"""
 import csv
 import io
 import itertools
@@ -18,7 +18,7 @@ from conftest import ROOT, TEST, Model, build
 from test_cli import FLAGS, log, program, summary, words
 from test_runs import assert_same_run, start, wait, write_tokens
 
-GOLDEN = TEST / "golden.csv"
+GOLDEN = TEST / "model" / "golden.csv"
 
 # ---------------------------------------------------------------------------
 # Edges

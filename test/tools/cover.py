@@ -11,7 +11,7 @@ import tempfile
 import mutate
 
 LEAST = 95
-SOURCES = "train_gpt.c", "gpt.h", "dataloader.h"
+SOURCES = "train_gpt.c", "gpt.h", "dataloader.h", *sorted(str(p.relative_to(mutate.ROOT)) for p in mutate.ROOT.glob("lib/*.h"))
 TESTS = "layers", "gradients", "checkpoint", "cli", "data", "runs", "survive"
 # Of the gradients enough for double's own lines, of test_survive.py what the others leave: all of them take minutes. As another user a
 # program cannot write its counts.
@@ -44,7 +44,7 @@ def counts(folder):
     for data in folder.rglob("*.gcda"):
         out = subprocess.run(["gcov", "--json-format", "--stdout", str(data)], cwd=folder, capture_output=True, check=True).stdout
         for file in json.loads(out)["files"]:
-            name = pathlib.Path(file["file"]).name
+            name = os.path.relpath((folder / file["file"]).resolve(), folder.resolve())
             for line in file["lines"] if name in lines else ():
                 lines[name][line["line_number"]] = lines[name].get(line["line_number"], 0) + line["count"]
     return lines
@@ -57,7 +57,7 @@ def main():
         environment = {**os.environ, "CC": "gcc", "CFLAGS": flags}
         subprocess.run(["make", "-s", "CC=gcc", "CFLAGS=" + flags, "train_gpt"], cwd=folder, check=True)
         tests = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / "build" / "tests"),
-                                *OPTIONS, *(f"test/test_{name}.py" for name in TESTS)], cwd=folder, env=environment)
+                                *OPTIONS, *(str(next(folder.glob(f"test/*/test_{name}.py"))) for name in TESTS)], cwd=folder, env=environment)
         lines, text = counts(folder), {name: (folder / name).read_text().splitlines() for name in SOURCES}
     bad, left = tests.returncode, []
     print(f"{'file':14}  {'lines':>6}  {'run':>6}  {'%':>6}")

@@ -18,11 +18,11 @@ import tempfile
 import time
 from typing import NamedTuple
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 600    # a test run that takes longer hangs
 STRICT = "-Wall -Wextra -Werror"    # a mutant of which the compiler warns needs no test
 
-# The wider tests of each file, after a row's own.
+# The wider tests of each file, after a row's own. gpt.h's rows and tests are those of the headers in lib/ as well.
 WIDER = {
     "train_gpt.c": ("test_layers.py", "test_gradients.py -k 'every_coordinate or C64_L1 and 0.1-full'", "test_oracle.py -k 'double and not one_batch and (odd or full or everything)'",
                     "test_cli.py", "test_runs.py"),
@@ -438,12 +438,15 @@ class Mutant(NamedTuple):
 
 def mutants():
     """All of them; exits where a row's text is not there, or more than once."""
-    sources, found, wrong = {file: (ROOT / file).read_text() for file in WIDER}, [], []
+    library = [str(header.relative_to(ROOT)) for header in sorted(ROOT.glob("lib/*.h"))]
+    sources, found, wrong = {file: (ROOT / file).read_text() for file in (*WIDER, *library)}, [], []
     for file, tests, rows in MUTANTS:
         for old, new in rows:
-            if sources[file].count(old) != 1 or old == new:
-                wrong.append(f"{file}: stands {sources[file].count(old)} times: {old!r}")
-            found.append(Mutant(file, f"{old}  ->  {new or '(nothing)'}", sources[file].replace(old, new), (tests, *WIDER[file])))
+            places = [place for place in (file, *library * (file == "gpt.h")) for _ in range(sources[place].count(old))]
+            if len(places) != 1 or old == new:
+                wrong.append(f"{file}: stands {len(places)} times: {old!r}")
+            for place in places[:1]:
+                found.append(Mutant(place, f"{old}  ->  {new or '(nothing)'}", sources[place].replace(old, new), (tests, *WIDER[file])))
     file, barriers = "train_gpt.cu", []
     for match in re.finditer(r"__sync(threads|warp)\(\);", sources[file]):
         before, after = sources[file][:match.start()], sources[file][match.end():]
@@ -484,7 +487,7 @@ def fails(folder, tests):
     """What the first test that failed is called, "timeout", or None."""
     if re.search("cli|checkpoint|runs|cuda", tests):
         build(folder)
-    words = [f"test/{word}" if word.startswith("test_") and ".py" in word else word for word in shlex.split(tests)]
+    words = [re.sub(r"^test_\w+\.py", lambda file: str(next(folder.glob("test/*/" + file[0]))), word) for word in shlex.split(tests)]
     process = subprocess.Popen([sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *words], cwd=folder, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace", start_new_session=True)
     try:
@@ -493,7 +496,7 @@ def fails(folder, tests):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         return "timeout"
-    first = re.search(r"^(?:FAILED|ERROR) (?:test/)?(\S+)", out, re.M)
+    first = re.search(r"^(?:FAILED|ERROR) (?:[\w/.-]*/)?(\S+)", out, re.M)
     return process.returncode and (first[1] if first else f"{tests}: pytest ended with status {process.returncode}: {out.strip()[-200:]}") or None
 
 
@@ -555,7 +558,7 @@ def main():
             left = (time.time() - begun) / len(results) * (len(chosen) - len(results))
             print(f"{len(results):3}/{len(chosen)}  {minutes(left):>6} left  {seconds:5.1f} s  {verdict:8}  {mutant.file}: {' '.join(mutant.what.split())}\n{'':36}{by}", flush=True)
     print(f"\n{'file':14}  {'mutants':>7}  {'caught':>7}  {'timeout':>7}  {'survived':>8}  {'error':>7}")
-    for file in [*WIDER, ""]:
+    for file in [*dict.fromkeys(mutant.file for mutant in chosen), ""]:
         of = [verdict for mutant, verdict, _ in results if mutant.file == file or not file]
         print(f"{file or 'all':14}  {len(of):7}  {of.count('caught'):7}  {of.count('timeout'):7}  {of.count('survived'):8}  {of.count('error'):7}")
     for mutant, verdict, by in results:

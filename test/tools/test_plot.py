@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 PROGRAM = os.environ.get("TRAIN_GPT", str(REPO / "train_gpt"))
 spec = importlib.util.spec_from_file_location("plot", REPO / "plot.py")
 plot = importlib.util.module_from_spec(spec)
