@@ -72,11 +72,13 @@ static void embedding_backward(real *dwte, const real *dout, const int *tokens,
 static void layernorm_row(real *out, real *mean, real *rstd, const real *x, const real *weight,
                           int C) {
     real m = row_sum(x, C) / C;
+    #pragma omp simd
     for (int j = 0; j < C; j++) out[j] = x[j] - m;
     real variance = row_dot(out, out, C) / C;
     // Where the squares overflow, the first term is 0 and a broken run would look sound: loss
     // log V. The second term is 0, or there NaN.
     real r = 1 / sqrt(variance + (real)1e-6) + 0 * variance;
+    #pragma omp simd
     for (int j = 0; j < C; j++) out[j] = weight[j] * (out[j] * r);
     *mean = m;
     *rstd = r;
@@ -88,6 +90,7 @@ static void layernorm_row_backward(real *dx, const real *add, real *dweight, con
                                    const real *x, const real *weight, real mean, real rstd,
                                    real *scratch, int C) {
     real *n = scratch, *g = scratch + C;
+    #pragma omp simd
     for (int j = 0; j < C; j++) {
         n[j] = (x[j] - mean) * rstd;
         g[j] = dout[j] * weight[j];
@@ -95,6 +98,7 @@ static void layernorm_row_backward(real *dx, const real *add, real *dweight, con
     }
     real mean_g = row_sum(g, C) / C;
     real mean_gn = row_dot(g, n, C) / C;
+    #pragma omp simd
     for (int j = 0; j < C; j++)
         dx[j] = (add ? add[j] : 0) + rstd * (g[j] - mean_g - n[j] * mean_gn);
 }
