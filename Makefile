@@ -32,7 +32,8 @@ OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' | 
 # vector code, with the same results. No -ffast-math: it makes instabilities that are not there, and hides those that
 # are (README.md, "Exactness").
 FLAGS := -std=gnu11 $(CFLAGS) $(MARCH) -fno-math-errno -fno-trapping-math $(OPENMP)
-SOURCES := train_gpt.c gpt.h dataloader.h Makefile build/flags
+LIB := $(wildcard lib/*.h)
+SOURCES := train_gpt.c gpt.h dataloader.h $(LIB) Makefile build/flags
 
 train_gpt: $(SOURCES)
 	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
@@ -40,17 +41,17 @@ train_gpt: $(SOURCES)
 ARCH = native
 NVCC = $(shell command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 CUDA_FLAGS = -O3 -std=c++17 $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(ARCH),-gencode arch=$(a:sm_%=compute_%),code=$(a)))
-train_gpt_cu: train_gpt.cu gpt.h dataloader.h Makefile
+train_gpt_cu: train_gpt.cu gpt.h dataloader.h $(LIB) Makefile
 	$(NVCC) $(CUDA_FLAGS) -o $@ train_gpt.cu -lcublas -lcublasLt
 
-build/bench_gpu: test/bench_gpu.cu train_gpt.cu gpt.h dataloader.h Makefile | build
+build/bench_gpu: test/bench_gpu.cu train_gpt.cu gpt.h dataloader.h $(LIB) Makefile | build
 	$(NVCC) $(CUDA_FLAGS) -o $@ test/bench_gpu.cu -lcublas -lcublasLt
 
 build/bench: test/bench.c $(SOURCES) | build
 	$(CC) $(FLAGS) -o $@ test/bench.c -lm -ldl
 
 # The CUDA program on the CPU, by g++ alone: slow, for its tests on a machine without a GPU.
-train_gpt_cu_emu: train_gpt.cu gpt.h dataloader.h test/cuda_emu.h Makefile build/flags
+train_gpt_cu_emu: train_gpt.cu gpt.h dataloader.h $(LIB) test/cuda_emu.h Makefile build/flags
 	$(CXX) -std=c++17 $(CFLAGS) $(MARCH) -Wno-unknown-pragmas -Wno-unused-function -fno-strict-aliasing -rdynamic -DCUDA_EMU -x c++ train_gpt.cu -o $@ -lm
 
 # Changes when the compiler or a flag does, so that all is built again.
@@ -103,7 +104,7 @@ figures: train_gpt build/venv/ready
 	./sweep.sh z_loss -out runs/z_loss_long -- -d 32 -lr 1e-1,3e-1 -z_loss 0,1e-4 -wd 0,1e-4 -steps 20000 -log_every 50
 	build/venv/bin/python plot.py runs/z_loss_long -o build && mv build/z_loss.png figures/z_loss_long.png
 
-build/fuzz: test/fuzz.c train_gpt.c gpt.h dataloader.h Makefile | build
+build/fuzz: test/fuzz.c train_gpt.c gpt.h dataloader.h $(LIB) Makefile | build
 	clang -std=gnu11 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all -o $@ test/fuzz.c -lm
 
 # What was found to reach further stays in build/corpus and is the next run's beginning.

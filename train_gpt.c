@@ -8,7 +8,7 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#include "gpt.h"
+#include "lib/sweep.h"
 #include "dataloader.h"
 
 // ---------------------------------------------------------------------------

@@ -37,7 +37,7 @@
 #include <cublasLt.h>
 #include <mma.h>
 #endif
-#include "gpt.h"
+#include "lib/sweep.h"
 #include "dataloader.h"
 
 // ---------------------------------------------------------------------------
