@@ -8,8 +8,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#include "lib/sweep.h"
-#include "dataloader.h"
+#include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors, Stats
+#include "dataloader.h"    // DataLoader: batches of tokens
+#include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, sweep, sample_text
 
 // ---------------------------------------------------------------------------
 // Scalar functions: one name for either precision
@@ -737,18 +738,24 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
 // ---------------------------------------------------------------------------
 // The training loop
 
-// What the last gpt_forward with statistics left: the largest attention logit of each layer, the RMS of activations.
+// Copies what the last gpt_forward with statistics measured: the largest attention logit of each
+// layer and the RMS of the activations.
 static void gpt_statistics(const GPT *g, int B, Stats *stats) {
     int heads = B * g->cfg.heads;
     memcpy(stats->act_rms, g->act_rms, sizeof g->act_rms);
     for (int l = 0; l < g->cfg.layers; l++) {
-        stats->max_attn_logit[l] = 0;
-        for (int i = 0; i < heads; i++) stats->max_attn_logit[l] = fmax(stats->max_attn_logit[l], g->max_logit[(size_t)l * heads + i]);
+        const real *logits = g->max_logit + (size_t)l * heads;
+        double largest = 0;
+        for (int i = 0; i < heads; i++)
+            if (logits[i] > largest) largest = logits[i];
+        stats->max_attn_logit[l] = largest;
     }
 }
 
-// Mean loss in nats over the first `windows` windows of the validation part.
-static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *inputs, int *targets) {
+// Mean loss in nats over the first `windows` windows of the validation data. inputs, targets (B,T)
+// are scratch.
+static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *inputs,
+                       int *targets) {
     int B = g->cfg.batch, T = g->cfg.T;
     double sum = 0, log_z;
     for (int64_t w = 0; w < windows; w += B) {
@@ -758,62 +765,70 @@ static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *i
         sum += gpt_loss(g, targets, rows, T, 0, &log_z) * rows;
     }
     sum /= (double)windows;
-    return isnan(sum) ? INFINITY : sum;    // NAN is for a loss that was not looked at
+    return isnan(sum) ? INFINITY : sum;    // NAN stands for a loss that was not measured
 }
 
-// Dies of what would stop each of so many runs at a time (data, memory) before any file is touched; returns the
-// memory of one in bytes.
-static double check_runs(const Config *cfg, int jobs) {
-    DataLoader loader;
-    GPT g;
-    dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, cfg->T, (uint64_t)cfg->seed);
-    gpt_layout(&g, cfg, loader.vocab, cfg->batch, cfg->T, NULL);
-    check_memory(g.bytes * jobs);
-    dataloader_free(&loader);
-    return g.bytes;
-}
-
-// One run from its flags to its files; returns the exit status.
+// One run from its flags to its files. Returns the exit status. progress: of a run of a sweep.
 static int train(const Config *flags, int threads, Progress *progress) {
-#ifdef _OPENMP
-    omp_set_num_threads(threads);
-#endif
     int B = flags->batch, T = flags->T;
     DataLoader loader;
     GPT g;
+    Stats stats;
+    State state = {0, 0, 0, 0};
+#ifdef _OPENMP
+    omp_set_num_threads(threads);
+#endif
+
+    // data, model, memory for a batch
     dataloader_init(&loader, flags->data, flags->val, flags->vocab, T, (uint64_t)flags->seed);
     gpt_init(&g, flags, loader.vocab, B, T);
     const Config *cfg = &g.cfg;
-    int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int)), *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
-    int64_t windows = eval_windows(cfg, &loader);
-    State state = {0, 0, 0, 0, 0};
+    int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+    int *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+
+    // a new run, or one that resumes
     if (cfg->resume) state = checkpoint_load(cfg, g.table, g.params, g.m, g.v);
-    Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, dataloader_entropy_floor(&loader, windows), machine_name(), threads, progress);
-    Stats stats;
+    int64_t windows = eval_windows(&loader, cfg->eval_tokens);
+    double entropy_floor = dataloader_entropy_floor(&loader, windows);
+    Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, entropy_floor, NULL,
+                        threads, progress);
     if (state.log_bytes == 0) {
         double initial = evaluate(&g, &loader, windows, inputs, targets);
         run_initial(&run, &stats, initial);
     }
-    int step = state.step, saved = cfg->resume ? step : -1;    // steps done, and those in the checkpoint
+
+    int step = state.step, saved = cfg->resume ? step : -1;    // steps done; those in the checkpoint
     while (step < cfg->steps && !interrupted && !run.diverged_step) {
+        // what this step does besides training
         step++;
-        int validated = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
-        int logged = validated || step % cfg->log_every == 0;
+        int validates = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
+        int logs = validates || step % cfg->log_every == 0;
+        int saves = cfg->checkpoint_every && step % cfg->checkpoint_every == 0;
+
+        // the batch, the loss, the gradients, the update
         dataloader_train(&loader, step, B, inputs, targets);
-        gpt_forward(&g, inputs, B, T, logged);
+        gpt_forward(&g, inputs, B, T, logs);
         stats.train_loss = gpt_loss(&g, targets, B, T, 1, &stats.log_z);
         gpt_backward(&g, inputs, B, T);
-        stats.grad_norm = gpt_update(&g, step, logged ? &stats : NULL);
-        stats.val_loss = validated ? evaluate(&g, &loader, windows, inputs, targets) : NAN;
-        if (!isfinite(stats.train_loss) || (validated && !isfinite(stats.val_loss))) run.diverged_step = step;
-        if (logged) gpt_statistics(&g, B, &stats);
-        run_step(&run, &stats, step, logged);
-        if (cfg->checkpoint_every && step % cfg->checkpoint_every == 0) {
-            state = run_state(&run, saved = step);
+        stats.grad_norm = gpt_update(&g, step, logs ? &stats : NULL);
+        if (logs) gpt_statistics(&g, B, &stats);
+
+        // the validation loss
+        stats.val_loss = validates ? evaluate(&g, &loader, windows, inputs, targets) : NAN;
+        if (!isfinite(stats.train_loss) || (validates && !isfinite(stats.val_loss)))
+            run.diverged_step = step;
+
+        // the log and the checkpoint
+        run_step(&run, &stats, step, logs);
+        if (saves) {
+            saved = step;
+            state = run_state(&run, step);
             checkpoint_save(cfg, g.table, g.params, g.m, g.v, &state);
         }
     }
-    if (saved != step) {    // finished, diverged or stopped by a signal, be it before the first step
+
+    // finished, diverged or stopped by a signal, perhaps before the first step
+    if (saved != step) {
         state = run_state(&run, step);
         checkpoint_save(cfg, g.table, g.params, g.m, g.v, &state);
     }
@@ -825,7 +840,10 @@ static int train(const Config *flags, int threads, Progress *progress) {
     return status;
 }
 
-// The logits (V) of what follows the first `used` tokens of context.
+// ---------------------------------------------------------------------------
+// From the command line
+
+// The logits (V) of the token after the first `used` tokens of context.
 static const real *logits_after(void *model, const int *context, int used) {
     GPT *g = (GPT *)model;
     gpt_forward(g, context, 1, used, 0);
@@ -841,6 +859,25 @@ static void sample(const Config *cfg) {
     gpt_free(&g);
 }
 
+// Dies, before any file is touched, where the data or the memory for `jobs` runs at a time are
+// missing. Returns the memory of one run, in bytes.
+static double check_runs(const Config *cfg, int jobs) {
+    DataLoader loader;
+    GPT g;
+    dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, cfg->T, (uint64_t)cfg->seed);
+    gpt_layout(&g, cfg, loader.vocab, cfg->batch, cfg->T, NULL);
+    check_memory(g.bytes * jobs);
+    dataloader_free(&loader);
+    return g.bytes;
+}
+
+// Trains once for each learning rate, as many runs at a time as there are cores.
+static int train_sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int runs) {
+    int jobs = least(runs, max_jobs()), threads = max_jobs() / jobs;
+    double bytes = check_runs(cfg, jobs);
+    return sweep(cfg, lr, runs, jobs, threads, bytes, train);
+}
+
 int main(int argc, char **argv) {
 #ifdef _OPENMP
     // A thread that waits for others should spin for a moment and then sleep: waking takes longer than most layers of a
@@ -853,16 +890,16 @@ int main(int argc, char **argv) {
     }
 #endif
     Config cfg;
-    char lr[MAX_RUNS][16];
+    char lr[MAX_RUNS][MAX_RATE];
     config_parse(&cfg, argc, argv);
-    if (cfg.dtype == BF16 || cfg.micro_batch) die(USAGE, "-dtype bf16 and -micro_batch are train_gpt_cu's: this program computes in fp32 and the whole batch at once");
+    if (cfg.dtype == BF16 || cfg.micro_batch)
+        die(USAGE, "-dtype bf16 and -micro_batch are train_gpt_cu's: this program computes in fp32 "
+            "and the whole batch at once");
     cfg.dtype = FP32;
+
     int runs = learning_rates(cfg.lr_text, lr, NULL);
-    if (runs > 1) {
-        int jobs = least(runs, max_jobs());
-        return sweep(&cfg, lr, runs, jobs, max_jobs() / jobs, check_runs(&cfg, jobs), train);
-    }
-    if (cfg.sample) sample(&cfg);
-    else return train(&cfg, max_threads(), NULL);
+    if (runs > 1) return train_sweep(&cfg, lr, runs);
+    if (!cfg.sample) return train(&cfg, max_threads(), NULL);
+    sample(&cfg);
     return 0;
 }

@@ -1,4 +1,5 @@
-// lib/base.h: errors, memory, random numbers, files that appear whole or not at all. Plain C that is also valid C++.
+// lib/base.h: errors, memory, time, random numbers, and files that appear whole or not at all.
+// C that is also valid C++, as all headers here are: nvcc compiles the same text.
 #ifndef BASE_H
 #define BASE_H
 
@@ -20,7 +21,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/types.h>
-#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -31,10 +31,12 @@ typedef double real;
 typedef float real;
 #endif
 
-// ---------------------------------------------------------------------------
-// Errors: one line that says what, where, and what would be right
+enum { MAX_TEXT = 512 };    // bytes of a flag's value or of a path in a run's folder
 
-enum { FAILED = 1, USAGE = 2 };    // exit status: a run that failed, a command that is wrong
+// ---------------------------------------------------------------------------
+// Errors: one line that says which flag or file, what is wrong, and what would be right
+
+enum { FAILED = 1, USAGE = 2 };    // exit status: a run failed; the command is wrong
 
 __attribute__((format(printf, 2, 3), noreturn))
 static void die(int status, const char *format, ...) {
@@ -47,23 +49,32 @@ static void die(int status, const char *format, ...) {
     exit(status);
 }
 
-static void *allocate(size_t count, size_t size) {
-    void *memory = calloc(count ? count : 1, size);
-    if (!memory) die(FAILED, "cannot allocate %.1f MB; try a smaller -d, -T or -batch", 1e-6 * (double)count * (double)size);
-    return memory;
-}
-
-// snprintf into an array that must be large enough: a path that does not fit is an error, not a cut.
+// snprintf that dies where the text does not fit: a cut path would name another file.
 __attribute__((format(printf, 3, 4)))
 static void format_text(char *out, size_t size, const char *format, ...) {
     va_list args;
     va_start(args, format);
     int n = vsnprintf(out, size, format, args);
     va_end(args);
-    if (n < 0 || (size_t)n >= size) die(USAGE, "a path or value is longer than %zu characters: %.60s...", size - 1, out);
+    if (n < 0 || (size_t)n >= size)
+        die(USAGE, "a path or value is longer than %zu characters: %.60s...", size - 1, out);
 }
 
-static double now(void) {    // seconds
+// ---------------------------------------------------------------------------
+// Memory and time
+
+// Zeroed memory for count elements of size bytes. Dies where there is none.
+static void *allocate(size_t count, size_t size) {
+    void *memory = calloc(count ? count : 1, size);
+    if (!memory) {
+        double megabytes = 1e-6 * (double)count * (double)size;
+        die(FAILED, "cannot allocate %.1f MB; try a smaller -d, -T or -batch", megabytes);
+    }
+    return memory;
+}
+
+// Seconds from a fixed moment in the past.
+static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -72,8 +83,8 @@ static double now(void) {    // seconds
 // ---------------------------------------------------------------------------
 // Random numbers
 
-// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): the state is a counter, so any place of the
-// stream can be reached at once, and a run resumes without a saved generator.
+// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014). The state is a counter, so that any place of
+// the stream can be reached at once, and a run resumes without a saved generator.
 static uint64_t random_u64(uint64_t *state) {
     uint64_t z = (*state += 0x9E3779B97F4A7C15u);
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -81,7 +92,7 @@ static uint64_t random_u64(uint64_t *state) {
     return z ^ (z >> 31);
 }
 
-// An independent stream for each (seed, a, b): for instance (seed, step, row of the batch).
+// The start of an independent stream for each (seed, a, b), such as (seed, step, row of the batch).
 static uint64_t random_stream(uint64_t seed, uint64_t a, uint64_t b) {
     uint64_t state = seed;
     state = random_u64(&state) ^ a;
@@ -106,10 +117,11 @@ static double random_normal(uint64_t *state) {
 }
 
 // ---------------------------------------------------------------------------
-// Files that appear whole or not at all: written beside (path.tmp), synced, renamed
+// Files that appear whole or not at all: written as PATH.tmp, synced, then renamed to PATH
 
 enum { PATH_BYTES = 4096 };
 
+// Opens PATH.tmp for writing. Dies where that fails.
 static FILE *atomic_open(const char *path) {
     char temporary[PATH_BYTES];
     format_text(temporary, sizeof temporary, "%s.tmp", path);
@@ -118,6 +130,7 @@ static FILE *atomic_open(const char *path) {
     return file;
 }
 
+__attribute__((noreturn))
 static void atomic_fail(const char *path) {
     int reason = errno;
     char temporary[PATH_BYTES];
@@ -126,13 +139,15 @@ static void atomic_fail(const char *path) {
     die(FAILED, "cannot write %s: %s (an older one, if any, is untouched)", path, strerror(reason));
 }
 
-// The folder is opened before the rename, so that whatever can fail fails while the old file
-// stands, and synced after it, for it holds the new name. Some file systems sync no folder: EINVAL.
+// Syncs the file, renames it to PATH and syncs the folder, which holds the new name. The folder is
+// opened before the rename, so that whatever can fail fails while the old file stands. Some file
+// systems cannot sync a folder: EINVAL.
 static void atomic_close(FILE *file, const char *path) {
     char temporary[PATH_BYTES], folder[PATH_BYTES];
     format_text(temporary, sizeof temporary, "%s.tmp", path);
     const char *slash = strrchr(path, '/');
-    snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+    int length = slash ? (int)(slash - path) + 1 : 1;
+    snprintf(folder, sizeof folder, "%.*s", length, slash ? path : ".");
     if (ferror(file) || fflush(file) || fsync(fileno(file)) || fclose(file)) atomic_fail(path);
     int handle = open(folder, O_RDONLY);
     if (handle < 0 || rename(temporary, path)) atomic_fail(path);
@@ -140,17 +155,19 @@ static void atomic_close(FILE *file, const char *path) {
         die(FAILED, "wrote %s, but cannot sync its folder: %s", path, strerror(errno));
 }
 
-// mkdir -p. Tries before it looks: another run of the same sweep may make the folder meanwhile.
+// mkdir -p. Tries before it looks, because another run may make the folder at the same time.
 static void make_folders(const char *path) {
     struct stat info;
     for (size_t n = strspn(path, "/"); path[n]; n += strspn(path + n, "/")) {
         char folder[PATH_BYTES];
         n += strcspn(path + n, "/");
         format_text(folder, sizeof folder, "%.*s", (int)n, path);
-        if (mkdir(folder, 0777) && errno != EEXIST) die(FAILED, "cannot make the folder %s: %s", folder, strerror(errno));
+        if (mkdir(folder, 0777) && errno != EEXIST)
+            die(FAILED, "cannot make the folder %s: %s", folder, strerror(errno));
     }
     if (stat(path, &info)) die(FAILED, "cannot make the folder %s: %s", path, strerror(errno));
-    if (!S_ISDIR(info.st_mode)) die(FAILED, "cannot make the folder %s: a file has that name", path);
+    if (!S_ISDIR(info.st_mode))
+        die(FAILED, "cannot make the folder %s: a file has that name", path);
 }
 
 #endif

@@ -1,11 +1,12 @@
-// lib/checkpoint.h: model.safetensors, and what an exact resume needs.
+// lib/checkpoint.h: model.safetensors. It holds the weights, AdamW's moments and all that an exact
+// resume needs; -resume and -sample take their flags from it.
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 
-#include "flags.h"    // flag_text, flag_set
+#include "flags.h"    // flags_parse, flag_set, flag_text, learning_rates, config_finish
 
 // ---------------------------------------------------------------------------
-// Checkpoints: the safetensors format (https://github.com/huggingface/safetensors)
+// Writing the safetensors format (https://github.com/huggingface/safetensors)
 //
 //   8 bytes   length of the header, a little-endian integer
 //   header    {"__metadata__": {"key": "value", ...},
@@ -17,8 +18,13 @@
 #error "checkpoints are little-endian, and this machine is not"
 #endif
 
-typedef struct { char name[96]; int rows, cols; real *data; } Tensor;    // rows 0: a vector of cols
-typedef struct { char key[32]; char value[1024]; } Metadata;
+typedef struct {
+    char name[96];
+    int rows, cols;    // rows 0: a vector of cols
+    real *data;
+} Tensor;
+
+typedef struct { char key[32], value[1024]; } Metadata;
 
 static const char *const DTYPE = sizeof(real) == 8 ? "F64" : "F32";
 
@@ -34,14 +40,15 @@ static void tensor_shape(char *text, size_t size, const Tensor *t) {
 static void json_write_string(FILE *file, const char *text) {
     putc('"', file);
     for (; *text; text++) {
-        if ((unsigned char)*text < 0x20) fprintf(file, "\\u%04x", *text);
-        else fprintf(file, *text == '"' || *text == '\\' ? "\\%c" : "%c", *text);
+        if (*text == '"' || *text == '\\') fprintf(file, "\\%c", *text);
+        else if ((unsigned char)*text < 0x20) fprintf(file, "\\u%04x", *text);
+        else putc(*text, file);
     }
     putc('"', file);
 }
 
-// A write that failed leaves its mark on the FILE, where atomic_close finds it. The header's
-// length is written last, when it is known.
+// Writes tensors and metadata. A failed write sets the FILE's error, which atomic_close checks. The
+// header's length is known last, and written last.
 static void safetensors_write(const char *path, const Tensor *tensors, int count,
                               const Metadata *meta, int meta_count) {
     FILE *file = atomic_open(path);
@@ -77,9 +84,15 @@ static void safetensors_write(const char *path, const Tensor *tensors, int count
     atomic_close(file, path);
 }
 
-// The reader trusts nothing. It takes only the JSON that the format needs, so nothing recurses,
-// and a NUL ends the header: no rule below accepts one, so none reads past it.
-typedef struct { char name[96], dtype[16], shape[176]; uint64_t begin, end; } StoredTensor;
+// ---------------------------------------------------------------------------
+// Reading it. The reader trusts nothing. It accepts only the JSON that the format needs, so that
+// nothing recurses. A NUL ends the header; no rule accepts one, so that none reads past it.
+
+typedef struct {
+    char name[96], dtype[16], shape[176];
+    uint64_t begin, end;
+} StoredTensor;
+
 typedef struct {
     const char *path;
     FILE *file;
@@ -122,7 +135,7 @@ static void json_string(Safetensors *s, char *text, size_t size) {
         char c = *s->at, digits[5] = "";
         if ((unsigned char)c < 0x20) json_fail(s, "a string that does not end");
         if (n + 1 == size) json_fail(s, "a longer string than this program keeps");
-        if (c == '\\' && *++s->at == 'u') {    // only ASCII: the official writer escapes nothing else
+        if (c == '\\' && *++s->at == 'u') {    // ASCII only: the official writer escapes no more
             if (strspn(s->at + 1, "0123456789abcdefABCDEF") >= 4) memcpy(digits, s->at + 1, 4);
             unsigned long code = strtoul(digits, NULL, 16);
             if (code == 0 || code > 127) json_fail(s, "an escape that is not ASCII");
@@ -173,7 +186,7 @@ static void parse_metadata(Safetensors *s) {
 }
 
 static void parse_tensor(Safetensors *s, StoredTensor *t) {
-    int dtype = 0, shape = 0, offsets = 0;    // how often each was given
+    int dtype = 0, shape = 0, offsets = 0;    // the number of times that each was given
     uint64_t elements = 1, numbers[8];
     char key[16];
     json_expect(s, '{');
@@ -185,13 +198,16 @@ static void parse_tensor(Safetensors *s, StoredTensor *t) {
             json_string(s, t->dtype, sizeof t->dtype);
         } else if (!strcmp(key, "shape")) {
             shape++;
-            int rank = json_numbers(s, numbers, 8), n = snprintf(t->shape, sizeof t->shape, "[");
-            for (int i = 0; i < rank; elements *= numbers[i++]) {
+            int rank = json_numbers(s, numbers, 8);
+            size_t n = 0;
+            for (int i = 0; i < rank; i++) {
                 if (numbers[i] && elements > UINT64_MAX / sizeof(real) / numbers[i])
                     json_fail(s, "a shape that overflows");
-                n += snprintf(t->shape + n, sizeof t->shape - n, i ? ",%" PRIu64 : "%" PRIu64, numbers[i]);
+                elements *= numbers[i];
+                n += (size_t)snprintf(t->shape + n, sizeof t->shape - n, "%c%" PRIu64,
+                                      i ? ',' : '[', numbers[i]);
             }
-            snprintf(t->shape + n, sizeof t->shape - n, "]");
+            snprintf(t->shape + n, sizeof t->shape - n, rank ? "]" : "[]");
         } else if (!strcmp(key, "data_offsets")) {
             offsets++;
             if (json_numbers(s, numbers, 2) != 2) json_fail(s, "no two data_offsets");
@@ -208,7 +224,7 @@ static void parse_tensor(Safetensors *s, StoredTensor *t) {
 }
 
 static void parse_header(Safetensors *s) {
-    uint64_t sum = 0, last = 0;    // the tensors' bytes, and where the last one ends
+    uint64_t sum = 0, last = 0;    // the bytes of all tensors; the end of the last one
     bool has_metadata = false;
     json_expect(s, '{');
     if (json_next(s) != '}') do {
@@ -233,15 +249,15 @@ static void parse_header(Safetensors *s) {
     json_expect(s, '}');
     json_next(s);
     if (s->at != s->header + s->header_size) json_fail(s, "something after the last '}'");
-    if (last != s->data_size || sum != last)    // no overlaps, so an equal sum means no holes
+    if (last != s->data_size || sum != last)    // without overlaps, an equal sum means no holes
         die(FAILED, "%s is %s: its header says %" PRIu64 " bytes of tensors up to byte %" PRIu64
             ", the file has %" PRIu64, s->path, last > s->data_size ? "truncated" : "damaged",
             sum, last, s->data_size);
 }
 
 static Safetensors safetensors_open(const char *path, Metadata *meta, int meta_max) {
-    const uint64_t limit = 100000000;    // the format's own, for a header
-    struct stat info;                    // looked at first: opening a FIFO waits for its writer
+    const uint64_t limit = 100000000;    // of the format, for a header
+    struct stat info;                    // checked first: opening a FIFO waits for its writer
     uint64_t length;
     Safetensors s;
     memset(&s, 0, sizeof s);
@@ -250,18 +266,21 @@ static Safetensors safetensors_open(const char *path, Metadata *meta, int meta_m
     s.meta_max = meta_max;
     if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) die(FAILED, "%s is not a file", path);
     s.file = fopen(path, "rb");
-    if (!s.file || fstat(fileno(s.file), &info)) die(FAILED, "cannot read %s: %s", path, strerror(errno));
+    if (!s.file || fstat(fileno(s.file), &info))
+        die(FAILED, "cannot read %s: %s", path, strerror(errno));
     if (fread(&length, sizeof length, 1, s.file) != 1 || length > limit)
-        die(FAILED, "%s is not a safetensors file: it does not begin with the 8-byte length of a header "
-            "(of at most %" PRIu64 " bytes)", path, limit);
+        die(FAILED, "%s is not a safetensors file: it does not begin with the 8-byte length of a "
+            "header (of at most %" PRIu64 " bytes)", path, limit);
     if (length + sizeof length > (uint64_t)info.st_size)
-        die(FAILED, "%s is truncated: its header should end at byte %" PRIu64 ", the file at %" PRIu64,
+        die(FAILED, "%s is truncated: its header should end at byte %" PRIu64
+            ", but the file ends at byte %" PRIu64,
             path, length + (uint64_t)sizeof length, (uint64_t)info.st_size);
     s.header_size = length;
     s.data_size = (uint64_t)info.st_size - sizeof length - length;
     s.header = s.at = (char *)allocate(length + 1, 1);
     s.tensors = (StoredTensor *)allocate(TENSORS_MAX, sizeof *s.tensors);
-    if (fread(s.header, 1, length, s.file) != length) die(FAILED, "cannot read the header of %s", path);
+    if (fread(s.header, 1, length, s.file) != length)
+        die(FAILED, "cannot read the header of %s", path);
     parse_header(&s);
     return s;
 }
@@ -272,14 +291,17 @@ static void safetensors_close(Safetensors *s) {
     free(s->tensors);
 }
 
+// Reads the metadata of a file, at most max pairs. Returns their number.
 static int safetensors_read_metadata(const char *path, Metadata *meta, int max) {
     Safetensors s = safetensors_open(path, meta, max);
     safetensors_close(&s);
     return s.meta_count;
 }
 
-#define OTHER_MODEL ": it was made with another -d, -heads, -layers, -vocab or -qk_norm; -resume and -sample take them from it: leave them out"
+#define OTHER_MODEL ": it was made with another -d, -heads, -layers, -vocab or -qk_norm; " \
+    "-resume and -sample take them from it: leave them out"
 
+// Reads the wanted tensors into their memory. Dies unless the file has these and no others.
 static void safetensors_read(const char *path, const Tensor *wanted, int count) {
     Safetensors s = safetensors_open(path, NULL, 0);
     for (int i = 0; i < count; i++) {
@@ -288,83 +310,58 @@ static void safetensors_read(const char *path, const Tensor *wanted, int count) 
         tensor_shape(shape, sizeof shape, &wanted[i]);
         while (t < end && strcmp(t->name, wanted[i].name)) t++;
         if (t == end) die(FAILED, "%s has no tensor %s" OTHER_MODEL, path, wanted[i].name);
-        if (strcmp(t->dtype, DTYPE)) die(FAILED, "%s: the tensor %s is not of dtype %s", path, t->name, DTYPE);
+        if (strcmp(t->dtype, DTYPE))
+            die(FAILED, "%s: the tensor %s is not of dtype %s", path, t->name, DTYPE);
         if (strcmp(t->shape, shape))
-            die(FAILED, "%s: the tensor %s has shape %s, this model's has %s" OTHER_MODEL, path, t->name, t->shape, shape);
+            die(FAILED, "%s: the tensor %s has shape %s, this model's has %s" OTHER_MODEL,
+                path, t->name, t->shape, shape);
         size_t elements = tensor_elements(&wanted[i]);
         if (fseeko(s.file, (off_t)(8 + s.header_size + t->begin), SEEK_SET) ||
             fread(wanted[i].data, sizeof(real), elements, s.file) != elements)
             die(FAILED, "cannot read the tensor %s of %s: %s", t->name, path,
                 ferror(s.file) ? strerror(errno) : "the file has become shorter");
     }
-    if (s.count != count) die(FAILED, "%s has %d tensors, this model has %d" OTHER_MODEL, path, s.count, count);
+    if (s.count != count)
+        die(FAILED, "%s has %d tensors, this model has %d" OTHER_MODEL, path, s.count, count);
     safetensors_close(&s);
 }
 
-static void checkpoint_path(const Config *cfg, char out[MAX_TEXT]) { format_text(out, MAX_TEXT, "%s/model.safetensors", cfg->out); }
-
-// The flags saved in the checkpoint that -resume and -sample name, but for those given on the command line.
-static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
-    char path[MAX_TEXT], rates[MAX_RUNS][16];
-    static Metadata saved[NUM_FLAGS + 16];
-    checkpoint_path(cfg, path);
-    if (access(path, F_OK)) die(FAILED, "%s: there is no saved model: -out names the folder of a run, or of one run of a sweep (%s/lr1e-2)", path, cfg->out);
-    int count = safetensors_read_metadata(path, saved, NUM_FLAGS + 16);
-    for (int i = 0; i < NUM_FLAGS; i++) {
-        int j = 0;
-        if (given[i] || FLAGS[i].scope != THE_RUN) continue;
-        while (j < count && strcmp(saved[j].key, FLAGS[i].name)) j++;
-        if (j == count) die(FAILED, "%s: no checkpoint of this program: its metadata has no '%s'", path, FLAGS[i].name);
-        flag_set(cfg, &FLAGS[i], saved[j].value, path);
-    }
-    if (learning_rates(cfg->lr_text, rates, path) > 1) die(FAILED, "%s: -lr: '%s' is not one learning rate", path, cfg->lr_text);
-    config_finish(cfg, path);
-}
-
-// The defaults, then -size or the flags saved in the checkpoint that -resume and -sample name, then the
-// flags given. Exits with a message on anything wrong; -h prints the help and exits.
-static void config_parse(Config *cfg, int argc, char **argv) {
-    const char *given[NUM_FLAGS] = {NULL};
-    for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "-help") || !strcmp(argv[i], "--help")) print_help(argv[0]), exit(0);
-        if (argv[i][0] != '-' || !isalpha((unsigned char)argv[i][1])) die(USAGE, "'%s' is not a flag; flags look like -lr 1e-2 (-h lists all)", argv[i]);
-        int flag = flag_index(argv[i] + 1);
-        int stands_alone = i + 1 == argc || (argv[i + 1][0] == '-' && isalpha((unsigned char)argv[i + 1][1]));
-        if (stands_alone && !FLAGS[flag].bare) die(USAGE, "-%s needs a value", FLAGS[flag].name);
-        given[flag] = stands_alone ? FLAGS[flag].bare : argv[++i];
-    }
-    memset(cfg, 0, sizeof *cfg);
-    for (int i = 0; i < NUM_FLAGS; i++) flag_set(cfg, &FLAGS[i], FLAGS[i].initial, NULL);
-    const char *size = given[flag_index("size")];
-    if (size) size_set(cfg, size);
-    for (int i = 0; i < NUM_FLAGS; i++)
-        if (given[i]) flag_set(cfg, &FLAGS[i], given[i], NULL);
-    if (!*cfg->out) default_folder(cfg, cfg->out);
-    char rates[MAX_RUNS][16];
-    int runs = learning_rates(cfg->lr_text, rates, NULL);
-    if (cfg->sample && runs > 1) die(USAGE, "-sample: name one learning rate, or the run's folder with -out");
-    if (size && (cfg->resume || cfg->sample)) die(USAGE, "-size: a saved model has its own size; leave it out");
-    if ((cfg->resume && runs == 1) || cfg->sample) config_load(cfg, given);
-    config_finish(cfg, NULL);
-}
-
 // ---------------------------------------------------------------------------
-// Checkpoints: model.safetensors holds the weights, AdamW's moments and what an exact resume needs
+// A run's checkpoint
 
-typedef struct { int step; double seconds; long log_bytes; uint32_t log_hash; int diverged_step; } State;    // steps done, time spent, log.csv then, 0 or where it diverged
+typedef struct {
+    int step;             // steps done
+    double seconds;       // spent on them
+    long log_bytes;       // the length of log.csv
+    int diverged_step;    // 0: none
+} State;
 
-// FNV-1a of a file's bytes (as many as there are), which tells whether a log is the one of a checkpoint; or, from where one
-// ended, its continuation: hashing all of a long log at each checkpoint would make the run slower and slower.
-static const uint32_t HASH_OF_NOTHING = 2166136261u;
-static uint32_t file_hash(const char *path, uint32_t hash, long from, long to) {
-    FILE *file = fopen(path, "rb");
-    if (file) fseek(file, from, SEEK_SET);
-    for (int c; file && from++ < to && (c = getc(file)) != EOF; ) hash = (hash ^ (uint32_t)c) * 16777619u;
-    if (file) fclose(file);
-    return hash;
+enum { MAX_METADATA = NUM_FLAGS + 16 };
+
+static void checkpoint_path(const Config *cfg, char out[MAX_TEXT]) {
+    format_text(out, MAX_TEXT, "%s/model.safetensors", cfg->out);
 }
 
-static int checkpoint_tensors(const Parameter table[NUM_KINDS], real *params, real *m, real *v, Tensor **out) {
+static const char *metadata_value(const Metadata *meta, int count, const char *key) {
+    for (int i = 0; i < count; i++)
+        if (!strcmp(meta[i].key, key)) return meta[i].value;
+    return NULL;
+}
+
+static void metadata_add(Metadata *meta, int *count, const char *key, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+static void metadata_add(Metadata *meta, int *count, const char *key, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    strcpy(meta[*count].key, key);
+    vsnprintf(meta[*count].value, sizeof meta->value, format, args);
+    va_end(args);
+    ++*count;
+}
+
+// The weights, then both moments, as tensors with a name. Allocates *out; returns their number.
+static int checkpoint_tensors(const Parameter table[NUM_KINDS], real *params, real *m, real *v,
+                              Tensor **out) {
     real *groups[3] = {params, m, v};
     static const char *prefix[3] = {"", "adam.m.", "adam.v."};
     int count = 0;
@@ -384,20 +381,21 @@ static int checkpoint_tensors(const Parameter table[NUM_KINDS], real *params, re
     return count;
 }
 
-static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS], real *params, real *m, real *v, const State *state) {
-    char path[MAX_TEXT];
-    static Metadata meta[NUM_FLAGS + 5];
+// Writes model.safetensors to the run's folder, whole or not at all.
+static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
+                            real *m, real *v, const State *state) {
+    char path[MAX_TEXT], text[MAX_TEXT];
+    static Metadata meta[MAX_METADATA];
     int count = 0;
     for (int i = 0; i < NUM_FLAGS; i++) {
         if (FLAGS[i].scope != THE_RUN) continue;
-        strcpy(meta[count].key, FLAGS[i].name);
-        flag_text(cfg, &FLAGS[i], meta[count++].value);
+        flag_text(cfg, &FLAGS[i], text);
+        metadata_add(meta, &count, FLAGS[i].name, "%s", text);
     }
-    strcpy(meta[count].key, "step"), snprintf(meta[count++].value, MAX_TEXT, "%d", state->step);
-    strcpy(meta[count].key, "seconds"), snprintf(meta[count++].value, MAX_TEXT, "%.3f", state->seconds);
-    strcpy(meta[count].key, "log_bytes"), snprintf(meta[count++].value, MAX_TEXT, "%ld", state->log_bytes);
-    strcpy(meta[count].key, "log_hash"), snprintf(meta[count++].value, MAX_TEXT, "%u", state->log_hash);
-    strcpy(meta[count].key, "diverged_step"), snprintf(meta[count++].value, MAX_TEXT, "%d", state->diverged_step);
+    metadata_add(meta, &count, "step", "%d", state->step);
+    metadata_add(meta, &count, "seconds", "%.3f", state->seconds);
+    metadata_add(meta, &count, "log_bytes", "%ld", state->log_bytes);
+    metadata_add(meta, &count, "diverged_step", "%d", state->diverged_step);
     checkpoint_path(cfg, path);
     Tensor *tensors;
     int tensor_count = checkpoint_tensors(table, params, m, v, &tensors);
@@ -405,41 +403,67 @@ static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS],
     free(tensors);
 }
 
-static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params, real *m, real *v) {
+// A number of the State in the metadata. Dies where it is missing or not in [0, most].
+static double state_number(const char *path, const Metadata *meta, int count, const char *key,
+                           double most) {
+    const char *text = metadata_value(meta, count, key);
+    double value = text ? strtod(text, NULL) : -1;
+    if (!(value >= 0 && value <= most))
+        die(FAILED, "%s: not a checkpoint of this program: '%s' is missing from its metadata or "
+            "not a count", path, key);
+    return value;
+}
+
+// Reads model.safetensors from the run's folder into params, m and v.
+static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
+                             real *m, real *v) {
     char path[MAX_TEXT];
-    static Metadata meta[NUM_FLAGS + 16];
-    static const char *keys[5] = {"step", "seconds", "log_bytes", "log_hash", "diverged_step"};
-    static const double most[5] = {2147483647, 1e15, 1e15, 4294967295, 2147483647};
-    double values[5] = {-1, -1, -1, -1, -1};
+    static Metadata meta[MAX_METADATA];
+    State state;
     checkpoint_path(cfg, path);
-    int count = safetensors_read_metadata(path, meta, NUM_FLAGS + 16);
-    for (int i = 0; i < count; i++)
-        for (int j = 0; j < 5; j++)
-            if (!strcmp(meta[i].key, keys[j])) values[j] = strtod(meta[i].value, NULL);
-    for (int j = 0; j < 5; j++)
-        if (!(values[j] >= 0 && values[j] <= most[j])) die(FAILED, "%s: no checkpoint of this program: '%s' is missing from its metadata or not a count", path, keys[j]);
-    if (values[0] > cfg->steps) die(FAILED, "%s: %.0f steps are done, more than -steps %d", path, values[0], cfg->steps);
+    int count = safetensors_read_metadata(path, meta, MAX_METADATA);
+    state.step = (int)state_number(path, meta, count, "step", INT32_MAX);
+    state.seconds = state_number(path, meta, count, "seconds", 1e15);
+    state.log_bytes = (long)state_number(path, meta, count, "log_bytes", 1e15);
+    state.diverged_step = (int)state_number(path, meta, count, "diverged_step", INT32_MAX);
+    if (state.step > cfg->steps)
+        die(FAILED, "%s: %d steps are done, more than -steps %d", path, state.step, cfg->steps);
     Tensor *tensors;
     int tensor_count = checkpoint_tensors(table, params, m, v, &tensors);
     safetensors_read(path, tensors, tensor_count);
     free(tensors);
-    State state = {(int)values[0], values[1], (long)values[2], (uint32_t)values[3], (int)values[4]};
     return state;
 }
 
-// Dies where the checkpoint of a sweep's run was made with other flags: it is neither done nor to be gone on with.
-static void checkpoint_check_flags(const Config *cfg) {
-    char path[MAX_TEXT], text[MAX_TEXT];
-    static Metadata meta[NUM_FLAGS + 16];
+// Sets the flags of the run in -out from its checkpoint, except for those given.
+static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
+    char path[MAX_TEXT], rates[MAX_RUNS][MAX_RATE];
+    static Metadata meta[MAX_METADATA];
     checkpoint_path(cfg, path);
-    int count = safetensors_read_metadata(path, meta, NUM_FLAGS + 16);
-    for (int i = 0; i < count; i++)
-        for (int j = 0; j < NUM_FLAGS; j++) {
-            if (FLAGS[j].scope != THE_RUN || strcmp(meta[i].key, FLAGS[j].name)) continue;
-            flag_text(cfg, &FLAGS[j], text);
-            if (strcmp(text, meta[i].value) && (FLAGS[j].offset != FIELD(vocab) || cfg->vocab))
-                die(FAILED, "%s: made with -%s %s, not %s: -resume goes on with a sweep of the same flags", path, FLAGS[j].name, meta[i].value, text);
-        }
+    if (access(path, F_OK))
+        die(FAILED, "%s: there is no saved model: -out names the folder of a run, or of one run of "
+            "a sweep (%s/lr1e-2)", path, cfg->out);
+    int count = safetensors_read_metadata(path, meta, MAX_METADATA);
+    for (int i = 0; i < NUM_FLAGS; i++) {
+        if (given[i] || FLAGS[i].scope != THE_RUN) continue;
+        const char *text = metadata_value(meta, count, FLAGS[i].name);
+        if (!text)
+            die(FAILED, "%s: not a checkpoint of this program: its metadata has no '%s'", path,
+                FLAGS[i].name);
+        flag_set(cfg, &FLAGS[i], text, path);
+    }
+    if (learning_rates(cfg->lr_text, rates, path) > 1)
+        die(FAILED, "%s: -lr: '%s' is not one learning rate", path, cfg->lr_text);
+    config_finish(cfg, path);
+}
+
+// The Config of a command line: the defaults, then, with -resume or -sample, the flags saved in the
+// checkpoint, then the flags given. Exits with a message on anything wrong; -h prints the help.
+static void config_parse(Config *cfg, int argc, char **argv) {
+    const char *given[NUM_FLAGS];
+    flags_parse(cfg, given, argc, argv);
+    if (cfg->resume || cfg->sample) config_load(cfg, given);
+    config_finish(cfg, NULL);
 }
 
 #endif

@@ -1,189 +1,241 @@
-// lib/sweep.h: several learning rates, and sampling.
+// lib/sweep.h: several learning rates, and text drawn from a model.
 #ifndef SWEEP_H
 #define SWEEP_H
 
-#include "run.h"    // diagnose, Progress
+#include "run.h"    // Progress, Summary, diagnose, catch_signals, time_text
 
 // ---------------------------------------------------------------------------
-// The sweep over learning rates
+// What a sweep shows at its end
 
-// Section 2.2: the mean over the grid of min(final loss, loss at initialisation) - the best final loss.
-// count: of the learning rates in [from, to]; NAN where there is none.
-static double lr_sensitivity(const double *lr, const double *loss, int n, double from, double to, int *count) {
+// The loss that counts for a run (section 2.2): the final one, at most the one at initialisation.
+static double sweep_loss(const Summary *s) {
+    return s->final_loss < s->initial_loss ? s->final_loss : s->initial_loss;
+}
+
+// LR sensitivity (section 2.2): the mean loss over the learning rates in [from, to], less the best.
+// count: the number of these; NAN where there is none.
+static double lr_sensitivity(const Summary *runs, int n, double from, double to, int *count) {
     double best = INFINITY, sum = 0;
     *count = 0;
     for (int i = 0; i < n; i++) {
-        if (lr[i] < from * (1 - 1e-9) || lr[i] > to * (1 + 1e-9) || isnan(loss[i])) continue;
-        best = fmin(best, loss[i]);
-        sum += loss[i];
+        double lr = runs[i].cfg.lr, loss = sweep_loss(&runs[i]);
+        if (lr < from * (1 - 1e-9) || lr > to * (1 + 1e-9)) continue;
+        best = fmin(best, loss);
+        sum += loss;
         ++*count;
     }
     return *count ? sum / *count - best : NAN;
 }
 
-static void sweep_chart(char lr[MAX_RUNS][16], const double *loss, const double *diverged, int n, double entropy_floor) {
+static void sweep_table(const Summary *runs, int n) {
+    printf("\n%9s  %11s  %19s  %8s  %13s  %8s  %8s\n", "LR", "final loss", "max attention logit",
+           "log Z", "gradient norm", "diverged", "seconds");
+    for (int i = 0; i < n; i++) {
+        const Summary *s = &runs[i];
+        printf("%9s  %11.4f  %19.4g  %8.4g  %13.3g  %8s  %8.1f\n", s->cfg.lr_text,
+               fabs(s->final_loss), s->max_attn_logit, s->log_z, s->grad_norm,
+               summary_diverged(s) ? "yes" : "no", s->seconds);
+    }
+}
+
+static int chart_row(double loss, double least, double step) {
+    return (int)floor((loss - least) / step + 0.5);
+}
+
+// The losses in the terminal: one column per run, higher losses higher up.
+static void sweep_chart(const Summary *runs, int n) {
     enum { HEIGHT = 12, WIDTH = 7 };
-    double least = INFINITY, most = -INFINITY;
-    for (int i = 0; i < n; i++)
-        if (!isnan(loss[i])) least = fmin(least, loss[i]), most = fmax(most, loss[i]);
+    double least = INFINITY, most = -INFINITY, entropy_floor = runs[0].entropy_floor;
+    for (int i = 0; i < n; i++) {
+        least = fmin(least, sweep_loss(&runs[i]));
+        most = fmax(most, sweep_loss(&runs[i]));
+    }
     if (!isfinite(least)) return;
-    if (!isnan(entropy_floor)) least = fmin(least, entropy_floor);
+    least = fmin(least, entropy_floor);    // fmin ignores NAN
     double step = fmax(most - least, 1e-3) / HEIGHT;
-    printf("\nfinal loss, nats (x: diverged%s)\n", isnan(entropy_floor) ? "" : "; dots: the entropy of the language");
+    printf("\nfinal validation loss, nats (x: diverged%s)\n",
+           isnan(entropy_floor) ? "" : "; dots: the entropy of the language");
     for (int row = HEIGHT; row >= 0; row--) {
+        bool dots = !isnan(entropy_floor) && chart_row(entropy_floor, least, step) == row;
         printf("%7.3f |", least + row * step);
-        int at_floor = !isnan(entropy_floor) && row == (int)floor((entropy_floor - least) / step + 0.5);
-        for (int i = 0; i < n; i++)
-            for (int j = 0; j < WIDTH; j++)
-                putchar(j == WIDTH / 2 && !isnan(loss[i]) && row == (int)floor((loss[i] - least) / step + 0.5) ? diverged[i] ? 'x' : 'o' : at_floor ? '.' : ' ');
+        for (int i = 0; i < n; i++) {
+            bool here = chart_row(sweep_loss(&runs[i]), least, step) == row;
+            char mark = summary_diverged(&runs[i]) ? 'x' : 'o', blank = dots ? '.' : ' ';
+            for (int j = 0; j < WIDTH; j++) putchar(here && j == WIDTH / 2 ? mark : blank);
+        }
         putchar('\n');
     }
     printf("         ");
     for (int i = 0; i < n; i++) {
-        int indent = strlen(lr[i]) < WIDTH ? (WIDTH - (int)strlen(lr[i])) / 2 : 0;
-        printf("%*s%-*.*s", indent, "", WIDTH - indent, WIDTH - indent, lr[i]);
+        int length = (int)strlen(runs[i].cfg.lr_text);
+        int indent = length < WIDTH ? (WIDTH - length) / 2 : 0, room = WIDTH - indent;
+        printf("%*s%-*.*s", indent, "", room, room, runs[i].cfg.lr_text);
     }
     printf(" learning rate\n");
 }
 
-// Reads the runs' summaries, joins them into DIR/summary.csv, and shows table, chart, sensitivity, diagnosis.
-static void sweep_report(const Config *cfg, const Config *runs, const Progress *progress, char lr[MAX_RUNS][16], int n) {
-    char path[MAX_TEXT], *line = NULL;
-    size_t room = 0;
-    double rate[MAX_RUNS], loss[MAX_RUNS], diverged[MAX_RUNS], entropy_floor = NAN;
+// Writes DIR/summary.csv, a row for each run, and shows table, chart, sensitivity and diagnosis.
+static void sweep_report(const Config *cfg, const Summary *runs, int n) {
+    static const char *const from[2] = {"3e-4", "3e-3"};
+    char path[MAX_TEXT];
     path_in(cfg, "summary.csv", path);
     FILE *joined = atomic_open(path);
-    printf("\n%9s  %11s  %19s  %8s  %13s  %8s  %8s\n", "LR", "final loss", "max attention logit", "log Z", "gradient norm", "diverged", "seconds");
-    for (int i = 0, header = 0; i < n; i++) {
-        char from[MAX_TEXT];
-        path_in(&runs[i], "summary.csv", from);
-        rate[i] = strtod(lr[i], NULL), loss[i] = diverged[i] = NAN;
-        FILE *file = progress[i].state == DONE ? fopen(from, "r") : NULL;
-        if (!file) { printf("%9s  failed: see the message above\n", lr[i]); continue; }
-        for (int row = 0; getline(&line, &room, file) > 0; row++)
-            if (row || !header) fputs(line, joined);
-        header = 1;
-        fclose(file);
-        Csv csv = csv_read(from);
-        double final = csv_value(&csv, 0, "final_loss"), initial = csv_value(&csv, 0, "initial_loss");
-        diverged[i] = csv_value(&csv, 0, "diverged");
-        entropy_floor = csv_value(&csv, 0, "entropy_floor");
-        loss[i] = final < initial ? final : initial;
-        printf("%9s  %11.4f  %19.4g  %8.4g  %13.3g  %8s  %8.1f\n", lr[i], fabs(final), csv_value(&csv, 0, "max_attn_logit"), csv_value(&csv, 0, "log_z"),
-               csv_value(&csv, 0, "grad_norm"), diverged[i] ? "yes" : "no", csv_value(&csv, 0, "seconds"));
-        csv_free(&csv);
-    }
+    summary_header(joined);
+    for (int i = 0; i < n; i++) summary_row(joined, &runs[i]);
     atomic_close(joined, path);
-    free(line);
-    sweep_chart(lr, loss, diverged, n, entropy_floor);
+    if (n == 0) return;
+    sweep_table(runs, n);
+    sweep_chart(runs, n);
     printf("\nLR sensitivity, nats (0: the learning rate does not matter)\n");
-    static const char *const from[2] = {"3e-4", "3e-3"};
     for (int g = 0; g < 2; g++) {
         int count;
-        double value = lr_sensitivity(rate, loss, n, strtod(from[g], NULL), 0.3, &count);
-        if (count < 2) printf("  %s to 3e-1: needs two learning rates of that range\n", from[g]);
-        else printf("  %s to 3e-1: %.3f (of %d learning rates)\n", from[g], value, count);
+        double value = lr_sensitivity(runs, n, strtod(from[g], NULL), 0.3, &count);
+        printf("  %s to 3e-1: ", from[g]);
+        if (count < 2) printf("needs two learning rates of that range\n");
+        else printf("%.3f (of %d learning rates)\n", value, count);
     }
     printf("\nthe runs are in %s\n", cfg->out);
     int found = 0;
     for (int i = 0; i < n; i++) {
         char prefix[64];
-        snprintf(prefix, sizeof prefix, "%s lr %s: ", found ? "          " : "diagnosis:", lr[i]);
-        if (!isnan(loss[i])) found += diagnose(&runs[i], prefix);
+        snprintf(prefix, sizeof prefix, "%s lr %s: ", found ? "          " : "diagnosis:",
+                 runs[i].cfg.lr_text);
+        found += diagnose(&runs[i].cfg, prefix);
     }
     if (!found) printf("diagnosis: nothing went wrong\n");
 }
 
-// Trains once for each learning rate, `jobs` at a time, a process of so many threads each; returns the exit status.
-// train(cfg, threads, progress) is one run.
-static int sweep(const Config *cfg, char lr[MAX_RUNS][16], int n, int jobs, int threads, double bytes, int (*train)(const Config *, int, Progress *)) {
-    Config *runs = (Config *)allocate((size_t)n, sizeof(Config));
+// ---------------------------------------------------------------------------
+// The sweep itself
+
+// A line of the live display.
+static void sweep_line(const char *lr, const Progress *p, int steps) {
+    static const char *const words[4] = {"waiting", "starting", "done", "stopped"};
+    char left[16];
+    printf("\r\033[Klr %-6s", lr);
+    if (isnan(p->loss)) {
+        printf("  %s\n", words[p->state]);
+        return;
+    }
+    time_text(p->seconds_left, left);
+    printf("  step %*d/%d  train %6.4f  ", (int)log10(steps + 1.0) + 1, p->step, steps, p->loss);
+    if (p->state == RUNNING) printf("%s left\n", left);
+    else printf("%s\n", words[p->state]);
+}
+
+// Trains once for each of n learning rates, `jobs` at a time, each in a process with this number of
+// threads. bytes: the memory of one run. train(cfg, threads, progress) is one run and returns its
+// exit status. Returns the exit status of the sweep.
+static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs, int threads,
+                 double bytes, int (*train)(const Config *, int, Progress *)) {
     pid_t pid[MAX_RUNS];
-    Progress *progress = (Progress *)mmap(NULL, sizeof(Progress) * MAX_RUNS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (progress == (Progress *)MAP_FAILED) die(FAILED, "no memory for the sweep: %s", strerror(errno));
-    catch_signals();
     char path[MAX_TEXT];
+    void *shared = mmap(NULL, sizeof(Progress) * MAX_RUNS, PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) die(FAILED, "no memory for the sweep: %s", strerror(errno));
+    Progress *progress = (Progress *)shared;
+    catch_signals();
     make_folders(cfg->out);
     path_in(cfg, "log.csv", path);
-    if (!access(path, F_OK)) die(FAILED, "%s: of a single run: choose another -out for a sweep", path);
+    if (!access(path, F_OK))
+        die(FAILED, "%s: of a single run: choose another -out for a sweep", path);
     for (int i = 0; i < n; i++) {
-        runs[i] = *cfg;
+        progress[i].state = WAITING;
         progress[i].sweep = getpid();
-        strcpy(runs[i].lr_text, lr[i]);
-        runs[i].lr = strtod(lr[i], NULL);
-        format_text(runs[i].out, MAX_TEXT, "%s/lr%s", cfg->out, lr[i]);
-        path_in(&runs[i], "summary.csv", path);
-        if (cfg->resume && !access(path, F_OK)) progress[i].state = DONE;
-        checkpoint_path(&runs[i], path);
-        runs[i].resume = cfg->resume && !access(path, F_OK);
-        if (runs[i].resume) checkpoint_check_flags(&runs[i]);
-        pid[i] = 0;
+        progress[i].loss = NAN;
     }
-    int live = isatty(STDOUT_FILENO), drawn = 0, failed = 0;
-    printf("%d learning rates, %d at a time, %d steps each, %.1f MB of memory a run\n", n, jobs, cfg->steps, 1e-6 * bytes);
-    for (int running = 0, waiting = 1; running || waiting; ) {
-        waiting = 0;
-        for (int i = 0; i < n; i++) {
-            if (progress[i].state != WAITING) continue;
-            if (interrupted || running >= jobs) { waiting = !interrupted; break; }
+    bool live = isatty(STDOUT_FILENO), drawn = false;
+    int running = 0, next = 0, failed = 0;
+    printf("%d learning rates, %d at a time, %d steps each, %.1f MB of memory per run\n", n, jobs,
+           cfg->steps, 1e-6 * bytes);
+    while (running || (next < n && !interrupted)) {
+        // start the next runs
+        while (next < n && running < jobs && !interrupted) {
             fflush(stdout);
-            pid[i] = fork();
-            if (pid[i] < 0 && running) { waiting = 1; break; }    // too many processes: later
-            if (pid[i] < 0) die(FAILED, "cannot start a process: %s", strerror(errno));
-            if (!pid[i]) exit(train(&runs[i], threads, &progress[i]));
-            progress[i].state = RUNNING;
+            pid[next] = fork();
+            if (pid[next] < 0 && running) break;    // too many processes: later
+            if (pid[next] < 0) die(FAILED, "cannot start a process: %s", strerror(errno));
+            if (pid[next] == 0) {
+                Config run = *cfg;
+                strcpy(run.lr_text, lr[next]);
+                run.lr = strtod(lr[next], NULL);
+                format_text(run.out, MAX_TEXT, "%s/lr%s", cfg->out, lr[next]);
+                exit(train(&run, threads, &progress[next]));
+            }
+            progress[next++].state = RUNNING;
             running++;
         }
         usleep(50000);
-        for (int i = 0; i < n; i++) {
+        // see which have ended
+        for (int i = 0; i < next; i++) {
             int status;
             if (progress[i].state != RUNNING) continue;
-            if (interrupted) kill(pid[i], SIGTERM);    // Ctrl-C reaches all, a SIGTERM only this process
+            if (interrupted) kill(pid[i], SIGTERM);    // Ctrl-C reaches all, a SIGTERM only this
             if (waitpid(pid[i], &status, WNOHANG) != pid[i]) continue;
             progress[i].state = status ? BROKEN : DONE;
-            if (WIFSIGNALED(status)) fprintf(stderr, "train_gpt: the run at -lr %s was killed by signal %d\n", lr[i], WTERMSIG(status));
-            failed |= status && !interrupted;
             running--;
-            if (!live && !status) printf("lr %-6s done: step %d/%d  loss %.4f\n", lr[i], progress[i].step, cfg->steps, progress[i].loss), fflush(stdout);
+            failed |= status && !interrupted;
+            if (WIFSIGNALED(status))
+                fprintf(stderr, "train_gpt: the run at -lr %s was killed by signal %d\n", lr[i],
+                        WTERMSIG(status));
+            if (live || status) continue;
+            printf("lr %-6s done: step %d/%d  train %.4f\n", lr[i], progress[i].step, cfg->steps,
+                   progress[i].loss);
         }
-        for (int i = 0; live && i < n; i++) {
-            static const char *word[4] = {"waiting", "", "done", "stopped"};
-            char left[16];
-            time_text(progress[i].seconds_left, left);
-            if (i == 0 && drawn) printf("\033[%dA", n);
-            printf("\r\033[Klr %-6s  step %*d/%d  loss %6.4f  ", lr[i], (int)log10(cfg->steps + 1.0) + 1, progress[i].step, cfg->steps, progress[i].loss);
-            printf(progress[i].state == RUNNING ? "%s left\n" : "%s\n", progress[i].state == RUNNING ? left : word[progress[i].state]);
-        }
-        drawn = 1;
+        // show them
+        if (live && drawn) printf("\033[%dA", n);
+        for (int i = 0; live && i < n; i++) sweep_line(lr[i], &progress[i], cfg->steps);
+        drawn = true;
         fflush(stdout);
     }
-    if (interrupted) fprintf(listener(), "\nstopped; go on with the same command and -resume\n");
-    else sweep_report(cfg, runs, progress, lr, n);
-    free(runs);
-    return interrupted ? 128 + interrupted : failed ? FAILED : 0;
+    if (interrupted) {
+        int first = 0;
+        while (first < n - 1 && progress[first].state == DONE) first++;
+        fprintf(listener(), "\nstopped; start the sweep again with the same command, or go on with "
+                "one run: ./train_gpt -resume -out %s/lr%s\n", cfg->out, lr[first]);
+        return 128 + interrupted;
+    }
+    Summary *done = (Summary *)allocate((size_t)n, sizeof(Summary));
+    int count = 0;
+    for (int i = 0; i < n; i++) {
+        if (progress[i].state == DONE) done[count++] = progress[i].summary;
+        else printf("%9s  failed: see the message above\n", lr[i]);
+    }
+    sweep_report(cfg, done, count);
+    free(done);
+    return failed ? FAILED : 0;
 }
+
+// ---------------------------------------------------------------------------
+// Sampling
 
 // A token drawn from softmax(logits / temperature) (V); at temperature 0 the likeliest.
 static int sample_token(const real *logits, int V, double temperature, uint64_t *random) {
     int best = 0;
     double sum = 0;
-    for (int i = 1; i < V; i++) if (logits[i] > logits[best]) best = i;
+    for (int i = 1; i < V; i++)
+        if (logits[i] > logits[best]) best = i;
     if (temperature == 0) return best;
     for (int i = 0; i < V; i++) sum += exp((logits[i] - logits[best]) / temperature);
     double target = random_uniform(random) * sum;
-    for (int i = 0; i < V; i++)
-        if ((target -= exp((logits[i] - logits[best]) / temperature)) < 0) return i;
+    for (int i = 0; i < V; i++) {
+        target -= exp((logits[i] - logits[best]) / temperature);
+        if (target < 0) return i;
+    }
     return best;
 }
 
-// Writes -sample tokens, each drawn from the logits that logits_after(model, context, used) gives for the token after the first
-// `used` of context: bytes as they are, the tokens of a larger vocabulary as numbers.
-static void sample_text(const Config *cfg, const real *(*logits_after)(void *, const int *, int), void *model) {
-    int T = cfg->T, V = cfg->vocab, *context = (int *)allocate((size_t)T, sizeof(int)), used = 1;
+// Writes -sample tokens: bytes as they are, the tokens of a larger vocabulary as numbers.
+// logits_after(model, context, used): the logits (V) of the token after context (used).
+static void sample_text(const Config *cfg, const real *(*logits_after)(void *, const int *, int),
+                        void *model) {
+    int T = cfg->T, V = cfg->vocab, used = 1;
+    int *context = (int *)allocate((size_t)T, sizeof(int));
     uint64_t random = (uint64_t)cfg->seed;
-    context[0] = V <= 256 ? '\n' % V : V - 1;    // a text starts with a line; GPT-2's texts with its last token
+    double temperature = cfg->temperature / mu_logit_scale(cfg);
+    context[0] = V <= 256 ? '\n' % V : V - 1;    // a text follows a newline, or GPT-2's last token
     for (int i = 0; i < cfg->sample; i++) {
-        int token = sample_token(logits_after(model, context, used), V, cfg->temperature / mu_logit_scale(cfg), &random);
+        int token = sample_token(logits_after(model, context, used), V, temperature, &random);
         if (V <= 256) putchar(token);
         else printf("%d ", token);
         if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
@@ -191,7 +243,8 @@ static void sample_text(const Config *cfg, const real *(*logits_after)(void *, c
         context[used - 1] = token;
     }
     putchar('\n');
-    if (fflush(stdout) || ferror(stdout)) die(FAILED, "cannot write the sample: %s", strerror(errno));
+    if (fflush(stdout) || ferror(stdout))
+        die(FAILED, "cannot write the sample: %s", strerror(errno));
     free(context);
 }
 
