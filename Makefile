@@ -5,7 +5,7 @@
 # make train_gpt_cu_emu the CUDA program on the CPU, slowly, by g++ alone
 # make survive      kills runs and sweeps at 200 random moments: nothing is lost (ARGS="-kills 500 -seed 1")
 # make endurance    a long run, large data and a large model: memory and speed
-# make golden       remakes test/golden.csv, the numbers that no change may move unseen, after one that is meant to
+# make golden       remakes test/model/golden.csv, the numbers that no change may move unseen, after one that is meant to
 # make coverage     the lines of the C sources that no test runs, and why
 # make mutate       breaks the sources in some three hundred small ways: a test must fail for each; JOBS=4: so many at a time
 # make bench        tokens a second, and how far that is from the machine's limit
@@ -32,8 +32,8 @@ OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' | 
 # vector code, with the same results. No -ffast-math: it makes instabilities that are not there, and hides those that
 # are (README.md, "Exactness").
 FLAGS := -std=gnu11 $(CFLAGS) $(MARCH) -fno-math-errno -fno-trapping-math $(OPENMP)
-LIB := $(wildcard lib/*.h)
-SOURCES := train_gpt.c gpt.h dataloader.h $(LIB) Makefile build/flags
+HEADERS := gpt.h dataloader.h $(wildcard lib/*.h)
+SOURCES := train_gpt.c $(HEADERS) Makefile build/flags
 
 train_gpt: $(SOURCES)
 	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
@@ -41,17 +41,17 @@ train_gpt: $(SOURCES)
 ARCH = native
 NVCC = $(shell command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 CUDA_FLAGS = -O3 -std=c++17 $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(ARCH),-gencode arch=$(a:sm_%=compute_%),code=$(a)))
-train_gpt_cu: train_gpt.cu gpt.h dataloader.h $(LIB) Makefile
+train_gpt_cu: train_gpt.cu $(HEADERS) Makefile
 	$(NVCC) $(CUDA_FLAGS) -o $@ train_gpt.cu -lcublas -lcublasLt
 
-build/bench_gpu: test/bench_gpu.cu train_gpt.cu gpt.h dataloader.h $(LIB) Makefile | build
-	$(NVCC) $(CUDA_FLAGS) -o $@ test/bench_gpu.cu -lcublas -lcublasLt
+build/bench_gpu: test/bench/bench_gpu.cu train_gpt.cu $(HEADERS) Makefile | build
+	$(NVCC) $(CUDA_FLAGS) -o $@ test/bench/bench_gpu.cu -lcublas -lcublasLt
 
 build/bench: test/bench.c $(SOURCES) | build
 	$(CC) $(FLAGS) -o $@ test/bench.c -lm -ldl
 
 # The CUDA program on the CPU, by g++ alone: slow, for its tests on a machine without a GPU.
-train_gpt_cu_emu: train_gpt.cu gpt.h dataloader.h $(LIB) test/cuda_emu.h Makefile build/flags
+train_gpt_cu_emu: train_gpt.cu $(HEADERS) test/cuda/cuda_emu.h Makefile build/flags
 	$(CXX) -std=c++17 $(CFLAGS) $(MARCH) -Wno-unknown-pragmas -Wno-unused-function -fno-strict-aliasing -rdynamic -DCUDA_EMU -x c++ train_gpt.cu -o $@ -lm
 
 # Changes when the compiler or a flag does, so that all is built again.
@@ -73,19 +73,19 @@ test: train_gpt build/venv/ready
 
 # The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer where it is installed.
 test_gpu: train_gpt train_gpt_cu build/venv/ready
-	GPU=1 build/venv/bin/python -m pytest -q test/test_cuda.py
+	GPU=1 build/venv/bin/python -m pytest -q test/cuda/test_cuda.py
 
 coverage: build/venv/ready
-	build/venv/bin/python test/cover.py
+	build/venv/bin/python test/tools/cover.py
 
 mutate: build/venv/ready
-	build/venv/bin/python test/mutate.py -j $(or $(JOBS),1)
+	build/venv/bin/python test/tools/mutate.py -j $(or $(JOBS),1)
 
 survive endurance: train_gpt build/venv/ready
-	build/venv/bin/python test/$@.py $(ARGS)
+	PYTHONPATH=test build/venv/bin/python test/files/$@.py $(ARGS)
 
 golden: build/venv/ready
-	build/venv/bin/python test/test_numbers.py
+	PYTHONPATH=test build/venv/bin/python test/model/test_numbers.py
 
 bench: build/bench build/venv/ready
 	build/venv/bin/python test/bench.py
@@ -93,7 +93,7 @@ bench: build/bench build/venv/ready
 # Needs nothing of build/venv: PyTorch is in a Python of its user's.
 PYTHON = python3
 bench_gpu: build/bench_gpu
-	$(PYTHON) test/bench_gpu.py
+	$(PYTHON) test/bench/bench_gpu.py
 
 # README.md's pictures: the paper's experiments at laptop scale (experiment:seeds), and z_loss once more in long runs. About
 # three quarters of an hour on two cores; what is finished is not run again.
@@ -104,8 +104,8 @@ figures: train_gpt build/venv/ready
 	./sweep.sh z_loss -out runs/z_loss_long -- -d 32 -lr 1e-1,3e-1 -z_loss 0,1e-4 -wd 0,1e-4 -steps 20000 -log_every 50
 	build/venv/bin/python plot.py runs/z_loss_long -o build && mv build/z_loss.png figures/z_loss_long.png
 
-build/fuzz: test/fuzz.c train_gpt.c gpt.h dataloader.h $(LIB) Makefile | build
-	clang -std=gnu11 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all -o $@ test/fuzz.c -lm
+build/fuzz: test/files/fuzz.c train_gpt.c $(HEADERS) Makefile | build
+	clang -std=gnu11 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all -o $@ test/files/fuzz.c -lm
 
 # What was found to reach further stays in build/corpus and is the next run's beginning.
 FUZZ_SECONDS = 60
@@ -113,7 +113,7 @@ fuzz: build/fuzz build/venv/ready
 	for t in bin safetensors resume flags; do \
 	  mkdir -p build/corpus/$$t && FUZZ=$$t build/fuzz -max_total_time=$(FUZZ_SECONDS) -close_fd_mask=3 -timeout=60 -artifact_prefix=build/$$t- build/corpus/$$t || exit 1; \
 	done
-	FUZZ_EXAMPLES=$$((3 * $(FUZZ_SECONDS))) build/venv/bin/python -m pytest -q test/test_fuzz.py -k plot
+	FUZZ_EXAMPLES=$$((3 * $(FUZZ_SECONDS))) build/venv/bin/python -m pytest -q test/files/test_fuzz.py -k plot
 
 # The analyzer of gcc 12 takes what a loop has copied into an array for uninitialized; valgrind, which sees the copy made, does not.
 MEMCHECK = valgrind -q --error-exitcode=3 --leak-check=full build/train_gpt_plain -out build/memcheck

@@ -30,7 +30,7 @@
 // with its neighbour where that saves a pass, and says what it moves.
 
 #ifdef CUDA_EMU
-#include "test/cuda_emu.h"    // stands in for CUDA on a machine without a GPU, for the tests
+#include "test/cuda/cuda_emu.h"    // stands in for CUDA on a machine without a GPU, for the tests
 #else
 #include <cuda_bf16.h>
 #include <cublas_v2.h>

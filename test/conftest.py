@@ -1,4 +1,5 @@
 """Builds the C trainer as a library (shim.c) and lets the tests call it: Library is the C side, Model one model."""
+
 import ctypes as ct
 import os
 import pathlib
@@ -13,16 +14,26 @@ import pytest
 
 TEST = pathlib.Path(__file__).resolve().parent
 ROOT = TEST.parent
-sys.path.insert(0, str(TEST))
-pytest.register_assert_rewrite("survive")    # its stories, too, show what failed
-signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background jobs ignore Ctrl-C, nohup's SIGHUP, and so would every program that is tested
+sys.path[:0] = map(
+    str, sorted(TEST.glob("[a-z]*/"))
+)  # the test files use each other, across folders
+pytest.register_assert_rewrite("survive")  # its stories, too, show what failed
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell's background jobs ignore Ctrl-C, nohup's SIGHUP, and so would every program that is tested
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-NO_PRELOAD = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}    # the compiler itself needs no sanitizer
+NO_PRELOAD = {
+    k: v for k, v in os.environ.items() if k != "LD_PRELOAD"
+}  # the compiler itself needs no sanitizer
 
 
 def compiles(cc, *flags):
-    return not subprocess.run([*cc, *flags, "-x", "c", "-", "-o", os.devnull], input=b"int main(void) { return 0; }",
-                              capture_output=True, env=NO_PRELOAD).returncode
+    return not subprocess.run(
+        [*cc, *flags, "-x", "c", "-", "-o", os.devnull],
+        input=b"int main(void) { return 0; }",
+        capture_output=True,
+        env=NO_PRELOAD,
+    ).returncode
 
 
 def build_shim(double):
@@ -30,13 +41,22 @@ def build_shim(double):
     cc = shlex.split(os.environ.get("CC", "cc"))
     flags = shlex.split(os.environ.get("CFLAGS", "-O3 -march=native")) + ["-DDOUBLE"] * double
     flags += [f for f in ("-fopenmp-simd", "-fopenmp") if compiles(cc, f)]
-    return build(f"shim_{'double' if double else 'float'}", [*cc, *flags, "-shared", "-fPIC", "-I", str(ROOT), str(TEST / "shim.c")], ".so")
+    return build(
+        f"shim_{'double' if double else 'float'}",
+        [*cc, *flags, "-shared", "-fPIC", "-I", str(ROOT), str(TEST / "model" / "shim.c")],
+        ".so",
+    )
 
 
 def build(name, command, suffix=""):
     """The file of this name that the command makes; each command has a file of its own."""
     result = ROOT / "build" / f"{name}_{zlib.crc32(shlex.join(command).encode()):08x}{suffix}"
-    sources = [*ROOT.glob("*.[hc]"), *TEST.glob("*.[hc]"), *ROOT.glob("*.cu"), *TEST.glob("*.cu")]
+    sources = [
+        s
+        for pattern in ("*", "lib/*", "test/**/*")
+        for s in ROOT.glob(pattern)
+        if s.suffix in (".c", ".h", ".cu")
+    ]
     if not result.exists() or result.stat().st_mtime < max(s.stat().st_mtime for s in sources):
         result.parent.mkdir(exist_ok=True)
         part = result.with_suffix(f".{os.getpid()}")
@@ -52,8 +72,29 @@ def build_emu(name, source, *flags, suffix=""):
     """Builds a .cu file over the stand-in for CUDA, as `make train_gpt_cu_emu` does."""
     cxx = shlex.split(os.environ.get("CXX", "g++"))
     fast = () if "-O0" in flags else shlex.split(os.environ.get("CXXFLAGS", "-O2 -march=native"))
-    return build(name, [*cxx, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fno-strict-aliasing", "-rdynamic", "-DCUDA_EMU", *fast, *flags,
-                        "-I", str(ROOT), "-x", "c++", str(source)], suffix)
+    return build(
+        name,
+        [
+            *cxx,
+            "-std=c++17",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-Wno-unknown-pragmas",
+            "-Wno-unused-function",
+            "-fno-strict-aliasing",
+            "-rdynamic",
+            "-DCUDA_EMU",
+            *fast,
+            *flags,
+            "-I",
+            str(ROOT),
+            "-x",
+            "c++",
+            str(source),
+        ],
+        suffix,
+    )
 
 
 class Library:
@@ -71,8 +112,10 @@ class Library:
             if path is None or hasattr(c, "shim_" + name):
                 getattr(c, "shim_" + name).restype = ct.c_double
         c.shim_num_parameters.restype = ct.c_long
-        for name in "free layernorm_forward layernorm_backward gelu_forward gelu_backward rope_forward rope_backward " \
-                    "attention_forward attention_backward cross_entropy matmul tensor".split():
+        for name in (
+            "free layernorm_forward layernorm_backward gelu_forward gelu_backward rope_forward rope_backward "
+            "attention_forward attention_backward cross_entropy matmul tensor".split()
+        ):
             if path is None or hasattr(c, "shim_" + name):
                 getattr(c, "shim_" + name).restype = None
 
@@ -91,7 +134,9 @@ class Library:
     def call(self, name, *args):
         """Calls a layer: a float goes as double, an int of gelu's n as long, an array by its address, None as NULL."""
         for a in args:
-            assert not isinstance(a, np.ndarray) or (a.flags.c_contiguous and a.dtype in (self.real, np.int32, np.float64))
+            assert not isinstance(a, np.ndarray) or (
+                a.flags.c_contiguous and a.dtype in (self.real, np.int32, np.float64)
+            )
         return getattr(self.c, "shim_" + name)(*[pass_on(a) for a in args])
 
     # Layers, each returning what it computed.
@@ -124,7 +169,11 @@ class Library:
 
     def attention_forward(self, q, k, v, scale):
         B, T, NH, HS = q.shape
-        out, softmax, largest = self.empty(B, T, NH, HS), self.empty(B, NH, T, 2), np.full(1, np.nan)
+        out, softmax, largest = (
+            self.empty(B, T, NH, HS),
+            self.empty(B, NH, T, 2),
+            np.full(1, np.nan),
+        )
         self.call("attention_forward", out, softmax, q, k, v, scale, B, T, NH, HS, largest)
         return out, softmax, largest[0]
 
@@ -146,7 +195,7 @@ class Library:
 def pass_on(a):
     if isinstance(a, np.ndarray):
         return ct.c_void_p(a.ctypes.data)
-    return ct.c_double(a) if isinstance(a, float) else a    # an int goes as C's int
+    return ct.c_double(a) if isinstance(a, float) else a  # an int goes as C's int
 
 
 class Model:
@@ -154,24 +203,37 @@ class Model:
 
     def __init__(self, library, **flags):
         self.c, self.cfg = library.c, flags
-        argv = [b"train_gpt"] + [str(x).encode() for name, value in flags.items() for x in ("-" + name, value)]
-        self.handle = ct.c_void_p(self.c.shim_new(ct.c_int(len(argv)), (ct.c_char_p * len(argv))(*argv)))
+        argv = [b"train_gpt"] + [
+            str(x).encode() for name, value in flags.items() for x in ("-" + name, value)
+        ]
+        self.handle = ct.c_void_p(
+            self.c.shim_new(ct.c_int(len(argv)), (ct.c_char_p * len(argv))(*argv))
+        )
         self.size = self.c.shim_num_parameters(self.handle)
         flat = []
         for name in "params grads m v".split():
             address = getattr(self.c, "shim_" + name)(self.handle)
-            flat.append(np.ctypeslib.as_array(ct.cast(address, ct.POINTER(ct.c_double if library.real == np.float64
-                                                                           else ct.c_float)), (self.size,)))
+            flat.append(
+                np.ctypeslib.as_array(
+                    ct.cast(
+                        address,
+                        ct.POINTER(ct.c_double if library.real == np.float64 else ct.c_float),
+                    ),
+                    (self.size,),
+                )
+            )
         self.flat, self.p, self.g, self.m, self.v, self.hidden = flat[0], {}, {}, {}, {}, {}
         for i in range(self.c.shim_num_tensors(self.handle)):
             name, hidden = ct.create_string_buffer(128), ct.c_int()
             offset, rows, cols = ct.c_long(), ct.c_long(), ct.c_long()
-            self.c.shim_tensor(self.handle, ct.c_int(i), name, *map(ct.byref, (offset, rows, cols, hidden)))
+            self.c.shim_tensor(
+                self.handle, ct.c_int(i), name, *map(ct.byref, (offset, rows, cols, hidden))
+            )
             name, offset, rows, cols = name.value.decode(), offset.value, rows.value, cols.value
             vector = ".ln_" in name or name.startswith("ln_") or "_norm." in name
             assert rows == 1 or not vector, name
             for flat_array, tensors in zip(flat, (self.p, self.g, self.m, self.v)):
-                x = flat_array[offset:offset + rows * cols]
+                x = flat_array[offset : offset + rows * cols]
                 tensors[name] = x if vector else x.reshape(rows, cols)
             self.hidden[name] = bool(hidden.value)
 
@@ -196,7 +258,12 @@ class Model:
         return self.c.shim_log_z(self.handle)
 
     def max_attn_logits(self):
-        return np.array([self.c.shim_max_attn_logit(self.handle, ct.c_int(l)) for l in range(self.cfg["layers"])])
+        return np.array(
+            [
+                self.c.shim_max_attn_logit(self.handle, ct.c_int(l))
+                for l in range(self.cfg["layers"])
+            ]
+        )
 
     def act_rms(self):
         return np.array([self.c.shim_act_rms(self.handle, ct.c_int(i)) for i in range(6)])
@@ -209,8 +276,6 @@ class Model:
 
 
 def library(double):
-    if not (TEST / "shim.c").exists():
-        pytest.skip("test/shim.c does not exist")
     library = Library(double)
     library.threads(1)
     return library

@@ -6,7 +6,7 @@
 //           limits FLOP/s bytes/s                of cuBLAS's product of N cubed in bf16; of a copy of so many bytes, read and written
 //           kernel NAME launches seconds FLOPs bytes        for each kernel of a step: all of its launches
 #ifdef CUDA_EMU
-#include "cuda_emu.h"
+#include "../cuda/cuda_emu.h"
 #else
 #include <cuda_bf16.h>
 #include <cublas_v2.h>
@@ -67,7 +67,7 @@ template <class... A> static cublasStatus_t timed_gelu_product(A... arguments) {
 #define cublasGemmEx timed_product
 #define cublasLtMatmul timed_gelu_product
 #define main train_gpt_main
-#include "../train_gpt.cu"
+#include "../../train_gpt.cu"
 #undef main
 #undef cublasGemmEx
 

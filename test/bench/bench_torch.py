@@ -1,8 +1,9 @@
 """The yardstick of `make bench_gpu`: the same model and training step, written plainly in PyTorch and compiled by it.
 
-    python test/bench_torch.py C L NH T B V steps      prints: torch VERSION B seconds bytes
-                                                       medians of a step; the most memory; B is halved until it fits
+python test/bench/bench_torch.py C L NH T B V steps      prints: torch VERSION B seconds bytes
+                                                   medians of a step; the most memory; B is halved until it fits
 """
+
 import statistics
 import sys
 
@@ -18,8 +19,17 @@ class Block(nn.Module):
         super().__init__()
         self.NH, norm = NH, lambda n: nn.LayerNorm(n, eps=1e-6, bias=False)
         self.ln_1, self.ln_2 = norm(C), norm(C)
-        self.attn = nn.ModuleDict(dict(c_attn=nn.Linear(C, 3 * C, bias=False), q_norm=norm(C // NH), k_norm=norm(C // NH), c_proj=nn.Linear(C, C, bias=False)))
-        self.mlp = nn.ModuleDict(dict(c_fc=nn.Linear(C, 4 * C, bias=False), c_proj=nn.Linear(4 * C, C, bias=False)))
+        self.attn = nn.ModuleDict(
+            dict(
+                c_attn=nn.Linear(C, 3 * C, bias=False),
+                q_norm=norm(C // NH),
+                k_norm=norm(C // NH),
+                c_proj=nn.Linear(C, C, bias=False),
+            )
+        )
+        self.mlp = nn.ModuleDict(
+            dict(c_fc=nn.Linear(C, 4 * C, bias=False), c_proj=nn.Linear(4 * C, C, bias=False))
+        )
 
     def forward(self, x, cos, sin):
         B, T, C = x.shape
@@ -39,14 +49,20 @@ def rope(x, cos, sin):
 class GPT(nn.Module):
     def __init__(self, C, L, NH, T, V, z_loss=1e-4):
         super().__init__()
-        self.wte, self.h, self.ln_f = nn.Embedding(V, C), nn.ModuleList(Block(C, NH) for _ in range(L)), nn.LayerNorm(C, eps=1e-6, bias=False)
+        self.wte, self.h, self.ln_f = (
+            nn.Embedding(V, C),
+            nn.ModuleList(Block(C, NH) for _ in range(L)),
+            nn.LayerNorm(C, eps=1e-6, bias=False),
+        )
         self.lm_head, self.z_loss = nn.Linear(C, V, bias=False), z_loss
-        angle = torch.arange(T)[:, None, None] * 1e4 ** (-2 * torch.arange(C // NH // 2) / (C // NH))
+        angle = torch.arange(T)[:, None, None] * 1e4 ** (
+            -2 * torch.arange(C // NH // 2) / (C // NH)
+        )
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
-        nn.init.normal_(self.wte.weight, std=C ** -0.5)
+        nn.init.normal_(self.wte.weight, std=C**-0.5)
         for linear in (m for m in self.modules() if isinstance(m, nn.Linear)):
-            std = linear.in_features ** -0.5 / 0.8796
+            std = linear.in_features**-0.5 / 0.8796
             nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
 
     def forward(self, inputs, targets):
@@ -54,7 +70,10 @@ class GPT(nn.Module):
         for block in self.h:
             x = block(x, self.cos, self.sin)
         logits = self.lm_head(self.ln_f(x)).float().flatten(0, 1)
-        return F.cross_entropy(logits, targets.flatten()) + self.z_loss * logits.logsumexp(-1).square().mean()
+        return (
+            F.cross_entropy(logits, targets.flatten())
+            + self.z_loss * logits.logsumexp(-1).square().mean()
+        )
 
 
 def train(C, L, NH, T, B, V, steps):
@@ -62,7 +81,9 @@ def train(C, L, NH, T, B, V, steps):
     torch.manual_seed(0)
     torch.cuda.reset_peak_memory_stats()
     model = GPT(C, L, NH, T, V).cuda()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=1e-2, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=1e-2, fused=True
+    )
     tokens = torch.randint(V, (2, B, T), device="cuda")
     compiled, ends = torch.compile(model), []
     for step in range(steps + 11):
@@ -92,7 +113,7 @@ def main():
             if B == 1:
                 sys.exit("bench_torch: one sequence does not fit")
         torch.cuda.empty_cache()
-        torch.compiler.reset()    # else it would compile for any B
+        torch.compiler.reset()  # else it would compile for any B
         B //= 2
     print(f"torch {torch.__version__} {B} {seconds} {size}")
 

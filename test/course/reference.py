@@ -3,14 +3,40 @@ and not from train_gpt.c, and AdamW. Gradients come from a small tape (Var), so 
 
 A model is a dict of arrays under the names of model.safetensors, in its order; a config is a dict as CONFIG. A config
 may also hold a mistake that students make (keys beginning with "wrong_"): what it gives is compared with what was found."""
+
 import numpy as np
 
-CONFIG = dict(d=8, layers=1, heads=2, T=4, batch=2, vocab=7, qk_norm=1, z_loss=1e-4, mu_param="off", base_d=8, lr=1e-2,
-              min_lr=1e-5, warmup=2, steps=10, beta1=0.9, beta2=0.95, eps=1e-8, clip=1.0, wd=1e-4, wd_independent=1)
-HIDDEN = ("c_attn.weight", "c_proj.weight", "c_fc.weight")    # matrices whose fan-in grows with the width
+CONFIG = dict(
+    d=8,
+    layers=1,
+    heads=2,
+    T=4,
+    batch=2,
+    vocab=7,
+    qk_norm=1,
+    z_loss=1e-4,
+    mu_param="off",
+    base_d=8,
+    lr=1e-2,
+    min_lr=1e-5,
+    warmup=2,
+    steps=10,
+    beta1=0.9,
+    beta2=0.95,
+    eps=1e-8,
+    clip=1.0,
+    wd=1e-4,
+    wd_independent=1,
+)
+HIDDEN = (
+    "c_attn.weight",
+    "c_proj.weight",
+    "c_fc.weight",
+)  # matrices whose fan-in grows with the width
 
 
 # ---- a tape: an array, and for each array that it was made from the gradient that it passes on
+
 
 class Var:
     def __init__(self, value, *parents):
@@ -22,14 +48,20 @@ class Var:
 
     def __mul__(self, b):
         b = var(b)
-        return Var(self.value * b.value, (self, lambda g: g * b.value), (b, lambda g: g * self.value))
+        return Var(
+            self.value * b.value, (self, lambda g: g * b.value), (b, lambda g: g * self.value)
+        )
 
     def __matmul__(self, b):
         b = var(b)
-        return Var(self.value @ b.value, (self, lambda g: g @ b.value.swapaxes(-1, -2)), (b, lambda g: self.value.swapaxes(-1, -2) @ g))
+        return Var(
+            self.value @ b.value,
+            (self, lambda g: g @ b.value.swapaxes(-1, -2)),
+            (b, lambda g: self.value.swapaxes(-1, -2) @ g),
+        )
 
     def __pow__(self, n):
-        return Var(self.value ** n, (self, lambda g: g * n * self.value ** (n - 1)))
+        return Var(self.value**n, (self, lambda g: g * n * self.value ** (n - 1)))
 
     def __neg__(self):
         return self * -1
@@ -42,6 +74,7 @@ class Var:
             out = np.zeros_like(self.value)
             np.add.at(out, i, g)
             return out
+
         return Var(self.value[i], (self, back))
 
     def exp(self):
@@ -56,7 +89,10 @@ class Var:
         return Var(y, (self, lambda g: g * (1 - y * y)))
 
     def sum(self, axis=None):
-        return Var(self.value.sum(axis, keepdims=axis is not None), (self, lambda g: g + np.zeros_like(self.value)))
+        return Var(
+            self.value.sum(axis, keepdims=axis is not None),
+            (self, lambda g: g + np.zeros_like(self.value)),
+        )
 
     def mean(self, axis=None):
         return self.sum(axis) * (1 / (self.value.size if axis is None else self.value.shape[axis]))
@@ -77,12 +113,13 @@ class Var:
                 for parent, _ in v.parents:
                     visit(parent)
                 order.append(v)
+
         visit(self)
         self.grad = np.ones_like(self.value)
         for v in reversed(order):
             for parent, back in v.parents:
                 g = back(v.grad)
-                while g.ndim > parent.value.ndim:    # what was broadcast is summed
+                while g.ndim > parent.value.ndim:  # what was broadcast is summed
                     g = g.sum(0)
                 for axis, n in enumerate(parent.value.shape):
                     if n == 1 and g.shape[axis] > 1:
@@ -96,20 +133,33 @@ def var(x):
 
 # ---- parameters
 
+
 def shapes(cfg):
     C, V, HS = cfg["d"], cfg["vocab"], cfg["d"] // cfg["heads"]
     qk = {"attn.q_norm": (HS,), "attn.k_norm": (HS,)} if cfg["qk_norm"] else {}
-    layer = {"ln_1": (C,), "attn.c_attn": (3 * C, C), **qk, "attn.c_proj": (C, C), "ln_2": (C,), "mlp.c_fc": (4 * C, C), "mlp.c_proj": (C, 4 * C)}
+    layer = {
+        "ln_1": (C,),
+        "attn.c_attn": (3 * C, C),
+        **qk,
+        "attn.c_proj": (C, C),
+        "ln_2": (C,),
+        "mlp.c_fc": (4 * C, C),
+        "mlp.c_proj": (C, 4 * C),
+    }
     out = {"wte.weight": (V, C)}
-    for name, shape in layer.items():    # kind by kind, as the program keeps them
+    for name, shape in layer.items():  # kind by kind, as the program keeps them
         out.update({f"h.{l}.{name}.weight": shape for l in range(cfg["layers"])})
     return {**out, "ln_f.weight": (C,), "lm_head.weight": (V, C)}
 
 
 def init(cfg, rng, spread=0.0):
     """Initial weights; spread moves the norms' scales away from 1, so that a scale that is left out shows."""
-    return {name: 1 + spread * rng.standard_normal(shape) if len(shape) == 1 else rng.standard_normal(shape) / shape[1] ** 0.5
-            for name, shape in shapes(cfg).items()}
+    return {
+        name: 1 + spread * rng.standard_normal(shape)
+        if len(shape) == 1
+        else rng.standard_normal(shape) / shape[1] ** 0.5
+        for name, shape in shapes(cfg).items()
+    }
 
 
 def pack(p):
@@ -119,12 +169,13 @@ def pack(p):
 def unpack(cfg, flat):
     out, at = {}, 0
     for name, shape in shapes(cfg).items():
-        out[name] = flat[at:at + int(np.prod(shape))].reshape(shape)
+        out[name] = flat[at : at + int(np.prod(shape))].reshape(shape)
         at += out[name].size
     return out
 
 
 # ---- the model
+
 
 def layernorm(x, weight):
     x = x - x.mean(-1)
@@ -135,7 +186,9 @@ def rope(x):
     """x (B,NH,T,HS): the pair (i, i + HS/2) at position t turns by t * 10000^(-2i/HS)."""
     T, HS = x.value.shape[-2:]
     angle = np.tile(np.arange(T)[:, None] * 10000.0 ** (-np.arange(HS // 2) * 2 / HS), 2)
-    swap = np.roll(np.eye(HS), HS // 2, 1) * np.where(np.arange(HS) < HS // 2, -1, 1)    # x @ swap = (-second half, first half)
+    swap = np.roll(np.eye(HS), HS // 2, 1) * np.where(
+        np.arange(HS) < HS // 2, -1, 1
+    )  # x @ swap = (-second half, first half)
     return x * np.cos(angle) + x @ swap * np.sin(angle)
 
 
@@ -143,14 +196,17 @@ def model(cfg, p, inputs, targets):
     """What the program computes of a batch (B,T), as Vars: total (which is descended), loss, log_z, max_attn_logit (L), logits."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS, m, mu = C // NH, cfg["d"] / cfg["base_d"], cfg["mu_param"]
-    scale = HS ** -0.5 * (m ** -0.5 if mu == "full" else 1)
+    scale = HS**-0.5 * (m**-0.5 if mu == "full" else 1)
     hide, largest = np.where(np.tril(np.ones((T, T), bool)), 0, -1e30), []
     p = {n: var(x) for n, x in p.items()}
     x = p["wte.weight"][inputs]
     for l in range(cfg["layers"]):
         w = lambda name: p[f"h.{l}.{name}.weight"]
         qkv = layernorm(x, w("ln_1")) @ w("attn.c_attn").transpose(1, 0)
-        q, k, v = (qkv[..., i * C:(i + 1) * C].reshape(B, T, NH, HS).transpose(0, 2, 1, 3) for i in range(3))
+        q, k, v = (
+            qkv[..., i * C : (i + 1) * C].reshape(B, T, NH, HS).transpose(0, 2, 1, 3)
+            for i in range(3)
+        )
         norms = {"q": w("attn.q_norm"), "k": w("attn.k_norm")} if cfg["qk_norm"] else {}
         if "wrong_only" in cfg:
             norms = {n: norms[n] for n in cfg["wrong_only"]}
@@ -167,7 +223,7 @@ def model(cfg, p, inputs, targets):
         att = (s * s.sum(-1) ** -1 @ v).transpose(0, 2, 1, 3).reshape(B, T, C)
         x = x + att @ w("attn.c_proj").transpose(1, 0)
         y = layernorm(x, w("ln_2")) @ w("mlp.c_fc").transpose(1, 0)
-        y = y * ((y + y ** 3 * 0.044715) * (2 / np.pi) ** 0.5).tanh() * 0.5 + y * 0.5
+        y = y * ((y + y**3 * 0.044715) * (2 / np.pi) ** 0.5).tanh() * 0.5 + y * 0.5
         x = x + y @ w("mlp.c_proj").transpose(1, 0)
     head = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].transpose(1, 0)
     out = head * (1 / m) if mu in ("intermediate", "full") else head
@@ -175,7 +231,14 @@ def model(cfg, p, inputs, targets):
     log_z = (out - top).exp().sum(-1).log() + top
     picked = np.arange(cfg["vocab"]) == targets[..., None]
     loss = (log_z - (out * picked).sum(-1)).mean()
-    return dict(total=loss + (log_z * log_z).mean() * cfg["z_loss"], loss=loss, log_z=log_z.mean(), max_attn_logit=var(largest), logits=head, p=p)
+    return dict(
+        total=loss + (log_z * log_z).mean() * cfg["z_loss"],
+        loss=loss,
+        log_z=log_z.mean(),
+        max_attn_logit=var(largest),
+        logits=head,
+        p=p,
+    )
 
 
 def measure(cfg, p, inputs, targets):
@@ -203,6 +266,7 @@ def slope(cfg, p, inputs, targets, name, i, step=1e-4):
 
 # ---- the optimizer
 
+
 def schedule(cfg, step):
     """The learning rate at a step, counted from 1."""
     peak, low, warmup, steps = cfg["lr"], min(cfg["min_lr"], cfg["lr"]), cfg["warmup"], cfg["steps"]
@@ -217,7 +281,9 @@ def schedule(cfg, step):
 def adamw(cfg, p, m, v, g, step):
     """One step of AdamW; returns new p, m, v and the norm of the gradient before it was clipped."""
     norm = np.sqrt(sum((x * x).sum() for x in g.values()))
-    cut = cfg["clip"] / norm if cfg["clip"] and (norm > cfg["clip"] or "wrong_always" in cfg) else 1.0
+    cut = (
+        cfg["clip"] / norm if cfg["clip"] and (norm > cfg["clip"] or "wrong_always" in cfg) else 1.0
+    )
     lr, b1, b2 = schedule(cfg, step), cfg["beta1"], cfg["beta2"]
     decay = (lr / cfg["lr"] if cfg["wd_independent"] else lr) * cfg["wd"]
     if "wrong_constant" in cfg:
@@ -228,5 +294,9 @@ def adamw(cfg, p, m, v, g, step):
         M[n] = b1 * m[n] + (1 - b1) * cut * g[n]
         V[n] = b2 * v[n] + (1 - b2) * (cut * g[n]) ** 2
         factor = 1 / width if n.endswith(HIDDEN) or "wrong_all" in cfg else 1
-        P[n] = p[n] - lr * factor * M[n] / (1 - b1 ** step) / (np.sqrt(V[n] / (1 - b2 ** step)) + cfg["eps"]) - decay * p[n]
+        P[n] = (
+            p[n]
+            - lr * factor * M[n] / (1 - b1**step) / (np.sqrt(V[n] / (1 - b2**step)) + cfg["eps"])
+            - decay * p[n]
+        )
     return P, M, V, norm

@@ -1,6 +1,7 @@
 """make show, make show-FLAG: the lines that an intervention adds, found by their markers, with the formula.
 
 A marker ends a line: `// [flag]` marks that line, `// [flag` opens a block and `// flag]` closes it."""
+
 import os
 import pathlib
 import re
@@ -10,7 +11,7 @@ import textwrap
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = "gpt.h", "train_gpt.c", "train_gpt.cu"
-MOST_LINES = 25    # flagged lines that an intervention may have in a file
+MOST_LINES = 25  # flagged lines that an intervention may have in a file
 
 # Every flag of design.md section 4 and what it means; section and one line of help stand in gpt.h's table of flags.
 FORMULA = {
@@ -33,7 +34,9 @@ FORMULA = {
     "batch": "B sequences of T tokens a step: the loss is their mean.",
     "steps": "the cosine ends at the last step.",
 }
-ONE, OPEN, CLOSE = (re.compile(r"\s*//\s*" + p + r"\s*$") for p in (r"\[(\w+)\]", r"\[(\w+)", r"(\w+)\]"))
+ONE, OPEN, CLOSE = (
+    re.compile(r"\s*//\s*" + p + r"\s*$") for p in (r"\[(\w+)\]", r"\[(\w+)", r"(\w+)\]")
+)
 
 
 def chunks(text, where=""):
@@ -44,7 +47,9 @@ def chunks(text, where=""):
             found.append((m[1], n, n))
         elif m := OPEN.search(line):
             if m[1] in opened:
-                sys.exit(f"{where}:{n}: [{m[1]} is opened again; it was opened at line {opened[m[1]]}")
+                sys.exit(
+                    f"{where}:{n}: [{m[1]} is opened again; it was opened at line {opened[m[1]]}"
+                )
             opened[m[1]] = n
         elif m := CLOSE.search(line):
             if m[1] not in opened:
@@ -61,7 +66,10 @@ def enclosing(lines, n):
         line = lines[i]
         if line.startswith("}") and i < n - 1:
             return ""
-        if m := re.match(r"(?!typedef|enum|struct|extern|template\b.*;)[A-Za-z_].*?(\w+)\s*\((?!\()", re.sub(r"__(launch_bounds|attribute)__\s*\([^()]*\)", "", line)):
+        if m := re.match(
+            r"(?!typedef|enum|struct|extern|template\b.*;)[A-Za-z_].*?(\w+)\s*\((?!\()",
+            re.sub(r"__(launch_bounds|attribute)__\s*\([^()]*\)", "", line),
+        ):
             return m[1]
     return ""
 
@@ -79,7 +87,9 @@ def read(name, root=ROOT):
 
 def flags(root=ROOT):
     """{flag: (section, help)}, from gpt.h's table of flags."""
-    rows = re.findall(r'^    \{"(\w+)", [A-Z]+, FIELD.*"([^"]*)", THE_\w+, "(.*)"\},', read("gpt.h", root), re.M)
+    rows = re.findall(
+        r'^    \{"(\w+)", [A-Z]+, FIELD.*"([^"]*)", THE_\w+, "(.*)"\},', read("gpt.h", root), re.M
+    )
     return {name: (section, text) for name, section, text in rows}
 
 
@@ -89,17 +99,24 @@ def listing(name, flag, width, root=ROOT):
     places = [c[1:] for c in chunks("\n".join(lines), name) if c[0] == flag]
     if not places:
         reads = re.compile(rf"\b(?:cfg|flags)(?:->|\.){flag}\b")
-        places = [(n, n) for n, line in enumerate(lines, 1) if reads.search(line) and enclosing(lines, n)]
+        places = [
+            (n, n) for n, line in enumerate(lines, 1) if reads.search(line) and enclosing(lines, n)
+        ]
     for first, last in places:
         if (now := enclosing(lines, first) or "(outside of functions)") != function or last > first:
             out.append(f"{name}, {now}:")
             function = now
-        body = [unmarked(line) for line in lines[first - 1:last]]
+        body = [unmarked(line) for line in lines[first - 1 : last]]
         indent = min(len(line) - len(line.lstrip()) for line in body if line)
         for n, line in enumerate(body, first):
             left = len(line) - len(line.lstrip()) - indent
-            out += textwrap.wrap(line[indent:].strip(), max(20, width - 8 - left), initial_indent=f"{n:5}  " + " " * left,
-                                 subsequent_indent=" " * (11 + left), break_long_words=True) or [f"{n:5}"]
+            out += textwrap.wrap(
+                line[indent:].strip(),
+                max(20, width - 8 - left),
+                initial_indent=f"{n:5}  " + " " * left,
+                subsequent_indent=" " * (11 + left),
+                break_long_words=True,
+            ) or [f"{n:5}"]
     return out
 
 
@@ -109,9 +126,13 @@ def show(flag, width, root=ROOT):
     section, text = flags(root)[flag]
     if section.startswith("app"):
         section = "the appendix"
-    print(f"-{flag}: {text} (the paper, {section if section[0] == 't' else 'section ' + section})\n")
+    print(
+        f"-{flag}: {text} (the paper, {section if section[0] == 't' else 'section ' + section})\n"
+    )
     for line in FORMULA[flag].splitlines():
-        print(textwrap.fill(line.strip(), width, initial_indent="    ", subsequent_indent="        "))
+        print(
+            textwrap.fill(line.strip(), width, initial_indent="    ", subsequent_indent="        ")
+        )
     marked = any(c[0] == flag for name in FILES for c in chunks(read(name, root), name))
     print("" if marked else "\nNo lines of its own: it is read here.\n", end="")
     wide = width >= 160 and read("train_gpt.cu", root)
@@ -135,15 +156,26 @@ def count(name, flag, root=ROOT):
 
 
 def table(root=ROOT):
-    print(f"{'flag':<16}{'section':<9}" + "".join(f"{name:>14}" for name in FILES) + "   lines that carry its name")
+    print(
+        f"{'flag':<16}{'section':<9}"
+        + "".join(f"{name:>14}" for name in FILES)
+        + "   lines that carry its name"
+    )
     for flag in FORMULA:
         section, text = flags(root)[flag]
-        print(f"-{flag:<15}{section:<9}" + "".join(f"{count(name, flag, root) or '-':>14}" for name in FILES) + f"   {text}")
+        print(
+            f"-{flag:<15}{section:<9}"
+            + "".join(f"{count(name, flag, root) or '-':>14}" for name in FILES)
+            + f"   {text}"
+        )
     print("\nmake show-FLAG prints them with the formula; make exercise-FLAG takes them out.")
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        show(sys.argv[1], int(os.environ.get("COLUMNS") or shutil.get_terminal_size((100, 24)).columns))
+        show(
+            sys.argv[1],
+            int(os.environ.get("COLUMNS") or shutil.get_terminal_size((100, 24)).columns),
+        )
     else:
         table()

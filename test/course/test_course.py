@@ -1,5 +1,6 @@
 """The course kit, both parts played: every exercise untouched scores near zero, with the solution put back it scores all, and
 wrong solutions lose the points that they should, and only those. Hostile programs get a verdict, and the grader survives."""
+
 import concurrent.futures
 import json
 import os
@@ -10,21 +11,20 @@ import sys
 
 import pytest
 
-from conftest import ROOT, TEST
-
-sys.path.insert(0, str(TEST / "course"))
 import exercise
 import grade
 import show
+from conftest import ROOT, TEST
 
-SIZES = "d layers heads batch steps base_d".split()    # flags without lines of their own
+SIZES = "d layers heads batch steps base_d".split()  # flags without lines of their own
 
 
 # ---- show
 
+
 def test_markers():
     for name in show.FILES:
-        show.chunks(show.read(name), name)    # exits where one is not closed
+        show.chunks(show.read(name), name)  # exits where one is not closed
     for text in ("x // [a\n", "x // a]\n", "// [a\n// [a\n"):
         with pytest.raises(SystemExit):
             show.chunks(text)
@@ -39,7 +39,10 @@ def test_few_lines(name):
 
 def test_same_flags():
     """C and CUDA flag the same interventions, and each of them is in show's table."""
-    c, cuda, shared = ({chunk[0] for chunk in show.chunks(show.read(name), name)} for name in ("train_gpt.c", "train_gpt.cu", "gpt.h"))
+    c, cuda, shared = (
+        {chunk[0] for chunk in show.chunks(show.read(name), name)}
+        for name in ("train_gpt.c", "train_gpt.cu", "gpt.h")
+    )
     assert c == cuda
     assert c | shared | set(SIZES) == set(show.FORMULA)
     assert set(show.FORMULA) <= set(show.flags())
@@ -52,10 +55,17 @@ def run(*command, **more):
 @pytest.mark.parametrize("width", [80, 200])
 @pytest.mark.parametrize("flag", show.FORMULA)
 def test_show(flag, width):
-    out = run(sys.executable, TEST / "course" / "show.py", flag, env={**os.environ, "COLUMNS": str(width)})
+    out = run(
+        sys.executable, TEST / "course" / "show.py", flag, env={**os.environ, "COLUMNS": str(width)}
+    )
     assert not out.returncode, out.stderr
     assert all(len(line) <= width for line in out.stdout.splitlines()[1:])
-    wanted = [f"{n:5}  " for name in show.FILES for f, n, _ in show.chunks(show.read(name), name) if f == flag]
+    wanted = [
+        f"{n:5}  "
+        for name in show.FILES
+        for f, n, _ in show.chunks(show.read(name), name)
+        if f == flag
+    ]
     assert all(n in out.stdout for n in wanted) and "[" + flag not in out.stdout
     assert ("No lines of its own" in out.stdout) == (flag in SIZES)
     assert (" | " in out.stdout) or width < 160 or flag in ("warmup", "wd_independent", "base_d")
@@ -64,53 +74,145 @@ def test_show(flag, width):
 def test_show_functions():
     lines = show.read("train_gpt.c").splitlines()
     where = {flag: show.enclosing(lines, n) for flag, n, _ in show.chunks("\n".join(lines))}
-    assert where == dict(qk_norm="gpt_backward", z_loss="cross_entropy", mu_param="gpt_update", wd="gpt_update", eps="gpt_update", beta2="gpt_update", clip="gpt_update")
+    assert where == dict(
+        qk_norm="gpt_backward",
+        z_loss="cross_entropy",
+        mu_param="gpt_update",
+        wd="gpt_update",
+        eps="gpt_update",
+        beta2="gpt_update",
+        clip="gpt_update",
+    )
 
 
 # ---- exercises: the solution with these texts replaced. lost: the tests that must fail, by number; all others must pass, but
 # for those in `either`. says: part of a message.
 
+
 def wrong(lost, *patches, either=(), says="", file="train_gpt.c"):
-    return dict(lost=set(lost), patches=[(file, *patch) if len(patch) == 2 else patch for patch in patches], either=set(either), says=says)
+    return dict(
+        lost=set(lost),
+        patches=[(file, *patch) if len(patch) == 2 else patch for patch in patches],
+        either=set(either),
+        says=says,
+    )
 
 
 NORM_Q = "            if (g->cfg.qk_norm) {                                                         // [qk_norm\n                size_t at = (size_t)(2 * l + i) * rows * NH;\n"
-FORWARD_Q, BACK_Q = NORM_Q + "                layernorm_forward", NORM_Q + "                int kind"
+FORWARD_Q, BACK_Q = (
+    NORM_Q + "                layernorm_forward",
+    NORM_Q + "                int kind",
+)
 WRONG = {
     "qk_norm": {
-        "only_queries": wrong([0, 1, 2, 3], (FORWARD_Q, FORWARD_Q.replace("qk_norm)", "qk_norm && !i)")), says="Only the queries"),
-        "after_rope": wrong([0, 1, 2, 3], (FORWARD_Q, "rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS); from = to;\n" + FORWARD_Q),
-                            ("            rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS);\n        }", "if (!g->cfg.qk_norm) rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS); }"), says="after RoPE"),
-        "queries_weight": wrong([0, 1, 2, 3], ("tensor(g, p, i ? K_NORM : Q_NORM, l), rows * NH", "tensor(g, p, Q_NORM, l), rows * NH"), says="K_NORM"),
-        "no_backward": wrong([1, 2], (BACK_Q, BACK_Q.replace("qk_norm)", "qk_norm && 0)")), either=[3]),
-        "backward_of_output": wrong([1, 2], ("dq, qkv + i * BTC, tensor", "dq, qk + i * BTC, tensor"), either=[3], says="qkv"),
+        "only_queries": wrong(
+            [0, 1, 2, 3],
+            (FORWARD_Q, FORWARD_Q.replace("qk_norm)", "qk_norm && !i)")),
+            says="Only the queries",
+        ),
+        "after_rope": wrong(
+            [0, 1, 2, 3],
+            (
+                FORWARD_Q,
+                "rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS); from = to;\n"
+                + FORWARD_Q,
+            ),
+            (
+                "            rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS);\n        }",
+                "if (!g->cfg.qk_norm) rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS); }",
+            ),
+            says="after RoPE",
+        ),
+        "queries_weight": wrong(
+            [0, 1, 2, 3],
+            (
+                "tensor(g, p, i ? K_NORM : Q_NORM, l), rows * NH",
+                "tensor(g, p, Q_NORM, l), rows * NH",
+            ),
+            says="K_NORM",
+        ),
+        "no_backward": wrong(
+            [1, 2], (BACK_Q, BACK_Q.replace("qk_norm)", "qk_norm && 0)")), either=[3]
+        ),
+        "backward_of_output": wrong(
+            [1, 2],
+            ("dq, qkv + i * BTC, tensor", "dq, qk + i * BTC, tensor"),
+            either=[3],
+            says="qkv",
+        ),
     },
     "z_loss": {
         "half": wrong([0, 1, 2], ("weight += 2 * z_loss", "weight += z_loss"), says="Half"),
         "sign": wrong([0, 1, 2, 3], ("weight += 2 * z_loss", "weight -= 2 * z_loss")),
         "not_times_log_z": wrong([0, 1, 2, 3], ("2 * z_loss * log_z[i];", "2 * z_loss;")),
-        "mean_twice": wrong([0, 1, 2], ("2 * z_loss * log_z[i];", "2 * z_loss * log_z[i] / rows;"), either=[3]),
+        "mean_twice": wrong(
+            [0, 1, 2], ("2 * z_loss * log_z[i];", "2 * z_loss * log_z[i] / rows;"), either=[3]
+        ),
     },
     "warmup": {
-        "one_late": wrong([0, 1], ("cfg->lr * step /", "cfg->lr * (step - 1) /"), file="gpt.h", says="One step late"),
-        "whole_numbers": wrong([0, 1], ("cfg->lr * step / cfg->warmup", "cfg->lr * (step / cfg->warmup)"), file="gpt.h"),
-        "from_end": wrong([0], ("return cfg->lr * step / cfg->warmup", "return end + (cfg->lr - end) * step / cfg->warmup"), file="gpt.h", either=[1]),
+        "one_late": wrong(
+            [0, 1],
+            ("cfg->lr * step /", "cfg->lr * (step - 1) /"),
+            file="gpt.h",
+            says="One step late",
+        ),
+        "whole_numbers": wrong(
+            [0, 1], ("cfg->lr * step / cfg->warmup", "cfg->lr * (step / cfg->warmup)"), file="gpt.h"
+        ),
+        "from_end": wrong(
+            [0],
+            (
+                "return cfg->lr * step / cfg->warmup",
+                "return end + (cfg->lr - end) * step / cfg->warmup",
+            ),
+            file="gpt.h",
+            either=[1],
+        ),
     },
     "wd": {
-        "swapped": wrong([0, 1, 2], ("lr / cfg->lr : lr)", "lr : lr / cfg->lr)"), file="gpt.h", says="-wd_independent 0"),
-        "constant": wrong([0, 1, 2], ("cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr)", "cfg->wd + 0 * lr"), file="gpt.h", says="same at every step"),
-        "always_independent": wrong([0, 2], ("(cfg->wd_independent ? lr / cfg->lr : lr)", "lr / cfg->lr"), file="gpt.h"),
+        "swapped": wrong(
+            [0, 1, 2],
+            ("lr / cfg->lr : lr)", "lr : lr / cfg->lr)"),
+            file="gpt.h",
+            says="-wd_independent 0",
+        ),
+        "constant": wrong(
+            [0, 1, 2],
+            ("cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr)", "cfg->wd + 0 * lr"),
+            file="gpt.h",
+            says="same at every step",
+        ),
+        "always_independent": wrong(
+            [0, 2], ("(cfg->wd_independent ? lr / cfg->lr : lr)", "lr / cfg->lr"), file="gpt.h"
+        ),
         "first_step": wrong([0, 1, 2], ("weight_decay(cfg, step)", "weight_decay(cfg, 1)")),
     },
     "mu_param": {
-        "upside_down": wrong([0, 1, 2, 3, 4], ("(double)cfg->d / cfg->base_d", "(double)cfg->base_d / cfg->d"), file="gpt.h", says="upside down"),
-        "no_backward": wrong([0, 1, 3], ("        weight *= logit_scale;", "        ;"), either=[4]),
-        "all_tensors": wrong([2, 3], ("MU_SIMPLE && p->hidden", "MU_SIMPLE && p"), file="gpt.h", either=[4], says="Every tensor"),
-        "scale_of_1_over_m": wrong([0, 1, 3], ("scale *= sqrt(1 / mu_m(cfg))", "scale *= 1 / mu_m(cfg)"), file="gpt.h"),
+        "upside_down": wrong(
+            [0, 1, 2, 3, 4],
+            ("(double)cfg->d / cfg->base_d", "(double)cfg->base_d / cfg->d"),
+            file="gpt.h",
+            says="upside down",
+        ),
+        "no_backward": wrong(
+            [0, 1, 3], ("        weight *= logit_scale;", "        ;"), either=[4]
+        ),
+        "all_tensors": wrong(
+            [2, 3],
+            ("MU_SIMPLE && p->hidden", "MU_SIMPLE && p"),
+            file="gpt.h",
+            either=[4],
+            says="Every tensor",
+        ),
+        "scale_of_1_over_m": wrong(
+            [0, 1, 3], ("scale *= sqrt(1 / mu_m(cfg))", "scale *= 1 / mu_m(cfg)"), file="gpt.h"
+        ),
     },
     "eps": {
         "squared": wrong([0, 1], ("    eps = cfg->eps;", "    eps = cfg->eps * cfg->eps;")),
-        "in_the_root": wrong([0, 1], ("(SQRT(v[i] * correction2) + eps)", "SQRT(v[i] * correction2 + eps)")),
+        "in_the_root": wrong(
+            [0, 1], ("(SQRT(v[i] * correction2) + eps)", "SQRT(v[i] * correction2 + eps)")
+        ),
         "another": wrong([0, 1, 2], ("    eps = cfg->eps;", "    eps = 1e-4;")),
     },
     "beta2": {
@@ -119,32 +221,79 @@ WRONG = {
         "beta1": wrong([0, 1, 2], ("    beta2 = cfg->beta2;", "    beta2 = cfg->beta1;")),
     },
     "clip": {
-        "always": wrong([0], ("cfg->clip > 0 && norm > cfg->clip", "cfg->clip > 0"), says="below the limit"),
+        "always": wrong(
+            [0], ("cfg->clip > 0 && norm > cfg->clip", "cfg->clip > 0"), says="below the limit"
+        ),
         "0_clips_all": wrong([0], ("cfg->clip > 0 && norm", "norm")),
         "squares": wrong([0, 1], ("cfg->clip / norm; ", "cfg->clip / total; "), either=[2]),
     },
     "attention_backward": {
-        "no_scale": wrong([1, 2, 3], ("scale * pi[j] * (dsi[j] - dot)", "pi[j] * (dsi[j] - dot)"), says="missing"),
+        "no_scale": wrong(
+            [1, 2, 3], ("scale * pi[j] * (dsi[j] - dot)", "pi[j] * (dsi[j] - dot)"), says="missing"
+        ),
         "not_through_the_sum": wrong([1, 2, 3], ("(dsi[j] - dot)", "dsi[j]")),
-        "dv_of_ds": wrong([0, 2, 3], ("transposed(p, cols), matrix(dout", "transposed(ds, cols), matrix(dout")),
+        "dv_of_ds": wrong(
+            [0, 2, 3], ("transposed(p, cols), matrix(dout", "transposed(ds, cols), matrix(dout")
+        ),
         "blocks_overwrite": wrong([2], ("i0 == last ? NULL : dk + at", "NULL"), says="added up"),
     },
     "matmul": {
-        "no_add_at_edges": wrong([0, 1, 2], ("out[i * ldc + j] = (add ? add[i * ldc + j] : 0) + sum", "out[i * ldc + j] = sum"), says="added to a matrix"),
-        "last_rows": wrong([0, 1, 2], ("for (int i = 0; i < M; i += MR) {\n                if (a_apart", "for (int i = 0; i + MR <= M; i += MR) {\n                if (a_apart")),
+        "no_add_at_edges": wrong(
+            [0, 1, 2],
+            ("out[i * ldc + j] = (add ? add[i * ldc + j] : 0) + sum", "out[i * ldc + j] = sum"),
+            says="added to a matrix",
+        ),
+        "last_rows": wrong(
+            [0, 1, 2],
+            (
+                "for (int i = 0; i < M; i += MR) {\n                if (a_apart",
+                "for (int i = 0; i + MR <= M; i += MR) {\n                if (a_apart",
+            ),
+        ),
         "long_products": wrong([0, 1, 2], ("k += KC, add = out)", "k += KC)"), says="600"),
     },
     "cuda": {
-        "tails": wrong([0], ("train_gpt.cu", "    for (int i = 0; i < W; i++) {\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n        y[i] *=",
-                             "    if (left < W) return;\n    for (int i = 0; i < W; i++) {\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n        y[i] *="), says="perhaps fewer"),
-        "no_product_rule": wrong([1, 4], ("train_gpt.cu", "d[i] *= (x > 0 ? 1 : e) * inverse + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x * x);", "d[i] *= (x > 0 ? 1 : e) * inverse;"), says="product rule"),
-        "mean_of_squares": wrong([2, 3, 4], ("train_gpt.cu", "            if (c + i < C) x[j][i] -= m, r += x[j][i] * x[j][i];", "            if (c + i < C) r += x[j][i] * x[j][i], x[j][i] -= m;")),
-        "no_barrier": wrong([2, 3, 4], ("train_gpt.cu", "    m = row_sum(m) / C;\n", "    __shared__ float t[1024];\n    t[threadIdx.y * blockDim.x + threadIdx.x] = m, m = 0;\n"
-                                        "    for (unsigned i = 0; i < blockDim.x; i++) m += t[threadIdx.y * blockDim.x + i] / C;\n")),
+        "tails": wrong(
+            [0],
+            (
+                "train_gpt.cu",
+                "    for (int i = 0; i < W; i++) {\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n        y[i] *=",
+                "    if (left < W) return;\n    for (int i = 0; i < W; i++) {\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n        y[i] *=",
+            ),
+            says="perhaps fewer",
+        ),
+        "no_product_rule": wrong(
+            [1, 4],
+            (
+                "train_gpt.cu",
+                "d[i] *= (x > 0 ? 1 : e) * inverse + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x * x);",
+                "d[i] *= (x > 0 ? 1 : e) * inverse;",
+            ),
+            says="product rule",
+        ),
+        "mean_of_squares": wrong(
+            [2, 3, 4],
+            (
+                "train_gpt.cu",
+                "            if (c + i < C) x[j][i] -= m, r += x[j][i] * x[j][i];",
+                "            if (c + i < C) r += x[j][i] * x[j][i], x[j][i] -= m;",
+            ),
+        ),
+        "no_barrier": wrong(
+            [2, 3, 4],
+            (
+                "train_gpt.cu",
+                "    m = row_sum(m) / C;\n",
+                "    __shared__ float t[1024];\n    t[threadIdx.y * blockDim.x + threadIdx.x] = m, m = 0;\n"
+                "    for (unsigned i = 0; i < blockDim.x; i++) m += t[threadIdx.y * blockDim.x + i] / C;\n",
+            ),
+        ),
     },
 }
 NEAR_ZERO = 0
-GRADINGS = [(name, variant) for name in WRONG for variant in ("untouched", "solution", *WRONG[name])] + [("z_loss cuda", "untouched"), ("z_loss cuda", "solution"), ("beta2 cuda", "untouched")]
+GRADINGS = [
+    (name, variant) for name in WRONG for variant in ("untouched", "solution", *WRONG[name])
+] + [("z_loss cuda", "untouched"), ("z_loss cuda", "solution"), ("beta2 cuda", "untouched")]
 
 
 def student_folder(where, name, variant):
@@ -155,7 +304,9 @@ def student_folder(where, name, variant):
     changed = exercise.sources(name, cuda)
     texts = {file: show.read(file) for file in changed}
     for file, old, new in WRONG[name][variant]["patches"] if variant != "solution" else []:
-        assert texts[file].count(old) == 1, f"{name} {variant}: {texts[file].count(old)} times in {file}: {old}"
+        assert texts[file].count(old) == 1, (
+            f"{name} {variant}: {texts[file].count(old)} times in {file}: {old}"
+        )
         texts[file] = texts[file].replace(old, new)
     for file, text in texts.items():
         (folder / file).write_text(text)
@@ -163,10 +314,19 @@ def student_folder(where, name, variant):
 
 
 def graded(folder, *arguments, kit=None, **environment):
-    out = run(sys.executable, (kit or folder / "kit") / "grade.py", folder, *arguments, env={**os.environ, "CC": "cc", "SEED": "", **environment})
+    out = run(
+        sys.executable,
+        (kit or folder / "kit") / "grade.py",
+        folder,
+        *arguments,
+        env={**os.environ, "CC": "cc", "SEED": "", **environment},
+    )
     assert not out.returncode, out.stderr
     result = json.loads((folder / "grade.json").read_text())
-    assert result["score"] == sum(t["score"] for t in result["tests"]) and result["max_score"] == sum(t["max_score"] for t in result["tests"]) == 100
+    assert (
+        result["score"] == sum(t["score"] for t in result["tests"])
+        and result["max_score"] == sum(t["max_score"] for t in result["tests"]) == 100
+    )
     assert f"of 100, {result['execution_time']} s" in out.stdout
     return result
 
@@ -175,16 +335,31 @@ def graded(folder, *arguments, kit=None, **environment):
 def gradings(request, tmp_path_factory):
     """All gradings that the selected tests want, two at a time: {(exercise, variant): future}."""
     where = tmp_path_factory.mktemp("course")
-    wanted = [item.callspec.params["grading"] for item in request.session.items if item.fspath == request.fspath and "grading" in getattr(item, "callspec", request).__dict__.get("params", {})]
+    wanted = [
+        item.callspec.params["grading"]
+        for item in request.session.items
+        if item.fspath == request.fspath
+        and "grading" in getattr(item, "callspec", request).__dict__.get("params", {})
+    ]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        yield {g: pool.submit(lambda g: graded(student_folder(where / "-".join(g).replace(" ", "_"), *g), SEED="1"), g) for g in wanted}
+        yield {
+            g: pool.submit(
+                lambda g: graded(
+                    student_folder(where / "-".join(g).replace(" ", "_"), *g), SEED="1"
+                ),
+                g,
+            )
+            for g in wanted
+        }
 
 
 @pytest.mark.parametrize("grading", GRADINGS, ids="-".join)
 def test_grading(grading, gradings):
     name, variant = grading
     result = gradings[grading].result()
-    failed = {i for i, t in enumerate(result["tests"]) if t["score"] < t["max_score"] or t["output"]}
+    failed = {
+        i for i, t in enumerate(result["tests"]) if t["score"] < t["max_score"] or t["output"]
+    }
     report = json.dumps(result["tests"], indent=1)
     if variant == "untouched":
         assert result["score"] <= NEAR_ZERO, report
@@ -203,24 +378,53 @@ def test_three_wrong_solutions():
 
 # ---- the folder
 
-@pytest.mark.parametrize("name", [*exercise.EXERCISES, *(n + " cuda" for n, ex in exercise.EXERCISES.items() if "train_gpt.cu" in ex.get("cut", {}))])
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *exercise.EXERCISES,
+        *(
+            n + " cuda"
+            for n, ex in exercise.EXERCISES.items()
+            if "train_gpt.cu" in ex.get("cut", {})
+        ),
+    ],
+)
 def test_exercise(name, tmp_path):
     """Compiles without a warning; holds nothing of what is to be written, in the kit neither; its README is one page."""
     folder, (name, *cuda) = tmp_path / "handed out", name.split()
     exercise.write(name, folder, bool(cuda))
-    compilers = {"train_gpt.c": ("cc", "-std=gnu11"), "train_gpt.cu": ("g++", "-std=c++17", "-DCUDA_EMU", "-x", "c++")}
+    compilers = {
+        "train_gpt.c": ("cc", "-std=gnu11"),
+        "train_gpt.cu": ("g++", "-std=c++17", "-DCUDA_EMU", "-x", "c++"),
+    }
     changed = exercise.sources(name, bool(cuda))
     for file, command in compilers.items():
         if (folder / file).exists():
-            out = run(*command, "-fsyntax-only", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-fopenmp-simd", folder / file)
+            out = run(
+                *command,
+                "-fsyntax-only",
+                "-Wall",
+                "-Wextra",
+                "-Wno-unknown-pragmas",
+                "-fopenmp-simd",
+                folder / file,
+            )
             assert not out.returncode and not out.stderr, out.stderr
     ex = exercise.EXERCISES[name]
     for file in changed:
         assert "TO WRITE" in changed[file]
         for flag, first, last in show.chunks(show.read(file), file):
             if flag in ex.get("flags", (name,)):
-                lines = [show.unmarked(line).strip() for line in show.read(file).splitlines()[first - 1:last]]
-                assert not any(line in changed[file] for line in lines if len(line) > 24 and not line.endswith("{")), lines
+                lines = [
+                    show.unmarked(line).strip()
+                    for line in show.read(file).splitlines()[first - 1 : last]
+                ]
+                assert not any(
+                    line in changed[file]
+                    for line in lines
+                    if len(line) > 24 and not line.endswith("{")
+                ), lines
     assert len((folder / "README.md").read_text().splitlines()) < 70
     kit = {path.name for path in (folder / "kit").iterdir()}
     assert not kit & {"train_gpt.c", "train_gpt.cu", *changed, "exercise.py"}
@@ -231,15 +435,26 @@ def test_exercise(name, tmp_path):
 def test_make(tmp_path):
     """The commands of the README, in the project and in the folder."""
     folder = tmp_path / "out"
-    assert "3.1.2" in run("make", "-s", "show", cwd=ROOT).stdout and "cross_entropy" in run("make", "-s", "show-z_loss", cwd=ROOT).stdout
-    assert run("make", "-s", "exercise-nothing", cwd=ROOT).returncode and run("make", "-s", "show-nothing", cwd=ROOT).returncode
+    assert (
+        "3.1.2" in run("make", "-s", "show", cwd=ROOT).stdout
+        and "cross_entropy" in run("make", "-s", "show-z_loss", cwd=ROOT).stdout
+    )
+    assert (
+        run("make", "-s", "exercise-nothing", cwd=ROOT).returncode
+        and run("make", "-s", "show-nothing", cwd=ROOT).returncode
+    )
     assert not run("make", "-s", "exercise-eps", f"DIR={folder}", cwd=ROOT).returncode
     built = run("make", "CFLAGS=-O0 -Wall -Wextra -Werror", cwd=folder)
     assert not built.returncode, built.stderr
-    trained = run("./train_gpt", "-steps", "3", "-d", "8", "-heads", "1", "-eval_tokens", "64", cwd=folder)
+    trained = run(
+        "./train_gpt", "-steps", "3", "-d", "8", "-heads", "1", "-eval_tokens", "64", cwd=folder
+    )
     assert not trained.returncode, trained.stderr
     path = {**os.environ, "PATH": os.path.dirname(sys.executable) + ":" + os.environ["PATH"]}
-    for command, where in (("make", "-s", "grade"), folder), (("make", "-s", "grade", f"DIR={folder}", "EXERCISE=eps"), ROOT):
+    for command, where in (
+        (("make", "-s", "grade"), folder),
+        (("make", "-s", "grade", f"DIR={folder}", "EXERCISE=eps"), ROOT),
+    ):
         out = run(*command, cwd=where, env=path)
         assert not out.returncode and "0 of 100" in out.stdout, out.stdout + out.stderr
         assert json.loads((folder / "grade.json").read_text())["exercise"] == "eps"
@@ -248,8 +463,8 @@ def test_make(tmp_path):
 
 # ---- programs that are not to be trusted
 
-START = '#include <sys/socket.h>\n__attribute__((constructor)) static void first(void) { %s }\n'
-HOSTILE = {    # what stands at the program's end, and what the verdict says
+START = "#include <sys/socket.h>\n__attribute__((constructor)) static void first(void) { %s }\n"
+HOSTILE = {  # what stands at the program's end, and what the verdict says
     "loops": (START % "for (;;);", "does not end"),
     "waits": (START % "for (;;) pause();", "does not end"),
     "crashes": (START % "volatile int *volatile nowhere = 0; *nowhere = 1;", "crashed"),
@@ -257,7 +472,11 @@ HOSTILE = {    # what stands at the program's end, and what the verdict says
     "prints": (START % 'for (;;) puts("100 of 100, all is right");', "prints without end"),
     "fills_memory": (START % "for (;;) memset(malloc(1 << 24), 1, 1 << 24);", "crashed|killed"),
     "exits": (START % 'puts("100 of 100"); exit(0);', "answered 0 bytes"),
-    "answers": (START % 'double x[4096]; for (int i = 0; i < 4096; i++) x[i] = 2.5; for (int fd = 3; fd < 20; fd++) if (write(fd, x, sizeof x) < 0) continue; exit(0);', "answered|expected"),
+    "answers": (
+        START
+        % "double x[4096]; for (int i = 0; i < 4096; i++) x[i] = 2.5; for (int fd = 3; fd < 20; fd++) if (write(fd, x, sizeof x) < 0) continue; exit(0);",
+        "answered|expected",
+    ),
     "does_not_compile": ("int x = ;\n", "does not compile"),
     "endless_include": ('#include "train_gpt.c"\n', "does not compile"),
     "reads_dev_zero": ('#include "/dev/zero"\n', "does not compile"),
@@ -272,7 +491,9 @@ def test_hostile(case, tmp_path):
         file.write(text)
     result = graded(folder, SECONDS_A_TEST="1")
     assert result["score"] == 0, result
-    assert all(re.search(says, t["output"]) or "does not end" in t["output"] for t in result["tests"]), result
+    assert all(
+        re.search(says, t["output"]) or "does not end" in t["output"] for t in result["tests"]
+    ), result
 
 
 def test_nan(tmp_path):
@@ -280,7 +501,9 @@ def test_nan(tmp_path):
     text = (folder / "train_gpt.c").read_text()
     (folder / "train_gpt.c").write_text(text.replace("    eps = cfg->eps;", "    eps = NAN;"))
     result = graded(folder)
-    assert result["score"] == 0 and all("ot a number" in t["output"] or "not finite" in t["output"] for t in result["tests"]), result
+    assert result["score"] == 0 and all(
+        "ot a number" in t["output"] or "not finite" in t["output"] for t in result["tests"]
+    ), result
 
 
 def test_confined(tmp_path):
@@ -291,9 +514,12 @@ def test_confined(tmp_path):
     tmp_path.chmod(0o777)
     folder = student_folder(tmp_path / "x", "eps", "solution")
     with open(folder / "train_gpt.c", "a") as file:
-        file.write(START % f'kill(getppid(), 9); kill(-1, 9); for (int i = 0; i < 1000; i++) if (!fork()) for (;;); if (truncate("{victim}", 0) == 0) puts("truncated"); '
-                   f'FILE *f = fopen("{victim}", "w"); if (f) fputs("gone", f); f = fopen("{tmp_path}/new", "w"); if (f) fputs("new", f); rename("{victim}", "{tmp_path}/other"); '
-                   f'unlink("{victim}"); if (socket(AF_INET, SOCK_STREAM, 0) >= 0) abort();')
+        file.write(
+            START
+            % f'kill(getppid(), 9); kill(-1, 9); for (int i = 0; i < 1000; i++) if (!fork()) for (;;); if (truncate("{victim}", 0) == 0) puts("truncated"); '
+            f'FILE *f = fopen("{victim}", "w"); if (f) fputs("gone", f); f = fopen("{tmp_path}/new", "w"); if (f) fputs("new", f); rename("{victim}", "{tmp_path}/other"); '
+            f'unlink("{victim}"); if (socket(AF_INET, SOCK_STREAM, 0) >= 0) abort();'
+        )
     assert graded(folder)["score"] == 100
     assert victim.read_text() == "here" and not (tmp_path / "new").exists()
 
@@ -306,9 +532,15 @@ def test_edited_kit(tmp_path):
         (folder / "kit" / name).write_text("#error\n")
     shutil.copy(folder / "kit" / "gpt.h", folder / "gpt.h")
     kit = folder / "kit" / "grade.py"
-    kit.write_text(kit.read_text().replace('one["score"] = points', "pass").replace("score=0, max_score=points", "score=points, max_score=points"))
+    kit.write_text(
+        kit.read_text()
+        .replace('one["score"] = points', "pass")
+        .replace("score=0, max_score=points", "score=points, max_score=points")
+    )
     result = graded(folder, "eps", kit=TEST / "course")
-    assert result["score"] == 0 and [t["max_score"] for t in result["tests"]] == [t["max_score"] for t in honest["tests"]]
+    assert result["score"] == 0 and [t["max_score"] for t in result["tests"]] == [
+        t["max_score"] for t in honest["tests"]
+    ]
     assert result["kit"] == honest["kit"]
 
 

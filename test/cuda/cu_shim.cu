@@ -1,7 +1,7 @@
 // train_gpt.cu as a library for the tests, with shim.c's functions. The tests see parameters, gradients and moments as
 // host memory: what they wrote goes to the device before each call, and what the call changed comes back after it.
 #ifndef PROGRAM
-#define PROGRAM "../train_gpt.cu"
+#define PROGRAM "../../train_gpt.cu"
 #endif
 #define main train_gpt_main
 #include PROGRAM

@@ -1,5 +1,6 @@
 """The stand-in for CUDA (cuda_emu.h), by the small kernels of emu_kernels.cu: a missing barrier, an access outside of an
 allocation and a warp call that some lanes leave out are caught, and what is right comes out right."""
+
 import os
 import subprocess
 
@@ -15,18 +16,23 @@ bfloat16 = jnp.bfloat16
 
 @pytest.fixture(scope="session")
 def kernels():
-    return build_emu("emu_kernels", TEST / "emu_kernels.cu")
+    return build_emu("emu_kernels", TEST / "cuda" / "emu_kernels.cu")
 
 
 @pytest.fixture(scope="session")
 def sanitized():
-    return build_emu("emu_kernels_sanitized", TEST / "emu_kernels.cu", *SANITIZE)
+    return build_emu("emu_kernels_sanitized", TEST / "cuda" / "emu_kernels.cu", *SANITIZE)
 
 
 def run(program, name, *numbers, values=(), **settings):
     """A command of emu_kernels: its exit status, what it wrote as bytes and what it said."""
     environment = {**os.environ, **{"CUDA_EMU_" + k: str(v) for k, v in settings.items()}}
-    result = subprocess.run([program, name, *map(str, numbers)], input=b"".join(x.tobytes() for x in values), capture_output=True, env=environment)
+    result = subprocess.run(
+        [program, name, *map(str, numbers)],
+        input=b"".join(x.tobytes() for x in values),
+        capture_output=True,
+        env=environment,
+    )
     return result.returncode, result.stdout, result.stderr.decode()
 
 
@@ -45,23 +51,46 @@ def stops(program, name, *numbers, **options):
 
 # Each: the kernel, its argument, the right result
 T = np.arange(128)
-MISSING = [("neighbour", 1, ((T + 1) % 128) ** 2), ("neighbour", 127, ((T - 1) % 128) ** 2), ("neighbour", 32, ((T + 32) % 128) ** 2),
-           ("overwrite", 1, ((T + 1) % 128) ** 2 - 1), ("overwrite", 127, ((T - 1) % 128) ** 2 - 1),
-           ("broadcast", 0, 11 + 0 * T), ("broadcast", 127, 11 + 0 * T),
-           ("in_warp", 1, (T - T % 32 + (T + 1) % 32) ** 2), ("in_warp", 31, (T - T % 32 + (T - 1) % 32) ** 2),
-           ("after_store", 0, 6 + 0 * T), ("before_load", 0, 8 + 0 * T)]
+MISSING = [
+    ("neighbour", 1, ((T + 1) % 128) ** 2),
+    ("neighbour", 127, ((T - 1) % 128) ** 2),
+    ("neighbour", 32, ((T + 32) % 128) ** 2),
+    ("overwrite", 1, ((T + 1) % 128) ** 2 - 1),
+    ("overwrite", 127, ((T - 1) % 128) ** 2 - 1),
+    ("broadcast", 0, 11 + 0 * T),
+    ("broadcast", 127, 11 + 0 * T),
+    ("in_warp", 1, (T - T % 32 + (T + 1) % 32) ** 2),
+    ("in_warp", 31, (T - T % 32 + (T - 1) % 32) ** 2),
+    ("after_store", 0, 6 + 0 * T),
+    ("before_load", 0, 8 + 0 * T),
+]
 
 
-@pytest.mark.parametrize("name, argument, wanted", MISSING, ids=[f"{name}_{argument}" for name, argument, _ in MISSING])
+@pytest.mark.parametrize(
+    "name, argument, wanted", MISSING, ids=[f"{name}_{argument}" for name, argument, _ in MISSING]
+)
 def test_missing_barrier(name, argument, wanted, kernels):
     """With its barrier the result is right in every order; without it, wrong in at least one."""
     for order in ORDERS:
-        assert (output(kernels, name, 0, argument, dtype=np.int32, ORDER=order) == wanted).all(), order
-    assert any((output(kernels, name, 1, argument, dtype=np.int32, ORDER=order) != wanted).any() for order in ORDERS)
+        assert (output(kernels, name, 0, argument, dtype=np.int32, ORDER=order) == wanted).all(), (
+            order
+        )
+    assert any(
+        (output(kernels, name, 1, argument, dtype=np.int32, ORDER=order) != wanted).any()
+        for order in ORDERS
+    )
 
 
-@pytest.mark.parametrize("name, inside, outside", [("store_at", 69, 70), ("load_at", 69, 70), ("store_at", 0, -1), ("load_at", 0, 1000),
-                                                   ("shared_at", 31, 32)])
+@pytest.mark.parametrize(
+    "name, inside, outside",
+    [
+        ("store_at", 69, 70),
+        ("load_at", 69, 70),
+        ("store_at", 0, -1),
+        ("load_at", 0, 1000),
+        ("shared_at", 31, 32),
+    ],
+)
 def test_outside_of_an_allocation(name, inside, outside, sanitized):
     run_inside = run(sanitized, name, inside)
     assert run_inside[0] == 0, run_inside[2]
@@ -77,12 +106,16 @@ def test_wrong_use_of_device_memory(name, sanitized, kernels):
         assert run(sanitized, name, 0)[0] == 0
         assert "AddressSanitizer" in stops(sanitized, name, 1)
     assert run(kernels, "freed", 0)[0] == 0
-    assert "kernel on_two: argument 2 points to no device or pinned memory" in stops(kernels, "freed", 1)
+    assert "kernel on_two: argument 2 points to no device or pinned memory" in stops(
+        kernels, "freed", 1
+    )
 
 
 def test_host_pointer(kernels):
     assert (output(kernels, "host_pointer", 0) == 0).all()
-    assert "kernel on_two: argument 2 points to no device or pinned memory" in stops(kernels, "host_pointer", 1)
+    assert "kernel on_two: argument 2 points to no device or pinned memory" in stops(
+        kernels, "host_pointer", 1
+    )
 
 
 def test_unwritten_memory_is_nan(kernels):
@@ -97,9 +130,17 @@ def test_results_need_a_synchronisation(kernels):
     assert b"nan" in before and after == b"1"
 
 
-DIVERGENT = dict(some_wait="divergent barriers in a block", some_end="has ended", two_barriers="divergent barriers in a block",
-                 half_shuffles="divergent barriers in a warp", two_shuffles="divergent barriers in a warp", mask="with mask 0xffff",
-                 lane_left_out="not loaded or stored alike", misaligned="not a multiple of 32 bytes", odd_ld="ld is 17")
+DIVERGENT = dict(
+    some_wait="divergent barriers in a block",
+    some_end="has ended",
+    two_barriers="divergent barriers in a block",
+    half_shuffles="divergent barriers in a warp",
+    two_shuffles="divergent barriers in a warp",
+    mask="with mask 0xffff",
+    lane_left_out="not loaded or stored alike",
+    misaligned="not a multiple of 32 bytes",
+    odd_ld="ld is 17",
+)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -127,12 +168,17 @@ def test_indices_and_shuffles(order, kernels):
 def test_bf16_rounding(kernels):
     """To nearest, halves to even, as JAX rounds: random bits, and every number halfway between two."""
     rng = np.random.default_rng(0)
-    bits = np.concatenate([rng.integers(2**32, size=20000), np.arange(2**16) << 16 | 0x8000]).astype(np.uint32)
+    bits = np.concatenate(
+        [rng.integers(2**32, size=20000), np.arange(2**16) << 16 | 0x8000]
+    ).astype(np.uint32)
     x = bits.view(np.float32)
     with np.errstate(all="ignore"):
         wanted = np.asarray(jnp.asarray(x).astype(bfloat16)).view(np.uint16)
     out = run(kernels, "bf16", x.size, values=[x])[1]
-    actual, back = np.frombuffer(out[:2 * x.size], np.uint16), np.frombuffer(out[2 * x.size:], np.uint32)
+    actual, back = (
+        np.frombuffer(out[: 2 * x.size], np.uint16),
+        np.frombuffer(out[2 * x.size :], np.uint32),
+    )
     nan = np.isnan(x)
     assert (actual[~nan] == wanted[~nan]).all() and np.isnan(back.view(np.float32)[nan]).all()
     assert (back == actual.astype(np.uint32) << 16).all()
@@ -147,8 +193,14 @@ def as_bf16(x):
 def test_wmma(transposed, order, kernels):
     rng, (ta, tb) = np.random.default_rng(1), transposed
     for lda, ldb, by_rows in (16, 16, 1), (24, 40, 0):
-        a, b, c = as_bf16(rng.standard_normal((16, lda))), as_bf16(rng.standard_normal((16, ldb))), rng.standard_normal((16, 16)).astype(np.float32)
-        out = output(kernels, "wmma", ta, tb, lda, ldb, by_rows, values=[a, b, c], ORDER=order).reshape(16, 16)
+        a, b, c = (
+            as_bf16(rng.standard_normal((16, lda))),
+            as_bf16(rng.standard_normal((16, ldb))),
+            rng.standard_normal((16, 16)).astype(np.float32),
+        )
+        out = output(
+            kernels, "wmma", ta, tb, lda, ldb, by_rows, values=[a, b, c], ORDER=order
+        ).reshape(16, 16)
         a, b = (x[:, :16].T if t else x[:, :16] for x, t in ((a, ta), (b, tb)))
         wanted = 2 * a.astype(float) @ b.astype(float) + (c if by_rows else c.T)
         np.testing.assert_allclose(out if by_rows else out.T, wanted, rtol=0, atol=1e-5)
@@ -158,24 +210,66 @@ def test_wmma(transposed, order, kernels):
 @pytest.mark.parametrize("transposed", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_gemm(transposed, bf16, kernels):
     rng, (ta, tb) = np.random.default_rng(2), transposed
-    for m, n, k, extra, alpha, beta in (5, 7, 9, 0, 1, 0), (33, 1, 20, 3, 2, 1), (1, 17, 0, 1, 1, 2):
-        shape = [(k, m) if ta else (m, k), (n, k) if tb else (k, n), (m, n)]    # rows and columns of a, b and c, kept by columns
+    for m, n, k, extra, alpha, beta in (
+        (5, 7, 9, 0, 1, 0),
+        (33, 1, 20, 3, 2, 1),
+        (1, 17, 0, 1, 1, 2),
+    ):
+        shape = [
+            (k, m) if ta else (m, k),
+            (n, k) if tb else (k, n),
+            (m, n),
+        ]  # rows and columns of a, b and c, kept by columns
         ld = [max(1, rows) + extra for rows, _ in shape]
-        a, b, c = (rng.standard_normal((cols, l)).astype(np.float32) for (_, cols), l in zip(shape, ld))
+        a, b, c = (
+            rng.standard_normal((cols, l)).astype(np.float32) for (_, cols), l in zip(shape, ld)
+        )
         if not beta:
-            c[:] = np.nan    # must not be read
-        a, b, c = (as_bf16(x) if is16 else x for x, is16 in ((a, bf16[0]), (b, bf16[0]), (c, bf16[1])))
+            c[:] = np.nan  # must not be read
+        a, b, c = (
+            as_bf16(x) if is16 else x for x, is16 in ((a, bf16[0]), (b, bf16[0]), (c, bf16[1]))
+        )
         wanted = c.astype(float)
         x, y = (z.astype(float)[:, :rows].T for z, (rows, _) in zip((a, b), shape[:2]))
         product = alpha * (x.T if ta else x) @ (y.T if tb else y)
         wanted[:, :m] = product.T + (beta * wanted[:, :m] if beta else 0)
         numbers = ta, tb, m, n, k, *ld, *bf16, alpha, beta
-        out = output(kernels, "gemm", *numbers, a.size, b.size, c.size, values=[a, b, c], dtype=bfloat16 if bf16[1] else np.float32)
-        np.testing.assert_allclose(out.astype(float).reshape(c.shape), wanted, rtol=2**-8 if bf16[1] else 0, atol=1e-5)
+        out = output(
+            kernels,
+            "gemm",
+            *numbers,
+            a.size,
+            b.size,
+            c.size,
+            values=[a, b, c],
+            dtype=bfloat16 if bf16[1] else np.float32,
+        )
+        np.testing.assert_allclose(
+            out.astype(float).reshape(c.shape), wanted, rtol=2**-8 if bf16[1] else 0, atol=1e-5
+        )
     out_of_bounds = 0, 0, 4, 4, 4, 4, 4, 5, *bf16, 1, 0
     assert "c, 4 x 4 with a leading dimension of 5, is not inside" in stops(
-        kernels, "gemm", *out_of_bounds, 16, 16, 18, values=[np.zeros(1000, np.float32)])
-    status, out, _ = run(kernels, "gemm", 0, 0, 4, 4, 4, 3, 4, 4, *bf16, 1, 0, 16, 16, 16, values=[np.zeros(1000, np.float32)])
+        kernels, "gemm", *out_of_bounds, 16, 16, 18, values=[np.zeros(1000, np.float32)]
+    )
+    status, out, _ = run(
+        kernels,
+        "gemm",
+        0,
+        0,
+        4,
+        4,
+        4,
+        3,
+        4,
+        4,
+        *bf16,
+        1,
+        0,
+        16,
+        16,
+        16,
+        values=[np.zeros(1000, np.float32)],
+    )
     assert status == 1 and b"unsupported value" in out
 
 
@@ -184,12 +278,21 @@ def test_graph(kernels):
     assert b"not permitted when stream is capturing" in run(kernels, "graph", 1)[1]
 
 
-@pytest.mark.parametrize("command, settings, wanted", [
-    (["launch", 0, 1, 32], {}, "invalid configuration argument"), (["launch", 1, 1, 1025], {}, "invalid configuration argument"),
-    (["launch", 1, 65536, 32], {}, "invalid configuration argument"), (["copy", 129], {}, "invalid argument"),
-    (["fork"], {}, "initialization error"), (["unwritten"], dict(DEVICES=0), "no CUDA-capable device"),
-    (["unwritten"], dict(DEVICES="old"), "driver version is insufficient"), (["unwritten"], dict(MEMORY=279), "out of memory"),
-    (["unwritten"], dict(FAIL=2), "unknown error")], ids=str)
+@pytest.mark.parametrize(
+    "command, settings, wanted",
+    [
+        (["launch", 0, 1, 32], {}, "invalid configuration argument"),
+        (["launch", 1, 1, 1025], {}, "invalid configuration argument"),
+        (["launch", 1, 65536, 32], {}, "invalid configuration argument"),
+        (["copy", 129], {}, "invalid argument"),
+        (["fork"], {}, "initialization error"),
+        (["unwritten"], dict(DEVICES=0), "no CUDA-capable device"),
+        (["unwritten"], dict(DEVICES="old"), "driver version is insufficient"),
+        (["unwritten"], dict(MEMORY=279), "out of memory"),
+        (["unwritten"], dict(FAIL=2), "unknown error"),
+    ],
+    ids=str,
+)
 def test_errors(command, settings, wanted, kernels):
     """What CUDA reports as an error, and what it is told to pretend."""
     assert wanted in run(kernels, *command, **settings)[1].decode()
@@ -199,19 +302,44 @@ def test_memory_just_enough(kernels):
     assert run(kernels, "unwritten", MEMORY=280)[0] == 0
 
 
-@pytest.mark.parametrize("line, refused", [
-    ("__global__ void k(float *x) { atomicAdd(x, 1.0f); }", "atomicAdd"), ("__constant__ float c[4];", "__constant__"),
-    ("__managed__ float c;", "__managed__"), ("extern __shared__ float s[];", "conflicting specifiers"),
-    ("__device__ float f(float x) { return __shfl_xor_sync(~0u, x, 1, 16); }", "__shfl_xor_sync"),
-    ("__device__ float f(float4 x) { return __shfl_xor_sync(~0u, x, 1).x; }", "shuffles of this type"),
-    ("__device__ __nv_bfloat16 f(__nv_bfloat16 x) { return x + x; }", "operator+"),
-    ("__device__ float f(__nv_bfloat16 x) { return x; }", "cannot convert"),
-    ("void f() { cudaMallocManaged(0, 4); }", "cudaMallocManaged"), ("void f() { cudaDeviceReset(); }", "cudaDeviceReset"),
-    ("nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 32, 8, 16, float> f;", "only fragments of 16 x 16 x 16"),
-    ("__global__ void k(int) {} void f() { k<<<1, 1>>>(1); }", "expected primary-expression before ‘<’"),
-], ids=lambda x: x[:40])
+@pytest.mark.parametrize(
+    "line, refused",
+    [
+        ("__global__ void k(float *x) { atomicAdd(x, 1.0f); }", "atomicAdd"),
+        ("__constant__ float c[4];", "__constant__"),
+        ("__managed__ float c;", "__managed__"),
+        ("extern __shared__ float s[];", "conflicting specifiers"),
+        (
+            "__device__ float f(float x) { return __shfl_xor_sync(~0u, x, 1, 16); }",
+            "__shfl_xor_sync",
+        ),
+        (
+            "__device__ float f(float4 x) { return __shfl_xor_sync(~0u, x, 1).x; }",
+            "shuffles of this type",
+        ),
+        ("__device__ __nv_bfloat16 f(__nv_bfloat16 x) { return x + x; }", "operator+"),
+        ("__device__ float f(__nv_bfloat16 x) { return x; }", "cannot convert"),
+        ("void f() { cudaMallocManaged(0, 4); }", "cudaMallocManaged"),
+        ("void f() { cudaDeviceReset(); }", "cudaDeviceReset"),
+        (
+            "nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 32, 8, 16, float> f;",
+            "only fragments of 16 x 16 x 16",
+        ),
+        (
+            "__global__ void k(int) {} void f() { k<<<1, 1>>>(1); }",
+            "expected primary-expression before ‘<’",
+        ),
+    ],
+    ids=lambda x: x[:40],
+)
 def test_refused(line, refused):
     """What is not supported does not compile, and the compiler names it."""
-    result = subprocess.run(["g++", "-std=c++17", "-fsyntax-only", "-DCUDA_EMU", "-x", "c++", "-"], input=f'#include "cuda_emu.h"\n{line}\n',
-                            cwd=TEST, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    result = subprocess.run(
+        ["g++", "-std=c++17", "-fsyntax-only", "-DCUDA_EMU", "-x", "c++", "-"],
+        input=f'#include "cuda_emu.h"\n{line}\n',
+        cwd=TEST / "cuda",
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
     assert result.returncode != 0 and refused in result.stderr, result.stderr

@@ -1,5 +1,5 @@
 // data_shim.c: dataloader.h as a library, for test_data.py. As C or C++: both must give the same text.
-#include "../dataloader.h"
+#include "../../dataloader.h"
 
 #ifdef __cplusplus
 #define EXPORT extern "C" __attribute__((visibility("default")))

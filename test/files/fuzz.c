@@ -91,7 +91,7 @@ static int no_signals(void) { return -1; }
 #define globfree(paths) (let_go((paths)->gl_pathv), (globfree)(paths))
 #define sigaction(number, action, old) no_signals()    // the fuzzer's own stay
 #define main train_gpt_main
-#include "../train_gpt.c"
+#include "../../train_gpt.c"
 #undef main
 
 // ---------------------------------------------------------------------------

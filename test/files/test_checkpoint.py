@@ -2,6 +2,7 @@
 
 Each row of DAMAGES makes a damaged file from a good one; the trainer must refuse it with exit status 1
 and one line that names the file, and leave it as it was."""
+
 import errno
 import json
 import os
@@ -16,15 +17,23 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 PROGRAM = os.environ.get("TRAIN_GPT", str(REPO / "train_gpt"))
 FLAGS = "-lr 1e-3 -d 16 -layers 1 -heads 2 -T 8 -batch 2 -steps 3 -eval_tokens 64".split()
 FILE = "model.safetensors"
 
 
 def run(folder, *flags, cwd, **options):
-    return subprocess.run([PROGRAM, *flags, "-out", str(folder)], cwd=cwd, timeout=120, capture_output=True,
-                          text=True, errors="replace", stdin=subprocess.DEVNULL, **options)
+    return subprocess.run(
+        [PROGRAM, *flags, "-out", str(folder)],
+        cwd=cwd,
+        timeout=120,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +52,7 @@ def copy(trained, tmp_path):
 # ---------------------------------------------------------------------------
 # Taking a file apart, and putting together one that lies
 
+
 def split(blob):
     end = 8 + int.from_bytes(blob[:8], "little")
     return json.loads(blob[8:end]), blob[end:]
@@ -60,25 +70,32 @@ def join(header, data):
 
 def names(header):
     """The tensors' names, in the order of their data."""
-    return sorted((n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"])
+    return sorted(
+        (n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"]
+    )
 
 
 def length(n):
     """The header's length field says n (of the true length and the file's)."""
-    return lambda blob: n(int.from_bytes(blob[:8], "little"), len(blob)).to_bytes(8, "little") + blob[8:]
+    return (
+        lambda blob: n(int.from_bytes(blob[:8], "little"), len(blob)).to_bytes(8, "little")
+        + blob[8:]
+    )
 
 
 def cut(n):
     """Only the first n bytes (of the header's end and the file's length)."""
-    return lambda blob: blob[:n(8 + int.from_bytes(blob[:8], "little"), len(blob))]
+    return lambda blob: blob[: n(8 + int.from_bytes(blob[:8], "little"), len(blob))]
 
 
 def edit(change):
     """change(header, first tensor's name, second's)"""
+
     def damage(blob):
         header, data = split(blob)
         change(header, *names(header)[:2])
         return join(header, data)
+
     return damage
 
 
@@ -89,11 +106,13 @@ def field(key, value):
 
 def text(change):
     """change(the header as bytes)"""
+
     def damage(blob):
         end = 8 + int.from_bytes(blob[:8], "little")
         changed = change(blob[8:end].rstrip(b" "))
         assert changed != blob[8:end].rstrip(b" ")
         return join(changed, blob[end:])
+
     return damage
 
 
@@ -109,10 +128,12 @@ def first(old, new):
 
 def raw_number(number):
     """The first tensor's data begin at this number, written as it is."""
+
     def damage(blob):
         header, data = split(blob)
         header[names(header)[0]]["data_offsets"][0] = "NUMBER"
         return join(to_json(header).replace(b'"NUMBER"', number), data)
+
     return damage
 
 
@@ -127,11 +148,15 @@ def without_first(blob):
 
 def grown(extra_bytes, **tensor):
     """A tensor more, behind the others."""
+
     def damage(blob):
         header, data = split(blob)
-        header["extra"] = dict(dtype="U8", shape=[extra_bytes], data_offsets=[len(data), len(data) + extra_bytes])
+        header["extra"] = dict(
+            dtype="U8", shape=[extra_bytes], data_offsets=[len(data), len(data) + extra_bytes]
+        )
         header["extra"].update(tensor)
         return join(header, data + bytes(extra_bytes))
+
     return damage
 
 
@@ -168,7 +193,9 @@ def resized(blob):
     row = header[name]["data_offsets"][1] // header[name]["shape"][0]
     header[name]["shape"][0] -= 1
     for other in names(header):
-        header[other]["data_offsets"] = [max(0, offset - row) for offset in header[other]["data_offsets"]]
+        header[other]["data_offsets"] = [
+            max(0, offset - row) for offset in header[other]["data_offsets"]
+        ]
     return join(header, data[row:])
 
 
@@ -198,11 +225,11 @@ DAMAGES = {
     "length to the end": length(lambda n, size: size - 8),
     "length 100 MB": length(lambda n, size: 100000000),
     "length above 100 MB": length(lambda n, size: 100000001),
-    "length 4 GB": length(lambda n, size: 2 ** 32),
-    "length 2^63 - 1": length(lambda n, size: 2 ** 63 - 1),
-    "length 2^63": length(lambda n, size: 2 ** 63),
-    "length 2^64 - 8": length(lambda n, size: 2 ** 64 - 8),
-    "length 2^64 - 1": length(lambda n, size: 2 ** 64 - 1),
+    "length 4 GB": length(lambda n, size: 2**32),
+    "length 2^63 - 1": length(lambda n, size: 2**63 - 1),
+    "length 2^63": length(lambda n, size: 2**63),
+    "length 2^64 - 8": length(lambda n, size: 2**64 - 8),
+    "length 2^64 - 1": length(lambda n, size: 2**64 - 1),
     "length big-endian": lambda blob: blob[:8][::-1] + blob[8:],
     # another kind of file
     "zeros": lambda blob: bytes(len(blob)),
@@ -244,8 +271,15 @@ DAMAGES = {
     "\\u0000": first(b'.weight"', b'.weight\\u0000"'),
     "lone surrogate": first(b'.weight"', b'.weight\\ud800"'),
     "escape at the end": text(lambda t: t.rstrip(b"}") + b',"\\'),
-    "long name": text(lambda t: t[:-1] + b',"' + b"x" * 100000 + b'":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'),
-    "name of a newline": text(lambda t: t[:-1] + b',"a\\nb":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'),
+    "long name": text(
+        lambda t: t[:-1]
+        + b',"'
+        + b"x" * 100000
+        + b'":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+    ),
+    "name of a newline": text(
+        lambda t: t[:-1] + b',"a\\nb":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    ),
     # numbers
     "negative": raw_number(b"-1"),
     "minus zero": raw_number(b"-0"),
@@ -263,10 +297,10 @@ DAMAGES = {
     "NaN": raw_number(b"NaN"),
     # offsets
     "reversed": field("data_offsets", lambda v: v[::-1]),
-    "outside": field("data_offsets", lambda v: [v[0] + 10 ** 9, v[1] + 10 ** 9]),
-    "far outside": field("data_offsets", lambda v: [2 ** 64 - 1 - v[1], 2 ** 64 - 1]),
-    "wrapping": field("data_offsets", lambda v: [2 ** 64 - 4, v[1] - 4]),
-    "to the moon": field("data_offsets", [0, 2 ** 64 - 1]),
+    "outside": field("data_offsets", lambda v: [v[0] + 10**9, v[1] + 10**9]),
+    "far outside": field("data_offsets", lambda v: [2**64 - 1 - v[1], 2**64 - 1]),
+    "wrapping": field("data_offsets", lambda v: [2**64 - 4, v[1] - 4]),
+    "to the moon": field("data_offsets", [0, 2**64 - 1]),
     "four short": field("data_offsets", lambda v: [v[0], v[1] - 4]),
     "one short": field("data_offsets", lambda v: [v[0], v[1] - 1]),
     "empty tensor": field("data_offsets", [0, 0]),
@@ -275,8 +309,12 @@ DAMAGES = {
     "no offsets": field("data_offsets", []),
     "offsets a number": field("data_offsets", 0),
     "many offsets": field("data_offsets", [0] * 100000),
-    "same bytes": edit(lambda h, a, b: h[b].update({k: h[a][k] for k in ("shape", "data_offsets")})),
-    "another tensor's bytes": edit(lambda h, a, b: h["adam.m.wte.weight"].update(data_offsets=h["wte.weight"]["data_offsets"])),
+    "same bytes": edit(
+        lambda h, a, b: h[b].update({k: h[a][k] for k in ("shape", "data_offsets")})
+    ),
+    "another tensor's bytes": edit(
+        lambda h, a, b: h["adam.m.wte.weight"].update(data_offsets=h["wte.weight"]["data_offsets"])
+    ),
     "overlap": overlap,
     "hole": hole,
     # shapes
@@ -286,9 +324,11 @@ DAMAGES = {
     "scalar": field("shape", []),
     "a row less": resized,
     "shape that is not the offsets'": field("shape", lambda v: [v[0] + 1] + v[1:]),
-    "product of 2^64": field("shape", [2 ** 32, 2 ** 32]),
-    "product wraps to the size": field("shape", lambda v: [2 ** 62 + int(np.prod(v)), 1]),
-    "bytes wrap to the size": edit(lambda h, a, b: h[a].update(shape=[2 ** 62 * 2 + h[a]["data_offsets"][1] // 4])),
+    "product of 2^64": field("shape", [2**32, 2**32]),
+    "product wraps to the size": field("shape", lambda v: [2**62 + int(np.prod(v)), 1]),
+    "bytes wrap to the size": edit(
+        lambda h, a, b: h[a].update(shape=[2**62 * 2 + h[a]["data_offsets"][1] // 4])
+    ),
     "zero": field("shape", [0, 16]),
     "negative shape": field("shape", [-256, -16]),
     "shape a number": field("shape", 4096),
@@ -316,7 +356,7 @@ DAMAGES = {
     "name without its end": edit(lambda h, a, b: h.update({a[:-1]: h.pop(a)})),
     "duplicated": duplicate,
     # tensors that nobody asks for are checked as well
-    "extra outside": grown(8, data_offsets=[10 ** 12, 10 ** 12 + 8]),
+    "extra outside": grown(8, data_offsets=[10**12, 10**12 + 8]),
     "extra over another": grown(0, shape=[8], data_offsets=[0, 8]),
     "extra without dtype": grown(8, dtype=None),
     # metadata
@@ -327,7 +367,9 @@ DAMAGES = {
     "metadata long": edit(lambda h, a, b: h["__metadata__"].update(long="x" * 100000)),
     "metadata twice": text(lambda t: t[:-1] + b',"__metadata__":{}}'),
     "metadata key twice": first(b'"__metadata__":{', b'"__metadata__":{"key":"1","key":"2",'),
-    "metadata a flood": edit(lambda h, a, b: h["__metadata__"].update({f"key{i}": "1" for i in range(10000)})),
+    "metadata a flood": edit(
+        lambda h, a, b: h["__metadata__"].update({f"key{i}": "1" for i in range(10000)})
+    ),
 }
 
 # Sound files, but not of a run: the reader of the format takes them, the trainer cannot.
@@ -350,8 +392,14 @@ STRANGERS = {
 SOUND = {
     "unchanged": lambda blob: blob,
     "spaced out": lambda blob: join(to_json(split(blob)[0], indent=4), split(blob)[1]),
-    "another order": edit(lambda h, a, b: h.update({name: h.pop(name) for name in reversed(list(h))})),
-    "escaped letters": text(lambda t: t.replace(b'.weight"', b'.\\u0077eig\\u0068t"').replace(b'"F32"', b'"\\u00463\\u0032"')),
+    "another order": edit(
+        lambda h, a, b: h.update({name: h.pop(name) for name in reversed(list(h))})
+    ),
+    "escaped letters": text(
+        lambda t: t.replace(b'.weight"', b'.\\u0077eig\\u0068t"').replace(
+            b'"F32"', b'"\\u00463\\u0032"'
+        )
+    ),
 }
 
 
@@ -369,8 +417,11 @@ def test_damaged_file_is_refused_and_kept(copy, name):
     assert (copy / FILE).read_bytes() == damaged
 
 
-@pytest.mark.parametrize("make", [lambda path: None, os.mkdir, os.mkfifo, lambda path: os.symlink(path, path)],
-                         ids=["nothing", "folder", "fifo", "loop"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: None, os.mkdir, os.mkfifo, lambda path: os.symlink(path, path)],
+    ids=["nothing", "folder", "fifo", "loop"],
+)
 def test_what_is_not_a_file_is_refused(copy, make):
     (copy / FILE).unlink()
     make(copy / FILE)
@@ -396,31 +447,51 @@ def test_official_package_reads_the_file(trained):
     tensors = safetensors.numpy.load_file(trained / FILE)
     C, HS, V = 16, 8, len(tensors["wte.weight"])
     shapes = {
-        "wte.weight": (V, C), "lm_head.weight": (V, C), "ln_f.weight": (C,),
-        "h.0.ln_1.weight": (C,), "h.0.ln_2.weight": (C,),
-        "h.0.attn.c_attn.weight": (3 * C, C), "h.0.attn.c_proj.weight": (C, C),
-        "h.0.attn.q_norm.weight": (HS,), "h.0.attn.k_norm.weight": (HS,),
-        "h.0.mlp.c_fc.weight": (4 * C, C), "h.0.mlp.c_proj.weight": (C, 4 * C),
+        "wte.weight": (V, C),
+        "lm_head.weight": (V, C),
+        "ln_f.weight": (C,),
+        "h.0.ln_1.weight": (C,),
+        "h.0.ln_2.weight": (C,),
+        "h.0.attn.c_attn.weight": (3 * C, C),
+        "h.0.attn.c_proj.weight": (C, C),
+        "h.0.attn.q_norm.weight": (HS,),
+        "h.0.attn.k_norm.weight": (HS,),
+        "h.0.mlp.c_fc.weight": (4 * C, C),
+        "h.0.mlp.c_proj.weight": (C, 4 * C),
     }
     assert {name: tensors[name].shape for name in shapes} == shapes
-    assert all(tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in tensors.values())
+    assert all(
+        tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in tensors.values()
+    )
     with safetensors.safe_open(trained / FILE, "numpy") as file:
         metadata = file.metadata()
     assert float(metadata["lr"]) == 1e-3
-    assert [metadata[flag] for flag in ("d", "layers", "heads", "T", "batch", "steps")] == ["16", "1", "2", "8", "2", "3"]
+    assert [metadata[flag] for flag in ("d", "layers", "heads", "T", "batch", "steps")] == [
+        "16",
+        "1",
+        "2",
+        "8",
+        "2",
+        "3",
+    ]
 
 
 def test_header_is_padded_so_that_the_data_are_aligned(tmp_path):
     """Whatever the length of what it holds."""
     for digits in range(8):
-        assert run(tmp_path / str(digits), *FLAGS, "-lr", "1e-" + "0" * digits + "3", cwd=tmp_path).returncode == 0
+        assert (
+            run(
+                tmp_path / str(digits), *FLAGS, "-lr", "1e-" + "0" * digits + "3", cwd=tmp_path
+            ).returncode
+            == 0
+        )
         assert int.from_bytes((tmp_path / str(digits) / FILE).read_bytes()[:8], "little") % 8 == 0
 
 
 def test_full_disk_leaves_the_previous_checkpoint(copy):
     before = (copy / FILE).read_bytes()
 
-    def no_room():    # a write beyond half a checkpoint fails with EFBIG, as on a disk that fills with ENOSPC
+    def no_room():  # a write beyond half a checkpoint fails with EFBIG, as on a disk that fills with ENOSPC
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
 

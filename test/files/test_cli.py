@@ -2,6 +2,7 @@
 
 Whatever is wrong, the trainer writes one line that names it and changes no file; exit status 2 for the command, 1 for the
 rest. Damaged checkpoints are in test_checkpoint.py, damaged data in test_data.py."""
+
 import csv
 import math
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-REPO = Path(__file__).resolve().parent.parent
+REPO = Path(__file__).resolve().parents[2]
 PROGRAM = os.environ.get("TRAIN_GPT", str(REPO / "train_gpt"))
 TINY = dict(lr="1e-2", d=16, layers=1, heads=2, T=8, batch=2, steps=30, eval_tokens=64)
 
@@ -29,13 +30,22 @@ def words(flags):
 
 def program(*arguments, cwd, threads=1, **options):
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
-    return subprocess.run([PROGRAM, *arguments], cwd=cwd, env=environment, timeout=300, capture_output=True,
-                          stdin=subprocess.DEVNULL, **{"text": True, **options})
+    return subprocess.run(
+        [PROGRAM, *arguments],
+        cwd=cwd,
+        env=environment,
+        timeout=300,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        **{"text": True, **options},
+    )
 
 
 def train(folder, status=0, threads=1, **flags):
     """Runs the tiny model with these flags; folder is then -out. Returns what it printed."""
-    result = program(*words({**TINY, **flags}), "-out", str(folder), cwd=Path(folder).parent, threads=threads)
+    result = program(
+        *words({**TINY, **flags}), "-out", str(folder), cwd=Path(folder).parent, threads=threads
+    )
     assert result.returncode == status, result.stderr + result.stdout
     return result.stdout
 
@@ -44,7 +54,9 @@ def table(path):
     """A CSV file's rows as dicts of text."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert all(None not in row and None not in row.values() for row in rows), f"{path}: a row of another length"
+    assert all(None not in row and None not in row.values() for row in rows), (
+        f"{path}: a row of another length"
+    )
     return rows
 
 
@@ -55,12 +67,15 @@ def log(folder):
 
 
 def summary(folder):
-    row, = table(Path(folder) / "summary.csv")
+    (row,) = table(Path(folder) / "summary.csv")
     return row
 
 
 def snapshot(folder):
-    return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in sorted(Path(folder).rglob("*"))}
+    return {
+        p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None)
+        for p in sorted(Path(folder).rglob("*"))
+    }
 
 
 @pytest.fixture
@@ -76,7 +91,11 @@ def assert_refused(folder, arguments, status, says):
     before = snapshot(folder)
     result = program(*words(arguments), cwd=folder)
     assert result.returncode == status, (result.returncode, result.stdout, result.stderr)
-    assert result.stderr.startswith("train_gpt: ") and result.stderr.count("\n") == 1 and result.stderr.endswith("\n")
+    assert (
+        result.stderr.startswith("train_gpt: ")
+        and result.stderr.count("\n") == 1
+        and result.stderr.endswith("\n")
+    )
     assert not [word for word in says.split(" | ") if word not in result.stderr], result.stderr
     assert snapshot(folder) == before
 
@@ -84,21 +103,66 @@ def assert_refused(folder, arguments, status, says):
 # ---------------------------------------------------------------------------
 # The help, and what is derived from it
 
+
 def flag_table(tmp_path):
     """name -> (default, range, section) as -h prints them."""
     lines = program("-h", cwd=tmp_path).stdout.splitlines()
     head = next(line for line in lines if line.startswith("flag "))
-    starts = [head.index(word) for word in ("flag", "default", "range", "section")] + [head.index("section") + 9]
-    rows = [[line[a:b].strip() for a, b in zip(starts, starts[1:])] for line in lines if line.startswith("-")]
+    starts = [head.index(word) for word in ("flag", "default", "range", "section")] + [
+        head.index("section") + 9
+    ]
+    rows = [
+        [line[a:b].strip() for a, b in zip(starts, starts[1:])]
+        for line in lines
+        if line.startswith("-")
+    ]
     return {name[1:]: rest for name, *rest in rows}
 
 
-SECTIONS = dict(qk_norm="3.1.1", z_loss="3.1.2", warmup="3.2.1", wd="3.2.2", wd_independent="3.2.2", d="3.2.3", layers="3.2.3",
-                heads="3.2.3", mu_param="3.2.4", base_d="3.2.4", eps="3.4", beta2="app.", clip="app.", batch="app.", steps="app.")
-DEFAULTS = dict(qk_norm="1", z_loss="1e-4", warmup="5%", wd="1e-4", wd_independent="1", mu_param="off", eps="1e-8", clip="1",
-                beta1="0.9", beta2="0.95", min_lr="1e-5", data="synthetic")
-RANGES = dict(eps=">= 1e-30", clip=">= 0", wd=">= 0", z_loss=">= 0", min_lr=">= 0", beta1="0 <= x < 1", beta2="0 <= x < 1", qk_norm="0 .. 1",
-              wd_independent="0 .. 1", mu_param="off simple intermediate full", temperature=">= 0")
+SECTIONS = dict(
+    qk_norm="3.1.1",
+    z_loss="3.1.2",
+    warmup="3.2.1",
+    wd="3.2.2",
+    wd_independent="3.2.2",
+    d="3.2.3",
+    layers="3.2.3",
+    heads="3.2.3",
+    mu_param="3.2.4",
+    base_d="3.2.4",
+    eps="3.4",
+    beta2="app.",
+    clip="app.",
+    batch="app.",
+    steps="app.",
+)
+DEFAULTS = dict(
+    qk_norm="1",
+    z_loss="1e-4",
+    warmup="5%",
+    wd="1e-4",
+    wd_independent="1",
+    mu_param="off",
+    eps="1e-8",
+    clip="1",
+    beta1="0.9",
+    beta2="0.95",
+    min_lr="1e-5",
+    data="synthetic",
+)
+RANGES = dict(
+    eps=">= 1e-30",
+    clip=">= 0",
+    wd=">= 0",
+    z_loss=">= 0",
+    min_lr=">= 0",
+    beta1="0 <= x < 1",
+    beta2="0 <= x < 1",
+    qk_norm="0 .. 1",
+    wd_independent="0 .. 1",
+    mu_param="off simple intermediate full",
+    temperature=">= 0",
+)
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent qk_norm z_loss mu_param base_d seed
     data val vocab eval_tokens eval_every log_every checkpoint_every dtype micro_batch resume sample temperature out size""".split()
 
@@ -121,7 +185,9 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         if match := re.fullmatch(r"(\S+) \.\. (\d+)", accepted):
             bad = [str(int(match[1]) - 1), str(int(match[2]) + 1), "1.5", "1e99"]
         elif match := re.fullmatch(r">= (\S+)", accepted):
-            bad = ["-1e-9"] + ["0", "1e-60"] * (match[1] != "0")    # of eps: 1e-60 is 0 in a float, and 0/0 AdamW's first update
+            bad = ["-1e-9"] + ["0", "1e-60"] * (
+                match[1] != "0"
+            )  # of eps: 1e-60 is 0 in a float, and 0/0 AdamW's first update
         elif accepted == "0 <= x < 1":
             bad = ["-1e-9", "1"]
         else:
@@ -135,83 +201,152 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
 # ---------------------------------------------------------------------------
 # Wrong commands
 
-@pytest.mark.parametrize("arguments, says", [
-    ("-layer 2", "-layer | -layers"), ("-qknorm 0", "-qknorm | -qk_norm"), ("-Steps 3", "-Steps | -steps"), ("-lrr", "-lrr | -lr"),
-    ("-" + "x" * 300, "is not a flag"), ("book.txt", "book.txt | is not a flag"), ("-lr 1e-2 1e-3", "1e-3 | is not a flag"),
-    ("--lr 1e-2", "--lr | -lr"), ("- 3", "'-' is not a flag"), ("'' 3", "is not a flag"),
-    ("-d", "-d needs a value"), ("-d -lr 1e-2", "-d needs a value"), ("-out", "-out needs a value"), ("-data -T 3", "-data needs"),
-    ("-mu_param most", "-mu_param | 'most' | off simple intermediate full"), ("-mu_param ''", "-mu_param"), ("-mu_param 'off simple'", "-mu_param"),
-    ("-size 11k", "-size | '11k' | 10k"), ("-size ''", "-size"),
-    ("-heads 3 -d 16", "-heads | 3 heads | -d 16"), ("-heads 32 -d 16", "-heads | 32"),
-    ("-T 65536 -batch 65536", "-batch | 65536 | 2^31"), ("-T 65536 -batch 16384 -heads 2", "2^31"), ("-heads 2 -d 18", "9 | odd | even"), ("-heads 16 -d 16", "odd"), ("-size 10k -heads 3", "-heads"),
-    *[(f"-steps 30 -warmup '{x}'", "-warmup | from 0 to 30 | 100%") for x in "31 -1 1.5 101% -1% nan nan% inf% x 5%% 5x % 1e99%".split() + ["", "5 %"]],
-    *[(f"-lr '{x}'", "-lr") for x in "0 -1e-3 nan inf 1e-400 1e400 x 1e-2x 1e-2, ,1e-2 1e-3,,1e-2 1e-3,x 1:2:3 : :1 1: 1,2:3 1;2".split()
-      + ["", " 1e-2", "1e-3, 1e-2", ",".join(["1e-3"] * 65)]],
-    ("-lr 1e-1:1e-3", "-lr | '1e-1:1e-3' | smaller first"), ("-lr 1e-3:1e-3", "smaller first"), ("-lr 1e-30:1e30", "-lr | 64"),
-    ("-sample 5 -lr 1e-3,1e-2", "-sample"), ("-sample 5 -lr", "-sample"), ("-sample 1e10", "-sample"),
-    ("-lr 1e-2 -out " + "x" * 600, "-out"),
-])
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ("-layer 2", "-layer | -layers"),
+        ("-qknorm 0", "-qknorm | -qk_norm"),
+        ("-Steps 3", "-Steps | -steps"),
+        ("-lrr", "-lrr | -lr"),
+        ("-" + "x" * 300, "is not a flag"),
+        ("book.txt", "book.txt | is not a flag"),
+        ("-lr 1e-2 1e-3", "1e-3 | is not a flag"),
+        ("--lr 1e-2", "--lr | -lr"),
+        ("- 3", "'-' is not a flag"),
+        ("'' 3", "is not a flag"),
+        ("-d", "-d needs a value"),
+        ("-d -lr 1e-2", "-d needs a value"),
+        ("-out", "-out needs a value"),
+        ("-data -T 3", "-data needs"),
+        ("-mu_param most", "-mu_param | 'most' | off simple intermediate full"),
+        ("-mu_param ''", "-mu_param"),
+        ("-mu_param 'off simple'", "-mu_param"),
+        ("-size 11k", "-size | '11k' | 10k"),
+        ("-size ''", "-size"),
+        ("-heads 3 -d 16", "-heads | 3 heads | -d 16"),
+        ("-heads 32 -d 16", "-heads | 32"),
+        ("-T 65536 -batch 65536", "-batch | 65536 | 2^31"),
+        ("-T 65536 -batch 16384 -heads 2", "2^31"),
+        ("-heads 2 -d 18", "9 | odd | even"),
+        ("-heads 16 -d 16", "odd"),
+        ("-size 10k -heads 3", "-heads"),
+        *[
+            (f"-steps 30 -warmup '{x}'", "-warmup | from 0 to 30 | 100%")
+            for x in "31 -1 1.5 101% -1% nan nan% inf% x 5%% 5x % 1e99%".split() + ["", "5 %"]
+        ],
+        *[
+            (f"-lr '{x}'", "-lr")
+            for x in "0 -1e-3 nan inf 1e-400 1e400 x 1e-2x 1e-2, ,1e-2 1e-3,,1e-2 1e-3,x 1:2:3 : :1 1: 1,2:3 1;2".split()
+            + ["", " 1e-2", "1e-3, 1e-2", ",".join(["1e-3"] * 65)]
+        ],
+        ("-lr 1e-1:1e-3", "-lr | '1e-1:1e-3' | smaller first"),
+        ("-lr 1e-3:1e-3", "smaller first"),
+        ("-lr 1e-30:1e30", "-lr | 64"),
+        ("-sample 5 -lr 1e-3,1e-2", "-sample"),
+        ("-sample 5 -lr", "-sample"),
+        ("-sample 1e10", "-sample"),
+        ("-lr 1e-2 -out " + "x" * 600, "-out"),
+    ],
+)
 def test_wrong_command(tmp_path, arguments, says):
     assert_refused(tmp_path, arguments, 2, says)
 
 
-@pytest.mark.parametrize("arguments, says", [
-    ("-data nothing.txt", "nothing.txt | No such file"), ("-data .", ".: is a directory"), ("-data book.txt -val nothing.txt", "nothing.txt"),
-    ("-data book.txt -T 500", "book.txt | too short | -T 500"), ("-data book.txt -T 83", "book.txt | last tenth | -T 83"),
-    ("-data book.txt -vocab 100 -out run", "book.txt | token 1 | -vocab"), ("-data file -vocab 1", "file"),
-    ("-resume -out nothing", "nothing/model.safetensors | no saved model | nothing/lr1e-2"), ("-sample 5 -out nothing", "nothing/model.safetensors | no saved model"),
-    ("-resume", "runs/default/model.safetensors"), ("-sample", "runs/default/model.safetensors"),
-    ("-resume -out run -d 32", "run/model.safetensors | shape | leave them out"), ("-sample 5 -out run -layers 2", "run/model.safetensors | h.1. | leave them out"),
-    ("-resume -out run -steps 1", "run/model.safetensors | 2 steps | -steps 1"),
-    ("-out file", "file | folder"), ("-out file/run", "file/run | Not a directory"), ("-out /dev/null/run", "/dev/null/run"),
-    ("-out /proc/run", "/proc/run"),
-    ("-d 65536 -layers 1000 -heads 64 -out new", "GB | -d"), ("-T 65536 -batch 16000 -out new", "GB | -T | -batch"),
-    ("-batch 65536 -T 4096 -layers 1024 -out new", "GB | -layers"),
-])
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ("-data nothing.txt", "nothing.txt | No such file"),
+        ("-data .", ".: is a directory"),
+        ("-data book.txt -val nothing.txt", "nothing.txt"),
+        ("-data book.txt -T 500", "book.txt | too short | -T 500"),
+        ("-data book.txt -T 83", "book.txt | last tenth | -T 83"),
+        ("-data book.txt -vocab 100 -out run", "book.txt | token 1 | -vocab"),
+        ("-data file -vocab 1", "file"),
+        ("-resume -out nothing", "nothing/model.safetensors | no saved model | nothing/lr1e-2"),
+        ("-sample 5 -out nothing", "nothing/model.safetensors | no saved model"),
+        ("-resume", "runs/default/model.safetensors"),
+        ("-sample", "runs/default/model.safetensors"),
+        ("-resume -out run -d 32", "run/model.safetensors | shape | leave them out"),
+        ("-sample 5 -out run -layers 2", "run/model.safetensors | h.1. | leave them out"),
+        ("-resume -out run -steps 1", "run/model.safetensors | 2 steps | -steps 1"),
+        ("-out file", "file | folder"),
+        ("-out file/run", "file/run | Not a directory"),
+        ("-out /dev/null/run", "/dev/null/run"),
+        ("-out /proc/run", "/proc/run"),
+        ("-d 65536 -layers 1000 -heads 64 -out new", "GB | -d"),
+        ("-T 65536 -batch 16000 -out new", "GB | -T | -batch"),
+        ("-batch 65536 -T 4096 -layers 1024 -out new", "GB | -layers"),
+    ],
+)
 def test_what_cannot_be_done(folder, arguments, says):
     fresh = not {"-resume", "-sample"} & set(words(arguments))
-    assert_refused(folder, words(TINY if fresh else {}) + words(arguments), 1, says)    # what comes last counts
+    assert_refused(
+        folder, words(TINY if fresh else {}) + words(arguments), 1, says
+    )  # what comes last counts
 
 
-@pytest.mark.parametrize("arguments, says", [
-    ("-data nothing.txt", "nothing.txt"), ("-data book.txt -T 500", "-T 500"), ("-data book.txt -vocab 100", "book.txt | token 1 | -vocab"),
-    ("-d 65536 -layers 1000 -heads 64", "GB | -d"), ("-out file", "file | folder"),
-])
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ("-data nothing.txt", "nothing.txt"),
+        ("-data book.txt -T 500", "-T 500"),
+        ("-data book.txt -vocab 100", "book.txt | token 1 | -vocab"),
+        ("-d 65536 -layers 1000 -heads 64", "GB | -d"),
+        ("-out file", "file | folder"),
+    ],
+)
 @pytest.mark.parametrize("out", ["new", "run"])
 def test_what_no_run_of_a_sweep_can_do_is_said_once(folder, arguments, says, out):
-    assert_refused(folder, words({**TINY, "lr": "1e-3,1e-2,1e-1", "out": out}) + words(arguments), 1, says)
+    assert_refused(
+        folder, words({**TINY, "lr": "1e-3,1e-2,1e-1", "out": out}) + words(arguments), 1, says
+    )
 
 
-without_sanitizer = pytest.mark.skipif(Path(PROGRAM).exists() and b"__asan" in Path(PROGRAM).read_bytes(), reason="AddressSanitizer needs terabytes of addresses")
+without_sanitizer = pytest.mark.skipif(
+    Path(PROGRAM).exists() and b"__asan" in Path(PROGRAM).read_bytes(),
+    reason="AddressSanitizer needs terabytes of addresses",
+)
 
 
 def little_memory():
-    resource.setrlimit(resource.RLIMIT_AS, (2 ** 29, 2 ** 29))
+    resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))
 
 
 @without_sanitizer
 @pytest.mark.parametrize("size", ["-d 1024 -layers 12 -heads 16", "-size 100m"])
 def test_memory_that_a_limit_denies(tmp_path, size):
     result = program(*words(size), "-out", "new", cwd=tmp_path, preexec_fn=little_memory)
-    assert result.returncode == 1 and result.stderr.count("\n") == 1 and re.search(r"\d [MG]B.* -d", result.stderr)
+    assert (
+        result.returncode == 1
+        and result.stderr.count("\n") == 1
+        and re.search(r"\d [MG]B.* -d", result.stderr)
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 @without_sanitizer
 def test_data_that_a_limit_denies(tmp_path):
     with open(tmp_path / "book.txt", "wb") as file:
-        file.truncate(2 ** 36)
+        file.truncate(2**36)
     result = program("-data", "book.txt", "-out", "new", cwd=tmp_path, preexec_fn=little_memory)
-    assert result.returncode == 1 and re.fullmatch(r"train_gpt: book.txt: cannot map its 68719476736 bytes .*: give smaller files\n", result.stderr), result.stderr
+    assert result.returncode == 1 and re.fullmatch(
+        r"train_gpt: book.txt: cannot map its 68719476736 bytes .*: give smaller files\n",
+        result.stderr,
+    ), result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["book.txt"]
 
 
 # ---------------------------------------------------------------------------
 # Right commands
 
+
 def ladder(tmp_path):
-    line, = re.findall(r"^sizes \(-size\): (.*)$", program("-h", cwd=tmp_path).stdout, re.M)
-    return [(name, *map(int, numbers)) for name, *numbers in re.findall(r"(\w+) \(d (\d+), layers (\d+), heads (\d+)\)", line)]
+    (line,) = re.findall(r"^sizes \(-size\): (.*)$", program("-h", cwd=tmp_path).stdout, re.M)
+    return [
+        (name, *map(int, numbers))
+        for name, *numbers in re.findall(r"(\w+) \(d (\d+), layers (\d+), heads (\d+)\)", line)
+    ]
 
 
 def test_ladder_of_sizes(tmp_path):
@@ -223,9 +358,15 @@ def test_ladder_of_sizes(tmp_path):
         claimed = float(name[:-1]) * dict(k=1e3, m=1e6)[name[-1]]
         assert 0.75 < counts[-1] / claimed < 1.35, (name, counts[-1])
         if counts[-1] < 1e6:
-            result = program(*words(f"-size {name} -steps 1 -T 8 -batch 1 -eval_tokens 8 -out {name}"), cwd=tmp_path)
+            result = program(
+                *words(f"-size {name} -steps 1 -T 8 -batch 1 -eval_tokens 8 -out {name}"),
+                cwd=tmp_path,
+            )
             row = summary(tmp_path / name)
-            assert [row[k] for k in ("size", "d", "layers", "heads", "parameters")] == [name, *map(str, (d, layers, heads, counts[-1]))], result.stderr
+            assert [row[k] for k in ("size", "d", "layers", "heads", "parameters")] == [
+                name,
+                *map(str, (d, layers, heads, counts[-1])),
+            ], result.stderr
     assert len(rungs) >= 6 and counts[0] < 2e4 and counts[-1] > 9e7
     for column in np.array([r[1:] for r in rungs]).T:
         assert (np.diff(column) >= 0).all(), column
@@ -239,55 +380,114 @@ def test_flags_go_over_the_size(tmp_path):
 HALF_DECADES = "3e-4 1e-3 3e-3 1e-2 3e-2 1e-1 3e-1 1".split()
 
 
-@pytest.mark.parametrize("lr, runs", [
-    ([], HALF_DECADES), (["3e-4:1"], HALF_DECADES), (["3e-4:3e-1"], HALF_DECADES[:-1]), (["1e-3,1e-2"], ["1e-3", "1e-2"]),
-    (["1e-2,1e-3,0.5"], ["1e-2", "1e-3", "0.5"]), (["0.002:0.05"], ["0.002", "3e-3", "1e-2", "3e-2", "0.05"]),
-    (["0.5:40"], ["0.5", "1", "3", "10", "30", "40"]), (["1e-2:2e-2"], ["1e-2", "2e-2"]), (["0.0003:0.001"], ["0.0003", "0.001"]),
-])
+@pytest.mark.parametrize(
+    "lr, runs",
+    [
+        ([], HALF_DECADES),
+        (["3e-4:1"], HALF_DECADES),
+        (["3e-4:3e-1"], HALF_DECADES[:-1]),
+        (["1e-3,1e-2"], ["1e-3", "1e-2"]),
+        (["1e-2,1e-3,0.5"], ["1e-2", "1e-3", "0.5"]),
+        (["0.002:0.05"], ["0.002", "3e-3", "1e-2", "3e-2", "0.05"]),
+        (["0.5:40"], ["0.5", "1", "3", "10", "30", "40"]),
+        (["1e-2:2e-2"], ["1e-2", "2e-2"]),
+        (["0.0003:0.001"], ["0.0003", "0.001"]),
+    ],
+)
 def test_learning_rates_of_a_sweep(tmp_path, lr, runs):
     flags = {k: v for k, v in TINY.items() if k != "lr"}
-    result = program("-lr", *lr, *words({**flags, "steps": 1}), "-out", "x", cwd=tmp_path, threads=4)
+    result = program(
+        "-lr", *lr, *words({**flags, "steps": 1}), "-out", "x", cwd=tmp_path, threads=4
+    )
     assert (result.returncode, result.stderr) == (0, "")
     runs = [float(x) for x in runs]
-    assert [float(row["lr"]) for row in table(tmp_path / "x" / "summary.csv")] == pytest.approx(runs, rel=1e-12)
-    assert sorted(float(log(p)["lr"][1]) for p in (tmp_path / "x").glob("lr*")) == pytest.approx([1e-5] * len(runs), rel=1e-6)
+    assert [float(row["lr"]) for row in table(tmp_path / "x" / "summary.csv")] == pytest.approx(
+        runs, rel=1e-12
+    )
+    assert sorted(float(log(p)["lr"][1]) for p in (tmp_path / "x").glob("lr*")) == pytest.approx(
+        [1e-5] * len(runs), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("lr", ["1e-2", "0.01", "3e-2", "7"])
 def test_one_learning_rate_is_one_run(tmp_path, lr):
     train(tmp_path / "x", lr=lr, steps=3)
-    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["log.csv", "model.safetensors", "summary.csv"]
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == [
+        "log.csv",
+        "model.safetensors",
+        "summary.csv",
+    ]
     assert float(summary(tmp_path / "x")["lr"]) == float(lr)
 
 
-@pytest.mark.parametrize("flags, warmup", [
-    (dict(), 2), (dict(warmup=7), 7), (dict(warmup="20%"), 6), (dict(warmup="0"), 0), (dict(warmup="0%"), 0), (dict(warmup="100%"), 30),
-    (dict(warmup=29), 29), (dict(min_lr=0), 2), (dict(min_lr=1), 2), (dict(steps=1, warmup=0), 0), (dict(steps=7, warmup="50%"), 4),
-])
+@pytest.mark.parametrize(
+    "flags, warmup",
+    [
+        (dict(), 2),
+        (dict(warmup=7), 7),
+        (dict(warmup="20%"), 6),
+        (dict(warmup="0"), 0),
+        (dict(warmup="0%"), 0),
+        (dict(warmup="100%"), 30),
+        (dict(warmup=29), 29),
+        (dict(min_lr=0), 2),
+        (dict(min_lr=1), 2),
+        (dict(steps=1, warmup=0), 0),
+        (dict(steps=7, warmup="50%"), 4),
+    ],
+)
 def test_schedule(tmp_path, flags, warmup):
     """Linear warm-up from 0, then a cosine that ends in min_lr at the last step."""
     train(tmp_path / "x", log_every=1, **flags)
     peak, steps = 1e-2, flags.get("steps", 30)
     end = min(peak, flags.get("min_lr", 1e-5))
-    wanted = [peak * s / warmup if s < warmup else
-              end + (peak - end) * (1 + math.cos(math.pi * (s - warmup) / max(1, steps - warmup))) / 2 for s in range(1, steps + 1)]
+    wanted = [
+        peak * s / warmup
+        if s < warmup
+        else end
+        + (peak - end) * (1 + math.cos(math.pi * (s - warmup) / max(1, steps - warmup))) / 2
+        for s in range(1, steps + 1)
+    ]
     assert log(tmp_path / "x")["lr"][1:] == pytest.approx(wanted, rel=1e-6, abs=1e-12)
 
 
-@pytest.mark.parametrize("flags, name", [
-    ("", "default"), ("-lr 3e-2 -qk_norm 0", "lr3e-2_qk_norm0"), ("-d 64 -eps 0.00000001 -qk_norm 1", "default"), ("-eps 1e-6", "eps1e-06"),
-    ("-mu_param full -warmup 1%", "warmup1-_mu_paramfull"), ("-data '../texts/a book.txt'", "dataa-book.txt"),
-])
+@pytest.mark.parametrize(
+    "flags, name",
+    [
+        ("", "default"),
+        ("-lr 3e-2 -qk_norm 0", "lr3e-2_qk_norm0"),
+        ("-d 64 -eps 0.00000001 -qk_norm 1", "default"),
+        ("-eps 1e-6", "eps1e-06"),
+        ("-mu_param full -warmup 1%", "warmup1-_mu_paramfull"),
+        ("-data '../texts/a book.txt'", "dataa-book.txt"),
+    ],
+)
 def test_default_folder(tmp_path, flags, name):
     """Named by what differs from the defaults, always one folder below runs/."""
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a book.txt").write_bytes(b"to be or not " * 100)
     (tmp_path / "x").mkdir()
-    result = program(*words(flags), "-steps", "1", "-T", "8", "-batch", "1", "-eval_tokens", "8", cwd=tmp_path / "x")
-    made, = (tmp_path / "x" / "runs").iterdir()
+    result = program(
+        *words(flags),
+        "-steps",
+        "1",
+        "-T",
+        "8",
+        "-batch",
+        "1",
+        "-eval_tokens",
+        "8",
+        cwd=tmp_path / "x",
+    )
+    (made,) = (tmp_path / "x" / "runs").iterdir()
     assert result.returncode == 0 and (made / "model.safetensors").exists()
     assert result.stdout.startswith(f"runs/{made.name}: ")
-    rest = made.name.replace("_T8_batch1_steps1", "").replace("T8_batch1_steps1", "").replace("_eval_tokens8", "").lstrip("_")
+    rest = (
+        made.name.replace("_T8_batch1_steps1", "")
+        .replace("T8_batch1_steps1", "")
+        .replace("_eval_tokens8", "")
+        .lstrip("_")
+    )
     assert re.fullmatch(r"[\w.-]+", made.name) and (rest or "default").startswith(name), made.name
 
 
@@ -295,16 +495,23 @@ def test_no_steps(tmp_path):
     """-steps 0 measures the initial model, and leaves what every run leaves."""
     out = train(tmp_path / "x", steps=0)
     assert "wrote log.csv, summary.csv and model.safetensors" in out
-    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["log.csv", "model.safetensors", "summary.csv"]
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == [
+        "log.csv",
+        "model.safetensors",
+        "summary.csv",
+    ]
     row = summary(tmp_path / "x")
     assert row["initial_loss"] == row["final_loss"] and len(log(tmp_path / "x")["step"]) == 1
     train(tmp_path / "x", steps=3, resume=1)
     train(tmp_path / "y", steps=3)
-    assert np.array_equal(log(tmp_path / "x")["val_loss"], log(tmp_path / "y")["val_loss"], equal_nan=True)
+    assert np.array_equal(
+        log(tmp_path / "x")["val_loss"], log(tmp_path / "y")["val_loss"], equal_nan=True
+    )
 
 
 # ---------------------------------------------------------------------------
 # -sample
+
 
 def sample(folder, *flags, text=False):
     before = snapshot(folder)
@@ -337,7 +544,11 @@ def test_sample_alone_writes_some(book_model):
 def test_sample_is_drawn(book_model):
     """The same seed gives the same text, another seed another; temperature 0 the same from every seed; a high one noise."""
     hot, cold = ["100", "-temperature", "1"], ["100", "-temperature", "0"]
-    assert sample(book_model, *hot) == sample(book_model, "100") == sample(book_model, *hot, "-seed", "1")
+    assert (
+        sample(book_model, *hot)
+        == sample(book_model, "100")
+        == sample(book_model, *hot, "-seed", "1")
+    )
     assert sample(book_model, *hot) != sample(book_model, *hot, "-seed", "2")
     assert sample(book_model, *cold) == sample(book_model, *cold, "-seed", "2")
     assert len(set(sample(book_model, "1000", "-temperature", "1e6"))) > 200
@@ -346,16 +557,33 @@ def test_sample_is_drawn(book_model):
 @pytest.mark.parametrize("steps", [300, 0])
 def test_sample_at_temperature_0_is_the_oracles_likeliest(book_model, tmp_path, steps):
     """Also of a model that was not trained, whose choice depends on all of its context."""
-    import oracle
     from safetensors.numpy import load_file
-    cfg, model = dict(oracle.CONFIG, d=32, layers=1, heads=2, T=8), book_model if steps else tmp_path / "x"
+
+    import oracle
+
+    cfg, model = (
+        dict(oracle.CONFIG, d=32, layers=1, heads=2, T=8),
+        book_model if steps else tmp_path / "x",
+    )
     if not steps:
         train(model, d=32, steps=0)
-    weights = {n: x.astype(float) for n, x in load_file(model / "model.safetensors").items() if "adam" not in n}
+    weights = {
+        n: x.astype(float)
+        for n, x in load_file(model / "model.safetensors").items()
+        if "adam" not in n
+    }
     text = [10]
     for _ in range(30):
         context = text[-8:]
-        text.append(int(np.argmax(oracle.logits(cfg, weights, np.array([context + [0] * (8 - len(context))]))[0, len(context) - 1])))
+        text.append(
+            int(
+                np.argmax(
+                    oracle.logits(cfg, weights, np.array([context + [0] * (8 - len(context))]))[
+                        0, len(context) - 1
+                    ]
+                )
+            )
+        )
     assert sample(model, "30", "-temperature", "0") == bytes(text[1:]) + b"\n"
 
 
@@ -363,12 +591,21 @@ def test_sample_of_a_mu_param_model(tmp_path):
     """With logits at 1/m, here 1/4, it writes what the same weights without muParam write at four times the temperature."""
     import safetensors
     from safetensors.numpy import load_file, save_file
+
     train(tmp_path / "mu", d=32, mu_param="intermediate", base_d=8)
     train(tmp_path / "off", d=32)
     with safetensors.safe_open(tmp_path / "mu" / "model.safetensors", "numpy") as file:
         metadata = {**file.metadata(), "mu_param": "off"}
-    save_file(load_file(tmp_path / "mu" / "model.safetensors"), tmp_path / "off" / "model.safetensors", metadata)
-    assert sample(tmp_path / "mu", "100") == sample(tmp_path / "off", "100", "-temperature", "4") != sample(tmp_path / "off", "100")
+    save_file(
+        load_file(tmp_path / "mu" / "model.safetensors"),
+        tmp_path / "off" / "model.safetensors",
+        metadata,
+    )
+    assert (
+        sample(tmp_path / "mu", "100")
+        == sample(tmp_path / "off", "100", "-temperature", "4")
+        != sample(tmp_path / "off", "100")
+    )
 
 
 def test_sample_after_resume_is_of_the_longer_run(book_model, tmp_path):
@@ -392,10 +629,26 @@ def test_sample_of_a_large_vocabulary_is_numbers(tmp_path):
 def test_a_sample_that_cannot_be_written(tmp_path):
     train(tmp_path / "run", steps=1)
     with open("/dev/full", "w") as full:
-        result = subprocess.run([PROGRAM, "-sample", "10", "-out", str(tmp_path / "run")], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
-    assert result.returncode == 1 and "cannot write the sample" in result.stderr and result.stderr.count("\n") == 1
+        result = subprocess.run(
+            [PROGRAM, "-sample", "10", "-out", str(tmp_path / "run")],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert (
+        result.returncode == 1
+        and "cannot write the sample" in result.stderr
+        and result.stderr.count("\n") == 1
+    )
 
 
 def test_a_sweep_where_who_started_it_ignores_its_children(tmp_path):
-    result = program(*words({**TINY, "lr": "1e-3,1e-2"}), "-out", "new", cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    result = program(
+        *words({**TINY, "lr": "1e-3,1e-2"}),
+        "-out",
+        "new",
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+    )
     assert result.returncode == 0 and (tmp_path / "new/summary.csv").exists(), result.stderr

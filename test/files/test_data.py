@@ -1,6 +1,7 @@
 """dataloader.h: the invented language and its exact probabilities, text files, .bin shards, and bad input.
 
 The C code is built by CC with CFLAGS (from the environment) and called through data_shim.c."""
+
 import ctypes as ct
 import hashlib
 import math
@@ -17,13 +18,19 @@ import numpy as np
 import pytest
 
 SHIM = pathlib.Path(__file__).resolve().parent / "data_shim.c"
-WORDS, CLASSES, START = 1000, 16, 16                       # START: the class of the start of a line
-COMPILER_ENV = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}    # a preloaded sanitizer is not for the compiler
+WORDS, CLASSES, START = 1000, 16, 16  # START: the class of the start of a line
+COMPILER_ENV = {
+    k: v for k, v in os.environ.items() if k != "LD_PRELOAD"
+}  # a preloaded sanitizer is not for the compiler
 
 
 def build(folder, command):
     library = folder / "data.so"
-    subprocess.run([*command, "-shared", "-fPIC", "-w", str(SHIM), "-o", str(library), "-lm"], check=True, env=COMPILER_ENV)
+    subprocess.run(
+        [*command, "-shared", "-fPIC", "-w", str(SHIM), "-o", str(library), "-lm"],
+        check=True,
+        env=COMPILER_ENV,
+    )
     lib = ct.CDLL(str(library))
     lib.loader_new.restype = lib.language_new.restype = ct.c_void_p
     lib.loader_val_windows.restype = ct.c_int64
@@ -46,8 +53,13 @@ class Loader:
     def __init__(self, lib, data, val=None, vocab=0, T=8, seed=1):
         name = lambda path: None if path is None else str(path).encode()
         self.lib, self.T = lib, T
-        self.loader = ct.c_void_p(lib.loader_new(name(data), name(val), vocab, T, ct.c_uint64(seed)))
-        self.vocab, self.val_windows = lib.loader_vocab(self.loader), lib.loader_val_windows(self.loader)
+        self.loader = ct.c_void_p(
+            lib.loader_new(name(data), name(val), vocab, T, ct.c_uint64(seed))
+        )
+        self.vocab, self.val_windows = (
+            lib.loader_vocab(self.loader),
+            lib.loader_val_windows(self.loader),
+        )
 
     def rows(self, function, at, rows):
         inputs, targets = np.full((2, rows, self.T), -1, np.int32)
@@ -75,9 +87,18 @@ class Language:
         self.lib, self.lang = lib, ct.c_void_p(lib.language_new(ct.c_uint64(seed)))
         self.words = [lib.language_spelling(self.lang, w).decode() for w in range(WORDS)]
         self.kind = np.array([lib.language_kind(self.lang, w) for w in range(WORDS)])
-        self.frequency = np.array([lib.language_frequency(self.lang, w) for w in range(WORDS)], float)
-        self.followers = np.array([[lib.language_follower(self.lang, w, i) for i in range(4)] for w in range(WORDS)])
-        self.grammar = np.array([[lib.language_grammar(self.lang, k, w) for w in range(WORDS)] for k in range(CLASSES + 1)])
+        self.frequency = np.array(
+            [lib.language_frequency(self.lang, w) for w in range(WORDS)], float
+        )
+        self.followers = np.array(
+            [[lib.language_follower(self.lang, w, i) for i in range(4)] for w in range(WORDS)]
+        )
+        self.grammar = np.array(
+            [
+                [lib.language_grammar(self.lang, k, w) for w in range(WORDS)]
+                for k in range(CLASSES + 1)
+            ]
+        )
 
     def text(self, stream, n):
         text = np.empty(n, np.int32)
@@ -87,7 +108,9 @@ class Language:
     def probabilities(self, text):
         """What each character had, (n), and what every possible one had in its place, (n, 256)."""
         seen, every = np.empty(len(text)), np.empty((len(text), 256))
-        self.lib.language_probabilities(self.lang, text.ctypes, len(text), seen.ctypes, every.ctypes)
+        self.lib.language_probabilities(
+            self.lang, text.ctypes, len(text), seen.ctypes, every.ctypes
+        )
         return seen, every
 
     def __del__(self):
@@ -111,7 +134,11 @@ def test_lexicon(language):
     syllable = "[bdfghjklmnprstvwyz]?[aeiou][nsrltk]?"
     assert language.words == sorted(set(language.words)) and len(language.words) == WORDS
     assert all(re.fullmatch(f"({syllable}){{1,3}}", word) for word in language.words)
-    assert language.kind.min() == 0 and language.kind.max() == CLASSES - 1 and np.bincount(language.kind).min() > 20
+    assert (
+        language.kind.min() == 0
+        and language.kind.max() == CLASSES - 1
+        and np.bincount(language.kind).min() > 20
+    )
     assert language.followers.min() >= 0 and language.followers.max() < WORDS
 
 
@@ -121,21 +148,31 @@ def test_grammar_is_place_squared_times_zipf(language):
     places = 1 / np.arange(1, CLASSES + 1) ** 2
     for row in classes:
         np.testing.assert_allclose(np.sort(row / row.sum())[::-1], places / places.sum(), rtol=1e-4)
-    assert len({tuple(np.argsort(row)) for row in classes}) == CLASSES + 1, "each class has its own order"
+    assert len({tuple(np.argsort(row)) for row in classes}) == CLASSES + 1, (
+        "each class has its own order"
+    )
 
     zipf = 1 / (np.arange(1, WORDS + 1) + 2.7)
-    np.testing.assert_allclose(np.sort(language.frequency)[::-1] / language.frequency.sum(), zipf / zipf.sum(), rtol=1e-4)
-    share = language.frequency / np.bincount(language.kind, language.frequency)[language.kind]    # P(word | its class)
+    np.testing.assert_allclose(
+        np.sort(language.frequency)[::-1] / language.frequency.sum(), zipf / zipf.sum(), rtol=1e-4
+    )
+    share = (
+        language.frequency / np.bincount(language.kind, language.frequency)[language.kind]
+    )  # P(word | its class)
     expected = classes[:, language.kind] * share
     np.testing.assert_allclose(language.grammar, expected, rtol=1e-3)
     lengths = np.array([len(word) for word in language.words])[np.argsort(-language.frequency)]
-    assert lengths[:30].mean() + 1 < lengths[30:100].mean() < lengths[100:].mean() - 1, "frequent words are short"
+    assert lengths[:30].mean() + 1 < lengths[30:100].mean() < lengths[100:].mean() - 1, (
+        "frequent words are short"
+    )
 
 
 @pytest.fixture(scope="module")
 def stream(language):
     """Over 40 streams of 5,000 characters: what the texts and the predictions amount to."""
-    edges = np.array([1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999999])    # bins of p
+    edges = np.array(
+        [1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999999]
+    )  # bins of p
     sums, nats, entropy, chars, bins = [], [], [], np.zeros((3, 256)), np.zeros((3, len(edges) + 1))
     for s in range(40):
         text = language.text(1000 + s, 5000)
@@ -147,10 +184,16 @@ def stream(language):
         nats.append(-np.log(seen))
         entropy.append(-(p * np.log(np.where(p > 0, p, 1))).sum(1))
         which = np.digitize(p, edges)
-        for i, what in enumerate([hit, p, p * (1 - p)]):            # observed, expected, its variance
+        for i, what in enumerate([hit, p, p * (1 - p)]):  # observed, expected, its variance
             chars[i] += what.sum(0)
             bins[i] += np.bincount(which.ravel(), what.ravel(), len(edges) + 1)
-    return dict(sums=np.concatenate(sums), nats=np.concatenate(nats), entropy=np.concatenate(entropy), chars=chars, bins=bins)
+    return dict(
+        sums=np.concatenate(sums),
+        nats=np.concatenate(nats),
+        entropy=np.concatenate(entropy),
+        chars=chars,
+        bins=bins,
+    )
 
 
 def test_every_distribution_sums_to_one(stream):
@@ -159,7 +202,7 @@ def test_every_distribution_sums_to_one(stream):
 
 
 def test_mean_surprise_is_mean_entropy(stream):
-    gap = stream["nats"] - stream["entropy"]                        # a martingale: its mean is 0
+    gap = stream["nats"] - stream["entropy"]  # a martingale: its mean is 0
     assert abs(gap.mean()) < 4 * gap.std() / math.sqrt(len(gap))
     assert 0.8 < stream["entropy"].mean() < 1.0, "nats a character"
 
@@ -174,9 +217,11 @@ def test_counts_fit_predictions(stream, grouped):
     z = (observed - expected)[used] / np.sqrt(variance[used])
     assert len(z) >= 10
     assert abs(z).max() < 4.5
-    assert (z ** 2).sum() < len(z) + 4 * math.sqrt(2 * len(z))
+    assert (z**2).sum() < len(z) + 4 * math.sqrt(2 * len(z))
     if grouped == "chars":
-        assert (observed > 0).sum() == 52, "23 letters, 23 capitals, newline, space, comma, three marks"
+        assert (observed > 0).sum() == 52, (
+            "23 letters, 23 capitals, newline, space, comma, three marks"
+        )
 
 
 def enumerate_words(language, line):
@@ -219,7 +264,10 @@ def test_enumerating_words_gives_the_same_probabilities(language):
 
 
 def test_impossible_characters_have_probability_zero(language):
-    start, comma = language.probabilities(np.frombuffer(b"\n", np.uint8).astype(np.int32))[1][0], np.zeros(256)
+    start, comma = (
+        language.probabilities(np.frombuffer(b"\n", np.uint8).astype(np.int32))[1][0],
+        np.zeros(256),
+    )
     assert {chr(c) for c in np.flatnonzero(start)} <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     text = language.text(3, 5000)
     _, p = language.probabilities(text)
@@ -235,7 +283,9 @@ def test_a_line_looks_like_one(lib):
     for row in loader.val(0, 20)[1]:
         *lines, _ = string(row).split("\n")
         assert len(lines) > 20
-        assert all(re.fullmatch(r"[A-Z][a-z]*,?( [a-z]+,?){1,}( [a-z]+)[.?!]", line) for line in lines)
+        assert all(
+            re.fullmatch(r"[A-Z][a-z]*,?( [a-z]+,?){1,}( [a-z]+)[.?!]", line) for line in lines
+        )
 
 
 def sha(text):
@@ -244,11 +294,25 @@ def sha(text):
 
 # What the language is. These change only with a decision to change the language, and then every figure of every run does.
 GOLDEN_TRAIN, GOLDEN_VAL = "e8556075d93843a7", "f7ba0f4f85db511a"
-GOLDEN_FLOOR = {32: 0.915744952246, 64: 0.889237453566, 128: 0.876315206260, 256: 0.868305908097}     # nats a character, over 4,096 windows
+GOLDEN_FLOOR = {
+    32: 0.915744952246,
+    64: 0.889237453566,
+    128: 0.876315206260,
+    256: 0.868305908097,
+}  # nats a character, over 4,096 windows
 
 
-@pytest.mark.parametrize("command", ["$CC $CFLAGS", "gcc -O3 -march=native", "gcc -O0 -ffp-contract=off",
-                                     "clang -O0 -ffp-contract=off", "clang -O3 -march=native", "g++ -x c++ -std=c++17 -O2"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "$CC $CFLAGS",
+        "gcc -O3 -march=native",
+        "gcc -O0 -ffp-contract=off",
+        "clang -O0 -ffp-contract=off",
+        "clang -O3 -march=native",
+        "g++ -x c++ -std=c++17 -O2",
+    ],
+)
 def test_text_is_the_same_from_every_compiler(lib, tmp_path, command):
     if command != "$CC $CFLAGS":
         if not shutil.which(command.split()[0]):
@@ -257,7 +321,9 @@ def test_text_is_the_same_from_every_compiler(lib, tmp_path, command):
     loader = Loader(lib, "synthetic", T=50_000, seed=1)
     assert sha(loader.train(0, 2)[1]) == GOLDEN_TRAIN
     assert sha(loader.val(0, 2)[1]) == GOLDEN_VAL
-    assert Loader(lib, "synthetic", T=32).entropy_floor(4096) == pytest.approx(GOLDEN_FLOOR[32], abs=1e-12)
+    assert Loader(lib, "synthetic", T=32).entropy_floor(4096) == pytest.approx(
+        GOLDEN_FLOOR[32], abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("T", GOLDEN_FLOOR)
@@ -285,7 +351,11 @@ def sources(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "text.txt").write_bytes(rng.bytes(50_000))
     write_bin(tmp_path / "tokens.bin", rng.integers(0, 50257, 50_000))
-    return {"synthetic": "synthetic", "text": tmp_path / "text.txt", ".bin": tmp_path / "tokens.bin"}
+    return {
+        "synthetic": "synthetic",
+        "text": tmp_path / "text.txt",
+        ".bin": tmp_path / "tokens.bin",
+    }
 
 
 def write_bin(path, tokens, magic=20240520, version=1, count=None):
@@ -302,7 +372,7 @@ def test_rows_depend_on_nothing_but_their_place(lib, sources, kind, vocab):
     T, loader = 16, Loader(lib, sources[kind], T=16, seed=5)
     assert loader.vocab == vocab
     assert Loader(lib, sources[kind], T=T, vocab=60000).vocab == 60000
-    steps = [0, 7, 3, 2 ** 40, 0, 3, 7]                             # in any order, by any loader, in batches of any size
+    steps = [0, 7, 3, 2**40, 0, 3, 7]  # in any order, by any loader, in batches of any size
     first = {step: loader.train(step, 6) for step in steps}
     again = Loader(lib, sources[kind], T=T, seed=5)
     for step in reversed(steps):
@@ -310,7 +380,7 @@ def test_rows_depend_on_nothing_but_their_place(lib, sources, kind, vocab):
             assert np.array_equal(again.train(step, B), [a[:B] for a in first[step]])
     together = loader.val(2, 5)
     for i in (4, 0, 2):
-        assert np.array_equal(again.val(2 + i, 1), [a[i:i + 1] for a in together])
+        assert np.array_equal(again.val(2 + i, 1), [a[i : i + 1] for a in together])
     for inputs, targets in [*first.values(), together]:
         assert np.array_equal(inputs[:, 1:], targets[:, :-1]), "targets are inputs, one later"
         assert inputs.min() >= 0 and targets.min() >= 0 and max(inputs.max(), targets.max()) < vocab
@@ -321,14 +391,16 @@ def test_rows_depend_on_nothing_but_their_place(lib, sources, kind, vocab):
 @KINDS
 def test_rows_of_different_places_differ(lib, sources, kind, vocab):
     T, seen = 64, set()
-    loaders = [Loader(lib, sources[kind], T=T, seed=seed) for seed in (0, 1, 2 ** 63)]
+    loaders = [Loader(lib, sources[kind], T=T, seed=seed) for seed in (0, 1, 2**63)]
     for loader in loaders:
-        for step in (0, 1, 2, 2 ** 33):
+        for step in (0, 1, 2, 2**33):
             seen |= {row.tobytes() for row in loader.train(step, 8)[0]}
     assert len(seen) == 3 * 4 * 8
     val = {row.tobytes() for row in loaders[0].val(0, 64)[0]}
     assert len(val) == 64 and not val & seen, "validation rows are no training rows"
-    assert all(np.array_equal(loader.val(0, 64), loaders[0].val(0, 64)) for loader in loaders), "and the same for every seed"
+    assert all(np.array_equal(loader.val(0, 64), loaders[0].val(0, 64)) for loader in loaders), (
+        "and the same for every seed"
+    )
 
 
 @KINDS
@@ -339,7 +411,7 @@ def test_shortest_rows(lib, sources, kind, vocab):
 
 
 def test_what_synthetic_data_has_and_files_have_not(lib, sources):
-    assert Loader(lib, "synthetic").val_windows == 2 ** 63 - 1
+    assert Loader(lib, "synthetic").val_windows == 2**63 - 1
     assert math.isnan(Loader(lib, sources["text"]).entropy_floor(4))
     assert math.isnan(Loader(lib, sources[".bin"]).entropy_floor(4))
 
@@ -365,27 +437,45 @@ def starts(rows):
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".bin"])
-@pytest.mark.parametrize("sizes, val, T, train_starts, val_starts", [
-    # a single file: the last tenth, rounded down, is validation
-    ([200], None, 5, [(0, 180 - 5)], [180, 185, 190]),              # 20 tokens: windows end at 185, 190, 195 (199 is the last)
-    ([210], None, 5, [(0, 189 - 5)], [189, 194, 199, 204]),         # 21: the fourth window just fits
-    ([209], None, 5, [(0, 189 - 5)], [189, 194, 199]),
-    ([20], None, 1, [(0, 17)], [18]),                               # as short as can be
-    # several: no row crosses from one to the next; the last tenth is of all of them together
-    ([100, 100, 30], None, 5, [(0, 95), (100, 195), (200, 202)], [207, 212, 217, 222]),
-    ([100, 100, 5], None, 5, [(0, 95), (100, 180)], [185, 190]),    # 20 tokens: 15 of the second file, 5 of the third
-    ([6, 3, 6, 200], None, 5, [(0, 1), (9, 10), (15, 189)], [194, 199, 204, 209]),
-    # -val: everything of both
-    ([50, 60], [11], 5, [(0, 45), (50, 105)], [110, 115]),
-    ([50], [12, 4, 6], 5, [(0, 45)], [50, 55, 66]),
-])
+@pytest.mark.parametrize(
+    "sizes, val, T, train_starts, val_starts",
+    [
+        # a single file: the last tenth, rounded down, is validation
+        (
+            [200],
+            None,
+            5,
+            [(0, 180 - 5)],
+            [180, 185, 190],
+        ),  # 20 tokens: windows end at 185, 190, 195 (199 is the last)
+        ([210], None, 5, [(0, 189 - 5)], [189, 194, 199, 204]),  # 21: the fourth window just fits
+        ([209], None, 5, [(0, 189 - 5)], [189, 194, 199]),
+        ([20], None, 1, [(0, 17)], [18]),  # as short as can be
+        # several: no row crosses from one to the next; the last tenth is of all of them together
+        ([100, 100, 30], None, 5, [(0, 95), (100, 195), (200, 202)], [207, 212, 217, 222]),
+        (
+            [100, 100, 5],
+            None,
+            5,
+            [(0, 95), (100, 180)],
+            [185, 190],
+        ),  # 20 tokens: 15 of the second file, 5 of the third
+        ([6, 3, 6, 200], None, 5, [(0, 1), (9, 10), (15, 189)], [194, 199, 204, 209]),
+        # -val: everything of both
+        ([50, 60], [11], 5, [(0, 45), (50, 105)], [110, 115]),
+        ([50], [12, 4, 6], 5, [(0, 45)], [50, 55, 66]),
+    ],
+)
 def test_windows(lib, tmp_path, suffix, sizes, val, T, train_starts, val_starts):
     first = 0
     for name, counts in ("train", sizes), ("val", val or []):
         for i, count in enumerate(counts):
             numbered(tmp_path / f"{name}_{i}{suffix}", first, count, suffix == ".txt")
             first += count
-    pattern = lambda name: tmp_path / f"{name}_{'0' if len(sizes) == 1 and name == 'train' else '*'}{suffix}"
+    pattern = (
+        lambda name: tmp_path
+        / f"{name}_{'0' if len(sizes) == 1 and name == 'train' else '*'}{suffix}"
+    )
     loader = Loader(lib, pattern("train"), pattern("val") if val else None, T=T)
     assert loader.val_windows == len(val_starts)
     assert list(starts(loader.val(0, len(val_starts)))) == val_starts
@@ -401,13 +491,15 @@ def test_shards_are_sorted(lib, tmp_path):
     for i in (2, 0, 1):
         numbered(tmp_path / f"shard_{i}.bin", 100 * i, 100)
     loader = Loader(lib, tmp_path / "shard_[0-2].bin", tmp_path / "shard_*.bin", T=9)
-    assert list(starts(loader.val(0, loader.val_windows))) == [100 * i + 9 * w for i in range(3) for w in range(11)]
+    assert list(starts(loader.val(0, loader.val_windows))) == [
+        100 * i + 9 * w for i in range(3) for w in range(11)
+    ]
 
 
 def splitmix(state):
-    state = (state + 0x9E3779B97F4A7C15) % 2 ** 64
-    z = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2 ** 64
-    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2 ** 64
+    state = (state + 0x9E3779B97F4A7C15) % 2**64
+    z = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
     return state, z ^ z >> 31
 
 
@@ -416,7 +508,9 @@ def first_draw(seed, a, b):
     return splitmix(state)[1]
 
 
-@pytest.mark.parametrize("suffix, shards, tokens", [(".txt", 1, 40 * 10 ** 9), (".bin", 10, 2 ** 31 - 1)])
+@pytest.mark.parametrize(
+    "suffix, shards, tokens", [(".txt", 1, 40 * 10**9), (".bin", 10, 2**31 - 1)]
+)
 def test_data_larger_than_memory(lib, tmp_path, suffix, shards, tokens):
     """40 GB of holes, with marks where the rows of one batch must lie."""
     T, width, skip = 64, {".txt": 1, ".bin": 2}[suffix], {".txt": 0, ".bin": 1024}[suffix]
@@ -431,6 +525,7 @@ def test_data_larger_than_memory(lib, tmp_path, suffix, shards, tokens):
     except OSError as error:
         pytest.skip(f"no room for a sparse file of {skip + width * tokens:,} bytes: {error}")
     try:
+
         def mark(place, value):
             with open(paths[place // tokens], "r+b") as f:
                 f.seek(skip + width * (place % tokens))
@@ -446,19 +541,24 @@ def test_data_larger_than_memory(lib, tmp_path, suffix, shards, tokens):
                 place, i = place - per_shard[i], i + 1
             places.append(i * tokens + place)
             mark(places[-1], 100 + b)
-        assert max(places) > 2 ** 33 and len({place // 2 ** 32 for place in places}) > 3
+        assert max(places) > 2**33 and len({place // 2**32 for place in places}) > 3
         start = time.process_time()
         loader = Loader(lib, tmp_path / f"large_*{suffix}", T=T, seed=3)
         took = time.process_time() - start
         assert took < 3
         assert list(loader.train(9, 16)[0][:, 0]) == list(range(100, 116))
-        windows = [(min(tokens * (i + 1), shards * tokens) - max(train, tokens * i) - 1) // T
-                   for i in range(shards) if tokens * (i + 1) > train]
+        windows = [
+            (min(tokens * (i + 1), shards * tokens) - max(train, tokens * i) - 1) // T
+            for i in range(shards)
+            if tokens * (i + 1) > train
+        ]
         assert loader.val_windows == sum(windows)
         last = max(train, tokens * (shards - 1)) + (windows[-1] - 1) * T
         mark(last, 77), mark(last + T, 78)
         inputs, targets = loader.val(loader.val_windows - 1, 1)
-        assert inputs[0, 0] == 77 and targets[0, -1] == 78 and inputs.sum() + targets.sum() == 77 + 78
+        assert (
+            inputs[0, 0] == 77 and targets[0, -1] == 78 and inputs.sum() + targets.sum() == 77 + 78
+        )
     finally:
         for path in paths:
             path.unlink()
@@ -483,8 +583,13 @@ lib.loader_train(loader, ctypes.c_int64(0), 1000, rows, (ctypes.c_int * (1000 * 
 def call(lib, folder, data="good.txt", val="", vocab=0, T=8, drop_root=False):
     """Opens the data and reads a few rows, in a process of its own, within the folder."""
     options = ":".join(filter(None, [os.environ.get("ASAN_OPTIONS"), "detect_leaks=0"]))
-    return subprocess.run([sys.executable, "-c", CALL, lib.path, data, val, str(vocab), str(T), str(drop_root)],
-                          cwd=folder, capture_output=True, text=True, env={**os.environ, "ASAN_OPTIONS": options})
+    return subprocess.run(
+        [sys.executable, "-c", CALL, lib.path, data, val, str(vocab), str(T), str(drop_root)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ASAN_OPTIONS": options},
+    )
 
 
 def tokens_with(count, place, token):
@@ -522,42 +627,69 @@ def bad_files(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (dict(data="nothing.txt"), ["nothing.txt", "No such file", "synthetic"]),
-    (dict(data="nothing_*.bin"), ["nothing_*.bin", "No such file"]),
-    (dict(val="nothing.txt"), ["nothing.txt", "No such file"]),
-    (dict(data="good.txt/x"), ["good.txt/x", "Not a directory"]),
-    (dict(data=""), ["No such file", "synthetic"]),
-    (dict(data="folder"), ["folder", "directory", "text file"]),
-    (dict(data="folder.bin"), ["folder.bin", "directory"]),
-    (dict(data="pipe.txt"), ["pipe.txt", "not a file"]),
-    (dict(data="locked.txt", drop_root=os.getuid() == 0), ["locked.txt", "Permission denied"]),
-    (dict(data="empty.txt"), ["empty.txt", "empty"]),
-    (dict(data="empty.bin"), ["empty.bin", "empty"]),
-    (dict(data="good.bin", val="empty.bin"), ["empty.bin", "empty"]),
-    (dict(data="short.txt"), ["short.txt", "too short", "validation", "0 tokens", "-T 8 takes 9", "last tenth"]),
-    (dict(data="short_val.txt"), ["short_val.txt", "too short", "validation", "last tenth", "3 tokens", "-T 8 takes 9"]),
-    (dict(val="short.txt", T=9), ["short.txt", "too short", "validation", "9 tokens", "-T 9 takes 10"]),
-    (dict(T=300), ["good.txt", "too short", "training", "234 tokens", "-T 300 takes 301", "smaller -T"]),
-    (dict(T=2 ** 31 - 1), ["good.txt", "too short", "takes 2147483648"]),
-    (dict(data="short_?.bin", T=30), ["short_0.bin", "too short", "25 tokens", "-T 30 takes 31"]),
-    (dict(data="none.bin"), ["none.bin", "too short", "0 tokens"]),
-    (dict(data="magic.bin"), ["magic.bin", "magic", "20240801", "20240520"]),
-    (dict(data="text.bin"), ["text.bin", "magic", "20240520"]),
-    (dict(data="version.bin"), ["version.bin", "version 2", "version 1"]),
-    (dict(data="header.bin"), ["header.bin", "1000 bytes", "1024", "truncated"]),
-    (dict(data="cut.bin"), ["cut.bin", "2023 bytes", "500 tokens", "2024", "truncated"]),
-    (dict(data="more.bin"), ["more.bin", "2026 bytes", "500 tokens", "2024"]),
-    (dict(data="negative.bin"), ["negative.bin", "4294967295 tokens"]),
-    (dict(data="good.bin", val="cut.bin"), ["cut.bin", "truncated"]),
-    (dict(data="token.bin"), ["token.bin", "token 50257", "position 455", "50257", "-vocab"]),
-    (dict(data="train_token.bin"), ["train_token.bin", "token 65535", "position 20", "50257", "-vocab"]),
-    (dict(data="byte.txt", vocab=128), ["byte.txt", "token 200", "position 455", "128", "-vocab"]),
-    (dict(data="good.txt", val="good.bin"), ["good.bin", "mix", "good.txt"]),
-    (dict(data="good.bin", val="good.txt"), ["good.txt", "mix", "good.bin"]),
-    (dict(data="synthetic", vocab=127), ["synthetic", "-vocab", "128", "127"]),
-    (dict(data="synthetic", val="good.txt"), ["good.txt", "synthetic", "-val"]),
-], ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (dict(data="nothing.txt"), ["nothing.txt", "No such file", "synthetic"]),
+        (dict(data="nothing_*.bin"), ["nothing_*.bin", "No such file"]),
+        (dict(val="nothing.txt"), ["nothing.txt", "No such file"]),
+        (dict(data="good.txt/x"), ["good.txt/x", "Not a directory"]),
+        (dict(data=""), ["No such file", "synthetic"]),
+        (dict(data="folder"), ["folder", "directory", "text file"]),
+        (dict(data="folder.bin"), ["folder.bin", "directory"]),
+        (dict(data="pipe.txt"), ["pipe.txt", "not a file"]),
+        (dict(data="locked.txt", drop_root=os.getuid() == 0), ["locked.txt", "Permission denied"]),
+        (dict(data="empty.txt"), ["empty.txt", "empty"]),
+        (dict(data="empty.bin"), ["empty.bin", "empty"]),
+        (dict(data="good.bin", val="empty.bin"), ["empty.bin", "empty"]),
+        (
+            dict(data="short.txt"),
+            ["short.txt", "too short", "validation", "0 tokens", "-T 8 takes 9", "last tenth"],
+        ),
+        (
+            dict(data="short_val.txt"),
+            ["short_val.txt", "too short", "validation", "last tenth", "3 tokens", "-T 8 takes 9"],
+        ),
+        (
+            dict(val="short.txt", T=9),
+            ["short.txt", "too short", "validation", "9 tokens", "-T 9 takes 10"],
+        ),
+        (
+            dict(T=300),
+            ["good.txt", "too short", "training", "234 tokens", "-T 300 takes 301", "smaller -T"],
+        ),
+        (dict(T=2**31 - 1), ["good.txt", "too short", "takes 2147483648"]),
+        (
+            dict(data="short_?.bin", T=30),
+            ["short_0.bin", "too short", "25 tokens", "-T 30 takes 31"],
+        ),
+        (dict(data="none.bin"), ["none.bin", "too short", "0 tokens"]),
+        (dict(data="magic.bin"), ["magic.bin", "magic", "20240801", "20240520"]),
+        (dict(data="text.bin"), ["text.bin", "magic", "20240520"]),
+        (dict(data="version.bin"), ["version.bin", "version 2", "version 1"]),
+        (dict(data="header.bin"), ["header.bin", "1000 bytes", "1024", "truncated"]),
+        (dict(data="cut.bin"), ["cut.bin", "2023 bytes", "500 tokens", "2024", "truncated"]),
+        (dict(data="more.bin"), ["more.bin", "2026 bytes", "500 tokens", "2024"]),
+        (dict(data="negative.bin"), ["negative.bin", "4294967295 tokens"]),
+        (dict(data="good.bin", val="cut.bin"), ["cut.bin", "truncated"]),
+        (dict(data="token.bin"), ["token.bin", "token 50257", "position 455", "50257", "-vocab"]),
+        (
+            dict(data="train_token.bin"),
+            ["train_token.bin", "token 65535", "position 20", "50257", "-vocab"],
+        ),
+        (
+            dict(data="byte.txt", vocab=128),
+            ["byte.txt", "token 200", "position 455", "128", "-vocab"],
+        ),
+        (dict(data="good.txt", val="good.bin"), ["good.bin", "mix", "good.txt"]),
+        (dict(data="good.bin", val="good.txt"), ["good.txt", "mix", "good.bin"]),
+        (dict(data="synthetic", vocab=127), ["synthetic", "-vocab", "128", "127"]),
+        (dict(data="synthetic", val="good.txt"), ["good.txt", "synthetic", "-val"]),
+    ],
+    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items())
+    if isinstance(value, dict)
+    else "",
+)
 def test_bad_input(lib, bad_files, arguments, says):
     result = call(lib, bad_files, **arguments)
     assert result.returncode == 1, result.stderr
@@ -566,11 +698,22 @@ def test_bad_input(lib, bad_files, arguments, says):
     assert [word for word in says if word not in result.stderr] == [], result.stderr
 
 
-@pytest.mark.parametrize("arguments", [
-    dict(), dict(val="short.txt"), dict(data="good.bin"), dict(data="good.bin", val="go*.bin"),
-    dict(data="byte.txt", vocab=201), dict(data="token.bin", vocab=50258), dict(data="train_token.bin", vocab=65536),
-    dict(data="synthetic", vocab=128), dict(data="short_val.txt", T=2), dict(T=25),
-], ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) or "default")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(),
+        dict(val="short.txt"),
+        dict(data="good.bin"),
+        dict(data="good.bin", val="go*.bin"),
+        dict(data="byte.txt", vocab=201),
+        dict(data="token.bin", vocab=50258),
+        dict(data="train_token.bin", vocab=65536),
+        dict(data="synthetic", vocab=128),
+        dict(data="short_val.txt", T=2),
+        dict(T=25),
+    ],
+    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) or "default",
+)
 def test_good_input_is_no_error(lib, bad_files, arguments):
     result = call(lib, bad_files, **arguments)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

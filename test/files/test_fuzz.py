@@ -1,4 +1,5 @@
 """Bytes from outside, made to do harm: fuzz.c's targets for a few seconds (`make fuzz`: for minutes), and plot.py on damaged CSV files."""
+
 import contextlib
 import importlib.util
 import io
@@ -9,24 +10,44 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
 from conftest import NO_PRELOAD, ROOT
-from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 PROGRAM = os.environ.get("TRAIN_GPT", str(ROOT / "train_gpt"))
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))    # 0: a few, the same each time
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # 0: a few, the same each time
 spec = importlib.util.spec_from_file_location("plot", ROOT / "plot.py")
 plot = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(plot)
 
 
-@pytest.mark.skipif(not shutil.which("clang"), reason="clang, which has libFuzzer, is not installed")
-@pytest.mark.parametrize("target, runs", [("bin", 4000), ("safetensors", 4000), ("flags", 4000), ("resume", 200)])
+@pytest.mark.skipif(
+    not shutil.which("clang"), reason="clang, which has libFuzzer, is not installed"
+)
+@pytest.mark.parametrize(
+    "target, runs", [("bin", 4000), ("safetensors", 4000), ("flags", 4000), ("resume", 200)]
+)
 def test_reader_survives(tmp_path, target, runs):
     subprocess.run(["make", "-s", "build/fuzz"], cwd=ROOT, check=True, env=NO_PRELOAD)
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    result = subprocess.run([ROOT / "build/fuzz", f"-runs={runs}", "-seed=1", "-timeout=300", "-close_fd_mask=3", f"-artifact_prefix={tmp_path}/", corpus],
-                            env={**NO_PRELOAD, "FUZZ": target}, capture_output=True, text=True, errors="replace", timeout=600)
+    result = subprocess.run(
+        [
+            ROOT / "build/fuzz",
+            f"-runs={runs}",
+            "-seed=1",
+            "-timeout=300",
+            "-close_fd_mask=3",
+            f"-artifact_prefix={tmp_path}/",
+            corpus,
+        ],
+        env={**NO_PRELOAD, "FUZZ": target},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=600,
+    )
     done = re.search(r"Done (\d+) runs", result.stderr)
     assert result.returncode == 0 and int(done[1]) >= runs, result.stderr[-5000:]
 
@@ -34,7 +55,12 @@ def test_reader_survives(tmp_path, target, runs):
 # ---------------------------------------------------------------------------
 # plot.py. A change is a function of a CSV file's text
 
-CELLS = st.sampled_from("0 -0 1 -1 nan -nan inf -inf 1e308 -1e308 1e-320 1e999 0x10 1_0 ١ True x 5% % -5% , \" \"\" \n \r \0 \ufeff # é".split(" ") + ["", " ", "9" * 400, "x" * 140000])
+CELLS = st.sampled_from(
+    '0 -0 1 -1 nan -nan inf -inf 1e308 -1e308 1e-320 1e999 0x10 1_0 ١ True x 5% % -5% , " "" \n \r \0 \ufeff # é'.split(
+        " "
+    )
+    + ["", " ", "9" * 400, "x" * 140000]
+)
 
 
 def put(i, j, what):
@@ -43,20 +69,29 @@ def put(i, j, what):
         row = rows[i % len(rows)]
         row[j % len(row)] = what
         return "\n".join(map(",".join, rows))
+
     return change
 
 
 def take(i, j, n):
     def change(text):
         rows = [line.split(",") for line in text.split("\n")]
-        del rows[i % len(rows)][j % 60:j % 60 + n]
+        del rows[i % len(rows)][j % 60 : j % 60 + n]
         return "\n".join(map(",".join, rows))
+
     return change
 
 
 NUMBER = st.integers(0, 1000)
-CHANGE = st.one_of(st.builds(put, NUMBER, NUMBER, CELLS), st.builds(put, st.integers(1, 2), NUMBER, CELLS), st.builds(take, NUMBER, NUMBER, st.integers(1, 3)),
-                   st.builds(lambda n: lambda text: text[:n], st.integers(0, 3000)), st.builds(lambda i: lambda text: text + "\n" + text.split("\n")[i % (text.count("\n") + 1)], NUMBER))
+CHANGE = st.one_of(
+    st.builds(put, NUMBER, NUMBER, CELLS),
+    st.builds(put, st.integers(1, 2), NUMBER, CELLS),
+    st.builds(take, NUMBER, NUMBER, st.integers(1, 3)),
+    st.builds(lambda n: lambda text: text[:n], st.integers(0, 3000)),
+    st.builds(
+        lambda i: lambda text: text + "\n" + text.split("\n")[i % (text.count("\n") + 1)], NUMBER
+    ),
+)
 DAMAGE = st.one_of(st.lists(CHANGE, min_size=1, max_size=6), st.binary(max_size=300))
 
 
@@ -70,8 +105,16 @@ def damaged(text, damage):
 def swept(tmp_path_factory):
     """A real sweep of two runs."""
     home = tmp_path_factory.mktemp("fuzz")
-    subprocess.run([PROGRAM, *"-lr 1e-3,1e-2 -d 8 -layers 1 -heads 2 -T 8 -batch 2 -steps 40 -log_every 1 -eval_every 10 -eval_tokens 64 -out sweep".split()],
-                   cwd=home, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [
+            PROGRAM,
+            *"-lr 1e-3,1e-2 -d 8 -layers 1 -heads 2 -T 8 -batch 2 -steps 40 -log_every 1 -eval_every 10 -eval_tokens 64 -out sweep".split(),
+        ],
+        cwd=home,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     return home
 
 
@@ -81,13 +124,23 @@ def run_plot(*arguments):
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()) as printed:
         status = plot.main(list(map(str, arguments)))
     lines = said.getvalue().splitlines()
-    assert status in (0, 1) and all(line.startswith("plot.py: ") for line in lines) and (status == 0 or lines), (status, lines)
+    assert (
+        status in (0, 1)
+        and all(line.startswith("plot.py: ") for line in lines)
+        and (status == 0 or lines)
+    ), (status, lines)
     return printed.getvalue() if status == 0 else None
 
 
 def fuzz(examples):
-    return settings(max_examples=EXAMPLES or examples, derandomize=not EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck),
-                    phases=[Phase.explicit, Phase.generate, Phase.shrink])
+    return settings(
+        max_examples=EXAMPLES or examples,
+        derandomize=not EXAMPLES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +167,9 @@ def test_plot_figure_of_a_damaged_summary(swept, copy, damage, experiment):
 @fuzz(8)
 @given(damage=DAMAGE)
 def test_plot_log_of_a_damaged_log(swept, copy, damage):
-    (copy / "lr1e-2/log.csv").write_bytes(damaged((swept / "sweep/lr1e-2/log.csv").read_text(), damage))
+    (copy / "lr1e-2/log.csv").write_bytes(
+        damaged((swept / "sweep/lr1e-2/log.csv").read_text(), damage)
+    )
     run_plot("log", copy / "lr1e-2", "-o", swept)
 
 

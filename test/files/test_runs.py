@@ -1,4 +1,5 @@
 """Whole runs: what their files say, that interruptions and threads change no bit, the diagnosis and the sweep."""
+
 import contextlib
 import os
 import pty
@@ -18,8 +19,19 @@ from safetensors.numpy import load_file, save_file
 from test_cli import PROGRAM, TINY, log, program, snapshot, summary, table, train, words
 
 MODEL = "model.safetensors"
-KINDS = dict(wte="wte", ln_1="ln_1", c_attn="attn.c_attn", q_norm="attn.q_norm", k_norm="attn.k_norm", attn_c_proj="attn.c_proj",
-             ln_2="ln_2", c_fc="mlp.c_fc", mlp_c_proj="mlp.c_proj", ln_f="ln_f", lm_head="lm_head")    # in log.csv, in the checkpoint
+KINDS = dict(
+    wte="wte",
+    ln_1="ln_1",
+    c_attn="attn.c_attn",
+    q_norm="attn.q_norm",
+    k_norm="attn.k_norm",
+    attn_c_proj="attn.c_proj",
+    ln_2="ln_2",
+    c_fc="mlp.c_fc",
+    mlp_c_proj="mlp.c_proj",
+    ln_f="ln_f",
+    lm_head="lm_head",
+)  # in log.csv, in the checkpoint
 
 
 def metadata(folder):
@@ -32,21 +44,46 @@ def assert_same_run(a, b, but=()):
     logs, weights = [log(x) for x in (a, b)], [load_file(Path(x) / MODEL) for x in (a, b)]
     assert list(logs[0]) == list(logs[1]) and weights[0].keys() == weights[1].keys()
     for name in logs[0].keys() - {"tokens_per_second"}:
-        assert [logs[0][name].tolist()] == [pytest.approx(logs[1][name].tolist(), rel=0, abs=0, nan_ok=True)], name
+        assert [logs[0][name].tolist()] == [
+            pytest.approx(logs[1][name].tolist(), rel=0, abs=0, nan_ok=True)
+        ], name
     assert [n for n, x in weights[0].items() if x.tobytes() != weights[1][n].tobytes()] == []
-    flags = [{k: v for k, v in metadata(x).items() if k not in {"seconds", "log_bytes", "log_hash", *but}} for x in (a, b)]
+    flags = [
+        {
+            k: v
+            for k, v in metadata(x).items()
+            if k not in {"seconds", "log_bytes", "log_hash", *but}
+        }
+        for x in (a, b)
+    ]
     assert flags[0] == flags[1]
-    rows = [{k: v for k, v in summary(x).items() if k not in {"seconds", "tokens_per_second", "out", "threads", *but}} for x in (a, b)]
+    rows = [
+        {
+            k: v
+            for k, v in summary(x).items()
+            if k not in {"seconds", "tokens_per_second", "out", "threads", *but}
+        }
+        for x in (a, b)
+    ]
     assert rows[0] == rows[1]
 
 
 # ---------------------------------------------------------------------------
 # The files
 
-@pytest.fixture(scope="module", params=[dict(layers=2, d=24, heads=3, T=7, qk_norm=1), dict(qk_norm=0, steps=17), dict(steps=1, layers=3, log_every=1)], ids=str)
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        dict(layers=2, d=24, heads=3, T=7, qk_norm=1),
+        dict(qk_norm=0, steps=17),
+        dict(steps=1, layers=3, log_every=1),
+    ],
+    ids=str,
+)
 def run(request, tmp_path_factory):
     flags = {**TINY, "layers": 2, "log_every": 4, "eval_every": 10, **request.param}
-    folder = tmp_path_factory.mktemp("run") / "a run, \"quoted\""
+    folder = tmp_path_factory.mktemp("run") / 'a run, "quoted"'
     train(folder, **flags)
     return folder, flags
 
@@ -54,10 +91,24 @@ def run(request, tmp_path_factory):
 def test_log(run):
     folder, flags = run
     rows, L, steps = log(folder), flags["layers"], flags["steps"]
-    kinds = [k for k in KINDS if flags["qk_norm"] or not k.endswith("_norm")] if "qk_norm" in flags else list(KINDS)
-    assert list(rows) == ["step", "tokens", "lr", "train_loss", "val_loss", "grad_norm", "log_z", *[f"max_attn_logit_{l}" for l in range(L)],
-                          *[f"act_rms_{a}" for a in ("wte", "c_attn", "att", "c_fc", "residual", "logits")],
-                          *[f"{what}_rms_{k}" for what in ("grad", "param", "update") for k in kinds], "tokens_per_second"]
+    kinds = (
+        [k for k in KINDS if flags["qk_norm"] or not k.endswith("_norm")]
+        if "qk_norm" in flags
+        else list(KINDS)
+    )
+    assert list(rows) == [
+        "step",
+        "tokens",
+        "lr",
+        "train_loss",
+        "val_loss",
+        "grad_norm",
+        "log_z",
+        *[f"max_attn_logit_{l}" for l in range(L)],
+        *[f"act_rms_{a}" for a in ("wte", "c_attn", "att", "c_fc", "residual", "logits")],
+        *[f"{what}_rms_{k}" for what in ("grad", "param", "update") for k in kinds],
+        "tokens_per_second",
+    ]
     validated = {0, steps} | set(range(0, steps, 10))
     assert rows["step"].tolist() == sorted(validated | set(range(0, steps, flags["log_every"])))
     assert rows["tokens"].tolist() == (rows["step"] * flags["batch"] * flags["T"]).tolist()
@@ -72,19 +123,45 @@ def test_summary_follows_from_log_and_flags(run):
     folder, flags = run
     row, rows, weights = summary(folder), log(folder), load_file(folder / MODEL)
     names = program("-h", cwd=folder.parent).stdout
-    assert list(row) == re.findall(r"^-(\w+)", names, re.M) + """machine threads parameters parameters_non_embedding initial_loss best_loss
+    assert (
+        list(row)
+        == re.findall(r"^-(\w+)", names, re.M)
+        + """machine threads parameters parameters_non_embedding initial_loss best_loss
         final_loss entropy_floor diverged diverged_step max_attn_logit log_z grad_norm seconds tokens_per_second""".split()
+    )
     for name, value in flags.items():
         assert float(row[name]) == float(value), name
-    assert (row["mu_param"], row["warmup"], row["data"], row["vocab"], row["out"]) == ("off", "5%", "synthetic", "256", str(folder))
+    assert (row["mu_param"], row["warmup"], row["data"], row["vocab"], row["out"]) == (
+        "off",
+        "5%",
+        "synthetic",
+        "256",
+        str(folder),
+    )
     val = rows["val_loss"][np.isfinite(rows["val_loss"])]
     logits = np.max([rows[name][1:] for name in rows if name.startswith("max_attn")])
-    for name, wanted in dict(initial_loss=val[0], best_loss=val.min(), final_loss=val[-1], max_attn_logit=logits, log_z=rows["log_z"][-1],
-                             grad_norm=rows["grad_norm"][-1], diverged=float(val[-1] >= val[0])).items():
+    for name, wanted in dict(
+        initial_loss=val[0],
+        best_loss=val.min(),
+        final_loss=val[-1],
+        max_attn_logit=logits,
+        log_z=rows["log_z"][-1],
+        grad_norm=rows["grad_norm"][-1],
+        diverged=float(val[-1] >= val[0]),
+    ).items():
         assert float(row[name]) == wanted, name
     sizes = {n: x.size for n, x in weights.items() if not n.startswith("adam")}
-    assert int(row["parameters"]) == sum(sizes.values()) == int(row["parameters_non_embedding"]) + sizes["wte.weight"]
-    assert row["machine"] and row["threads"] == "1" and row["diverged_step"] == "" and float(row["seconds"]) > 0
+    assert (
+        int(row["parameters"])
+        == sum(sizes.values())
+        == int(row["parameters_non_embedding"]) + sizes["wte.weight"]
+    )
+    assert (
+        row["machine"]
+        and row["threads"] == "1"
+        and row["diverged_step"] == ""
+        and float(row["seconds"]) > 0
+    )
     assert 0.8 < float(row["entropy_floor"]) < 1.6
 
 
@@ -93,9 +170,13 @@ def test_model_holds_every_tensor_and_the_flags(run):
     oracle = pytest.importorskip("oracle")
     weights = load_file(folder / MODEL)
     shapes = oracle.shapes({**oracle.CONFIG, **flags})
-    assert {n: x.shape for n, x in weights.items()} == {p + n: s for n, s in shapes.items() for p in ("", "adam.m.", "adam.v.")}
+    assert {n: x.shape for n, x in weights.items()} == {
+        p + n: s for n, s in shapes.items() for p in ("", "adam.m.", "adam.v.")
+    }
     saved = metadata(folder)
-    assert [float(saved[name]) for name in flags] == [float(x) for x in flags.values()] and saved["step"] == str(flags["steps"])
+    assert [float(saved[name]) for name in flags] == [float(x) for x in flags.values()] and saved[
+        "step"
+    ] == str(flags["steps"])
 
 
 def test_rms_columns_follow_from_the_weights_and_moments(run):
@@ -106,13 +187,25 @@ def test_rms_columns_follow_from_the_weights_and_moments(run):
     for kind, name in KINDS.items():
         if "param_rms_" + kind not in rows:
             continue
-        p, m, v = (np.concatenate([x.ravel() for n, x in weights.items() if re.fullmatch(re.escape(prefix) + r"(h\.\d+\.)?" + re.escape(name) + r"\.weight", n)])
-                   .astype(float) for prefix in ("", "adam.m.", "adam.v."))
-        update = m / (1 - 0.9 ** step) / (np.sqrt(v / (1 - 0.95 ** step)) + 1e-8)
+        p, m, v = (
+            np.concatenate(
+                [
+                    x.ravel()
+                    for n, x in weights.items()
+                    if re.fullmatch(
+                        re.escape(prefix) + r"(h\.\d+\.)?" + re.escape(name) + r"\.weight", n
+                    )
+                ]
+            ).astype(float)
+            for prefix in ("", "adam.m.", "adam.v.")
+        )
+        update = m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.95**step)) + 1e-8)
         for what, x in dict(param=p, update=update).items():
-            assert rows[f"{what}_rms_{kind}"][-1] == pytest.approx(np.sqrt((x ** 2).mean()), rel=1e-5), (what, kind)
+            assert rows[f"{what}_rms_{kind}"][-1] == pytest.approx(
+                np.sqrt((x**2).mean()), rel=1e-5
+            ), (what, kind)
         if step == 1:
-            gradient = np.sqrt((m ** 2).mean()) / 0.1 * max(1, rows["grad_norm"][-1])
+            gradient = np.sqrt((m**2).mean()) / 0.1 * max(1, rows["grad_norm"][-1])
             assert rows["grad_rms_" + kind][-1] == pytest.approx(gradient, rel=1e-5), kind
         total += len(p) * rows["grad_rms_" + kind] ** 2
     assert rows["grad_norm"][1:] == pytest.approx(np.sqrt(total[1:]), rel=1e-6)
@@ -121,9 +214,12 @@ def test_rms_columns_follow_from_the_weights_and_moments(run):
 # ---------------------------------------------------------------------------
 # Validation loss, against the oracle with the final weights
 
+
 def windows(tokens, T, eval_tokens):
     n = min((len(tokens) - 1) // T, max(1, eval_tokens // T))
-    return np.array([tokens[i * T:(i + 1) * T] for i in range(n)]), np.array([tokens[i * T + 1:(i + 1) * T + 1] for i in range(n)])
+    return np.array([tokens[i * T : (i + 1) * T] for i in range(n)]), np.array(
+        [tokens[i * T + 1 : (i + 1) * T + 1] for i in range(n)]
+    )
 
 
 def write_tokens(path, tokens):
@@ -132,25 +228,31 @@ def write_tokens(path, tokens):
     path.write_bytes(header.tobytes() + np.asarray(tokens, np.uint16).tobytes())
 
 
-@pytest.mark.parametrize("eval_tokens", [1, 64, 70, 10 ** 6])
+@pytest.mark.parametrize("eval_tokens", [1, 64, 70, 10**6])
 @pytest.mark.parametrize("kind", ["text", "text and val", ".bin", ".bin and val"])
 def test_validation_loss(tmp_path, kind, eval_tokens):
     """The mean over the first eval_tokens tokens, in consecutive windows of T, of -val or of the last tenth of -data."""
     import oracle
+
     rng, V, flags = np.random.default_rng(1), 300 if ".bin" in kind else 256, {}
     paths = [tmp_path / (name + (".bin" if ".bin" in kind else ".txt")) for name in ("data", "val")]
-    texts = [(rng.integers(0, V, n) ** 2) // V for n in (1507, 333)]    # small tokens more often
+    texts = [(rng.integers(0, V, n) ** 2) // V for n in (1507, 333)]  # small tokens more often
     for path, text in zip(paths, texts):
         write_tokens(path, text) if ".bin" in kind else path.write_bytes(bytes(text.tolist()))
-    tokens = texts[0][len(texts[0]) - len(texts[0]) // 10:]
+    tokens = texts[0][len(texts[0]) - len(texts[0]) // 10 :]
     if "val" in kind:
         flags["val"], tokens = paths[1], texts[1]
     if ".bin" in kind:
         flags["vocab"] = V
     train(tmp_path / "x", data=paths[0], steps=20, **{**flags, "eval_tokens": eval_tokens})
-    weights = {n: x.astype(float) for n, x in load_file(tmp_path / "x" / MODEL).items() if "adam" not in n}
+    weights = {
+        n: x.astype(float) for n, x in load_file(tmp_path / "x" / MODEL).items() if "adam" not in n
+    }
     cfg = dict(oracle.CONFIG, d=16, layers=1, heads=2, T=8, vocab=V)
-    row, wanted = summary(tmp_path / "x"), oracle.loss(cfg, weights, *windows(tokens, 8, eval_tokens))[0]
+    row, wanted = (
+        summary(tmp_path / "x"),
+        oracle.loss(cfg, weights, *windows(tokens, 8, eval_tokens))[0],
+    )
     assert float(row["final_loss"]) == pytest.approx(float(wanted), rel=2e-6)
     assert row["vocab"] == str(V) and weights["wte.weight"].shape == (V, 16)
     assert row["entropy_floor"] == "" and row["final_loss"] < row["initial_loss"]
@@ -166,10 +268,18 @@ def test_no_model_goes_below_the_entropy_floor(tmp_path, flags):
 # ---------------------------------------------------------------------------
 # The same bits
 
-@pytest.mark.parametrize("flags", [
-    dict(), dict(d=24, heads=3, T=7, batch=1, layers=3), dict(d=96, heads=3, T=33, batch=5, qk_norm=0), dict(d=40, heads=5, T=70, batch=3, log_every=1),
-    dict(d=16, heads=1, T=2, batch=40, mu_param="full", base_d=4, wd=1, wd_independent=0),
-], ids=str)
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        dict(),
+        dict(d=24, heads=3, T=7, batch=1, layers=3),
+        dict(d=96, heads=3, T=33, batch=5, qk_norm=0),
+        dict(d=40, heads=5, T=70, batch=3, log_every=1),
+        dict(d=16, heads=1, T=2, batch=40, mu_param="full", base_d=4, wd=1, wd_independent=0),
+    ],
+    ids=str,
+)
 def test_threads_change_no_bit(tmp_path, flags):
     for threads in (1, 2, 4, 3):
         train(tmp_path / str(threads), threads=threads, **{"steps": 11, "log_every": 5, **flags})
@@ -187,7 +297,7 @@ def test_seed_chooses_the_batches(tmp_path):
     assert a["val_loss"][0] == b["val_loss"][0] and a["train_loss"][1] != b["train_loss"][1]
 
 
-LONG = dict(steps=1500, checkpoint_every=7, log_every=3, eval_every=100)    # about a second
+LONG = dict(steps=1500, checkpoint_every=7, log_every=3, eval_every=100)  # about a second
 
 
 def test_a_log_of_another_run_is_refused(tmp_path):
@@ -197,7 +307,11 @@ def test_a_log_of_another_run_is_refused(tmp_path):
     shutil.copy(tmp_path / "b/log.csv", tmp_path / "a/log.csv")
     before = snapshot(tmp_path)
     result = program("-resume", "-out", str(tmp_path / "a"), cwd=tmp_path)
-    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1 and "a/log.csv" in result.stderr
+    assert (
+        result.returncode == 1
+        and len(result.stderr.splitlines()) == 1
+        and "a/log.csv" in result.stderr
+    )
     assert snapshot(tmp_path) == before
 
 
@@ -209,8 +323,14 @@ def undisturbed(tmp_path_factory):
 
 
 def start(folder, *arguments, threads=1):
-    return subprocess.Popen([PROGRAM, *arguments, "-out", folder.name], cwd=folder.parent, env=dict(os.environ, OMP_NUM_THREADS=str(threads)),
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [PROGRAM, *arguments, "-out", folder.name],
+        cwd=folder.parent,
+        env=dict(os.environ, OMP_NUM_THREADS=str(threads)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait(process, condition):
@@ -228,13 +348,18 @@ def has_signal(pid, kind, number):
 
 
 def age(path):
-    with contextlib.suppress(FileNotFoundError):    # which it may be at any moment
+    with contextlib.suppress(FileNotFoundError):  # which it may be at any moment
         return path.stat().st_mtime_ns
     return 0
 
 
 def test_killed_at_random_and_resumed(tmp_path, undisturbed):
-    rng, folder, arguments, kills = np.random.default_rng(), tmp_path / "x", words({**TINY, **LONG}), 0
+    rng, folder, arguments, kills = (
+        np.random.default_rng(),
+        tmp_path / "x",
+        words({**TINY, **LONG}),
+        0,
+    )
     for attempt in range(8):
         old = age(folder / MODEL)
         process = start(folder, *arguments, threads=1 + attempt % 2)
@@ -243,7 +368,11 @@ def test_killed_at_random_and_resumed(tmp_path, undisturbed):
         process.kill()
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
-        assert int(metadata(folder)["step"]) % 7 == 0 or int(metadata(folder)["step"]) == LONG["steps"] or process.returncode == 0
+        assert (
+            int(metadata(folder)["step"]) % 7 == 0
+            or int(metadata(folder)["step"]) == LONG["steps"]
+            or process.returncode == 0
+        )
         arguments = ["-resume"]
     assert kills >= 3
     assert program("-resume", "-out", str(folder), cwd=tmp_path).returncode == 0
@@ -256,12 +385,20 @@ def test_signal_stops_after_a_step_and_says_how_to_go_on(tmp_path, undisturbed, 
     """No checkpoint but the one of the signal: it is of the step that was said, and the command that was said goes on."""
     folder = tmp_path / "x"
     process = start(folder, *words({**TINY, **LONG, "checkpoint_every": 0}))
-    wait(process, lambda: (folder / "log.csv").exists() and len((folder / "log.csv").read_text().splitlines()) > 20)
+    wait(
+        process,
+        lambda: (folder / "log.csv").exists()
+        and len((folder / "log.csv").read_text().splitlines()) > 20,
+    )
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (128 + number, "")
     step, command = re.search(r"stopped after step (\d+); go on with: (.*)$", out, re.M).groups()
-    assert 50 < int(step) < 1500 and metadata(folder)["step"] == step and not (folder / "summary.csv").exists()
+    assert (
+        50 < int(step) < 1500
+        and metadata(folder)["step"] == step
+        and not (folder / "summary.csv").exists()
+    )
     assert command.startswith("./train_gpt ")
     assert program(*shlex.split(command)[1:], cwd=tmp_path).returncode == 0
     assert_same_run(folder, undisturbed, but=["checkpoint_every"])
@@ -284,17 +421,24 @@ def test_signal_before_the_first_step(tmp_path):
 
 def test_resume_of_a_finished_run_changes_nothing(tmp_path):
     train(tmp_path / "x")
-    before, weights = (tmp_path / "x" / "log.csv").read_bytes(), (tmp_path / "x" / MODEL).read_bytes()
+    before, weights = (
+        (tmp_path / "x" / "log.csv").read_bytes(),
+        (tmp_path / "x" / MODEL).read_bytes(),
+    )
     row = summary(tmp_path / "x")
     assert program("-resume", "-out", "x", cwd=tmp_path).returncode == 0
-    assert (tmp_path / "x" / "log.csv").read_bytes() == before and (tmp_path / "x" / MODEL).read_bytes() == weights
+    assert (tmp_path / "x" / "log.csv").read_bytes() == before and (
+        tmp_path / "x" / MODEL
+    ).read_bytes() == weights
     again = summary(tmp_path / "x")
-    assert [k for k in row if row[k] != again[k] and k not in ("seconds", "tokens_per_second", "out")] == []
+    assert [
+        k for k in row if row[k] != again[k] and k not in ("seconds", "tokens_per_second", "out")
+    ] == []
 
 
 def test_resume_of_a_finished_run_has_all_digits_and_the_time_before(tmp_path):
     folder = tmp_path / "x"
-    train(folder, wd=0.1 + 0.2)    # not 0.3
+    train(folder, wd=0.1 + 0.2)  # not 0.3
     assert float(metadata(folder)["wd"]) == 0.1 + 0.2
     save_file(load_file(folder / MODEL), folder / MODEL, {**metadata(folder), "seconds": "1000"})
     assert program("-resume", "-out", "x", cwd=tmp_path).returncode == 0
@@ -316,7 +460,12 @@ def test_mu_param(tmp_path, d, heads, qk_norm):
 
 
 def test_independent_decay_is_standard_decay_times_the_peak(tmp_path):
-    for name, wd, independent in (("a", 0.03, 1), ("b", 3, 0), ("none", 0, 1), ("as standard", 3, 1)):
+    for name, wd, independent in (
+        ("a", 0.03, 1),
+        ("b", 3, 0),
+        ("none", 0, 1),
+        ("as standard", 3, 1),
+    ):
         train(tmp_path / name, wd=wd, wd_independent=independent, log_every=1)
     a, b, none = (log(tmp_path / name) for name in ("a", "b", "none"))
     for name in ("train_loss", "param_rms_wte", "param_rms_ln_f"):
@@ -327,13 +476,18 @@ def test_independent_decay_is_standard_decay_times_the_peak(tmp_path):
 # ---------------------------------------------------------------------------
 # Runs that go wrong, and the diagnosis
 
+
 def test_a_run_that_diverges_is_a_result(tmp_path):
     """Not a number at some step: exit status 0, and the step stands in the files, in the log and in the diagnosis."""
     out = train(tmp_path / "x", lr="1e30", clip=0, qk_norm=0)
     row, rows = summary(tmp_path / "x"), log(tmp_path / "x")
     last = int(rows["step"][-1])
     assert (row["diverged"], row["diverged_step"]) == ("1", str(last)) and last < 30
-    assert row["final_loss"] == "nan" and not np.isfinite(rows["train_loss"][-1]) and np.isfinite(float(row["initial_loss"]))
+    assert (
+        row["final_loss"] == "nan"
+        and not np.isfinite(rows["train_loss"][-1])
+        and np.isfinite(float(row["initial_loss"]))
+    )
     assert f"diagnosis: the loss was not finite at step {last}: a lower -lr treats it" in out
     assert "-nan" not in (tmp_path / "x" / "log.csv").read_text() + out
     assert metadata(tmp_path / "x")["step"] == str(last)
@@ -364,10 +518,16 @@ def edited_diagnosis(run, folder, cells):
     shutil.copytree(run, folder)
     lines = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
     for (column, step), value in cells.items():
-        next(line for line in lines[1:] if line[0] == str(step))[lines[0].index(column)] = f"{value:.9g}"
+        next(line for line in lines[1:] if line[0] == str(step))[lines[0].index(column)] = (
+            f"{value:.9g}"
+        )
     text = "".join(",".join(line) + "\n" for line in lines)
     (folder / "log.csv").write_text(text)
-    save_file(load_file(folder / MODEL), folder / MODEL, {**metadata(folder), "log_bytes": str(len(text)), "log_hash": fnv(text)})
+    save_file(
+        load_file(folder / MODEL),
+        folder / MODEL,
+        {**metadata(folder), "log_bytes": str(len(text)), "log_hash": fnv(text)},
+    )
     result = program("-resume", "-out", str(folder), cwd=folder.parent)
     assert result.returncode == 0, result.stderr
     return diagnosis(result.stdout)
@@ -382,44 +542,91 @@ def healthy(tmp_path_factory):
     return home
 
 
-@pytest.mark.parametrize("run, cells, says", [
-    ("cured", {}, None),
-    ("cured", {("max_attn_logit_1", 15): 250, ("max_attn_logit_1", 20): 1e5, ("max_attn_logit_0", 10): 300}, "past 100 | layer 1 from step 15 on | 1e+05: a lower -lr"),
-    ("plain", {("max_attn_logit_0", 30): 1234}, "layer 0 from step 30 on | up to 1.23e+03 | -qk_norm 1"),
-    ("plain", {("max_attn_logit_0", 30): 99}, None),
-    ("cured", {("log_z", 25): -7.5}, "log Z fell to -7.5 | a larger -z_loss"), ("plain", {("log_z", 5): -60}, "log Z fell to -60 | -z_loss 1e-4"),
-    ("plain", {("log_z", 5): 60}, None), ("plain", {("log_z", 5): -1}, None),
-    ("cured", {("update_rms_c_fc", 30): 1e-3, ("update_rms_c_fc", 10): 0.5, ("grad_rms_c_fc", 30): 2e-9}, "update of c_fc | 0.001 | from 0.5 | 2e-09 | epsilon 1e-08 | -eps"),
-    ("cured", {("update_rms_c_fc", 30): 1e-3, ("grad_rms_c_fc", 30): 1e-2}, None), ("cured", {("grad_rms_c_fc", 30): 1e-9}, None),
-    ("cured", {("train_loss", 10): 9.25}, "spiked | to 9.25 at step 10 | within warm-up | -warmup"), ("cured", {("train_loss", 15): 9.25}, None),
-    ("cured", {("val_loss", 30): 8}, "not below the initial | -lr"), ("cured", {("train_loss", 30): float("inf")}, "not finite at step 30 | -lr"),
-], ids=lambda x: str(x) if isinstance(x, dict) else "")
+@pytest.mark.parametrize(
+    "run, cells, says",
+    [
+        ("cured", {}, None),
+        (
+            "cured",
+            {
+                ("max_attn_logit_1", 15): 250,
+                ("max_attn_logit_1", 20): 1e5,
+                ("max_attn_logit_0", 10): 300,
+            },
+            "past 100 | layer 1 from step 15 on | 1e+05: a lower -lr",
+        ),
+        (
+            "plain",
+            {("max_attn_logit_0", 30): 1234},
+            "layer 0 from step 30 on | up to 1.23e+03 | -qk_norm 1",
+        ),
+        ("plain", {("max_attn_logit_0", 30): 99}, None),
+        ("cured", {("log_z", 25): -7.5}, "log Z fell to -7.5 | a larger -z_loss"),
+        ("plain", {("log_z", 5): -60}, "log Z fell to -60 | -z_loss 1e-4"),
+        ("plain", {("log_z", 5): 60}, None),
+        ("plain", {("log_z", 5): -1}, None),
+        (
+            "cured",
+            {
+                ("update_rms_c_fc", 30): 1e-3,
+                ("update_rms_c_fc", 10): 0.5,
+                ("grad_rms_c_fc", 30): 2e-9,
+            },
+            "update of c_fc | 0.001 | from 0.5 | 2e-09 | epsilon 1e-08 | -eps",
+        ),
+        ("cured", {("update_rms_c_fc", 30): 1e-3, ("grad_rms_c_fc", 30): 1e-2}, None),
+        ("cured", {("grad_rms_c_fc", 30): 1e-9}, None),
+        (
+            "cured",
+            {("train_loss", 10): 9.25},
+            "spiked | to 9.25 at step 10 | within warm-up | -warmup",
+        ),
+        ("cured", {("train_loss", 15): 9.25}, None),
+        ("cured", {("val_loss", 30): 8}, "not below the initial | -lr"),
+        ("cured", {("train_loss", 30): float("inf")}, "not finite at step 30 | -lr"),
+    ],
+    ids=lambda x: str(x) if isinstance(x, dict) else "",
+)
 def test_diagnosis_says_what_the_log_shows_and_no_more(healthy, tmp_path, run, cells, says):
     found = edited_diagnosis(healthy / run, tmp_path / "x", cells)
     assert len(found) == bool(says), found
     assert not says or [word for word in says.split(" | ") if word not in found[0]] == [], found
 
 
-@pytest.mark.parametrize("flags, says", [
-    (dict(qk_norm=0, lr=1, steps=100), "attention logits grew past 100 in layer 0 from step (?P<step>\\d+) on, up to (?P<max_attn_logit_0>[^:]*): -qk_norm 1"),
-    (dict(eps=1, lr=30, steps=200), "the update of wte collapsed to (?P<update_rms_wte>\\S+) .* RMS, (?P<grad_rms_wte>[^,]+), met epsilon 1: a smaller -eps"),
-], ids=["qk_norm", "eps"])
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (
+            dict(qk_norm=0, lr=1, steps=100),
+            "attention logits grew past 100 in layer 0 from step (?P<step>\\d+) on, up to (?P<max_attn_logit_0>[^:]*): -qk_norm 1",
+        ),
+        (
+            dict(eps=1, lr=30, steps=200),
+            "the update of wte collapsed to (?P<update_rms_wte>\\S+) .* RMS, (?P<grad_rms_wte>[^,]+), met epsilon 1: a smaller -eps",
+        ),
+    ],
+    ids=["qk_norm", "eps"],
+)
 def test_diagnosis_of_runs_that_go_wrong(tmp_path, flags, says):
     lines = diagnosis(train(tmp_path / "x", **flags))
-    match, = filter(None, (re.match(says, line) for line in lines))
+    (match,) = filter(None, (re.match(says, line) for line in lines))
     rows = log(tmp_path / "x")
     for name, value in match.groupdict().items():
         if name == "step":
             assert float(value) == rows["step"][np.flatnonzero(rows["max_attn_logit_0"] > 100)[0]]
         else:
-            assert float(value) == pytest.approx(np.nanmax(rows[name]) if "logit" in name else rows[name][-1], rel=0.05), name
+            assert float(value) == pytest.approx(
+                np.nanmax(rows[name]) if "logit" in name else rows[name][-1], rel=0.05
+            ), name
 
 
 # ---------------------------------------------------------------------------
 # The sweep
 
 LRS = ["3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1", "3e-1", "1"]
-WILD = dict(wd=22, wd_independent=0, min_lr=1, steps=60)    # above 2/22 the weights grow: far at 1e-1, without end at 3e-1
+WILD = dict(
+    wd=22, wd_independent=0, min_lr=1, steps=60
+)  # above 2/22 the weights grow: far at 1e-1, without end at 3e-1
 
 
 @pytest.fixture(scope="module")
@@ -430,11 +637,18 @@ def sweep(tmp_path_factory):
 
 def test_sweep_leaves_every_run_and_one_summary(sweep):
     folder, _ = sweep
-    assert sorted(p.name for p in folder.iterdir()) == sorted([*("lr" + lr for lr in LRS), "summary.csv"])
+    assert sorted(p.name for p in folder.iterdir()) == sorted(
+        [*("lr" + lr for lr in LRS), "summary.csv"]
+    )
     rows = table(folder / "summary.csv")
-    assert [row["lr"] for row in rows] == LRS and rows == [summary(folder / f"lr{lr}") for lr in LRS]
+    assert [row["lr"] for row in rows] == LRS and rows == [
+        summary(folder / f"lr{lr}") for lr in LRS
+    ]
     assert [row["diverged"] for row in rows] == ["0"] * 5 + ["1"] * 3
-    assert float(rows[5]["initial_loss"]) < float(rows[5]["final_loss"]) < float("inf") and rows[6]["final_loss"] == "nan"
+    assert (
+        float(rows[5]["initial_loss"]) < float(rows[5]["final_loss"]) < float("inf")
+        and rows[6]["final_loss"] == "nan"
+    )
 
 
 def test_sweep_is_its_single_runs(sweep, tmp_path):
@@ -446,24 +660,33 @@ def test_sweep_is_its_single_runs(sweep, tmp_path):
 def test_sweep_table(sweep):
     folder, out = sweep
     rows = table(folder / "summary.csv")
-    lines = [line.split() for line in out[out.index("final loss"):].splitlines()[1:9]]
+    lines = [line.split() for line in out[out.index("final loss") :].splitlines()[1:9]]
     assert [line[0] for line in lines] == LRS
     for line, row in zip(lines, rows):
         for shown, name in zip(line[1:5], ("final_loss", "max_attn_logit", "log_z", "grad_norm")):
-            wanted = float(row[name] or "nan")    # a run may end before its first logged step
-            assert float(shown) == pytest.approx(wanted, rel=6e-3, abs=6e-4, nan_ok=True), (line, name)
+            wanted = float(row[name] or "nan")  # a run may end before its first logged step
+            assert float(shown) == pytest.approx(wanted, rel=6e-3, abs=6e-4, nan_ok=True), (
+                line,
+                name,
+            )
         assert line[5] == ("yes" if row["diverged"] == "1" else "no")
 
 
 def test_sweep_sensitivity(sweep):
     """The mean of min(final, initial), less the best, over 3e-4 to 3e-1 and 3e-3 to 3e-1: the run at 1 stays out of it."""
     folder, out = sweep
-    finals, initials = ([float(row[name]) for row in table(folder / "summary.csv")] for name in ("final_loss", "initial_loss"))
+    finals, initials = (
+        [float(row[name]) for row in table(folder / "summary.csv")]
+        for name in ("final_loss", "initial_loss")
+    )
     losses = [initial if not final < initial else final for final, initial in zip(finals, initials)]
     shown = re.findall(r"^ +(\S+) to 3e-1: (\S+) \(of (\d) learning rates\)$", out, re.M)
     assert [(least, count) for least, _, count in shown] == [("3e-4", "7"), ("3e-3", "5")]
     shown = [float(x) for _, x, _ in shown]
-    assert shown == pytest.approx([np.mean(losses[i:7]) - min(losses[i:7]) for i in (0, 2)], abs=6e-4) and min(shown) > 0.05
+    assert (
+        shown == pytest.approx([np.mean(losses[i:7]) - min(losses[i:7]) for i in (0, 2)], abs=6e-4)
+        and min(shown) > 0.05
+    )
 
 
 def test_sweep_chart(sweep):
@@ -474,8 +697,17 @@ def test_sweep_chart(sweep):
     levels, cells = [float(level) for level, _ in chart], [line.ljust(7 * 8) for _, line in chart]
     step = levels[0] - levels[1]
     for i, row in enumerate(rows):
-        loss = min(float(row["final_loss"]), float(row["initial_loss"])) if row["final_loss"] != "nan" else float(row["initial_loss"])
-        marks = [(level, mark) for level, line in zip(levels, cells) for mark in line[7 * i:7 * i + 7] if mark in "ox"]
+        loss = (
+            min(float(row["final_loss"]), float(row["initial_loss"]))
+            if row["final_loss"] != "nan"
+            else float(row["initial_loss"])
+        )
+        marks = [
+            (level, mark)
+            for level, line in zip(levels, cells)
+            for mark in line[7 * i : 7 * i + 7]
+            if mark in "ox"
+        ]
         assert [mark for _, mark in marks] == ["x" if row["diverged"] == "1" else "o"]
         assert abs(marks[0][0] - loss) < 0.51 * step + 1e-3, (row["lr"], marks, loss)
     floor = next(level for level, line in zip(levels, cells) if "..." in line)
@@ -484,7 +716,12 @@ def test_sweep_chart(sweep):
 
 def test_sweep_diagnosis_names_the_runs(sweep):
     folder, out = sweep
-    wrong = {match for match in re.findall(r"lr (\S+): the (?:loss was not finite|final loss is not below)", out)}
+    wrong = {
+        match
+        for match in re.findall(
+            r"lr (\S+): the (?:loss was not finite|final loss is not below)", out
+        )
+    }
     assert wrong == {row["lr"] for row in table(folder / "summary.csv") if row["diverged"] == "1"}
 
 
@@ -508,24 +745,35 @@ def test_one_run_of_a_sweep_fails_and_the_others_go_on(tmp_path):
     result = program(*words({**TINY, "lr": "1e-3,1e-2,1e-1"}), "-out", "x", cwd=tmp_path)
     assert result.returncode == 1 and result.stderr.count("\n") == 1 and "x/lr1e-2" in result.stderr
     assert [row["lr"] for row in table(tmp_path / "x" / "summary.csv")] == ["1e-3", "1e-1"]
-    assert re.search(r"^ *1e-2 +failed", result.stdout, re.M) and (tmp_path / "x" / "lr1e-2").read_text() == "in the way"
+    assert (
+        re.search(r"^ *1e-2 +failed", result.stdout, re.M)
+        and (tmp_path / "x" / "lr1e-2").read_text() == "in the way"
+    )
 
 
 def on_a_terminal(folder, **flags):
     """What the program writes on a terminal, each line as it stands in the end, and how often it was written over."""
     reader, writer = pty.openpty()
-    process = subprocess.Popen([PROGRAM, *words({**TINY, **flags}), "-out", folder.name], cwd=folder.parent, stdout=writer, stderr=writer)
+    process = subprocess.Popen(
+        [PROGRAM, *words({**TINY, **flags}), "-out", folder.name],
+        cwd=folder.parent,
+        stdout=writer,
+        stderr=writer,
+    )
     os.close(writer)
     written = b""
     try:
         while part := os.read(reader, 65536):
             written += part
-    except OSError:    # the other end is closed
+    except OSError:  # the other end is closed
         pass
     os.close(reader)
     assert process.wait() == 0, written
     lines, at = [""], 0
-    for up, line in re.findall(r"(?:\033\[(\d+)A)?([^\n\033]*(?:\033\[K[^\n\033]*)*\n?)", written.decode().replace("\r\n", "\n")):
+    for up, line in re.findall(
+        r"(?:\033\[(\d+)A)?([^\n\033]*(?:\033\[K[^\n\033]*)*\n?)",
+        written.decode().replace("\r\n", "\n"),
+    ):
         at -= int(up or 0)
         lines[at] = (lines[at] + line.rstrip("\n")).split("\r\033[K")[-1]
         if line.endswith("\n"):
@@ -537,7 +785,11 @@ def on_a_terminal(folder, **flags):
 def test_a_run_on_a_terminal(tmp_path):
     """One line that is written over; those with a validation loss stay."""
     lines, over = on_a_terminal(tmp_path / "x", steps=3000, eval_every=1000)
-    steps = [re.match(r"step +(\d+)/3000 .* val \d\.\d+", line) for line in lines if line.startswith("step")]
+    steps = [
+        re.match(r"step +(\d+)/3000 .* val \d\.\d+", line)
+        for line in lines
+        if line.startswith("step")
+    ]
     assert all(steps) and [int(match[1]) for match in steps] == [0, 1000, 2000, 3000] and over >= 4
 
 
@@ -545,7 +797,11 @@ def test_a_sweep_on_a_terminal(tmp_path):
     """A line for each learning rate, written over until all are done."""
     lines, over = on_a_terminal(tmp_path / "x", lr="1e-3,1e-2,1e-1")
     rows = [line for line in lines if line.startswith("lr ")]
-    assert [re.match(r"lr (\S+) +step 30/30  loss \d\.\d+  done$", row)[1] for row in rows] == ["1e-3", "1e-2", "1e-1"], lines
+    assert [re.match(r"lr (\S+) +step 30/30  loss \d\.\d+  done$", row)[1] for row in rows] == [
+        "1e-3",
+        "1e-2",
+        "1e-1",
+    ], lines
     assert over % 3 == 0 and any(line.startswith("LR sensitivity") for line in lines)
 
 
@@ -556,38 +812,63 @@ def test_interrupted_sweep_resumes_to_the_same_runs(tmp_path):
     times = 0
     process = start(tmp_path / "x", *words({**TINY, **flags}), threads=2)
     while process:
-        wait(process, lambda: len(list((tmp_path / "x").glob("lr*/log.csv"))) >= min(3, 2 * times + 1) and has_signal(process.pid, "SigCgt", signal.SIGINT))
+        wait(
+            process,
+            lambda: len(list((tmp_path / "x").glob("lr*/log.csv"))) >= min(3, 2 * times + 1)
+            and has_signal(process.pid, "SigCgt", signal.SIGINT),
+        )
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         assert err == ""
-        if times == 0:    # the signal reached the runs: those that had begun were not waited for
+        if times == 0:  # the signal reached the runs: those that had begun were not waited for
             assert [p for p in (tmp_path / "x").glob("lr*") if not (p / "summary.csv").exists()]
         times += process.returncode == 130
         assert process.returncode in (0, 130) and ("-resume" in out) == (process.returncode == 130)
-        process = start(tmp_path / "x", *words({**TINY, **flags}), "-resume", threads=2) if process.returncode and times < 3 else None
+        process = (
+            start(tmp_path / "x", *words({**TINY, **flags}), "-resume", threads=2)
+            if process.returncode and times < 3
+            else None
+        )
     assert times >= 1
     result = program(*words({**TINY, **flags}), "-resume", "-out", "x", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     for lr in flags["lr"].split(","):
         assert_same_run(tmp_path / "x" / f"lr{lr}", tmp_path / "whole" / f"lr{lr}")
     rows = [table(tmp_path / name / "summary.csv") for name in ("x", "whole")]
-    assert [[row["lr"], row["final_loss"]] for row in rows[0]] == [[row["lr"], row["final_loss"]] for row in rows[1]]
+    assert [[row["lr"], row["final_loss"]] for row in rows[0]] == [
+        [row["lr"], row["final_loss"]] for row in rows[1]
+    ]
     before = snapshot(tmp_path / "x" / "lr1e-2")
     assert program(*words({**TINY, **flags}), "-resume", "-out", "x", cwd=tmp_path).returncode == 0
-    assert snapshot(tmp_path / "x" / "lr1e-2") == before    # nothing is run again
+    assert snapshot(tmp_path / "x" / "lr1e-2") == before  # nothing is run again
 
 
 def test_resumed_sweep_with_other_flags_does_not_pass_off_old_runs(tmp_path):
     train(tmp_path / "x", lr="1e-3,1e-2", steps=5)
-    result = program(*words({**TINY, "lr": "1e-3,1e-2", "steps": 9}), "-resume", "-out", "x", cwd=tmp_path)
-    assert result.returncode != 0 or {row["steps"] for row in table(tmp_path / "x" / "summary.csv")} == {"9"}
+    result = program(
+        *words({**TINY, "lr": "1e-3,1e-2", "steps": 9}), "-resume", "-out", "x", cwd=tmp_path
+    )
+    assert result.returncode != 0 or {
+        row["steps"] for row in table(tmp_path / "x" / "summary.csv")
+    } == {"9"}
 
 
 # ---------------------------------------------------------------------------
 # A checkpoint and flags that do not belong together
 
-@pytest.mark.parametrize("flags, status", [("-layers 1", 1), ("-layers 3", 1), ("-d 32", 1), ("-qk_norm 0", 1), ("-vocab 300", 1), ("-size 10k", 2)])
+
+@pytest.mark.parametrize(
+    "flags, status",
+    [
+        ("-layers 1", 1),
+        ("-layers 3", 1),
+        ("-d 32", 1),
+        ("-qk_norm 0", 1),
+        ("-vocab 300", 1),
+        ("-size 10k", 2),
+    ],
+)
 @pytest.mark.parametrize("command", ["-resume", "-sample 3"])
 def test_a_model_of_another_shape_is_refused(tmp_path, command, flags, status):
     train(tmp_path / "x", **{**TINY, "layers": 2})
@@ -600,7 +881,10 @@ def test_a_model_of_another_shape_is_refused(tmp_path, command, flags, status):
 
 def test_a_folder_is_of_one_run_or_of_one_sweep(tmp_path):
     flags = words({**TINY, "steps": 2})
-    for first, second, says in ("1e-2", "1e-2,1e-1", "x/log.csv: of a single run"), ("1e-2,1e-1", "1e-2", "y/summary.csv: of a sweep"):
+    for first, second, says in (
+        ("1e-2", "1e-2,1e-1", "x/log.csv: of a single run"),
+        ("1e-2,1e-1", "1e-2", "y/summary.csv: of a sweep"),
+    ):
         out = "x" if "," in second else "y"
         assert program(*flags, "-lr", first, "-out", out, cwd=tmp_path).returncode == 0
         before = snapshot(tmp_path)
@@ -616,4 +900,6 @@ def test_a_diverged_run_stays_diverged_when_resumed(tmp_path):
     assert before["diverged"] == "1" and before["diverged_step"]
     assert program("-resume", "-out", str(tmp_path / "x"), cwd=tmp_path).returncode == 0
     after = summary(tmp_path / "x")
-    assert [after[k] for k in ("diverged", "diverged_step", "final_loss")] == [before[k] for k in ("diverged", "diverged_step", "final_loss")]
+    assert [after[k] for k in ("diverged", "diverged_step", "final_loss")] == [
+        before[k] for k in ("diverged", "diverged_step", "final_loss")
+    ]

@@ -1,11 +1,11 @@
 """That nothing is lost whatever happens to a run: a sample of `make survive`'s kills, and what else a machine does to programs: the disk is
 full, a folder may not be written, the data goes away, signals. Each time one line says it, and once it is mended the run goes on to the very
 result of an undisturbed one."""
+
 import contextlib
 import fcntl
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +19,15 @@ import survive
 import test_plot
 from test_cli import PROGRAM, REPO, TINY, program, snapshot, summary, train, words
 from test_runs import MODEL, assert_same_run, has_signal, metadata, start, wait
-from test_sweep import FEW, assert_same_sweep, command, parallel, processes, sweep, until    # noqa: F401, parallel is a fixture
+from test_sweep import (  # noqa: F401, parallel is a fixture
+    FEW,
+    assert_same_sweep,
+    command,
+    parallel,
+    processes,
+    sweep,
+    until,
+)
 
 FLAGS = dict(steps=400, checkpoint_every=50, log_every=5, eval_every=200)
 ROOT = os.geteuid() == 0
@@ -52,19 +60,33 @@ def saved(folder):
 
 def assert_one_line(process, *says):
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 1 and err.startswith("train_gpt: ") and err.count("\n") == 1, (process.returncode, out, err)
+    assert process.returncode == 1 and err.startswith("train_gpt: ") and err.count("\n") == 1, (
+        process.returncode,
+        out,
+        err,
+    )
     assert [word for word in map(str, says) if word not in err] == [], err
 
 
 # ---------------------------------------------------------------------------
 # Killed
 
-@pytest.mark.parametrize("story, kills", [(survive.run_story, 5), (survive.shell_sweep_story, 2), (survive.own_sweep_story, 2)])
-def test_killed(story, kills, tmp_path, parallel):    # noqa: F811
-    seed = random.randrange(10 ** 6)
+
+@pytest.mark.parametrize(
+    "story, kills",
+    [(survive.run_story, 5), (survive.shell_sweep_story, 2), (survive.own_sweep_story, 2)],
+)
+def test_killed(story, kills, tmp_path, parallel):  # noqa: F811
+    seed = random.randrange(10**6)
     print("seed", seed)
     (tmp_path / "undisturbed").mkdir()
-    story(random.Random(seed), tmp_path, survive.Undisturbed(tmp_path / "undisturbed"), survive.Book(kills), kills)
+    story(
+        random.Random(seed),
+        tmp_path,
+        survive.Undisturbed(tmp_path / "undisturbed"),
+        survive.Book(kills),
+        kills,
+    )
 
 
 def test_a_new_run_killed_over_an_old_one(tmp_path):
@@ -81,7 +103,9 @@ def test_a_new_run_killed_over_an_old_one(tmp_path):
 def test_runs_of_a_killed_sweep_stop(tmp_path):
     folder = tmp_path / "x"
     arguments = words({**TINY, **FLAGS, "lr": "1e-3,1e-2", "steps": 1000000})
-    process = subprocess.Popen([PROGRAM, *arguments, "-out", str(folder)], stdout=subprocess.DEVNULL)    # its runs are found by the whole path
+    process = subprocess.Popen(
+        [PROGRAM, *arguments, "-out", str(folder)], stdout=subprocess.DEVNULL
+    )  # its runs are found by the whole path
     wait(process, lambda: (folder / "lr1e-3" / MODEL).exists())
     process.kill()
     process.wait()
@@ -97,9 +121,13 @@ def test_one_run_a_folder(tmp_path, undisturbed):
     first = begin(tmp_path / "x")
     wait(first, lambda: saved(tmp_path / "x"))
     first.send_signal(signal.SIGSTOP)
-    until(lambda: Path(f"/proc/{first.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T")    # after a write that has begun
+    until(
+        lambda: Path(f"/proc/{first.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+    )  # after a write that has begun
     before = snapshot(tmp_path / "x")
-    for second in [start(tmp_path / "x", *arguments) for arguments in (["-resume"], words({**TINY, **FLAGS}))]:
+    for second in [
+        start(tmp_path / "x", *arguments) for arguments in (["-resume"], words({**TINY, **FLAGS}))
+    ]:
         assert_one_line(second, "log.csv: another process is writing it")
     assert snapshot(tmp_path / "x") == before
     first.send_signal(signal.SIGCONT)
@@ -120,6 +148,7 @@ def test_signals_are_caught_before_the_log_is_begun(tmp_path):
 
 # ---------------------------------------------------------------------------
 # No room, no permission
+
 
 @contextlib.contextmanager
 def small_disk(folder, options):
@@ -142,13 +171,26 @@ needs_root = pytest.mark.skipif(not ROOT, reason="only root can make a small dis
 def test_full_disk(tmp_path, undisturbed):
     """Of so many KB, or so many files: each write in turn is the one that fails."""
     failed = []
-    for i, options in enumerate([f"size={k}k" for k in range(4, 400, 40)] + [f"nr_inodes={n}" for n in range(1, 5)]):
-        folder, flags = tmp_path / str(i), {**TINY, **FLAGS, "checkpoint_every": 0 if "inodes" in options else 50}
+    for i, options in enumerate(
+        [f"size={k}k" for k in range(4, 400, 40)] + [f"nr_inodes={n}" for n in range(1, 5)]
+    ):
+        folder, flags = (
+            tmp_path / str(i),
+            {**TINY, **FLAGS, "checkpoint_every": 0 if "inodes" in options else 50},
+        )
         with small_disk(folder, options):
             result = program(*words(flags), "-out", str(folder), cwd=tmp_path)
             if result.returncode:
-                assert result.returncode == 1 and result.stderr.count("\n") == 1 and "No space left on device" in result.stderr, result.stderr
-                failed += [name for name in ("log.csv", MODEL, "summary.csv") if f"{folder}/{name}" in result.stderr]
+                assert (
+                    result.returncode == 1
+                    and result.stderr.count("\n") == 1
+                    and "No space left on device" in result.stderr
+                ), result.stderr
+                failed += [
+                    name
+                    for name in ("log.csv", MODEL, "summary.csv")
+                    if f"{folder}/{name}" in result.stderr
+                ]
                 assert not list(folder.glob("*.tmp"))
                 survive.look(folder, flags, undisturbed)
                 more_room(folder)
@@ -158,14 +200,19 @@ def test_full_disk(tmp_path, undisturbed):
 
 
 @needs_root
-def test_full_disk_under_a_sweep(tmp_path, parallel):    # noqa: F811
+def test_full_disk_under_a_sweep(tmp_path, parallel):  # noqa: F811
     flags = FEW[:-1] + ["1e-2"]
     sweep(tmp_path / "wanted", flags=flags)
     for i, options in enumerate(["size=4k", "size=300k", "nr_inodes=20"]):
         out = tmp_path / str(i)
         with small_disk(out, options):
-            result = subprocess.run(command(out, flags=flags), capture_output=True, text=True, stdin=subprocess.DEVNULL)
-            assert result.returncode == 1 and "No space left on device" in result.stdout + result.stderr, result
+            result = subprocess.run(
+                command(out, flags=flags), capture_output=True, text=True, stdin=subprocess.DEVNULL
+            )
+            assert (
+                result.returncode == 1
+                and "No space left on device" in result.stdout + result.stderr
+            ), result
             more_room(out)
             sweep(out, flags=flags)
             assert_same_sweep(out, tmp_path / "wanted")
@@ -177,7 +224,12 @@ def test_no_permission(tmp_path, undisturbed):
     ordinary = ["setpriv", "--bounding-set=-dac_override"] if ROOT else []
 
     def run(*arguments):
-        return subprocess.Popen([*ordinary, PROGRAM, *arguments, "-out", folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [*ordinary, PROGRAM, *arguments, "-out", folder],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     folder = tmp_path / "x"
     tmp_path.chmod(0o555)
@@ -200,22 +252,44 @@ def test_no_permission(tmp_path, undisturbed):
 def test_stdout_on_a_full_disk(tmp_path, undisturbed):
     """What a run prints is also in its files; a sample is nowhere else."""
     with open("/dev/full", "w") as full:
-        result = subprocess.run([PROGRAM, *words({**TINY, **FLAGS}), "-out", tmp_path / "x"], stdout=full)
+        result = subprocess.run(
+            [PROGRAM, *words({**TINY, **FLAGS}), "-out", tmp_path / "x"], stdout=full
+        )
         assert result.returncode == 0
         assert_same_run(tmp_path / "x", undisturbed)
-        result = subprocess.run([PROGRAM, "-sample", "9", "-out", tmp_path / "x"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (result.returncode, result.stderr) == (1, "train_gpt: cannot write the sample: No space left on device\n")
+        result = subprocess.run(
+            [PROGRAM, "-sample", "9", "-out", tmp_path / "x"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (result.returncode, result.stderr) == (
+        1,
+        "train_gpt: cannot write the sample: No space left on device\n",
+    )
 
 
 @needs_root
 def test_pictures_without_room_or_permission(tmp_path, capsys):
     """An older picture stands, whole; nothing is left beside it; and nobody finds half a prediction."""
     sizes = dict(d=(16, 24, 32, 48, 64), layers=[2], heads=[2])
-    runs = [dict(d=d, parameters=d * d * 100, lr=lr, seed=seed, qk_norm=0, max_attn_logit=d * float(lr) * 10) for d in sizes["d"] for lr in ("1e-2", "1e-1") for seed in (1, 2)]
+    runs = [
+        dict(
+            d=d,
+            parameters=d * d * 100,
+            lr=lr,
+            seed=seed,
+            qk_norm=0,
+            max_attn_logit=d * float(lr) * 10,
+        )
+        for d in sizes["d"]
+        for lr in ("1e-2", "1e-1")
+        for seed in (1, 2)
+    ]
     folder = test_plot.sweep(tmp_path / "predict_logits", *runs, experiment="predict_logits")
     figures, prediction = tmp_path / "figures", tmp_path / "small" / "prediction.csv"
     assert test_plot.plot.main([folder, "-o", str(figures)]) == 0
-    whole, = figures.iterdir()
+    (whole,) = figures.iterdir()
 
     def refused(path, *arguments):
         capsys.readouterr()
@@ -224,7 +298,19 @@ def test_pictures_without_room_or_permission(tmp_path, capsys):
 
     figures.chmod(0o555)
     before = snapshot(figures)
-    result = subprocess.run(["setpriv", "--bounding-set=-dac_override", sys.executable, REPO / "plot.py", folder, "-o", figures], capture_output=True, text=True)
+    result = subprocess.run(
+        [
+            "setpriv",
+            "--bounding-set=-dac_override",
+            sys.executable,
+            REPO / "plot.py",
+            folder,
+            "-o",
+            figures,
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert (result.returncode, result.stderr) == (1, f"plot.py: {whole}: Permission denied\n")
     assert snapshot(figures) == before
     with small_disk(prediction.parent, "size=8k"):
@@ -234,25 +320,42 @@ def test_pictures_without_room_or_permission(tmp_path, capsys):
         refused(target, folder, "-o", prediction.parent)
         (prediction.parent / "filler").write_bytes(bytes(4096))
         refused(prediction, "predict", folder, "-o", prediction)
-        assert before.items() <= snapshot(prediction.parent).items() and len(list(prediction.parent.iterdir())) == 2
+        assert (
+            before.items() <= snapshot(prediction.parent).items()
+            and len(list(prediction.parent.iterdir())) == 2
+        )
     with open("/dev/full", "w") as full:
-        result = subprocess.run([sys.executable, REPO / "plot.py", "table", folder], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (result.returncode, result.stderr) == (1, "plot.py: its output: No space left on device\n")
+        result = subprocess.run(
+            [sys.executable, REPO / "plot.py", "table", folder],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (result.returncode, result.stderr) == (
+        1,
+        "plot.py: its output: No space left on device\n",
+    )
 
 
 # ---------------------------------------------------------------------------
 # The data goes away
 
+
 @pytest.fixture(scope="module")
 def text():
-    return np.random.default_rng(0).choice(np.frombuffer(b"to be or not", np.uint8), 100000).tobytes()
+    return (
+        np.random.default_rng(0).choice(np.frombuffer(b"to be or not", np.uint8), 100000).tobytes()
+    )
 
 
 @pytest.fixture(scope="module")
 def undisturbed_text(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("text")
     (folder / "book.txt").write_bytes(text)
-    assert program(*words({**TINY, **FLAGS}), "-data", "book.txt", "-out", "x", cwd=folder).returncode == 0
+    assert (
+        program(*words({**TINY, **FLAGS}), "-data", "book.txt", "-out", "x", cwd=folder).returncode
+        == 0
+    )
     return folder / "x"
 
 
@@ -261,7 +364,10 @@ def test_data_deleted_during_a_run(tmp_path, text, undisturbed_text):
     process = begin(tmp_path / "x", data="book.txt")
     wait(process, lambda: saved(tmp_path / "x"))
     (tmp_path / "book.txt").unlink()
-    assert (process.communicate()[1], process.returncode) == ("", 0)    # it is mapped, and its disk space kept until the end
+    assert (process.communicate()[1], process.returncode) == (
+        "",
+        0,
+    )  # it is mapped, and its disk space kept until the end
     assert_same_run(tmp_path / "x", undisturbed_text)
 
 
@@ -283,10 +389,10 @@ def test_data_cut_short_during_a_run_and_gone_before_the_next(tmp_path, text, un
 
 def test_a_wrong_token_where_nobody_looked_first(tmp_path):
     """Only the first 2^24 tokens are looked at before training; the rest when it is drawn."""
-    looked_at, more = 2 ** 24, 2 ** 21
+    looked_at, more = 2**24, 2**21
     with open(tmp_path / "book.txt", "wb") as file:
         file.seek(looked_at)
-        file.write(b"\xc8" * (more // 16))    # within the nine tenths that are trained on
+        file.write(b"\xc8" * (more // 16))  # within the nine tenths that are trained on
         file.truncate(looked_at + more)
     process = begin(tmp_path / "x", data="book.txt", vocab=100, checkpoint_every=10, log_every=1)
     out, err = process.communicate(timeout=60)
@@ -296,7 +402,7 @@ def test_a_wrong_token_where_nobody_looked_first(tmp_path):
     step = int(metadata(tmp_path / "x")["step"])
     assert 0 <= survive.last_step(survive.rows((tmp_path / "x/log.csv").read_text())) - step < 10
     os.truncate(tmp_path / "book.txt", looked_at)
-    os.truncate(tmp_path / "book.txt", looked_at + more)    # zeros there too
+    os.truncate(tmp_path / "book.txt", looked_at + more)  # zeros there too
     go_on(tmp_path / "x")
     train(tmp_path / "y", **FLAGS, data=tmp_path / "book.txt", vocab=100)
     assert summary(tmp_path / "x")["final_loss"] == summary(tmp_path / "y")["final_loss"]
@@ -304,6 +410,7 @@ def test_a_wrong_token_where_nobody_looked_first(tmp_path):
 
 # ---------------------------------------------------------------------------
 # Signals (SIGINT, SIGTERM and SIGHUP to a run: test_runs.py; to a sweep: test_sweep.py)
+
 
 def test_stopped_and_continued(tmp_path, undisturbed):
     process = begin(tmp_path / "x")
@@ -317,7 +424,12 @@ def test_stopped_and_continued(tmp_path, undisturbed):
 
 
 def test_nohup(tmp_path, undisturbed):
-    process = subprocess.Popen(["nohup", PROGRAM, *words({**TINY, **FLAGS}), "-out", tmp_path / "x"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        ["nohup", PROGRAM, *words({**TINY, **FLAGS}), "-out", tmp_path / "x"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
     wait(process, lambda: saved(tmp_path / "x"))
     process.send_signal(signal.SIGHUP)
     process.communicate()
@@ -333,17 +445,28 @@ def test_nobody_reads_its_output(tmp_path, lr):
     process.stdout.readline()
     process.stdout.close()
     err = process.stderr.read()
-    assert process.wait() == 128 + signal.SIGPIPE and "stopped" in err and "go on with" in err and err.count("\n") == 2, err
+    assert (
+        process.wait() == 128 + signal.SIGPIPE
+        and "stopped" in err
+        and "go on with" in err
+        and err.count("\n") == 2
+    ), err
     result = program(*words(flags), "-resume", "-out", "x", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     train(tmp_path / "y", **flags)
-    for path in (folder.glob("lr*") if "," in lr else [folder]):
+    for path in folder.glob("lr*") if "," in lr else [folder]:
         assert_same_run(path, tmp_path / "y" / path.relative_to(folder))
 
 
-def test_nobody_reads_a_sweeps_output(tmp_path, parallel):    # noqa: F811
+def test_nobody_reads_a_sweeps_output(tmp_path, parallel):  # noqa: F811
     out, flags = tmp_path / "x", FEW[:-1] + ["1e-2"]
-    process = subprocess.Popen(command(out, flags=flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command(out, flags=flags),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
     process.stdout.readline()
     process.stdout.close()
     err = process.stderr.read()
@@ -357,14 +480,42 @@ def test_nobody_reads_a_sweeps_output(tmp_path, parallel):    # noqa: F811
 # ---------------------------------------------------------------------------
 # Memory: a container's limit counts, not only the machine's
 
-@pytest.mark.parametrize("groups, limits, free", [
-    ("0::/", {"memory.max": "3000000", "memory.stat": "anon 1000000\nfile 9999999"}, 2e6),
-    ("0::/", {"memory.max": "max", "memory.stat": "anon 1000000"}, None),
-    ("4:memory:/a/b\n0::/job/step", {"job/memory.max": "3000000", "job/memory.stat": "anon 0", "job/step/memory.max": "max", "job/step/memory.stat": "anon 5"}, 3e6),
-    ("9:cpu:/z\n4:memory:/a/b\n0::/", {"memory/a/memory.limit_in_bytes": "9000000", "memory/a/memory.stat": "cache 9\ntotal_rss 8000000"}, 1e6),
-    ("4:memory:/docker/x", {"memory/memory.limit_in_bytes": "2000000", "memory/memory.stat": "total_rss 500000"}, 1.5e6),
-    ("0::/", {"memory.max": "3000000"}, None),    # a limit, and nothing that says what of it is used
-])
+
+@pytest.mark.parametrize(
+    "groups, limits, free",
+    [
+        ("0::/", {"memory.max": "3000000", "memory.stat": "anon 1000000\nfile 9999999"}, 2e6),
+        ("0::/", {"memory.max": "max", "memory.stat": "anon 1000000"}, None),
+        (
+            "4:memory:/a/b\n0::/job/step",
+            {
+                "job/memory.max": "3000000",
+                "job/memory.stat": "anon 0",
+                "job/step/memory.max": "max",
+                "job/step/memory.stat": "anon 5",
+            },
+            3e6,
+        ),
+        (
+            "9:cpu:/z\n4:memory:/a/b\n0::/",
+            {
+                "memory/a/memory.limit_in_bytes": "9000000",
+                "memory/a/memory.stat": "cache 9\ntotal_rss 8000000",
+            },
+            1e6,
+        ),
+        (
+            "4:memory:/docker/x",
+            {"memory/memory.limit_in_bytes": "2000000", "memory/memory.stat": "total_rss 500000"},
+            1.5e6,
+        ),
+        (
+            "0::/",
+            {"memory.max": "3000000"},
+            None,
+        ),  # a limit, and nothing that says what of it is used
+    ],
+)
 def test_limit_of_a_container(tmp_path, groups, limits, free):
     (tmp_path / "groups").write_text(groups + "\n")
     for name, value in limits.items():
@@ -373,11 +524,31 @@ def test_limit_of_a_container(tmp_path, groups, limits, free):
         path.write_text(value + "\n")
     unshare = ["unshare", "--mount"] + ([] if ROOT else ["--map-root-user"])
     if subprocess.run([*unshare, "true"], capture_output=True).returncode:
-        pytest.skip("this machine gives no mount namespace, in which a container's files could be shown")
-    result = subprocess.run([*unshare, "sh", "-c", 'mount --bind "$0/cgroup" /sys/fs/cgroup && mount --bind "$0/groups" "/proc/$$/cgroup" && exec "$@"',
-                             tmp_path, PROGRAM, "-steps", "1", "-out", tmp_path / "x"], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+        pytest.skip(
+            "this machine gives no mount namespace, in which a container's files could be shown"
+        )
+    result = subprocess.run(
+        [
+            *unshare,
+            "sh",
+            "-c",
+            'mount --bind "$0/cgroup" /sys/fs/cgroup && mount --bind "$0/groups" "/proc/$$/cgroup" && exec "$@"',
+            tmp_path,
+            PROGRAM,
+            "-steps",
+            "1",
+            "-out",
+            tmp_path / "x",
+        ],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )
     if free is None:
         assert result.returncode == 0, result.stderr
     else:
-        assert result.returncode == 1 and f"GB of memory and {1e-9 * free:.3g} GB are free" in result.stderr, result.stderr
+        assert (
+            result.returncode == 1
+            and f"GB of memory and {1e-9 * free:.3g} GB are free" in result.stderr
+        ), result.stderr
         assert not (tmp_path / "x").exists()

@@ -7,6 +7,7 @@ A model is a dict of arrays under the names of model.safetensors; a config is a 
     (total, seen), g = value_and_grad(cfg)(p, inputs, targets)    # inputs, targets: integers (B, T)
     p, m, v, norm = adamw_step(cfg, p, m, v, g, step)             # steps count from 1
 """
+
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,13 +17,36 @@ import numpy as np
 
 jax.config.update("jax_enable_x64", True)
 
-CONFIG = dict(d=32, layers=2, heads=2, T=32, vocab=256, qk_norm=1, z_loss=1e-4, mu_param="off", base_d=32,
-              lr=1e-2, min_lr=1e-5, warmup=50, steps=1000, beta1=0.9, beta2=0.95, eps=1e-8, clip=1.0,
-              wd=1e-4, wd_independent=1)
-HIDDEN = ("c_attn.weight", "c_proj.weight", "c_fc.weight")    # matrices whose fan-in grows with the width
+CONFIG = dict(
+    d=32,
+    layers=2,
+    heads=2,
+    T=32,
+    vocab=256,
+    qk_norm=1,
+    z_loss=1e-4,
+    mu_param="off",
+    base_d=32,
+    lr=1e-2,
+    min_lr=1e-5,
+    warmup=50,
+    steps=1000,
+    beta1=0.9,
+    beta2=0.95,
+    eps=1e-8,
+    clip=1.0,
+    wd=1e-4,
+    wd_independent=1,
+)
+HIDDEN = (
+    "c_attn.weight",
+    "c_proj.weight",
+    "c_fc.weight",
+)  # matrices whose fan-in grows with the width
 
 
 # ---- parameters
+
 
 def shapes(cfg):
     """Every tensor's name and shape (a matrix is out x in), in the file's order."""
@@ -60,6 +84,7 @@ def init(cfg, seed):
 
 # ---- the model
 
+
 def layernorm(x, weight):
     x = x - x.mean(-1, keepdims=True)
     return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weight
@@ -68,9 +93,13 @@ def layernorm(x, weight):
 def rope(x):
     """x (B, T, NH, HS): the pair (i, i + HS/2) at position t turns by t * 10000^(-2i/HS)."""
     T, half = x.shape[1], x.shape[-1] // 2
-    angle = (jnp.arange(T)[:, None] * 10000.0 ** (-jnp.arange(half) / half))[:, None, :]    # (T, 1, HS/2)
+    angle = (jnp.arange(T)[:, None] * 10000.0 ** (-jnp.arange(half) / half))[
+        :, None, :
+    ]  # (T, 1, HS/2)
     a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)], -1)
+    return jnp.concatenate(
+        [a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)], -1
+    )
 
 
 def forward(cfg, p, inputs):
@@ -78,7 +107,7 @@ def forward(cfg, p, inputs):
     embedding, q k v, attention's output, fc1's output, last residual, logits."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS, m, mu = C // NH, C / cfg["base_d"], cfg["mu_param"]
-    scale = HS ** -0.5 * (m ** -0.5 if mu == "full" else 1)
+    scale = HS**-0.5 * (m**-0.5 if mu == "full" else 1)
     causal = jnp.tril(jnp.ones((T, T), bool))
     x, largest, inner = p["wte.weight"][inputs], [], []
     embedding = x
@@ -95,7 +124,7 @@ def forward(cfg, p, inputs):
         x = x + att @ w("attn.c_proj").T
         y = layernorm(x, w("ln_2")) @ w("mlp.c_fc").T
         inner.append((qkv, att, y))
-        y = 0.5 * y * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (y + 0.044715 * y ** 3)))
+        y = 0.5 * y * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (y + 0.044715 * y**3)))
         x = x + y @ w("mlp.c_proj").T
     out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].T
     out = out / m if mu in ("intermediate", "full") else out
@@ -108,7 +137,9 @@ def evaluate(cfg, p, inputs, targets):
     out, largest, act_rms = forward(cfg, p, inputs)
     log_z = jax.nn.logsumexp(out, -1)
     ce = (log_z - jnp.take_along_axis(out, targets[..., None], -1)[..., 0]).mean()
-    return ce + cfg["z_loss"] * (log_z ** 2).mean(), dict(ce=ce, log_z=log_z.mean(), max_attn_logit=largest, act_rms=act_rms)
+    return ce + cfg["z_loss"] * (log_z**2).mean(), dict(
+        ce=ce, log_z=log_z.mean(), max_attn_logit=largest, act_rms=act_rms
+    )
 
 
 def logits(cfg, p, inputs):
@@ -131,12 +162,15 @@ def value_and_grad(cfg):
 
 # ---- the optimizer
 
+
 def schedule(cfg, step):
     """Steps count from 1: a line from 0 to the peak at step warmup, half a cosine from there to min_lr at the last."""
     peak, low, warmup, steps = cfg["lr"], min(cfg["min_lr"], cfg["lr"]), cfg["warmup"], cfg["steps"]
     if step < warmup:
         return peak * step / warmup
-    done = (step - warmup) / (steps - warmup) if steps > warmup else 0.0    # the peak is the last step
+    done = (
+        (step - warmup) / (steps - warmup) if steps > warmup else 0.0
+    )  # the peak is the last step
     return low + (peak - low) * 0.5 * (1 + np.cos(np.pi * done))
 
 
@@ -152,6 +186,6 @@ def adamw_step(cfg, p, m, v, g, step):
     for n in p:
         M[n] = b1 * m[n] + (1 - b1) * cut * g[n]
         V[n] = b2 * v[n] + (1 - b2) * (cut * g[n]) ** 2
-        update = M[n] / (1 - b1 ** step) / (np.sqrt(V[n] / (1 - b2 ** step)) + cfg["eps"])
+        update = M[n] / (1 - b1**step) / (np.sqrt(V[n] / (1 - b2**step)) + cfg["eps"])
         P[n] = p[n] - lr * (1 / width if n.endswith(HIDDEN) else 1) * update - decay * p[n]
     return P, M, V, norm

@@ -1,6 +1,6 @@
 // The trainer as a library for the tests: every function of train_gpt.c under a name that ctypes can call.
 #define main train_gpt_main
-#include "../train_gpt.c"
+#include "../../train_gpt.c"
 #undef main
 
 typedef struct {

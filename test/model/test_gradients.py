@@ -1,5 +1,6 @@
 """Every gradient against finite differences in double precision (design.md section 6, layer 1): every tensor, under
 every combination of the interventions that a gradient passes through, within 1e-6. Needs numpy alone."""
+
 import itertools
 
 import numpy as np
@@ -7,12 +8,20 @@ import pytest
 
 from conftest import Model
 
-COMBINATIONS = [dict(qk_norm=qk_norm, z_loss=z_loss, mu_param=mu_param) for qk_norm, z_loss, mu_param in
-                itertools.product((0, 1), (0, 1e-4, 1e-1), ("off", "simple", "intermediate", "full"))]
-SMALL = dict(d=8, layers=1, heads=2, T=5, batch=2, vocab=5, base_d=2)          # every coordinate
-SHAPES = [dict(d=24, layers=2, heads=3, T=7, batch=1, vocab=61, base_d=8),     # random directions and some coordinates
-          dict(d=12, layers=3, heads=1, T=4, batch=3, vocab=2, base_d=48),
-          dict(d=64, layers=1, heads=2, T=33, batch=2, vocab=97, base_d=16)]
+COMBINATIONS = [
+    dict(qk_norm=qk_norm, z_loss=z_loss, mu_param=mu_param)
+    for qk_norm, z_loss, mu_param in itertools.product(
+        (0, 1), (0, 1e-4, 1e-1), ("off", "simple", "intermediate", "full")
+    )
+]
+SMALL = dict(d=8, layers=1, heads=2, T=5, batch=2, vocab=5, base_d=2)  # every coordinate
+SHAPES = [
+    dict(
+        d=24, layers=2, heads=3, T=7, batch=1, vocab=61, base_d=8
+    ),  # random directions and some coordinates
+    dict(d=12, layers=3, heads=1, T=4, batch=3, vocab=2, base_d=48),
+    dict(d=64, layers=1, heads=2, T=33, batch=2, vocab=97, base_d=16),
+]
 STEP = 5e-4
 
 
@@ -30,6 +39,7 @@ def prepare(library, flags, seed=7):
 
 def slope(c, batch, x, direction):
     """d total / d direction at the weights x: two central differences, extrapolated to an error of STEP^4."""
+
     def difference(h):
         kept, sides = x.copy(), []
         for sign in (1, -1):
@@ -38,6 +48,7 @@ def slope(c, batch, x, direction):
             sides.append(c.total_loss())
             x[...] = kept
         return (sides[0] - sides[1]) / (2 * h)
+
     return (4 * difference(STEP) - difference(2 * STEP)) / 3
 
 
@@ -55,14 +66,20 @@ def test_every_coordinate(flags, double_library):
         assert abs(g[name]).max() > 1e-7, name
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"C{s['d']}_L{s['layers']}_T{s['T']}_V{s['vocab']}")
+@pytest.mark.parametrize(
+    "shape", SHAPES, ids=lambda s: f"C{s['d']}_L{s['layers']}_T{s['T']}_V{s['vocab']}"
+)
 @pytest.mark.parametrize("flags", COMBINATIONS, ids=lambda f: "-".join(map(str, f.values())))
 def test_directions(flags, shape, double_library):
     """Larger models: for every tensor along its gradient, two random directions and four coordinates."""
     c, batch, g, rng = prepare(double_library, {**shape, **flags})
     for name, x in c.p.items():
         size = np.linalg.norm(g[name])
-        directions = [g[name] / size] + [d / np.linalg.norm(d) for d in rng.standard_normal((2, *x.shape))]
+        directions = [g[name] / size] + [
+            d / np.linalg.norm(d) for d in rng.standard_normal((2, *x.shape))
+        ]
         directions += [np.eye(1, x.size, rng.integers(x.size)).reshape(x.shape) for _ in range(4)]
         for i, direction in enumerate(directions):
-            assert abs((g[name] * direction).sum() - slope(c, batch, x, direction)) < 1e-6 * size, f"{name}, direction {i}"
+            assert abs((g[name] * direction).sum() - slope(c, batch, x, direction)) < 1e-6 * size, (
+                f"{name}, direction {i}"
+            )

@@ -4,10 +4,11 @@ Needs numpy alone, so that it also runs under AddressSanitizer.
 
 Bounds are multiples of U, the rounding error of a float, times what the exact result can be large by; where a layer
 cannot but amplify rounding (a logit of 1e6 is itself rounded by 0.03) the bound says so by its condition number."""
+
 import numpy as np
 import pytest
 
-U = 2.0 ** -24
+U = 2.0**-24
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["thread", "threads"])
@@ -28,17 +29,32 @@ def within(actual, wanted, bound, what=""):
     assert np.isfinite(actual).all(), f"{what} is not finite"
     excess = abs(actual - wanted) - bound
     at = np.unravel_index(excess.argmax(), excess.shape)
-    assert (excess <= 0).all(), f"{what} at {at}: {actual[at]:.9g}, should be {wanted[at]:.9g} within " \
-                                f"{np.broadcast_to(bound, excess.shape)[at]:.2g}"
+    assert (excess <= 0).all(), (
+        f"{what} at {at}: {actual[at]:.9g}, should be {wanted[at]:.9g} within "
+        f"{np.broadcast_to(bound, excess.shape)[at]:.2g}"
+    )
 
 
 # ---- matrix multiply
 
+
 def sizes():
     rng = np.random.default_rng(5)
     small = [tuple(rng.integers(1, 71, 3)) for _ in range(60)]
-    edges = [(1, 1, 1), (1, 70, 1), (70, 1, 70), (1, 33, 300), (65, 1, 17), (12, 32, 16), (13, 33, 257), (24, 64, 512),
-             (11, 31, 1030), (200, 130, 70), (3, 1030, 5), (530, 7, 9)]
+    edges = [
+        (1, 1, 1),
+        (1, 70, 1),
+        (70, 1, 70),
+        (1, 33, 300),
+        (65, 1, 17),
+        (12, 32, 16),
+        (13, 33, 257),
+        (24, 64, 512),
+        (11, 31, 1030),
+        (200, 130, 70),
+        (3, 1030, 5),
+        (530, 7, 9),
+    ]
     return [tuple(map(int, s)) for s in small + edges]
 
 
@@ -49,30 +65,59 @@ def test_matmul(lib, rng, trans_a, trans_b, add):
     """Sizes that divide no tile, any transpose, nothing / another array / out itself added, addresses that are not
     aligned; nothing is written outside out."""
     for M, N, K in sizes():
-        def matrix(rows, cols, guard=1):    # one float past an allocation's start
+
+        def matrix(rows, cols, guard=1):  # one float past an allocation's start
             whole = lib.array(rng.standard_normal(rows * cols + 2 * guard))
             return whole, whole[guard:-guard].reshape(rows, cols)
-        (_, a), (_, b) = matrix(*((K, M) if trans_a else (M, K))), matrix(*((N, K) if trans_b else (K, N)))
+
+        (_, a), (_, b) = (
+            matrix(*((K, M) if trans_a else (M, K))),
+            matrix(*((N, K) if trans_b else (K, N))),
+        )
         (whole, out), (_, other) = matrix(M, N, guard=37), matrix(M, N)
-        before, wanted_add = whole.copy(), dict(none=np.zeros((M, N)), other=other, out=out.copy())[add].astype(float)
+        before, wanted_add = (
+            whole.copy(),
+            dict(none=np.zeros((M, N)), other=other, out=out.copy())[add].astype(float),
+        )
         if add != "out":
             out[...] = np.nan
         lib.matmul(out, a, b, dict(none=None, other=other, out=out)[add], M, N, K, trans_a, trans_b)
-        op_a, op_b = (x.T if t else x for x, t in ((a.astype(float), trans_a), (b.astype(float), trans_b)))
-        within(out, wanted_add + op_a @ op_b, (K + 2) * U * (abs(wanted_add) + abs(op_a) @ abs(op_b)), f"{M} x {N} x {K}")
-        assert (whole[:37] == before[:37]).all() and (whole[-37:] == before[-37:]).all(), f"{M} x {N} x {K}: out of bounds"
+        op_a, op_b = (
+            x.T if t else x for x, t in ((a.astype(float), trans_a), (b.astype(float), trans_b))
+        )
+        within(
+            out,
+            wanted_add + op_a @ op_b,
+            (K + 2) * U * (abs(wanted_add) + abs(op_a) @ abs(op_b)),
+            f"{M} x {N} x {K}",
+        )
+        assert (whole[:37] == before[:37]).all() and (whole[-37:] == before[-37:]).all(), (
+            f"{M} x {N} x {K}: out of bounds"
+        )
 
 
 # ---- layer norm
 
+
 def layernorm_rows(rng, C):
-    rows = 70    # more than one group of rows, and than one chunk
+    rows = 70  # more than one group of rows, and than one chunk
     x = rng.standard_normal((rows, C))
     outlier, alternate = np.zeros((rows, C)), np.resize([1e6, -1e6], (rows, C))
     outlier[:, C // 2] = 1e6
-    return dict(ordinary=x, shifted=x + 100, tiny=1e-6 * x, below_epsilon=1e-12 * x, million=1e6 * x, outlier=outlier,
-                alternate=alternate, million_shifted=1e6 + 1e5 * x, zeros=0 * x, equal=0 * x + 0.7, equal_huge=0 * x + 1e6,
-                mixed=x * 10.0 ** np.resize(np.arange(-2, 6), rows)[:, None])
+    return dict(
+        ordinary=x,
+        shifted=x + 100,
+        tiny=1e-6 * x,
+        below_epsilon=1e-12 * x,
+        million=1e6 * x,
+        outlier=outlier,
+        alternate=alternate,
+        million_shifted=1e6 + 1e5 * x,
+        zeros=0 * x,
+        equal=0 * x + 0.7,
+        equal_huge=0 * x + 1e6,
+        mixed=x * 10.0 ** np.resize(np.arange(-2, 6), rows)[:, None],
+    )
 
 
 @pytest.mark.parametrize("C", [2, 3, 8, 24, 70, 256])
@@ -88,7 +133,9 @@ def test_layernorm(lib, rng, kind, C):
 
     out, mean32, rstd32 = lib.layernorm_forward(x32, w32)
     within(out, xhat * w, condition * abs(w).max() * (1 + abs(xhat)), "out")
-    assert (abs(out) <= 1.001 * np.sqrt(C) * abs(w)).all()    # whatever the rounding: |xhat| <= sqrt(C)
+    assert (
+        abs(out) <= 1.001 * np.sqrt(C) * abs(w)
+    ).all()  # whatever the rounding: |xhat| <= sqrt(C)
     within(mean32, mean[:, 0], (16 + C / 8) * U * abs(x).max(-1), "mean")
     if "equal" not in kind:
         within(rstd32, rstd[:, 0], condition[:, 0] * rstd[:, 0], "rstd")
@@ -98,12 +145,14 @@ def test_layernorm(lib, rng, kind, C):
     dx32, dw32 = lib.layernorm_backward(dout32, x32, w32, mean32, rstd32)
     dx = rstd * (g - g.mean(-1, keepdims=True) - xhat * (g * xhat).mean(-1, keepdims=True))
     within(dx32, dx, 4 * condition * rstd * abs(g).max(-1, keepdims=True) * (1 + abs(xhat)), "dinp")
-    within(dw32, (dout32 * xhat).sum(0), (condition * (1 + abs(xhat)) * abs(dout32)).sum(0), "dweight")
+    within(
+        dw32, (dout32 * xhat).sum(0), (condition * (1 + abs(xhat)) * abs(dout32)).sum(0), "dweight"
+    )
 
 
 def test_layernorm_of_equal_rows_is_zero(lib):
     """A row of equal numbers that floats hold exactly carries no information: out = 0, dinp finite."""
-    for value in (0, 1, -64, 2.0 ** 20):
+    for value in (0, 1, -64, 2.0**20):
         x, w = lib.array(np.full((3, 32), value)), lib.array(np.ones(32))
         out, mean, rstd = lib.layernorm_forward(x, w)
         within(out, np.zeros(x.shape), 1e-6, f"out of {value}")
@@ -119,24 +168,60 @@ def test_layernorm_of_what_overflows_is_not_a_number(lib, rng):
 
 # ---- GELU
 
-GELU_AT = [s * x for x in (0, 1e-8, 1e-3, 0.1, 0.5, 1, 2, 3, 4, 5, 6, 8, 10, 30, 88, 89, 104, 1e3, 1e4, 1e6, 1e10, 1e18) for s in (1, -1)]
+GELU_AT = [
+    s * x
+    for x in (
+        0,
+        1e-8,
+        1e-3,
+        0.1,
+        0.5,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        8,
+        10,
+        30,
+        88,
+        89,
+        104,
+        1e3,
+        1e4,
+        1e6,
+        1e10,
+        1e18,
+    )
+    for s in (1, -1)
+]
 
 
 def gelu(x):
     """The function and its derivative in double; 1 - tanh^2 as 1 / cosh^2, so that no 1 - 1 is left."""
-    u = np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)
+    u = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
     t, sech2 = np.tanh(u), 1 / np.cosh(np.clip(u, -300, 300)) ** 2
-    return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * sech2 * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x ** 2)
+    return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * sech2 * np.sqrt(2 / np.pi) * (
+        1 + 3 * 0.044715 * x**2
+    )
 
 
 @pytest.mark.parametrize("n", [1, 3, 8, 31, len(GELU_AT), 1000])
 def test_gelu(lib, rng, n):
     """Pointwise, not relative to the largest: for negative x |gelu| < 0.2 whatever |x|, and the slope is in (-0.2, 1.2)."""
-    for points in (np.resize(GELU_AT, n), np.resize(GELU_AT[::-1], n), 4 * rng.standard_normal(n), 1e6 * rng.standard_normal(n)):
+    for points in (
+        np.resize(GELU_AT, n),
+        np.resize(GELU_AT[::-1], n),
+        4 * rng.standard_normal(n),
+        1e6 * rng.standard_normal(n),
+    ):
         x32, dout32 = lib.array(points), lib.array(rng.standard_normal(n))
         value, slope = gelu(x32.astype(float))
         x = x32.astype(float)
-        within(lib.gelu_forward(x32)[0], value, 16 * U * np.where(x > 0, x, np.minimum(-x, 1)), "out")
+        within(
+            lib.gelu_forward(x32)[0], value, 16 * U * np.where(x > 0, x, np.minimum(-x, 1)), "out"
+        )
         within(lib.gelu_backward(x32, dout32), slope * dout32, 24 * U * abs(dout32), "dinp")
 
 
@@ -146,26 +231,47 @@ def test_gelu_slope(lib, x):
     x32 = lib.array([x] * 33)
     value, slope = gelu(x32.astype(float))
     within(lib.gelu_backward(x32, lib.array(np.ones(33))), slope, 24 * U, "slope")
-    within(lib.gelu_backward(x32, lib.array(np.full(33, 1e6))), 1e6 * slope, 24e6 * U, "slope times 1e6")
+    within(
+        lib.gelu_backward(x32, lib.array(np.full(33, 1e6))),
+        1e6 * slope,
+        24e6 * U,
+        "slope times 1e6",
+    )
 
 
 # ---- RoPE
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 7, 3, 8), (1, 33, 1, 20), (3, 5, 2, 6), (1, 600, 2, 64)], ids=str)
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 2), (2, 7, 3, 8), (1, 33, 1, 20), (3, 5, 2, 6), (1, 600, 2, 64)], ids=str
+)
 @pytest.mark.parametrize("scale", [1, 1e6])
 def test_rope(lib, rng, shape, scale):
     """A turn of every pair (i, i + HS/2) by t * 10000^(-2i/HS), to a float's rounding even at t = 600; backward is
     the turn back, so it undoes forward."""
     B, T, NH, HS = shape
     x32 = lib.array(scale * rng.standard_normal(shape))
-    z = x32[..., :HS // 2].astype(float) + 1j * x32[..., HS // 2:]
-    turn = np.exp(1j * np.arange(T)[:, None] * 10000.0 ** (-2 * np.arange(HS // 2) / HS))[None, :, None, :]
+    z = x32[..., : HS // 2].astype(float) + 1j * x32[..., HS // 2 :]
+    turn = np.exp(1j * np.arange(T)[:, None] * 10000.0 ** (-2 * np.arange(HS // 2) / HS))[
+        None, :, None, :
+    ]
     for which, wanted in (("forward", z * turn), ("backward", z / turn)):
-        within(lib.rope(which, x32), np.concatenate([wanted.real, wanted.imag], -1), 8 * U * abs(x32).max(), which)
-    within(lib.rope("backward", lib.rope("forward", x32)), x32, 16 * U * abs(x32).max(), "there and back")
+        within(
+            lib.rope(which, x32),
+            np.concatenate([wanted.real, wanted.imag], -1),
+            8 * U * abs(x32).max(),
+            which,
+        )
+    within(
+        lib.rope("backward", lib.rope("forward", x32)),
+        x32,
+        16 * U * abs(x32).max(),
+        "there and back",
+    )
 
 
 # ---- attention
+
 
 def attention(q, k, v, scale, dout):
     """Out, the largest logit and 1 / sum of exp(logit - largest) of each row, largest |logit| and the three gradients, all in double."""
@@ -180,8 +286,15 @@ def attention(q, k, v, scale, dout):
     p = e / total
     dp = np.einsum("bqhc,bkhc->bhqk", dout, v)
     ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * scale
-    return (np.einsum("bhqk,bkhc->bqhc", p, v), np.concatenate([top, 1 / total], -1), largest, np.einsum("bhqk,bkhc->bqhc", ds, k),
-            np.einsum("bhqk,bqhc->bkhc", ds, q), np.einsum("bhqk,bqhc->bkhc", p, dout), abs(dp).max() * scale)
+    return (
+        np.einsum("bhqk,bkhc->bqhc", p, v),
+        np.concatenate([top, 1 / total], -1),
+        largest,
+        np.einsum("bhqk,bkhc->bqhc", ds, k),
+        np.einsum("bhqk,bqhc->bkhc", ds, q),
+        np.einsum("bhqk,bqhc->bkhc", p, dout),
+        abs(dp).max() * scale,
+    )
 
 
 def check_attention(lib, q, k, v, scale, rng, exact=False):
@@ -191,7 +304,11 @@ def check_attention(lib, q, k, v, scale, rng, exact=False):
     out, softmax, largest, dq, dk, dv, ds = attention(*doubles, scale, dout.astype(float))
     T, HS = q.shape[1], q.shape[3]
     # a logit is a sum of HS products, rounded at their size; exp turns that into a relative error of a probability
-    size = 1 + (np.linalg.norm(doubles[0], axis=-1).max() * np.linalg.norm(doubles[1], axis=-1).max()) * scale
+    size = (
+        1
+        + (np.linalg.norm(doubles[0], axis=-1).max() * np.linalg.norm(doubles[1], axis=-1).max())
+        * scale
+    )
     rounding = (16 + T / 8) * U
     condition = rounding + 4 * U * size
 
@@ -208,13 +325,25 @@ def check_attention(lib, q, k, v, scale, rng, exact=False):
     return out32, largest32
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (3, 1, 2, 8), (2, 7, 3, 8), (1, 33, 5, 6), (2, 32, 2, 16), (1, 70, 1, 20),
-                                   (1, 129, 2, 64), (1, 257, 1, 4)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 1, 1, 2),
+        (3, 1, 2, 8),
+        (2, 7, 3, 8),
+        (1, 33, 5, 6),
+        (2, 32, 2, 16),
+        (1, 70, 1, 20),
+        (1, 129, 2, 64),
+        (1, 257, 1, 4),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("size", [0, 1, 10, 1e3, 1e6])
 def test_attention(lib, rng, shape, size):
     """Logits from 0 (uniform weights) to about 1e6 (one position takes all)."""
     q, k, v = rng.standard_normal((3, *shape))
-    check_attention(lib, q * size ** 0.5, k * size ** 0.5, v, shape[3] ** -0.5, rng)
+    check_attention(lib, q * size**0.5, k * size**0.5, v, shape[3] ** -0.5, rng)
 
 
 @pytest.mark.parametrize("T", [2, 7, 33, 64, 70])
@@ -240,15 +369,20 @@ def test_attention_is_causal(lib, rng, T):
     for x in changed[1:]:
         x[:, T - 1] = 1e6
     after, softmax_after, largest = lib.attention_forward(*changed, 0.3)
-    assert (after[:, :T - 1] == before[:, :T - 1]).all() and (softmax_after[:, :, :T - 1] == softmax[:, :, :T - 1]).all()
+    assert (after[:, : T - 1] == before[:, : T - 1]).all() and (
+        softmax_after[:, :, : T - 1] == softmax[:, :, : T - 1]
+    ).all()
     wanted = attention(*(x.astype(float) for x in changed), 0.3, np.zeros(q.shape))[2]
     assert abs(largest - wanted) < 1e-6 * wanted
-    changed[0][:, T - 1] = 0    # now the last key meets q = 0 only: the earlier queries may not see it
+    changed[0][:, T - 1] = (
+        0  # now the last key meets q = 0 only: the earlier queries may not see it
+    )
     wanted = attention(*(x.astype(float) for x in changed), 0.3, np.zeros(q.shape))[2]
     assert wanted < 100 and abs(lib.attention_forward(*changed, 0.3)[2] - wanted) < 1e-6 * wanted
 
 
 # ---- cross-entropy
+
 
 def cross_entropy(logits, targets, z_loss):
     rows = np.arange(len(logits))
@@ -266,8 +400,19 @@ def logit_rows(rng, V):
     x = rng.standard_normal((9, V))
     winner = np.full((9, V), -1e6)
     winner[np.arange(9), np.arange(9) % V] = 1e6
-    return dict(ordinary=x, wide=30 * x, million=1e6 * x, plus=0 * x + 1e6, minus=0 * x - 1e6, zeros=0 * x, winner=winner,
-                loser=-winner, shifted=x + 1e6, shifted_down=x - 1e6, far=200 * np.sign(x))
+    return dict(
+        ordinary=x,
+        wide=30 * x,
+        million=1e6 * x,
+        plus=0 * x + 1e6,
+        minus=0 * x - 1e6,
+        zeros=0 * x,
+        winner=winner,
+        loser=-winner,
+        shifted=x + 1e6,
+        shifted_down=x - 1e6,
+        far=200 * np.sign(x),
+    )
 
 
 @pytest.mark.parametrize("V", [2, 3, 16, 61, 256, 1000])

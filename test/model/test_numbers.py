@@ -1,7 +1,8 @@
 """The numbers: at the edge of what flags allow a run ends sound or as diverged, never in between; whatever the threads and
 however often interrupted it has the same bits; and no change of a formula, or of a default, passes unseen (golden.csv).
 
-    make golden    remakes test/golden.csv after a change that is meant; git diff shows what moved"""
+    make golden    remakes test/model/golden.csv after a change that is meant; git diff shows what moved"""
+
 import csv
 import io
 import itertools
@@ -18,14 +19,28 @@ from conftest import ROOT, TEST, Model, build
 from test_cli import FLAGS, log, program, summary, words
 from test_runs import assert_same_run, start, wait, write_tokens
 
-GOLDEN = TEST / "golden.csv"
+GOLDEN = TEST / "model" / "golden.csv"
 
 # ---------------------------------------------------------------------------
 # Edges
 
-EDGES = dict(lr=["1", "100", "1e10", "1e30"], eps=["1e-30", "1", "1e30"], beta1=["0", "0.9999999999999998"], beta2=["0", "0.9999999999999998"],
-             clip=["0", "1e-300"], wd=["100", "1e300"], z_loss=["0", "1e30"], qk_norm=["0"], mu_param=["full"], base_d=["65536"], warmup=["100%"],
-             steps=["0", "1"], min_lr=["1e30"], shape=["-d 2 -heads 1", "-T 1 -batch 1", "-layers 3"], data=["same", "two.bin -vocab 2", "one.bin -vocab 1"])
+EDGES = dict(
+    lr=["1", "100", "1e10", "1e30"],
+    eps=["1e-30", "1", "1e30"],
+    beta1=["0", "0.9999999999999998"],
+    beta2=["0", "0.9999999999999998"],
+    clip=["0", "1e-300"],
+    wd=["100", "1e300"],
+    z_loss=["0", "1e30"],
+    qk_norm=["0"],
+    mu_param=["full"],
+    base_d=["65536"],
+    warmup=["100%"],
+    steps=["0", "1"],
+    min_lr=["1e30"],
+    shape=["-d 2 -heads 1", "-T 1 -batch 1", "-layers 3"],
+    data=["same", "two.bin -vocab 2", "one.bin -vocab 1"],
+)
 VALUES = [(flag, value) for flag, values in EDGES.items() for value in values]
 
 
@@ -41,32 +56,63 @@ def corpus(tmp_path_factory):
 @pytest.mark.parametrize("edge", VALUES, ids="-".join)
 def test_edges(corpus, tmp_path, edge):
     """Each edge alone and with every other: the run ends, and its files agree on how."""
-    for other in VALUES[VALUES.index(edge):]:
+    for other in VALUES[VALUES.index(edge) :]:
         if other[0] == edge[0] and other != edge:
             continue
-        flags = dict(d=8, layers=1, heads=2, T=4, batch=2, steps=4, eval_tokens=8, eval_every=2, log_every=1)
-        extra = [w for name, value in dict([edge, other]).items() for w in shlex.split(value if name == "shape" else f"-{name} {value}")]
+        flags = dict(
+            d=8, layers=1, heads=2, T=4, batch=2, steps=4, eval_tokens=8, eval_every=2, log_every=1
+        )
+        extra = [
+            w
+            for name, value in dict([edge, other]).items()
+            for w in shlex.split(value if name == "shape" else f"-{name} {value}")
+        ]
         folder, given = tmp_path / "x", dict(zip(extra[::2], extra[1::2]))
-        result = program(*words({name: x for name, x in flags.items() if "-" + name not in given}), *extra, "-out", str(folder), cwd=corpus)
+        result = program(
+            *words({name: x for name, x in flags.items() if "-" + name not in given}),
+            *extra,
+            "-out",
+            str(folder),
+            cwd=corpus,
+        )
         assert (result.returncode, result.stderr) == (0, ""), extra
         row, rows = summary(folder), log(folder)
-        assert "-nan" not in (folder / "log.csv").read_text() + (folder / "summary.csv").read_text() + result.stdout, extra
-        broken = [not np.isfinite(loss) or val == np.inf for loss, val in zip(rows["train_loss"][1:], rows["val_loss"][1:])]
+        assert (
+            "-nan"
+            not in (folder / "log.csv").read_text()
+            + (folder / "summary.csv").read_text()
+            + result.stdout
+        ), extra
+        broken = [
+            not np.isfinite(loss) or val == np.inf
+            for loss, val in zip(rows["train_loss"][1:], rows["val_loss"][1:])
+        ]
         last, steps = int(rows["step"][-1]), int(given.get("-steps", flags["steps"]))
         assert np.isfinite(float(row["initial_loss"])) and not any(broken[:-1]), extra
         if any(broken):
-            assert (row["diverged"], row["diverged_step"], row["final_loss"]) == ("1", str(last), "nan"), extra
+            assert (row["diverged"], row["diverged_step"], row["final_loss"]) == (
+                "1",
+                str(last),
+                "nan",
+            ), extra
             assert f"not finite at step {last}" in result.stdout, extra
             continue
         final = float(row["final_loss"])
-        assert (last, row["diverged_step"]) == (steps, "") and np.isfinite(final) and final == rows["val_loss"][-1], extra
+        assert (
+            (last, row["diverged_step"]) == (steps, "")
+            and np.isfinite(final)
+            and final == rows["val_loss"][-1]
+        ), extra
         assert row["diverged"] == str(int(not final < float(row["initial_loss"]))), extra
         # LayerNorm cannot see activations whose squares overflow; were its output then 0, the loss would be log V and look sound
         assert row["diverged"] == "1" or not (rows["act_rms_residual"] > 1e19).any(), extra
 
 
 def test_width_1_is_refused(tmp_path):
-    for arguments, says in (("-d 1", "-d: 1 is out of range"), ("-d 2 -heads 2", "the head size 2/2 = 1 is odd")):
+    for arguments, says in (
+        ("-d 1", "-d: 1 is out of range"),
+        ("-d 2 -heads 2", "the head size 2/2 = 1 is odd"),
+    ):
         result = program(*arguments.split(), cwd=tmp_path)
         assert result.returncode == 2 and says in result.stderr and not list(tmp_path.iterdir())
 
@@ -74,7 +120,23 @@ def test_width_1_is_refused(tmp_path):
 @pytest.mark.parametrize("size", [1e-30, 1e-10, 1, 1e10, 1e20, 3e38])
 def test_clipping_of_gradients_of_any_size(float_library, size):
     """Their squares are summed in double: the norm is right, and so is AdamW's step, up to the largest float."""
-    c, rng = Model(float_library, d=24, layers=1, heads=3, T=4, batch=1, vocab=7, lr=1e-2, warmup=0, clip=1, wd=0, eps=1e-8), np.random.default_rng(1)
+    c, rng = (
+        Model(
+            float_library,
+            d=24,
+            layers=1,
+            heads=3,
+            T=4,
+            batch=1,
+            vocab=7,
+            lr=1e-2,
+            warmup=0,
+            clip=1,
+            wd=0,
+            eps=1e-8,
+        ),
+        np.random.default_rng(1),
+    )
     for g in c.g.values():
         g[...] = size * rng.uniform(-1, 1, g.shape)
     g, before = ({n: x.astype(float) for n, x in tensors.items()} for tensors in (c.g, c.p))
@@ -82,14 +144,16 @@ def test_clipping_of_gradients_of_any_size(float_library, size):
     assert c.update(1) == pytest.approx(norm, rel=1e-6)
     for n, x in g.items():
         x = x * min(1, 1 / norm)
-        np.testing.assert_allclose(before[n] - c.p[n], 1e-2 * x / (np.sqrt(x * x) + 1e-8), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            before[n] - c.p[n], 1e-2 * x / (np.sqrt(x * x) + 1e-8), rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("size", [1e4, 1e10, 1e20, 1e30, 1.6e38])
 def test_cross_entropy_of_huge_logits(float_library, size):
     """Loss, log Z and gradient to rounding where the largest logits are equal, and where one stands alone."""
     x = np.array([[1, 1, -1, 0], [1, -1, -1, -1], [0, 0, -1, -1], [-1, -1, -1, -1]]) * size
-    p = np.array([[.5, .5, 0, 0], [1, 0, 0, 0], [.5, .5, 0, 0], [.25] * 4])
+    p = np.array([[0.5, 0.5, 0, 0], [1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4])
     targets, top = np.array([1, 0, 0, 3]), x.max(-1)
     d, loss, log_z = float_library.cross_entropy(float_library.array(x), targets, 1e-4)
     wanted = p * (1 + 2e-4 * (top + np.log(1 / p.max(-1))))[:, None] - np.eye(4)[targets]
@@ -98,7 +162,17 @@ def test_cross_entropy_of_huge_logits(float_library, size):
     assert log_z == pytest.approx((top + np.log(1 / p.max(-1))).mean(), rel=1e-6)
 
 
-@pytest.mark.parametrize("value, at, finite", [(-np.inf, 1, True), (-np.inf, 0, False), (np.inf, 1, False), (np.inf, 0, False), (np.nan, 1, False), (np.nan, 0, False)])
+@pytest.mark.parametrize(
+    "value, at, finite",
+    [
+        (-np.inf, 1, True),
+        (-np.inf, 0, False),
+        (np.inf, 1, False),
+        (np.inf, 0, False),
+        (np.nan, 1, False),
+        (np.nan, 0, False),
+    ],
+)
 @pytest.mark.parametrize("V", [4, 33])
 def test_cross_entropy_of_what_is_no_number(float_library, value, at, finite, V):
     """-infinity is probability 0, and an infinite loss as the target (0); all else shows in the loss. Other rows are as they were."""
@@ -106,38 +180,94 @@ def test_cross_entropy_of_what_is_no_number(float_library, value, at, finite, V)
     alone, *_ = float_library.cross_entropy(float_library.array(x), [0, 0, 0], 1e-4)
     x[1, at] = value
     d, loss, _ = float_library.cross_entropy(float_library.array(x), [0, 0, 0], 1e-4)
-    assert np.isfinite(loss) == finite and (d[[0, 2]] == alone[[0, 2]]).all() and (d[1, at] == 0 or not finite)
+    assert (
+        np.isfinite(loss) == finite
+        and (d[[0, 2]] == alone[[0, 2]]).all()
+        and (d[1, at] == 0 or not finite)
+    )
 
 
 # ---------------------------------------------------------------------------
 # The same bits, and the golden numbers
 
 # Every flag that changes the numbers, at another value than TINY's (a text: with what it needs to matter)
-TINY = dict(d=16, layers=2, heads=2, T=8, batch=2, steps=8, lr="3e-2", warmup=3, eval_tokens=64, eval_every=4, log_every=4)
-CASES = {name: {name: value} for name, value in dict(
-    lr=1, d=24, layers=1, heads=4, T=5, batch=3, steps=7, warmup=5, min_lr="1e-2", beta1=0.5, beta2=0.99, eps="1e-3", wd="1e-1", qk_norm=0, z_loss=0,
-    seed=2, vocab=300, eval_tokens=32).items()}
-CASES |= dict(default={}, clip=dict(clip=0), tiny_clip=dict(clip="1e-6"), wd_independent=dict(wd="1e-1", wd_independent=0), large_z_loss=dict(z_loss=1),
-              size=dict(size="10k", d=None, layers=None, heads=None),
-              **{f"mu_{kind}": dict(mu_param=kind, base_d=8) for kind in ("simple", "intermediate", "full")}, base_d=dict(mu_param="full", base_d=4))
-NO_NUMBERS = "data val eval_every log_every checkpoint_every dtype micro_batch resume sample temperature out mu_param".split()    # mu_*; test_data.py has data
+TINY = dict(
+    d=16,
+    layers=2,
+    heads=2,
+    T=8,
+    batch=2,
+    steps=8,
+    lr="3e-2",
+    warmup=3,
+    eval_tokens=64,
+    eval_every=4,
+    log_every=4,
+)
+CASES = {
+    name: {name: value}
+    for name, value in dict(
+        lr=1,
+        d=24,
+        layers=1,
+        heads=4,
+        T=5,
+        batch=3,
+        steps=7,
+        warmup=5,
+        min_lr="1e-2",
+        beta1=0.5,
+        beta2=0.99,
+        eps="1e-3",
+        wd="1e-1",
+        qk_norm=0,
+        z_loss=0,
+        seed=2,
+        vocab=300,
+        eval_tokens=32,
+    ).items()
+}
+CASES |= dict(
+    default={},
+    clip=dict(clip=0),
+    tiny_clip=dict(clip="1e-6"),
+    wd_independent=dict(wd="1e-1", wd_independent=0),
+    large_z_loss=dict(z_loss=1),
+    size=dict(size="10k", d=None, layers=None, heads=None),
+    **{f"mu_{kind}": dict(mu_param=kind, base_d=8) for kind in ("simple", "intermediate", "full")},
+    base_d=dict(mu_param="full", base_d=4),
+)
+NO_NUMBERS = "data val eval_every log_every checkpoint_every dtype micro_batch resume sample temperature out mu_param".split()  # mu_*; test_data.py has data
 COLUMNS = "step lr train_loss val_loss grad_norm log_z max_attn_logit_0 act_rms_c_fc param_rms_wte update_rms_lm_head update_rms_ln_f".split()
 
 
 def case_flags(case, **more):
-    return {name: value for name, value in {**TINY, **CASES[case], **more}.items() if value is not None}
+    return {
+        name: value for name, value in {**TINY, **CASES[case], **more}.items() if value is not None
+    }
 
 
 def test_every_flag_has_a_case():
-    assert {*FLAGS} == {*NO_NUMBERS, *CASES} - {"default", "tiny_clip", "large_z_loss", "mu_simple", "mu_intermediate", "mu_full"}
+    assert {*FLAGS} == {*NO_NUMBERS, *CASES} - {
+        "default",
+        "tiny_clip",
+        "large_z_loss",
+        "mu_simple",
+        "mu_intermediate",
+        "mu_full",
+    }
 
 
 @pytest.mark.parametrize("number, case", list(enumerate(CASES)), ids=str)
 def test_threads_change_no_bit(tmp_path, monkeypatch, number, case):
     """One to eight threads; each case with one and another number."""
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")    # more threads than cores: none should wait awake
+    monkeypatch.setenv(
+        "OMP_WAIT_POLICY", "passive"
+    )  # more threads than cores: none should wait awake
     for threads in range(1, 9) if case == "default" else (1, 2 + number % 7):
-        result = program(*words(case_flags(case)), "-out", str(threads), cwd=tmp_path, threads=threads)
+        result = program(
+            *words(case_flags(case)), "-out", str(threads), cwd=tmp_path, threads=threads
+        )
         assert result.returncode == 0, result.stderr
         assert_same_run(tmp_path / "1", tmp_path / str(threads))
 
@@ -147,7 +277,7 @@ def test_an_interruption_changes_no_bit(tmp_path, case):
     """With a checkpoint now and then, stopped by a signal and gone on with: as in one go without checkpoints."""
     flags = words(case_flags(case, steps=60))
     assert program(*flags, "-out", "whole", cwd=tmp_path).returncode == 0
-    for attempt in range(9):    # until the signal comes before the end
+    for attempt in range(9):  # until the signal comes before the end
         folder = tmp_path / str(attempt)
         process = start(folder, *flags, "-checkpoint_every", "5")
         wait(process, lambda: (folder / "model.safetensors").exists())
@@ -162,11 +292,23 @@ def test_an_interruption_changes_no_bit(tmp_path, case):
 
 def golden_rows(case, folder):
     """The case's log by a build in double, where another order of sums or another compiler changes nothing before the 12th digit."""
-    cc, flags = shlex.split(os.environ.get("CC", "cc")), shlex.split(os.environ.get("CFLAGS", "-O1"))
-    double = build("train_gpt_double", [*cc, "-std=gnu11", *flags, "-DDOUBLE", str(ROOT / "train_gpt.c")])
-    subprocess.run([double, *words(case_flags(case)), "-out", case], cwd=folder, check=True, capture_output=True)
+    cc, flags = (
+        shlex.split(os.environ.get("CC", "cc")),
+        shlex.split(os.environ.get("CFLAGS", "-O1")),
+    )
+    double = build(
+        "train_gpt_double", [*cc, "-std=gnu11", *flags, "-DDOUBLE", str(ROOT / "train_gpt.c")]
+    )
+    subprocess.run(
+        [double, *words(case_flags(case)), "-out", case],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
     with open(Path(folder) / case / "log.csv", newline="") as file:
-        return [{"case": case, **{name: row[name] for name in COLUMNS}} for row in csv.DictReader(file)]
+        return [
+            {"case": case, **{name: row[name] for name in COLUMNS}} for row in csv.DictReader(file)
+        ]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -176,19 +318,25 @@ def test_golden(case, tmp_path):
     assert [row["step"] for row in rows] == [row["step"] for row in wanted]
     for row, right in zip(rows, wanted):
         for name in COLUMNS:
-            assert float(row[name] or "nan") == pytest.approx(float(right[name] or "nan"), rel=1e-8, nan_ok=True), \
-                f"{name} at step {row['step']}. If the change is meant: make golden"
+            assert float(row[name] or "nan") == pytest.approx(
+                float(right[name] or "nan"), rel=1e-8, nan_ok=True
+            ), f"{name} at step {row['step']}. If the change is meant: make golden"
 
 
 def test_golden_cases_all_differ():
     """Each flag matters to its numbers."""
     rows = list(csv.DictReader(io.StringIO(GOLDEN.read_text())))
-    seen = [[[row[name] for name in COLUMNS] for row in rows if row["case"] == case] for case in CASES]
-    assert all(a != b for a, b in itertools.combinations(seen, 2)) and {row["case"] for row in rows} == {*CASES}
+    seen = [
+        [[row[name] for name in COLUMNS] for row in rows if row["case"] == case] for case in CASES
+    ]
+    assert all(a != b for a, b in itertools.combinations(seen, 2)) and {
+        row["case"] for row in rows
+    } == {*CASES}
 
 
 if __name__ == "__main__":
     import tempfile
+
     with tempfile.TemporaryDirectory() as folder, open(GOLDEN, "w", newline="") as file:
         writer = csv.DictWriter(file, ["case", *COLUMNS], lineterminator="\n")
         writer.writeheader()

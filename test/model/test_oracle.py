@@ -1,5 +1,6 @@
 """The trainer against the JAX oracle (design.md section 6, layer 2): loss, log Z, attention logits, every gradient
 and five AdamW steps, in float (1e-4) and in double (1e-9), over shapes that divide no tile and every intervention."""
+
 import functools
 
 import numpy as np
@@ -10,7 +11,9 @@ from conftest import Model
 
 # Each case: what differs from BASE. eps 1e-3 where gradients are zero but for rounding (T = 1: the softmax of one
 # number; HS = 2: a normalised pair is always +-1): there Adam at 1e-8 would turn rounding into full steps.
-BASE = dict(d=24, layers=2, heads=3, T=7, batch=1, vocab=61, lr=1e-2, min_lr=1e-5, warmup=2, steps=8)
+BASE = dict(
+    d=24, layers=2, heads=3, T=7, batch=1, vocab=61, lr=1e-2, min_lr=1e-5, warmup=2, steps=8
+)
 CASES = dict(
     odd=dict(),
     odd_off=dict(qk_norm=0, z_loss=0, wd=0),
@@ -34,8 +37,21 @@ CASES = dict(
     clipped=dict(clip=0.05, eps=1e-3),
     unclipped=dict(clip=0, eps=1e-3),
     betas=dict(beta1=0.5, beta2=0.999, warmup=0, min_lr=1e-2),
-    everything=dict(mu_param="full", base_d=12, z_loss=1e-1, wd=3, wd_independent=0, clip=0.1, eps=1e-3, beta1=0.8,
-                    warmup=8, d=36, heads=3, T=11, batch=2),
+    everything=dict(
+        mu_param="full",
+        base_d=12,
+        z_loss=1e-1,
+        wd=3,
+        wd_independent=0,
+        clip=0.1,
+        eps=1e-3,
+        beta1=0.8,
+        warmup=8,
+        d=36,
+        heads=3,
+        T=11,
+        batch=2,
+    ),
 )
 ACTIVATIONS = ["embedding", "q k v", "attention", "fc1", "last residual", "logits"]
 TOLERANCE = dict(float=1e-4, double=1e-9)
@@ -51,7 +67,9 @@ def config(**changes):
 def start(cfg, seed=1):
     """Weights of an ordinary initialisation, with the norms' scales away from 1."""
     rng, p = np.random.default_rng(seed), oracle.init(cfg, seed)
-    return {n: x * (1 + 0.3 * rng.standard_normal(x.shape)) if x.ndim == 1 else x for n, x in p.items()}
+    return {
+        n: x * (1 + 0.3 * rng.standard_normal(x.shape)) if x.ndim == 1 else x for n, x in p.items()
+    }
 
 
 def batches(cfg, seed=2):
@@ -131,8 +149,20 @@ def test_five_steps(precision, case, fixed, request):
             all_close(tensors, wanted, tolerance, f"{where} {what}", norm=np.linalg.norm)
 
 
-@pytest.mark.parametrize("changes", [dict(warmup=0), dict(warmup=1), dict(warmup=7), dict(warmup=20), dict(min_lr=0),
-                                     dict(min_lr=1), dict(lr=0.3, steps=1, warmup=0), dict(lr=0.3, steps=1, warmup=1)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(warmup=0),
+        dict(warmup=1),
+        dict(warmup=7),
+        dict(warmup=20),
+        dict(min_lr=0),
+        dict(min_lr=1),
+        dict(lr=0.3, steps=1, warmup=0),
+        dict(lr=0.3, steps=1, warmup=1),
+    ],
+    ids=str,
+)
 def test_schedule(changes, double_library):
     """Every step's learning rate: linear warm-up, cosine, never above the peak."""
     cfg = config(**{"steps": 20, **changes})
@@ -198,16 +228,19 @@ def test_initial_weights(seed, float_library):
         assert abs(x.mean()) < 5 / np.sqrt(n), name
         assert abs((x * x).mean() - 1) < 5 * np.sqrt(2 / n), name
         if name == "wte.weight":
-            assert 3.3 < abs(x).max() < 6 and abs((x ** 4).mean() - 3) < 5 * np.sqrt(96 / n)
+            assert 3.3 < abs(x).max() < 6 and abs((x**4).mean() - 3) < 5 * np.sqrt(96 / n)
         else:
             assert 0.98 < abs(x).max() / (2 / 0.8796256610342398) < 1.000001, name
-    assert len({x.tobytes()[:256] for x in c.p.values() if x.ndim == 2}) == sum(x.ndim == 2 for x in c.p.values())
+    assert len({x.tobytes()[:256] for x in c.p.values() if x.ndim == 2}) == sum(
+        x.ndim == 2 for x in c.p.values()
+    )
     other = Model(float_library, **config(d=64, heads=4, vocab=500, seed=seed + 1))
     same = Model(float_library, **config(d=64, heads=4, vocab=500, seed=seed))
     assert not (c.p["wte.weight"] == other.p["wte.weight"]).any() and (c.flat == same.flat).all()
 
 
 # ---- the oracle itself
+
 
 def test_oracle_is_causal():
     cfg = config(T=12, batch=2)
@@ -221,7 +254,10 @@ def test_oracle_is_causal():
 def test_oracle_sees_relative_positions_only():
     """RoPE: the product of a rotated q and a rotated k depends on their distance."""
     q, k = np.random.default_rng(0).standard_normal((2, 8))
-    rotated_q, rotated_k = (np.asarray(oracle.rope(np.tile(x, (1, 9, 1, 1)).reshape(1, 9, 1, 8)))[0, :, 0] for x in (q, k))
+    rotated_q, rotated_k = (
+        np.asarray(oracle.rope(np.tile(x, (1, 9, 1, 1)).reshape(1, 9, 1, 8)))[0, :, 0]
+        for x in (q, k)
+    )
     products = rotated_q @ rotated_k.T
     for distance in range(-8, 9):
         diagonal = np.diagonal(products, distance)
@@ -248,11 +284,18 @@ def test_oracle_gradient(case):
         direction = rng.standard_normal(x.shape)
         up, down = (compiled(case)({**p, name: x + s * direction}, *batch)[0][0] for s in (h, -h))
         wanted = (g[name] * direction).sum()
-        assert abs((up - down) / (2 * h) - wanted) < 1e-7 * max(abs(wanted), np.linalg.norm(g[name])), name
+        assert abs((up - down) / (2 * h) - wanted) < 1e-7 * max(
+            abs(wanted), np.linalg.norm(g[name])
+        ), name
 
 
 def test_oracle_schedule():
     cfg = dict(oracle.CONFIG, lr=0.1, warmup=10, steps=110, min_lr=1e-5)
     lr = [oracle.schedule(cfg, step) for step in range(1, 111)]
-    close([lr[0], lr[4], lr[9], lr[59], lr[109]], [0.01, 0.05, 0.1, (0.1 + 1e-5) / 2, 1e-5], 1e-12, "lr")
+    close(
+        [lr[0], lr[4], lr[9], lr[59], lr[109]],
+        [0.01, 0.05, 0.1, (0.1 + 1e-5) / 2, 1e-5],
+        1e-12,
+        "lr",
+    )
     assert oracle.schedule(dict(cfg, min_lr=1), 110) == 0.1

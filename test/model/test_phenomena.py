@@ -1,13 +1,17 @@
 """What the paper predicts and the trainer must show: short runs on the embedded language. Each margin is at most
 half of what seeds 1 to 4 gave (in nats unless said otherwise, in the comment beside it), so that another seed or
 another machine's rounding does not break it."""
+
 from pathlib import Path
 
 import pytest
 
 from test_cli import PROGRAM, log, summary, table, train
 
-pytestmark = pytest.mark.skipif(Path(PROGRAM).exists() and b"__asan" in Path(PROGRAM).read_bytes(), reason="too slow under a sanitizer")
+pytestmark = pytest.mark.skipif(
+    Path(PROGRAM).exists() and b"__asan" in Path(PROGRAM).read_bytes(),
+    reason="too slow under a sanitizer",
+)
 SMALL = dict(d=32, layers=2, heads=2, T=32, batch=16, steps=300, eval_tokens=4096, eval_every=0)
 
 
@@ -17,7 +21,10 @@ def runs(folder, **flags):
     rows = table(folder / "summary.csv")
     for row in rows:
         assert float(row["entropy_floor"]) < float(row["best_loss"])
-    return {row["lr"]: {k: float(row[k]) for k in ("final_loss", "max_attn_logit", "log_z", "diverged")} for row in rows}, out
+    return {
+        row["lr"]: {k: float(row[k]) for k in ("final_loss", "max_attn_logit", "log_z", "diverged")}
+        for row in rows
+    }, out
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +36,24 @@ def qk_norm(tmp_path_factory):
 def test_qk_norm_keeps_attention_logits_small(qk_norm):
     """Section 3.1.1, figure 2: without it they grow by orders of magnitude at high learning rates."""
     (off, _), (on, _) = qk_norm[0][0], qk_norm[0][1]
-    assert off["1e-1"]["max_attn_logit"] > 10 * on["1e-1"]["max_attn_logit"]      # 111 to 188 times
-    assert off["3e-1"]["max_attn_logit"] > 100 * on["3e-1"]["max_attn_logit"]     # 797 to 2969 times
-    assert off["3e-1"]["max_attn_logit"] > 5 * off["1e-1"]["max_attn_logit"] > 50 * off["1e-2"]["max_attn_logit"]
+    assert off["1e-1"]["max_attn_logit"] > 10 * on["1e-1"]["max_attn_logit"]  # 111 to 188 times
+    assert off["3e-1"]["max_attn_logit"] > 100 * on["3e-1"]["max_attn_logit"]  # 797 to 2969 times
+    assert (
+        off["3e-1"]["max_attn_logit"]
+        > 5 * off["1e-1"]["max_attn_logit"]
+        > 50 * off["1e-2"]["max_attn_logit"]
+    )
 
 
 def test_qk_norm_makes_high_learning_rates_work(qk_norm):
     """Section 3.1.1, figure 1: without it the loss bends up at high learning rates, and only there."""
     off, on = ({lr: row["final_loss"] for lr, row in qk_norm[0][i][0].items()} for i in (0, 1))
-    assert abs(off["1e-2"] - on["1e-2"]) < 0.06           # -0.01 to 0.02
-    assert off["1e-1"] > on["1e-1"] + 0.08                # 0.17 to 0.27
-    assert off["3e-1"] > on["3e-1"] + 0.17                # 0.35 to 0.57
-    assert off["1e-1"] > off["1e-2"] + 0.11               # 0.23 to 0.30
+    assert abs(off["1e-2"] - on["1e-2"]) < 0.06  # -0.01 to 0.02
+    assert off["1e-1"] > on["1e-1"] + 0.08  # 0.17 to 0.27
+    assert off["3e-1"] > on["3e-1"] + 0.17  # 0.35 to 0.57
+    assert off["1e-1"] > off["1e-2"] + 0.11  # 0.23 to 0.30
     sensitivity = [sum(x.values()) / len(x) - min(x.values()) for x in (off, on)]
-    assert sensitivity[0] > 2 * sensitivity[1]            # 3.7 to 11 times
+    assert sensitivity[0] > 2 * sensitivity[1]  # 3.7 to 11 times
 
 
 def test_diagnosis_names_qk_norm(qk_norm):
@@ -57,8 +68,12 @@ def test_z_loss_pins_log_z(tmp_path):
     for z_loss in ("0", "1e-2"):
         train(tmp_path / z_loss, lr="1e-2", z_loss=z_loss, **SMALL)
         seen[z_loss] = summary(tmp_path / z_loss)
-    assert abs(float(seen["0"]["log_z"])) > 5 > 2.5 > abs(float(seen["1e-2"]["log_z"]))    # 8.3 to 8.7, 0.5 to 0.7
-    assert abs(float(seen["0"]["final_loss"]) - float(seen["1e-2"]["final_loss"])) < 0.08  # 0 to 0.03
+    assert (
+        abs(float(seen["0"]["log_z"])) > 5 > 2.5 > abs(float(seen["1e-2"]["log_z"]))
+    )  # 8.3 to 8.7, 0.5 to 0.7
+    assert (
+        abs(float(seen["0"]["final_loss"]) - float(seen["1e-2"]["final_loss"])) < 0.08
+    )  # 0 to 0.03
 
 
 def test_a_large_epsilon_stops_the_updates(qk_norm, tmp_path):
@@ -67,7 +82,9 @@ def test_a_large_epsilon_stops_the_updates(qk_norm, tmp_path):
     usual, large = log(qk_norm[1] / "1" / "lr1e-1"), log(tmp_path / "eps")
     assert large["grad_rms_c_fc"][-1] < 1e-3 < 1e5 * usual["grad_rms_c_fc"][-1]
     for kind in ("c_attn", "c_fc", "mlp_c_proj", "lm_head"):
-        assert large["update_rms_" + kind][-1] < 0.5 * usual["update_rms_" + kind][-1], kind    # c_fc: 0.08 to 0.11 times
+        assert large["update_rms_" + kind][-1] < 0.5 * usual["update_rms_" + kind][-1], (
+            kind
+        )  # c_fc: 0.08 to 0.11 times
     assert large["update_rms_c_fc"][-1] < 0.2 * usual["update_rms_c_fc"][-1]
 
 
@@ -76,16 +93,30 @@ def test_longer_warmup_helps(tmp_path):
     mean = {warmup: 0.0 for warmup in ("1%", "25%")}
     for warmup in mean:
         for seed in (1, 2, 3):
-            train(tmp_path / f"{warmup}{seed}", lr="1e-1", qk_norm=0, warmup=warmup, seed=seed, **SMALL)
+            train(
+                tmp_path / f"{warmup}{seed}",
+                lr="1e-1",
+                qk_norm=0,
+                warmup=warmup,
+                seed=seed,
+                **SMALL,
+            )
             mean[warmup] += float(summary(tmp_path / f"{warmup}{seed}")["final_loss"]) / 3
-    assert mean["1%"] > mean["25%"] + 0.01    # 0.07
+    assert mean["1%"] > mean["25%"] + 0.01  # 0.07
 
 
 def test_mu_param_keeps_the_best_learning_rate(tmp_path):
     """Section 3.2.4: four times as wide, the standard model wants a lower learning rate; with muParam 1e-2 stays right."""
     flags = dict(d=128, heads=4, batch=8, steps=200, base_d=32)
-    off, simple = ({lr: row["final_loss"] for lr, row in runs(tmp_path / mu_param, lr="3e-3,1e-2,3e-2", mu_param=mu_param, **flags)[0].items()}
-                   for mu_param in ("off", "simple"))
-    assert off["3e-2"] > off["3e-3"] + 0.02           # 0.06 to 0.07
-    assert simple["1e-2"] < simple["3e-3"] - 0.02     # 0.06
-    assert simple["3e-2"] < off["3e-2"] - 0.01        # 0.03 to 0.06
+    off, simple = (
+        {
+            lr: row["final_loss"]
+            for lr, row in runs(
+                tmp_path / mu_param, lr="3e-3,1e-2,3e-2", mu_param=mu_param, **flags
+            )[0].items()
+        }
+        for mu_param in ("off", "simple")
+    )
+    assert off["3e-2"] > off["3e-3"] + 0.02  # 0.06 to 0.07
+    assert simple["1e-2"] < simple["3e-3"] - 0.02  # 0.06
+    assert simple["3e-2"] < off["3e-2"] - 0.01  # 0.03 to 0.06

@@ -1,11 +1,12 @@
 """mutate.py: every text of its table stands just once in its file, and what it says of a mutant is true. `make mutate` tries all."""
+
 import collections
 
 import pytest
 
 import mutate
 
-SAMPLE = {    # one of each C file, and a part of the name of the test that sees it
+SAMPLE = {  # one of each C file, and a part of the name of the test that sees it
     "slope[i] = s + x * e": "gelu",
     "double angle = t * pow": "rope",
     "split = tokens - tokens / 10": "windows",
@@ -14,8 +15,16 @@ SAMPLE = {    # one of each C file, and a part of the name of the test that sees
 
 def test_texts_apply():
     """Also enough of them, all different."""
-    found = mutate.mutants()    # exits where one does not
-    assert min(collections.Counter(m.file for m in found).values()) >= 20 and len(found) >= 200
+    found = mutate.mutants()  # exits where one does not
+    assert (
+        min(
+            collections.Counter(
+                "gpt.h" if m.file.startswith("lib/") else m.file for m in found
+            ).values()
+        )
+        >= 20
+        and len(found) >= 200
+    )
     assert len({(m.file, m.text) for m in found}) == len(found)
     assert all(m.text != (mutate.ROOT / m.file).read_text() for m in found)
 

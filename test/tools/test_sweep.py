@@ -1,5 +1,6 @@
 """sweep.sh: what it would run, and that runs are made once and to the same bits whatever disturbs them: signals, kills, a second
 sweep on the same folder, a run that fails, hosts, a real Slurm cluster of one node."""
+
 import contextlib
 import os
 import pty
@@ -18,18 +19,40 @@ from test_cli import PROGRAM, REPO, snapshot, summary, table
 from test_runs import assert_same_run, has_signal
 
 SWEEP = REPO / "sweep.sh"
-EXPERIMENTS = dict(qk_norm=64, z_loss=30, warmup=120, weight_decay=72, depth_width=80, mu_param=96, coord_check=60, predict_logits=32, predict_eps=46,
-                   steps=40, batch=50, beta2=40, clip=40)    # runs at laptop scale
+EXPERIMENTS = dict(
+    qk_norm=64,
+    z_loss=30,
+    warmup=120,
+    weight_decay=72,
+    depth_width=80,
+    mu_param=96,
+    coord_check=60,
+    predict_logits=32,
+    predict_eps=46,
+    steps=40,
+    batch=50,
+    beta2=40,
+    clip=40,
+)  # runs at laptop scale
 TINY = "-d 16 -T 8 -batch 2 -eval_tokens 64"
-FEW = f"{TINY} -steps 30 -lr 1e-2,1e3".split()      # of clip: 4 clips x 2 learning rates x qk_norm 0, 1
-LONG = f"{TINY} -steps 8000 -log_every 250 -lr 1e-2 -clip 1,10 -checkpoint_every 500".split()    # 4 runs of about a second
+FEW = f"{TINY} -steps 30 -lr 1e-2,1e3".split()  # of clip: 4 clips x 2 learning rates x qk_norm 0, 1
+LONG = (
+    f"{TINY} -steps 8000 -log_every 250 -lr 1e-2 -clip 1,10 -checkpoint_every 500".split()
+)  # 4 runs of about a second
 
-pytestmark = pytest.mark.skipif(not shutil.which("parallel") and os.geteuid() != 0, reason="GNU parallel is not installed, and only root could")
+pytestmark = pytest.mark.skipif(
+    not shutil.which("parallel") and os.geteuid() != 0,
+    reason="GNU parallel is not installed, and only root could",
+)
 
 
 def apt(*packages):
     subprocess.run(["apt-get", "-qq", "update"], check=True)
-    subprocess.run(["apt-get", "-qq", "install", "-y", *packages], check=True, env=dict(os.environ, DEBIAN_FRONTEND="noninteractive"))
+    subprocess.run(
+        ["apt-get", "-qq", "install", "-y", *packages],
+        check=True,
+        env=dict(os.environ, DEBIAN_FRONTEND="noninteractive"),
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,12 +62,29 @@ def parallel():
 
 
 def command(out, *arguments, flags=FEW, experiment="clip", trainer=PROGRAM):
-    return [str(SWEEP), experiment, "-trainer", str(trainer), "-out", str(out), *map(str, arguments), "--", *flags]
+    return [
+        str(SWEEP),
+        experiment,
+        "-trainer",
+        str(trainer),
+        "-out",
+        str(out),
+        *map(str, arguments),
+        "--",
+        *flags,
+    ]
 
 
 def sweep(out, *arguments, status=0, flags=FEW, experiment="clip", trainer=PROGRAM, **options):
-    result = subprocess.run(command(out, *arguments, flags=flags, experiment=experiment, trainer=trainer), cwd=Path(out).parent, timeout=300,
-                            capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
+    result = subprocess.run(
+        command(out, *arguments, flags=flags, experiment=experiment, trainer=trainer),
+        cwd=Path(out).parent,
+        timeout=300,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        **options,
+    )
     assert result.returncode == status, result.stdout + result.stderr
     return result.stdout + result.stderr
 
@@ -57,7 +97,13 @@ def assert_same_sweep(a, b):
     assert runs(a) == runs(b) != []
     for name in runs(a):
         assert_same_run(Path(a) / name, Path(b) / name)
-    rows = [[{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "out")} for row in table(Path(x) / "summary.csv")] for x in (a, b)]
+    rows = [
+        [
+            {k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "out")}
+            for row in table(Path(x) / "summary.csv")
+        ]
+        for x in (a, b)
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == len(runs(a))
 
 
@@ -66,7 +112,10 @@ def processes(word, where="cmdline"):
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if word.encode() in (path / where).read_bytes() and "State:\tZ" not in (path / "status").read_text():
+            if (
+                word.encode() in (path / where).read_bytes()
+                and "State:\tZ" not in (path / "status").read_text()
+            ):
                 found.append(int(path.name))
     return [pid for pid in found if pid != os.getpid()]
 
@@ -79,7 +128,7 @@ def until(condition, seconds=60):
 
 
 def script(path, text):
-    path.unlink(missing_ok=True)    # never write through a link
+    path.unlink(missing_ok=True)  # never write through a link
     path.write_text("#!/bin/bash\n" + text)
     path.chmod(0o755)
     return path
@@ -102,8 +151,14 @@ def undisturbed(tmp_path_factory):
 # ---------------------------------------------------------------------------
 # What would run
 
+
 def plan(experiment, *arguments, flags=()):
-    result = subprocess.run([str(SWEEP), experiment, "-dry_run", *arguments, "--", *flags], capture_output=True, text=True, cwd="/")
+    result = subprocess.run(
+        [str(SWEEP), experiment, "-dry_run", *arguments, "--", *flags],
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 
@@ -111,12 +166,19 @@ def plan(experiment, *arguments, flags=()):
 def flags_of(line):
     words = shlex.split(line)
     assert words[0] == "OMP_NUM_THREADS=1" and words[1] == "./train_gpt"
-    return {name[1:]: value for name, value in zip(words[2::2], words[3::2])}    # what comes last counts
+    return {
+        name[1:]: value for name, value in zip(words[2::2], words[3::2])
+    }  # what comes last counts
 
 
 def cost(flags):
     C, L, T = (int(flags[k]) for k in ("d", "layers", "T"))
-    return (12 * L * C * C + (int(flags["vocab"]) or 256) * C + L * T * C) * int(flags["steps"]) * int(flags["batch"]) * T
+    return (
+        (12 * L * C * C + (int(flags["vocab"]) or 256) * C + L * T * C)
+        * int(flags["steps"])
+        * int(flags["batch"])
+        * T
+    )
 
 
 @pytest.mark.parametrize("scale", ["laptop", "workstation", "paper"])
@@ -128,35 +190,74 @@ def test_plan(experiment, scale, tmp_path):
     found = [flags_of(line) for line in lines]
     assert scale != "laptop" or len(found) == EXPERIMENTS[experiment]
     assert len({flags["out"] for flags in found}) == len(found)
-    assert {Path(flags["out"]).parent.as_posix() for flags in found} == {f"runs/{experiment}-{scale}"}
-    varies = {name for name in found[0] if len({flags.get(name) for flags in found}) > 1} - {"out", "heads"}
+    assert {Path(flags["out"]).parent.as_posix() for flags in found} == {
+        f"runs/{experiment}-{scale}"
+    }
+    varies = {name for name in found[0] if len({flags.get(name) for flags in found}) > 1} - {
+        "out",
+        "heads",
+    }
     for flags in found:
         name = Path(flags["out"]).name
         assert re.fullmatch(r"[\w.-]+", name)
         for flag in varies:
-            assert flags[flag].replace("%", "pct") == re.search(rf"(?:^|_){flag}([^_]+)(?:_|$)", name)[1], (flag, name)
+            assert (
+                flags[flag].replace("%", "pct")
+                == re.search(rf"(?:^|_){flag}([^_]+)(?:_|$)", name)[1]
+            ), (flag, name)
         C, NH = int(flags["d"]), int(flags["heads"])
         assert C % NH == 0 and C // NH % 2 == 0
     if experiment != "coord_check":
-        assert 3 * len(found) == sum("plot.py" not in line for line in plan(experiment, "-scale", scale, "-seeds", "3"))
+        assert 3 * len(found) == sum(
+            "plot.py" not in line for line in plan(experiment, "-scale", scale, "-seeds", "3")
+        )
     for stage in "\n".join(plan(experiment, "-scale", scale)).split("plot.py"):
-        costs = [cost(flags_of(line)) * (1 + 16 / int(flags_of(line)["d"])) for line in stage.splitlines() if line.startswith("OMP")]
-        assert costs == sorted(costs, reverse=True)    # the longest first, so that none is left alone at the end
+        costs = [
+            cost(flags_of(line)) * (1 + 16 / int(flags_of(line)["d"]))
+            for line in stage.splitlines()
+            if line.startswith("OMP")
+        ]
+        assert costs == sorted(
+            costs, reverse=True
+        )  # the longest first, so that none is left alone at the end
     if scale == "paper":
-        assert {(f["T"], f["batch"]) for f in found if experiment != "batch"} <= {("512", "256")} and {f["vocab"] for f in found} == {"32101"}
-        assert {f["steps"] for f in found if experiment not in ("steps", "coord_check")} <= {"100000"}
+        assert {(f["T"], f["batch"]) for f in found if experiment != "batch"} <= {
+            ("512", "256")
+        } and {f["vocab"] for f in found} == {"32101"}
+        assert {f["steps"] for f in found if experiment not in ("steps", "coord_check")} <= {
+            "100000"
+        }
 
 
-@pytest.mark.parametrize("experiment, varies", [
-    ("qk_norm", dict(d="16 32 64 96", lr="3e-4 1e-3 3e-3 1e-2 3e-2 1e-1 3e-1 1", qk_norm="0 1")),
-    ("z_loss", dict(z_loss="0 1e-4 1e-2", wd="0 1e-4")), ("warmup", dict(warmup="1% 5% 10% 25%", d="16 32 64")),
-    ("weight_decay", dict(wd_independent="0 1", wd="1e-4 1e-2 1")), ("depth_width", dict(layers="1 2 4 8", d="16 32 48 64", qk_norm="0 1")),
-    ("mu_param", dict(mu_param="off simple intermediate full", d="32 64 128 256", heads="4", base_d="32")),
-    ("coord_check", dict(d="32 64 128 256 512", seed="1 2 3", steps="10", warmup="0", log_every="1")),
-    ("predict_eps", dict(eps="1e-8 1e-15 1e-6 1e-5 1e-4 1e-3")), ("predict_logits", dict(d="16 24 32 48 64 96 128 192", qk_norm="0")),
-    ("steps", dict(steps="250 500 1000 2000")), ("batch", dict(batch="4 8 16 32 64")), ("beta2", dict(beta2="0.9 0.95 0.99 0.999")),
-    ("clip", dict(clip="0 0.1 1 10")),
-])
+@pytest.mark.parametrize(
+    "experiment, varies",
+    [
+        (
+            "qk_norm",
+            dict(d="16 32 64 96", lr="3e-4 1e-3 3e-3 1e-2 3e-2 1e-1 3e-1 1", qk_norm="0 1"),
+        ),
+        ("z_loss", dict(z_loss="0 1e-4 1e-2", wd="0 1e-4")),
+        ("warmup", dict(warmup="1% 5% 10% 25%", d="16 32 64")),
+        ("weight_decay", dict(wd_independent="0 1", wd="1e-4 1e-2 1")),
+        ("depth_width", dict(layers="1 2 4 8", d="16 32 48 64", qk_norm="0 1")),
+        (
+            "mu_param",
+            dict(
+                mu_param="off simple intermediate full", d="32 64 128 256", heads="4", base_d="32"
+            ),
+        ),
+        (
+            "coord_check",
+            dict(d="32 64 128 256 512", seed="1 2 3", steps="10", warmup="0", log_every="1"),
+        ),
+        ("predict_eps", dict(eps="1e-8 1e-15 1e-6 1e-5 1e-4 1e-3")),
+        ("predict_logits", dict(d="16 24 32 48 64 96 128 192", qk_norm="0")),
+        ("steps", dict(steps="250 500 1000 2000")),
+        ("batch", dict(batch="4 8 16 32 64")),
+        ("beta2", dict(beta2="0.9 0.95 0.99 0.999")),
+        ("clip", dict(clip="0 0.1 1 10")),
+    ],
+)
 def test_what_varies(experiment, varies):
     found = [flags_of(line) for line in plan(experiment) if "plot.py" not in line]
     for flag, values in varies.items():
@@ -164,58 +265,123 @@ def test_what_varies(experiment, varies):
 
 
 def test_held_out_runs_come_after_the_prediction():
-    for experiment, held_out in dict(predict_logits={"96", "128", "192"}, predict_eps={"96", "128"}).items():
+    for experiment, held_out in dict(
+        predict_logits={"96", "128", "192"}, predict_eps={"96", "128"}
+    ).items():
         lines = plan(experiment)
-        at, = [i for i, line in enumerate(lines) if "plot.py" in line]
+        (at,) = [i for i, line in enumerate(lines) if "plot.py" in line]
         assert lines[at] == f"python3 plot.py predict runs/{experiment}-laptop"
-        assert {flags_of(line)["d"] for line in lines[at + 1:]} == held_out and {flags_of(line)["d"] for line in lines[:at]}.isdisjoint(held_out)
+        assert {flags_of(line)["d"] for line in lines[at + 1 :]} == held_out and {
+            flags_of(line)["d"] for line in lines[:at]
+        }.isdisjoint(held_out)
 
 
 def test_flags_of_the_user():
     """They take the place of the experiment's values, or are added to every run; any text comes through."""
-    found = [flags_of(line) for line in plan("qk_norm", flags=["-lr", "1e-2,2", "-d", "32x3,48", "-data", "a b's $x", "-steps", "7"])]
+    found = [
+        flags_of(line)
+        for line in plan(
+            "qk_norm", flags=["-lr", "1e-2,2", "-d", "32x3,48", "-data", "a b's $x", "-steps", "7"]
+        )
+    ]
     assert {(f["lr"], f["d"], f["layers"], f["heads"], f["qk_norm"]) for f in found} == {
-        (lr, d, layers, heads, q) for lr in ("1e-2", "2") for d, layers, heads in (("32", "3", "2"), ("48", "2", "3")) for q in "01"}
+        (lr, d, layers, heads, q)
+        for lr in ("1e-2", "2")
+        for d, layers, heads in (("32", "3", "2"), ("48", "2", "3"))
+        for q in "01"
+    }
     assert {(f["data"], f["steps"]) for f in found} == {("a b's $x", "7")}
-    assert {Path(f["out"]).name for f in found} >= {"d32_layers3_lr2_qk_norm0_seed1", "d48_lr1e-2_qk_norm1_seed1"}
+    assert {Path(f["out"]).name for f in found} >= {
+        "d32_layers3_lr2_qk_norm0_seed1",
+        "d48_lr1e-2_qk_norm1_seed1",
+    }
 
 
 def test_help(tmp_path):
     """Every experiment, and for each scale its runs and the time here: clip's are as the run that is timed but of 2.5 times its steps."""
-    trainer = script(tmp_path / "trainer", 'while [ "$1" != -out ]; do shift; done; printf "seconds\\n2\\n" >"$2/summary.csv"')
-    result = subprocess.run([str(SWEEP), "-trainer", str(trainer), "-h"], capture_output=True, text=True, cwd=REPO)
+    trainer = script(
+        tmp_path / "trainer",
+        'while [ "$1" != -out ]; do shift; done; printf "seconds\\n2\\n" >"$2/summary.csv"',
+    )
+    result = subprocess.run(
+        [str(SWEEP), "-trainer", str(trainer), "-h"], capture_output=True, text=True, cwd=REPO
+    )
     assert result.returncode == 0 and result.stderr == ""
     for name, count in EXPERIMENTS.items():
-        row, = re.findall(rf"^{name} +([\d.]+|app\.) +(\d+), (\d+):(\d\d) +(\d+), \d+\S* ?\w* +(\d+), \d+ \w+ +\w.*$", result.stdout, re.M)
-        assert int(row[1]) == count and (name != "clip" or abs(60 * int(row[2]) + int(row[3]) - max(40 * 5 / len(os.sched_getaffinity(0)), 5)) <= 1)
+        (row,) = re.findall(
+            rf"^{name} +([\d.]+|app\.) +(\d+), (\d+):(\d\d) +(\d+), \d+\S* ?\w* +(\d+), \d+ \w+ +\w.*$",
+            result.stdout,
+            re.M,
+        )
+        assert int(row[1]) == count and (
+            name != "clip"
+            or abs(60 * int(row[2]) + int(row[3]) - max(40 * 5 / len(os.sched_getaffinity(0)), 5))
+            <= 1
+        )
 
 
 # ---------------------------------------------------------------------------
 # Wrong commands: one line, status 2, nothing written
 
-@pytest.mark.parametrize("arguments, says", [
-    ("nothing", "'nothing' | qk_norm z_loss"), ("", "'' | qk_norm"), ("clip warmup", "'warmup' | clip"), ("clip -scale huge", "-scale: 'huge' | laptop"),
-    ("clip -sacle laptop", "'-sacle' | -h"), ("clip -lr 1e-2", "'-lr' | --"), ("clip -seeds", "-seeds needs"), ("clip -seeds 0", "-seeds: '0'"), ("clip -j x", "-j: 'x'"),
-    ("clip -pack 1.5", "-pack"), ("clip -threads -1", "-threads"), ("clip -on nowhere", "-on: 'nowhere'"), ("clip -trainer nothing", "nothing | make"),
-    ("clip -trainer .", "there is no trainer ."), ("clip -out file", "file"), ("clip -out file/x", "file/x | Not a directory"), ("clip -out /proc/x", "/proc/x"),
-    ("clip -scale paper", "-scale paper | -data"), ("clip -- -stesp 3", "-stesp | -steps"), ("clip -- -steps", "-steps needs"), ("clip -- steps 3", "'steps'"),
-    ("clip -- -steps x", "-steps: 'x'"), ("clip -- -lr 1e-3:1", "-lr: '1e-3:1'"), ("clip -- -d 1.5", "-d: '1.5'"), ("clip -- -lr ''", "-lr"), ("clip -- -clip -1", "-clip"),
-    ("clip -- -out x", "-out"), ("clip -- -size 10k", "-size"), ("clip -- -resume 1", "-resume"), ("depth_width -- -layers 3", "-layers"),
-    ("clip -- -data nothing.txt", "nothing.txt"), ("clip -- -heads 3", "3 heads"),
-])
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ("nothing", "'nothing' | qk_norm z_loss"),
+        ("", "'' | qk_norm"),
+        ("clip warmup", "'warmup' | clip"),
+        ("clip -scale huge", "-scale: 'huge' | laptop"),
+        ("clip -sacle laptop", "'-sacle' | -h"),
+        ("clip -lr 1e-2", "'-lr' | --"),
+        ("clip -seeds", "-seeds needs"),
+        ("clip -seeds 0", "-seeds: '0'"),
+        ("clip -j x", "-j: 'x'"),
+        ("clip -pack 1.5", "-pack"),
+        ("clip -threads -1", "-threads"),
+        ("clip -on nowhere", "-on: 'nowhere'"),
+        ("clip -trainer nothing", "nothing | make"),
+        ("clip -trainer .", "there is no trainer ."),
+        ("clip -out file", "file"),
+        ("clip -out file/x", "file/x | Not a directory"),
+        ("clip -out /proc/x", "/proc/x"),
+        ("clip -scale paper", "-scale paper | -data"),
+        ("clip -- -stesp 3", "-stesp | -steps"),
+        ("clip -- -steps", "-steps needs"),
+        ("clip -- steps 3", "'steps'"),
+        ("clip -- -steps x", "-steps: 'x'"),
+        ("clip -- -lr 1e-3:1", "-lr: '1e-3:1'"),
+        ("clip -- -d 1.5", "-d: '1.5'"),
+        ("clip -- -lr ''", "-lr"),
+        ("clip -- -clip -1", "-clip"),
+        ("clip -- -out x", "-out"),
+        ("clip -- -size 10k", "-size"),
+        ("clip -- -resume 1", "-resume"),
+        ("depth_width -- -layers 3", "-layers"),
+        ("clip -- -data nothing.txt", "nothing.txt"),
+        ("clip -- -heads 3", "3 heads"),
+    ],
+)
 def test_wrong_command(tmp_path, arguments, says):
     (tmp_path / "file").write_text("in the way")
     words = shlex.split(arguments)
     if "-trainer" not in words:
         words[1:1] = ["-trainer", PROGRAM]
     result = subprocess.run([str(SWEEP), *words], capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == (1 if "nothing.txt" in says or "3 heads" in says else 2), result.stdout + result.stderr
-    assert result.stderr.startswith("sweep.sh: ") and result.stderr.count("\n") == 1 and result.stdout == ""
+    assert result.returncode == (1 if "nothing.txt" in says or "3 heads" in says else 2), (
+        result.stdout + result.stderr
+    )
+    assert (
+        result.stderr.startswith("sweep.sh: ")
+        and result.stderr.count("\n") == 1
+        and result.stdout == ""
+    )
     assert not [word for word in says.split(" | ") if word not in result.stderr], result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("missing, arguments", [("parallel", []), ("flock", []), ("sbatch", ["-on", "slurm"])])
+@pytest.mark.parametrize(
+    "missing, arguments", [("parallel", []), ("flock", []), ("sbatch", ["-on", "slurm"])]
+)
 def test_a_missing_program_is_named(tmp_path, missing, arguments):
     """The machine's own programs, but for one."""
     tools = tmp_path / "bin"
@@ -225,15 +391,20 @@ def test_a_missing_program_is_named(tmp_path, missing, arguments):
             if path.name != missing and not (tools / path.name).exists():
                 (tools / path.name).symlink_to(path)
     says = sweep(tmp_path / "x", *arguments, status=2, env=dict(os.environ, PATH=str(tools)))
-    assert missing in says and says.count("\n") == 1 and (missing == "sbatch" or "apt install" in says)
-    if missing == "parallel":    # moreutils has a program of that name
+    assert (
+        missing in says and says.count("\n") == 1 and (missing == "sbatch" or "apt install" in says)
+    )
+    if missing == "parallel":  # moreutils has a program of that name
         script(tools / "parallel", "echo parallel from another package")
-        assert "GNU parallel" in sweep(tmp_path / "x", status=2, env=dict(os.environ, PATH=str(tools)))
+        assert "GNU parallel" in sweep(
+            tmp_path / "x", status=2, env=dict(os.environ, PATH=str(tools))
+        )
     assert not (tmp_path / "x").exists()
 
 
 # ---------------------------------------------------------------------------
 # A sweep, and the same again
+
 
 def test_sweep(few):
     out, said = few
@@ -242,9 +413,17 @@ def test_sweep(few):
     assert len(rows) == len(runs(out)) == 16 and "d16_lr1e-2_clip0.1_qk_norm0_seed1" in runs(out)
     for row in rows:
         name = Path(row["out"]).name
-        assert name == f"d16_lr{row['lr']}_clip{row['clip']}_qk_norm{row['qk_norm']}_seed1" and row == summary(out / name) and row["threads"] == "1"
+        assert (
+            name == f"d16_lr{row['lr']}_clip{row['clip']}_qk_norm{row['qk_norm']}_seed1"
+            and row == summary(out / name)
+            and row["threads"] == "1"
+        )
     diverged = sum(int(row["diverged"]) for row in rows)
-    assert said.count("\n") == 17 and f"16/16 runs done, {diverged} diverged, 0 failed, 0 running" in said and 0 < diverged < 16
+    assert (
+        said.count("\n") == 17
+        and f"16/16 runs done, {diverged} diverged, 0 failed, 0 running" in said
+        and 0 < diverged < 16
+    )
 
 
 def test_what_is_finished_is_not_repeated_and_seeds_are_added(few, tmp_path):
@@ -258,9 +437,14 @@ def test_what_is_finished_is_not_repeated_and_seeds_are_added(few, tmp_path):
     assert len(table(out / "summary.csv")) == len(runs(out)) == 32
 
 
-@pytest.mark.parametrize("experiment, flags, arguments, says", [
-    ("beta2", FEW, [], "experiment clip"), ("clip", FEW + ["-eps", "1e-6"], [], "other flags"), ("clip", FEW, ["-scale", "workstation"], "other flags"),
-])
+@pytest.mark.parametrize(
+    "experiment, flags, arguments, says",
+    [
+        ("beta2", FEW, [], "experiment clip"),
+        ("clip", FEW + ["-eps", "1e-6"], [], "other flags"),
+        ("clip", FEW, ["-scale", "workstation"], "other flags"),
+    ],
+)
 def test_a_folder_of_another_sweep_is_refused(few, experiment, flags, arguments, says):
     before = snapshot(few[0])
     said = sweep(few[0], *arguments, experiment=experiment, flags=flags, status=2)
@@ -286,7 +470,9 @@ def test_jobs_and_threads_change_no_bit(few, tmp_path, arguments):
 
 def test_on_a_terminal_one_line_is_updated(tmp_path):
     main, terminal = pty.openpty()
-    process = subprocess.Popen(command(tmp_path / "x"), stdout=terminal, stdin=subprocess.DEVNULL, stderr=terminal)
+    process = subprocess.Popen(
+        command(tmp_path / "x"), stdout=terminal, stdin=subprocess.DEVNULL, stderr=terminal
+    )
     os.close(terminal)
     said = b""
     with contextlib.suppress(OSError):
@@ -294,17 +480,31 @@ def test_on_a_terminal_one_line_is_updated(tmp_path):
             said += data
     assert process.wait() == 0
     lines = said.decode().split("\r\033[K")
-    assert len(lines) > 16 and said.count(b"\n") == 2 and "16/16 runs done" in lines[-1] and "left" in lines[-1]
+    assert (
+        len(lines) > 16
+        and said.count(b"\n") == 2
+        and "16/16 runs done" in lines[-1]
+        and "left" in lines[-1]
+    )
 
 
 # ---------------------------------------------------------------------------
 # What goes wrong on the way
 
+
 def test_a_run_that_fails_is_reported_and_the_others_go_on(few, tmp_path):
-    trainer = script(tmp_path / "trainer", f'''case "$*" in *"-lr 1e-2"*"-clip 10"*"-qk_norm 1"*-out*d16_*) for i in 1 2 3 4 5 6 7; do echo "line $i"; done; exit 3;; esac
-        exec {shlex.quote(PROGRAM)} "$@"''')
+    trainer = script(
+        tmp_path / "trainer",
+        f'''case "$*" in *"-lr 1e-2"*"-clip 10"*"-qk_norm 1"*-out*d16_*) for i in 1 2 3 4 5 6 7; do echo "line $i"; done; exit 3;; esac
+        exec {shlex.quote(PROGRAM)} "$@"''',
+    )
     said = sweep(tmp_path / "x", trainer=trainer, status=1)
-    assert said.count("failed; the end of") == 1 and "d16_lr1e-2_clip10_qk_norm1_seed1 failed" in said and "line 3\n    line 4" in said and "line 2\n" not in said
+    assert (
+        said.count("failed; the end of") == 1
+        and "d16_lr1e-2_clip10_qk_norm1_seed1 failed" in said
+        and "line 3\n    line 4" in said
+        and "line 2\n" not in said
+    )
     assert "15 of 16 runs" in said and "./sweep.sh" not in said and str(SWEEP) in said
     assert len(table(tmp_path / "x" / "summary.csv")) == 15
     assert "16 of 16" in sweep(tmp_path / "x")
@@ -321,15 +521,25 @@ def test_a_damaged_checkpoint_is_a_failed_run(tmp_path, few):
     assert f"{name} failed" in said and "model.safetensors is" in said and "15 of 16" in said
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
 def test_stopped_and_gone_on_with(undisturbed, tmp_path, number, status):
     out = tmp_path / "x"
-    process = subprocess.Popen(command(out, flags=LONG), stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, process_group=0)
+    process = subprocess.Popen(
+        command(out, flags=LONG),
+        stdout=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+    )
     until(lambda: any(p.stat().st_size > 2000 for p in out.glob("*/log.csv")))
-    os.killpg(process.pid, number)    # as a terminal does
+    os.killpg(process.pid, number)  # as a terminal does
     said = process.communicate(timeout=60)[0]
     assert process.returncode == status and not processes(str(out))
-    stopped = [p.parent for p in out.glob("*/model.safetensors") if not (p.parent / "summary.csv").exists()]
+    stopped = [
+        p.parent for p in out.glob("*/model.safetensors") if not (p.parent / "summary.csv").exists()
+    ]
     assert stopped and "stopped after step" in (stopped[0] / "output.txt").read_text()
     words = shlex.split(re.search(r"go on with: (.*)\n", said)[1])
     assert words == command(out, flags=LONG)
@@ -342,7 +552,12 @@ def test_stopped_and_gone_on_with(undisturbed, tmp_path, number, status):
 def test_stopped_at_once(tmp_path, delay):
     """Whatever it was doing: it ends soon, and so does all that it started."""
     out = tmp_path / "x"
-    process = subprocess.Popen(command(out, flags=LONG + ["-steps", "1000000"]), stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, process_group=0)
+    process = subprocess.Popen(
+        command(out, flags=LONG + ["-steps", "1000000"]),
+        stdout=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+    )
     until(out.exists)
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGINT)
@@ -353,9 +568,19 @@ def test_stopped_at_once(tmp_path, delay):
 def test_stopped_when_gnu_parallel_dies_of_it(tmp_path):
     """It does not pass the signal on to a run that it is just starting."""
     out = tmp_path / "x"
-    process = subprocess.Popen(command(out, flags=LONG + ["-steps", "1000000"]), stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, process_group=0)
+    process = subprocess.Popen(
+        command(out, flags=LONG + ["-steps", "1000000"]),
+        stdout=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+    )
     until(lambda: any(out.glob("*/model.safetensors")))
-    gnu_parallel, = [pid for pid in processes(str(out)) if b"parallel" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1]]
+    (gnu_parallel,) = [
+        pid
+        for pid in processes(str(out))
+        if b"parallel" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1]
+    ]
     os.kill(gnu_parallel, signal.SIGSTOP)
     os.killpg(process.pid, signal.SIGINT)
     until(lambda: has_signal(gnu_parallel, "ShdPnd", signal.SIGTERM))
@@ -367,7 +592,12 @@ def test_stopped_when_gnu_parallel_dies_of_it(tmp_path):
 def test_killed_and_gone_on_with(undisturbed, tmp_path):
     out = tmp_path / "x"
     for _ in range(3):
-        process = subprocess.Popen(command(out, flags=LONG), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(out, flags=LONG),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+        )
         until(lambda: processes(f"-out\0{out}/") or process.poll() is not None)
         time.sleep(0.4)
         while found := processes(str(out)):
@@ -382,12 +612,20 @@ def test_killed_and_gone_on_with(undisturbed, tmp_path):
 def test_only_the_sweep_killed_its_runs_are_waited_for(undisturbed, tmp_path):
     """What a dead sweep left running is not run twice at once."""
     out = tmp_path / "x"
-    process = subprocess.Popen(command(out, flags=LONG), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(out, flags=LONG),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+    )
     until(lambda: len(processes(f"-out\0{out}/")) >= 1)
     for pid in processes(str(out)):
-        with contextlib.suppress(OSError):    # it has ended by itself
-            if b"-out\0" + str(out).encode() + b"/" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)    # all but the trainers
+        with contextlib.suppress(OSError):  # it has ended by itself
+            if (
+                b"-out\0" + str(out).encode() + b"/"
+                not in Path(f"/proc/{pid}/cmdline").read_bytes()
+            ):
+                os.kill(pid, signal.SIGKILL)  # all but the trainers
     process.wait()
     assert processes(f"-out\0{out}/")
     sweep(out, flags=LONG)
@@ -397,8 +635,16 @@ def test_only_the_sweep_killed_its_runs_are_waited_for(undisturbed, tmp_path):
 def test_two_sweeps_on_one_folder(undisturbed, tmp_path):
     out, log = tmp_path / "x", tmp_path / "log"
     trainer = script(tmp_path / "trainer", f'echo "$@" >>{log}; exec {shlex.quote(PROGRAM)} "$@"')
-    both = [subprocess.Popen(command(out, "-j", 3, flags=LONG, trainer=trainer), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
-            for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            command(out, "-j", 3, flags=LONG, trainer=trainer),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=tmp_path,
+        )
+        for _ in range(2)
+    ]
     said = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     begun = [line for line in log.read_text().splitlines() if str(out) in line]
@@ -409,6 +655,7 @@ def test_two_sweeps_on_one_folder(undisturbed, tmp_path):
 
 # ---------------------------------------------------------------------------
 # Two stages
+
 
 @pytest.fixture
 def predictor(tmp_path, monkeypatch):
@@ -426,7 +673,9 @@ assert not (out / "prediction.csv").exists()
     return folder
 
 
-STAGES = dict(experiment="predict_logits", flags="-T 4 -batch 1 -eval_tokens 4 -steps 2 -lr 1e-2".split())
+STAGES = dict(
+    experiment="predict_logits", flags="-T 4 -batch 1 -eval_tokens 4 -steps 2 -lr 1e-2".split()
+)
 WIDTHS = {"d16", "d24", "d32", "d48", "d64"}
 
 
@@ -436,9 +685,13 @@ def widths(out):
 
 def test_prediction_comes_before_the_held_out_runs(predictor, tmp_path):
     out = tmp_path / "x"
-    trainer = script(tmp_path / "trainer", f'[[ "$*" != *x/d48_* ]] || exit 1; exec {shlex.quote(PROGRAM)} "$@"')
+    trainer = script(
+        tmp_path / "trainer", f'[[ "$*" != *x/d48_* ]] || exit 1; exec {shlex.quote(PROGRAM)} "$@"'
+    )
     assert "4 of 8 runs" in sweep(out, trainer=trainer, status=1, **STAGES)
-    assert not (out / "prediction.csv").exists() and not list(out.glob("d96*"))    # no prediction from a part of the runs
+    assert not (out / "prediction.csv").exists() and not list(
+        out.glob("d96*")
+    )  # no prediction from a part of the runs
     sweep(out, **STAGES)
     assert widths(out) == WIDTHS and len(runs(out)) == 8
     before = (out / "prediction.csv").stat().st_mtime_ns
@@ -457,12 +710,23 @@ def test_a_prediction_that_fails_keeps_the_held_out_runs_back(predictor, tmp_pat
 # ---------------------------------------------------------------------------
 # Other machines
 
+
 def test_hosts(few, tmp_path):
     """Two names of this machine, through an ssh that runs the command here, and no shell in the environment."""
     hosts, log = tmp_path / "hosts", tmp_path / "log"
     hosts.write_text("2/one\n2/two\n")
-    ssh = script(tmp_path / "ssh", f'while [[ $1 == -* ]]; do shift; done; echo "$1" >>{log}; shift; [[ $1 != -- ]] || shift; exec bash -c "$*"')
-    sweep(tmp_path / "x", "-on", hosts, "-j", 2, env={k: v for k, v in os.environ.items() if k != "SHELL"} | dict(PARALLEL_SSH=str(ssh)))
+    ssh = script(
+        tmp_path / "ssh",
+        f'while [[ $1 == -* ]]; do shift; done; echo "$1" >>{log}; shift; [[ $1 != -- ]] || shift; exec bash -c "$*"',
+    )
+    sweep(
+        tmp_path / "x",
+        "-on",
+        hosts,
+        "-j",
+        2,
+        env={k: v for k, v in os.environ.items() if k != "SHELL"} | dict(PARALLEL_SSH=str(ssh)),
+    )
     assert set(log.read_text().split()) == {"one", "two"}
     assert_same_sweep(tmp_path / "x", few[0])
 
@@ -477,7 +741,7 @@ def cluster(tmp_path_factory):
     folder, host = tmp_path_factory.mktemp("slurm"), socket.gethostname().split(".")[0]
     for name in ("state", "spool"):
         (folder / name).mkdir()
-    for parent in [folder, *folder.parents]:    # munged wants a socket that everyone can reach
+    for parent in [folder, *folder.parents]:  # munged wants a socket that everyone can reach
         if parent.stat().st_uid == os.geteuid() and parent != Path("/"):
             parent.chmod(parent.stat().st_mode | 0o111)
     (folder / "key").write_bytes(os.urandom(1024))
@@ -485,7 +749,9 @@ def cluster(tmp_path_factory):
     ports = []
     with contextlib.ExitStack() as stack:
         for _ in range(2):
-            ports.append(stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1])
+            ports.append(
+                stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            )
     (folder / "slurm.conf").write_text(f"""ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
@@ -516,18 +782,46 @@ NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """)
     environment = dict(os.environ, SLURM_CONF=str(folder / "slurm.conf"))
-    daemons = [["munged", "--foreground", "--force", f"--key-file={folder}/key", f"--socket={folder}/munge.sock", f"--pid-file={folder}/munged.pid",
-                f"--log-file={folder}/munged.log", f"--seed-file={folder}/seed"],
-               ["slurmctld", "-D", "-c", "-f", f"{folder}/slurm.conf"], ["slurmd", "-D", "-f", f"{folder}/slurm.conf"]]
+    daemons = [
+        [
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={folder}/key",
+            f"--socket={folder}/munge.sock",
+            f"--pid-file={folder}/munged.pid",
+            f"--log-file={folder}/munged.log",
+            f"--seed-file={folder}/seed",
+        ],
+        ["slurmctld", "-D", "-c", "-f", f"{folder}/slurm.conf"],
+        ["slurmd", "-D", "-f", f"{folder}/slurm.conf"],
+    ]
     running = []
     try:
         for daemon in daemons:
-            running.append(subprocess.Popen(daemon, env=environment, stdout=open(folder / f"{daemon[0]}.out", "w"), stderr=subprocess.STDOUT, start_new_session=True))
+            running.append(
+                subprocess.Popen(
+                    daemon,
+                    env=environment,
+                    stdout=open(folder / f"{daemon[0]}.out", "w"),
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
             until(lambda: (folder / "munge.sock").exists())
-        until(lambda: "idle" in subprocess.run(["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True).stdout)
+        until(
+            lambda: "idle"
+            in subprocess.run(
+                ["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True
+            ).stdout
+        )
         yield environment
     except AssertionError:
-        print(*[path.read_text()[-2000:] for path in folder.glob("*.log")], *[path.read_text()[-2000:] for path in folder.glob("*.out")], sep="\n")
+        print(
+            *[path.read_text()[-2000:] for path in folder.glob("*.log")],
+            *[path.read_text()[-2000:] for path in folder.glob("*.out")],
+            sep="\n",
+        )
         raise
     finally:
         subprocess.run(["scancel", "-u", "root"], env=environment)
@@ -550,20 +844,36 @@ def test_slurm(cluster, tmp_path):
 
     said = sweep(out, "-on", "slurm", "-partition", "test", "-time", 5, flags=flags, env=cluster)
     array = re.match(r"job (\d+): 3 runs", said)[1]
-    first, second = (out / line.split("\t")[0] for line in next(out.glob("slurm-??????")).read_text().splitlines()[:2])
+    first, second = (
+        out / line.split("\t")[0]
+        for line in next(out.glob("slurm-??????")).read_text().splitlines()[:2]
+    )
     until(lambda: all((run / "model.safetensors").exists() for run in (first, second)))
-    trainer, = [pid for pid in processes(f"-out\0{first}\0") if Path(f"/proc/{pid}/exe").resolve() == Path(PROGRAM).resolve()]
+    (trainer,) = [
+        pid
+        for pid in processes(f"-out\0{first}\0")
+        if Path(f"/proc/{pid}/exe").resolve() == Path(PROGRAM).resolve()
+    ]
     os.kill(trainer, signal.SIGKILL)
     slurm("scancel", "--signal=USR1", "--batch", f"{array}_1")
     until(lambda: f"{array}_0" not in jobs("%i") and f"{array}_1|PD" in jobs("%i|%t"))
-    assert not (first / "summary.csv").exists() and f"{first.name} failed" in (out / "slurm.txt").read_text()
+    assert (
+        not (first / "summary.csv").exists()
+        and f"{first.name} failed" in (out / "slurm.txt").read_text()
+    )
     assert f"{second.name} stopped" in (out / "slurm.txt").read_text()
     slurm("scontrol", "requeue", f"{array}_0")
-    time.sleep(1.1)    # slurmd refuses what begins again in the second in which it ended
+    time.sleep(1.1)  # slurmd refuses what begins again in the second in which it ended
     deadline = time.time() + 120
     while found := jobs("%i|%t"):
-        for job in {f"{array}_0|PD", f"{array}_1|PD"} & set(found):    # Slurm makes what is requeued wait for two minutes
-            subprocess.run(["scontrol", "update", f"JobId={job[:-3]}", "StartTime=now"], env=cluster, capture_output=True)
+        for job in {f"{array}_0|PD", f"{array}_1|PD"} & set(
+            found
+        ):  # Slurm makes what is requeued wait for two minutes
+            subprocess.run(
+                ["scontrol", "update", f"JobId={job[:-3]}", "StartTime=now"],
+                env=cluster,
+                capture_output=True,
+            )
         assert time.time() < deadline, found
         time.sleep(0.3)
     assert all("resuming after step" in (run / "output.txt").read_text() for run in (first, second))
@@ -578,11 +888,17 @@ def test_slurm_predicts_between_the_stages(cluster, predictor, tmp_path):
     out = tmp_path / "x"
     said = sweep(out, "-on", "slurm", "-pack", 2, env=cluster, **STAGES)
     assert len(re.findall(r"^job \d+: ", said, re.M)) == 3
-    until(lambda: not subprocess.run(["squeue", "-h"], env=cluster, capture_output=True, text=True).stdout, 120)
+    until(
+        lambda: not subprocess.run(
+            ["squeue", "-h"], env=cluster, capture_output=True, text=True
+        ).stdout,
+        120,
+    )
     assert widths(out) == WIDTHS and len(runs(out)) == len(table(out / "summary.csv")) == 8
 
 
 # ---------------------------------------------------------------------------
+
 
 def test_shellcheck():
     if not shutil.which("shellcheck"):
