@@ -7,7 +7,7 @@
 #define DATALOADER_H
 
 #include <glob.h>
-#include "gpt.h"
+#include "lib/base.h"    // die, allocate, random_stream, random_below, random_u64
 
 // ---------------------------------------------------------------------------
 // An invented written language: what it is made of
@@ -50,8 +50,9 @@ typedef struct {
 
 typedef struct {
     Word words[N_WORDS + 1];                       // by spelling, then LINE_START
-    uint32_t below[N_CLASSES + 1][N_WORDS + 1];    // [k][w]: the grammar's mass (< 2^31) of the words
-} Language;                                        // 0 .. w-1 after a word of class k
+    // [k][w]: the grammar's mass (< 2^31) of the words 0 .. w-1 after a word of class k
+    uint32_t below[N_CLASSES + 1][N_WORDS + 1];
+} Language;
 
 static void language_shuffle(uint64_t *random, char *items, int n) {
     for (int i = n - 1; i > 0; i--) {
@@ -64,7 +65,9 @@ static void language_shuffle(uint64_t *random, char *items, int n) {
 
 // One of n letters. The i-th, from 1, has the weight i^-0.3, here in percent.
 static char language_letter(uint64_t *random, const char *letters, int n) {
-    static const int weights[18] = {100, 81, 72, 66, 62, 58, 56, 54, 52, 50, 49, 47, 46, 45, 44, 44, 43, 42};
+    static const int weights[18] = {
+        100, 81, 72, 66, 62, 58, 56, 54, 52, 50, 49, 47, 46, 45, 44, 44, 43, 42
+    };
     int total = 0, i = 0;
     for (int k = 0; k < n; k++) total += weights[k];
     int left = (int)random_below(random, (uint32_t)total);
@@ -98,10 +101,12 @@ static void language_init(Language *lang, uint64_t seed) {
             }
             *s = 0;
             other = 0;
-            while (other < rank && strcmp(word->spelling, lang->words[other].spelling) != 0) other++;
+            while (other < rank && strcmp(word->spelling, lang->words[other].spelling) != 0)
+                other++;
         }
         word->kind = (int)random_below(&random, N_CLASSES);
-        word->frequency = (1u << 28) / (uint32_t)(10*rank + 37);       // Zipf: 1 / (rank + 2.7), from rank 1
+        // Zipf's law: 1 / (rank + 2.7), where the first rank is 1
+        word->frequency = (1u << 28) / (uint32_t)(10*rank + 37);
         class_frequency[word->kind] += word->frequency;
     }
     qsort(lang->words, N_WORDS, sizeof(Word), language_by_spelling);
@@ -121,9 +126,11 @@ static void language_init(Language *lang, uint64_t seed) {
     }
 
     lang->words[LINE_START].kind = N_CLASSES;
-    for (int w = 0; w <= N_WORDS; w++)
-        for (int i = 0; i < N_FOLLOWERS; i++)      // LINE_START has itself, a word that is never written
-            lang->words[w].followers[i] = w == LINE_START ? LINE_START : (int)random_below(&random, N_WORDS);
+    for (int w = 0; w < N_WORDS; w++)
+        for (int i = 0; i < N_FOLLOWERS; i++)
+            lang->words[w].followers[i] = (int)random_below(&random, N_WORDS);
+    for (int i = 0; i < N_FOLLOWERS; i++)          // LINE_START has itself, which is never written
+        lang->words[LINE_START].followers[i] = LINE_START;
 }
 
 // ---------------------------------------------------------------------------
@@ -165,7 +172,8 @@ static int language_next_word(const Language *lang, const Line *line, uint64_t *
     int lo = 0, hi = N_WORDS;                      // below[lo] <= mass < below[hi]
     while (hi - lo > 1) {
         int middle = (lo + hi) / 2;
-        if (below[middle] <= mass) lo = middle; else hi = middle;
+        if (below[middle] <= mass) lo = middle;
+        else hi = middle;
     }
     return lo;
 }
@@ -194,7 +202,7 @@ typedef struct {
     int letters;                                   // so many of the next word
     int lo, hi;                                    // the range of the words that begin with them
     uint64_t mass;                                 // of that range
-    const char *due;                               // characters that must come first: the space of ", "
+    const char *due;                               // must come first: the space of ", "
 } Reader;
 
 // The chance that the line's next word is one of lo .. hi-1, in a unit that depends on the line.
@@ -228,7 +236,8 @@ static int reader_bound(const Language *lang, const Reader *reader, int letter) 
     int lo = reader->lo, hi = reader->hi;
     while (lo < hi) {
         int middle = (lo + hi) / 2;
-        if (lang->words[middle].spelling[reader->letters] < letter) lo = middle + 1; else hi = middle;
+        if (lang->words[middle].spelling[reader->letters] < letter) lo = middle + 1;
+        else hi = middle;
     }
     return lo;
 }
@@ -246,7 +255,10 @@ static double reader_read(const Language *lang, Reader *reader, int c) {
 
     int end = line->words + 1 >= SHORTEST_LINE ? END_SHARE : 0;
     const char *after = c == ',' ? ", " : c == ' ' ? " " : line->end;
-    int share = c == ',' ? COMMA_SHARE : c == ' ' ? AFTER_SHARES - COMMA_SHARE - end : c == *after ? end : 0;
+    int share = 0;
+    if (c == ',') share = COMMA_SHARE;
+    else if (c == ' ') share = AFTER_SHARES - COMMA_SHARE - end;
+    else if (c == *after) share = end;
     int capital = line->words == 0 && reader->letters == 0;
     int letter = capital ? c - 'A' + 'a' : c;
     if (share) letter = 0;                         // the word ends here, as its spelling does
@@ -292,41 +304,48 @@ typedef struct {                   // the training data or the validation data
 
 static const char *volatile reading = "";    // the file of the last token looked at
 
-// A file that is cut short while it is mapped ends in a SIGBUS. No more than write and _exit may be called here.
+// A read past the end of a mapped file that has become shorter raises SIGBUS. A handler may call
+// write and _exit, but not die.
 static void on_bus_error(int number) {
-    const char *const parts[] = {"train_gpt: ", reading, ": cannot be read any more: was it cut short meanwhile? The last checkpoint, if any, is intact\n"};
+    const char *const parts[] = {
+        "train_gpt: ", reading, ": cannot be read any more: was it cut short meanwhile? "
+        "The last checkpoint, if any, is intact\n"
+    };
     (void)number;
     for (int i = 0; i < 3; i++)
         if (write(STDERR_FILENO, parts[i], strlen(parts[i])) < 0) break;
     _exit(FAILED);
 }
 
-// A little-endian number of so many bytes.
+// A little-endian number of `width` bytes.
 static uint32_t read_number(const unsigned char *bytes, int width) {
     uint32_t number = 0;
     while (width-- > 0) number = number << 8 | bytes[width];
     return number;
 }
 
-// Maps one file: text, or llm.c's .bin: 256 int32 (magic, version, number of tokens), then uint16s.
+// Maps one file: a text, or llm.c's .bin, which has a header of 256 int32 (magic, version, number
+// of tokens) and then uint16 tokens.
 static void shard_open(Shard *shard, const char *path) {
     enum { HEADER = 256 * 4, MAGIC = 20240520, VERSION = 1 };
     struct stat info;
     if (stat(path, &info) != 0)
-        die(FAILED, "%s: cannot read it (%s): give 'synthetic', a text file, or .bin shards (a path or a pattern)",
-            path, strerror(errno));
+        die(FAILED, "%s: cannot read it (%s): give 'synthetic', a text file, or .bin shards "
+            "(a path or a pattern)", path, strerror(errno));
     if (!S_ISREG(info.st_mode))
-        die(FAILED, "%s: is a %s, not a file: give a text file, or .bin shards (a path or a pattern)",
-            path, S_ISDIR(info.st_mode) ? "directory" : "device");
+        die(FAILED, "%s: is a %s, not a file: give a text file, or .bin shards "
+            "(a path or a pattern)", path, S_ISDIR(info.st_mode) ? "directory" : "device");
     if (info.st_size == 0) die(FAILED, "%s: is empty: give a file with text or tokens", path);
 
     int file = open(path, O_RDONLY);
-    if (file < 0) die(FAILED, "%s: cannot read it (%s): its owner can allow that", path, strerror(errno));
+    if (file < 0)
+        die(FAILED, "%s: cannot read it (%s): its owner can allow that", path, strerror(errno));
     shard->path = path;
     shard->size = (size_t)info.st_size;
     shard->map = mmap(NULL, shard->size, PROT_READ, MAP_PRIVATE, file, 0);
     if (shard->map == MAP_FAILED)
-        die(FAILED, "%s: cannot map its %lld bytes (%s): give smaller files", path, (long long)shard->size, strerror(errno));
+        die(FAILED, "%s: cannot map its %lld bytes (%s): give smaller files", path,
+            (long long)shard->size, strerror(errno));
     close(file);
     shard->tokens = (const unsigned char *)shard->map;
 
@@ -340,11 +359,11 @@ static void shard_open(Shard *shard, const char *path) {
             path, (long long)shard->size, HEADER);
     uint32_t magic = read_number(header, 4), version = read_number(header + 4, 4);
     if (magic != MAGIC)
-        die(FAILED, "%s: has the magic number %u, a .bin of tokens has %d: make it with llm.c's dev/data scripts",
-            path, magic, MAGIC);
+        die(FAILED, "%s: has the magic number %u, a .bin of tokens has %d: make it with llm.c's "
+            "dev/data scripts", path, magic, MAGIC);
     if (version != VERSION)
-        die(FAILED, "%s: has version %u of the .bin format, this program reads version %d (uint16 tokens)",
-            path, version, VERSION);
+        die(FAILED, "%s: has version %u of the .bin format, this program reads version %d "
+            "(uint16 tokens)", path, version, VERSION);
     shard->tokens += HEADER;
     shard->count = read_number(header + 8, 4);
     int64_t size = HEADER + 2 * shard->count;
@@ -355,11 +374,12 @@ static void shard_open(Shard *shard, const char *path) {
 
 // Opens the file, or every file that matches the pattern, in sorted order.
 static void part_open(Part *part, const char *pattern) {
-    // GLOB_NOCHECK: what matches nothing stands for itself, and shard_open says what is wrong.
+    // GLOB_NOCHECK: a pattern without a match stands for itself, and shard_open says what is wrong.
     if (glob(pattern, GLOB_NOCHECK, NULL, &part->paths) != 0)
         die(FAILED, "%s: cannot look for the files of this pattern", pattern);
     part->shards = (Shard *)calloc(part->paths.gl_pathc, sizeof(Shard));
-    if (!part->shards) die(FAILED, "%s: no memory for a list of %zu files", pattern, part->paths.gl_pathc);
+    if (!part->shards)
+        die(FAILED, "%s: no memory for a list of %zu files", pattern, part->paths.gl_pathc);
     signal(SIGBUS, on_bus_error);
     for (size_t i = 0; i < part->paths.gl_pathc; i++)
         shard_open(&part->shards[i], part->paths.gl_pathv[i]);
@@ -395,8 +415,9 @@ static void part_count_rows(Part *part, const char *name, int T, int64_t stride)
         if (shard->count > longest) longest = shard->count;
     }
     if (part->rows == 0)
-        die(FAILED, "%s: too short: its %s part has %lld tokens in one piece, -T %d takes %lld: give more data or a smaller -T",
-            part->shards[0].path, name, (long long)longest, T, (long long)T + 1);
+        die(FAILED, "%s: too short: its %s part has %lld tokens in one piece, -T %d takes %lld: "
+            "give more data or a smaller -T", part->shards[0].path, name, (long long)longest, T,
+            (long long)T + 1);
 }
 
 // The token at a place of a shard. Dies where it is not below vocab.
@@ -404,12 +425,13 @@ static int shard_token(const Shard *shard, int64_t at, int vocab) {
     reading = shard->path;
     uint32_t token = read_number(shard->tokens + at * shard->width, shard->width);
     if (token >= (uint32_t)vocab)
-        die(FAILED, "%s: token %u at position %lld is not below the vocabulary of %d: give a larger -vocab",
-            shard->path, token, (long long)at, vocab);
+        die(FAILED, "%s: token %u at position %lld is not below the vocabulary of %d: "
+            "give a larger -vocab", shard->path, token, (long long)at, vocab);
     return (int)token;
 }
 
-// Looks at the tokens of a part before any is used; at the first 2^24, so that data of any size opens at once: the rest dies where it is drawn.
+// Checks the first 2^24 tokens of a part, before any is used. Data of any size still opens at once;
+// a wrong token after these is found when it is drawn.
 static void part_check_tokens(const Part *part, int vocab) {
     int64_t left = (int64_t)1 << 24;
     if (vocab >= 1 << 8 * part->shards[0].width) return;
@@ -419,7 +441,8 @@ static void part_check_tokens(const Part *part, int vocab) {
 }
 
 static void part_close(Part *part) {
-    for (size_t i = 0; i < part->paths.gl_pathc; i++) munmap(part->shards[i].map, part->shards[i].size);
+    for (size_t i = 0; i < part->paths.gl_pathc; i++)
+        munmap(part->shards[i].map, part->shards[i].size);
     free(part->shards);
     globfree(&part->paths);
 }
@@ -440,7 +463,8 @@ typedef struct {
 // val: the same for validation; NULL or "": the last tenth of data, all shards counted together.
 // vocab: 0 for the natural one: 256, or GPT-2's 50257 for .bin. T >= 1.
 // Dies (FAILED) where a file is missing, unreadable, empty, damaged or too short for T.
-static void dataloader_init(DataLoader *loader, const char *data, const char *val, int vocab, int T, uint64_t seed) {
+static void dataloader_init(DataLoader *loader, const char *data, const char *val, int vocab, int T,
+                            uint64_t seed) {
     int own_val = val && *val;
     memset(loader, 0, sizeof *loader);
     loader->T = T;
@@ -449,11 +473,14 @@ static void dataloader_init(DataLoader *loader, const char *data, const char *va
 
     if (strcmp(data, "synthetic") == 0) {
         if (loader->vocab < 128)
-            die(FAILED, "synthetic: its tokens are ASCII characters: -vocab must be at least 128, not %d", vocab);
-        if (own_val) die(FAILED, "%s: synthetic data has validation rows of its own: leave -val out", val);
+            die(FAILED, "synthetic: its tokens are ASCII characters: -vocab must be at least 128, "
+                "not %d", vocab);
+        if (own_val)
+            die(FAILED, "%s: synthetic data includes validation rows: leave -val out", val);
         loader->val_windows = INT64_MAX;
         loader->language = (Language *)malloc(sizeof(Language));
-        if (!loader->language) die(FAILED, "synthetic: no memory for a language of %zu bytes", sizeof(Language));
+        if (!loader->language)
+            die(FAILED, "synthetic: no memory for a language of %zu bytes", sizeof(Language));
         language_init(loader->language, LANGUAGE_SEED);
         return;
     }
@@ -462,7 +489,8 @@ static void dataloader_init(DataLoader *loader, const char *data, const char *va
     part_open(train, data);
     part_open(validation, own_val ? val : data);
     if (validation->shards[0].width != train->shards[0].width)
-        die(FAILED, "%s: text and .bin tokens do not mix: give a -val like %s", val, train->shards[0].path);
+        die(FAILED, "%s: text and .bin tokens do not mix: give a -val like %s", val,
+            train->shards[0].path);
     if (!vocab && train->shards[0].width == 2) loader->vocab = 50257;
     if (!own_val) {
         int64_t tokens = part_tokens(train), split = tokens - tokens / 10;
@@ -474,19 +502,22 @@ static void dataloader_init(DataLoader *loader, const char *data, const char *va
     loader->val_windows = validation->rows;
     part_check_tokens(train, loader->vocab);
     part_check_tokens(validation, loader->vocab);
-    // Training rows are drawn from anywhere: the system need not read ahead, which may be megabytes for each row.
-    for (size_t i = 0; i < train->paths.gl_pathc; i++) posix_madvise(train->shards[i].map, train->shards[i].size, POSIX_MADV_RANDOM);
+    // Training rows are random places: without this the system reads megabytes ahead for each.
+    for (size_t i = 0; i < train->paths.gl_pathc; i++)
+        posix_madvise(train->shards[i].map, train->shards[i].size, POSIX_MADV_RANDOM);
 }
 
 // inputs and targets (T): a row of the language from the start of a line on.
-static void dataloader_language_row(const DataLoader *loader, uint64_t random, int *inputs, int *targets) {
+static void dataloader_language_row(const DataLoader *loader, uint64_t random, int *inputs,
+                                    int *targets) {
     language_write(loader->language, &random, targets, loader->T);
     inputs[0] = '\n';
     memcpy(inputs + 1, targets, (size_t)(loader->T - 1) * sizeof(int));
 }
 
 // inputs and targets (T): row number `row` of a part. Dies where a token is not below vocab.
-static void dataloader_file_row(const DataLoader *loader, const Part *part, int64_t row, int *inputs, int *targets) {
+static void dataloader_file_row(const DataLoader *loader, const Part *part, int64_t row,
+                                int *inputs, int *targets) {
     const Shard *shard = part->shards;
     while (row >= shard->rows) row -= (shard++)->rows;
     int64_t start = shard->first + row * part->stride;
@@ -499,7 +530,8 @@ static void dataloader_file_row(const DataLoader *loader, const Part *part, int6
 
 // inputs and targets (B, T), targets[t] being what follows inputs[t]: the training batch of a step.
 // Rows start anywhere, all places being equally likely, or, if synthetic, with a newline.
-static void dataloader_train(const DataLoader *loader, int64_t step, int B, int *inputs, int *targets) {
+static void dataloader_train(const DataLoader *loader, int64_t step, int B, int *inputs,
+                             int *targets) {
     for (int b = 0; b < B; b++, inputs += loader->T, targets += loader->T) {
         uint64_t random = random_stream(loader->seed, (uint64_t)step, (uint64_t)b);
         if (loader->language) dataloader_language_row(loader, random, inputs, targets);
@@ -512,7 +544,8 @@ static void dataloader_train(const DataLoader *loader, int64_t step, int B, int 
 
 // inputs and targets (rows, T): the validation windows `window` .. window+rows-1, which must be
 // below val_windows. They are the same for every seed.
-static void dataloader_val(const DataLoader *loader, int64_t window, int rows, int *inputs, int *targets) {
+static void dataloader_val(const DataLoader *loader, int64_t window, int rows, int *inputs,
+                           int *targets) {
     for (int b = 0; b < rows; b++, window++, inputs += loader->T, targets += loader->T) {
         // No training row has the number -1, so none comes from the same stream.
         uint64_t random = random_stream(0, (uint64_t)window, (uint64_t)-1);
@@ -546,9 +579,9 @@ static void dataloader_free(DataLoader *loader) {
     free(loader->language);
 }
 
-// How many windows of T tokens of the validation part the loss is the mean of.
-static int64_t eval_windows(const Config *cfg, const DataLoader *loader) {
-    int64_t windows = cfg->eval_tokens / cfg->T > 0 ? cfg->eval_tokens / cfg->T : 1;
+// The number of validation windows for a loss over this many tokens: at least 1.
+static int64_t eval_windows(const DataLoader *loader, int eval_tokens) {
+    int64_t windows = eval_tokens / loader->T > 0 ? eval_tokens / loader->T : 1;
     return windows < loader->val_windows ? windows : loader->val_windows;
 }
 

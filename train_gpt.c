@@ -12,12 +12,10 @@
 // which idle threads help to finish. No sum is split between tasks, so results have the same bits
 // with any number of threads.
 
-#include <tgmath.h>                                                             // sqrt of a float
-#include "gpt.h"
-#include "dataloader.h"
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include <tgmath.h>        // sqrt, log and fabs of a float are a float
+#include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors, Stats
+#include "dataloader.h"    // DataLoader: batches of tokens
+#include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, sweep, sample_text
 
 // Defined in the last section, "Arithmetic". A matrix has its element (i,j) at
 // data[i * row + j * col], so that a transposed matrix is the same data with row and col exchanged.
@@ -36,8 +34,6 @@ static inline real row_dot(const real *x, const real *y, int n);
 static inline real row_max(const real *x, int n);
 static inline real exponential(real x);                                         // for x <= 0
 static inline real reciprocal(real x);                                          // for 1 <= x <= 2
-static int max_threads(void);
-static int this_thread(void);
 static int least(int a, int b) { return a < b ? a : b; }
 static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -251,7 +247,7 @@ static size_t attention_scratch_size(int T, int HS) { return (size_t)2 * (QB + H
 
 static AttentionScratch attention_scratch(real *memory, int T, int HS) {
     AttentionScratch s;
-    s.p = memory + this_thread() * attention_scratch_size(T, HS);
+    s.p = memory + omp_get_thread_num() * attention_scratch_size(T, HS);
     s.dp = s.p + (size_t)QB * T;
     s.k_t = s.dp + (size_t)QB * T;
     s.v_t = s.k_t + (size_t)HS * T;
@@ -559,7 +555,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
     g->dnorm = reserve(g, BT * C);
     g->dqkv = reserve(g, BT * 3 * C);
     g->dfc = reserve(g, BT * 4 * C);
-    g->scratch = reserve(g, (double)max_threads() * (double)attention_scratch_size(T, (int)HS));
+    g->scratch = reserve(g, omp_get_max_threads() * (double)attention_scratch_size(T, (int)HS));
     g->partial = reserve(g, (BT / CHUNK + 1) * 4 * C);
     double longest = fmax(N, BT * fmax(4 * C, V));
     g->sums = (double *)reserve(g, (longest / SUM_CHUNK + 1) * (sizeof(double) / sizeof(real)));
@@ -741,48 +737,27 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
 }
 
 
-static int max_threads(void) {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
-static int this_thread(void) {
-#ifdef _OPENMP
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-static int max_jobs(void) {    // processes that a sweep runs at a time
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return (int)fmax(1, (double)sysconf(_SC_NPROCESSORS_ONLN));
-#endif
-}
-
 // ---------------------------------------------------------------------------
 // The training loop
 
-// What the last gpt_forward with statistics left: the largest attention logit of each layer, the RMS of activations.
+// Copies what the last gpt_forward with statistics measured: the largest attention logit of each
+// layer and the RMS of the activations.
 static void gpt_statistics(const GPT *g, int B, Stats *stats) {
     int heads = B * g->cfg.heads;
     memcpy(stats->act_rms, g->act_rms, sizeof g->act_rms);
     for (int l = 0; l < g->cfg.layers; l++) {
-        stats->max_attn_logit[l] = 0;
-        for (int i = 0; i < heads; i++) {
-            double logit = g->layers[l].max_logit[i];
-            if (logit > stats->max_attn_logit[l]) stats->max_attn_logit[l] = logit;
-        }
+        const real *logits = g->layers[l].max_logit;
+        double largest = 0;
+        for (int i = 0; i < heads; i++)
+            if (logits[i] > largest) largest = logits[i];
+        stats->max_attn_logit[l] = largest;
     }
 }
 
-// Mean loss in nats over the first `windows` windows of the validation part.
-static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *inputs, int *targets) {
+// Mean loss in nats over the first `windows` windows of the validation data. inputs, targets (B,T)
+// are scratch.
+static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *inputs,
+                       int *targets) {
     int B = g->cfg.batch, T = g->cfg.T;
     double sum = 0, log_z;
     for (int64_t w = 0; w < windows; w += B) {
@@ -792,60 +767,68 @@ static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *i
         sum += gpt_loss(g, targets, rows, T, 0, &log_z) * rows;
     }
     sum /= (double)windows;
-    return isnan(sum) ? INFINITY : sum;    // NAN is for a loss that was not looked at
+    return isnan(sum) ? INFINITY : sum;    // NAN stands for a loss that was not measured
 }
 
-// Dies of what would stop each of so many runs at a time (data, memory) before any file is touched; returns the
-// memory of one in bytes.
-static double check_runs(const Config *cfg, int jobs) {
-    DataLoader loader;
-    GPT g;
-    dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, cfg->T, (uint64_t)cfg->seed);
-    gpt_layout(&g, cfg, loader.vocab, cfg->batch, cfg->T, NULL);
-    check_memory(g.bytes * jobs);
-    gpt_free(&g);
-    dataloader_free(&loader);
-    return g.bytes;
-}
-
-// One run from its flags to its files; returns the exit status.
-static int train_alone(const Config *flags, int threads, Progress *progress) {
+// One run from its flags to its files. Returns the exit status. progress: of a run of a sweep.
+static int train_run(const Config *flags, int threads, Progress *progress) {
     int B = flags->batch, T = flags->T;
     DataLoader loader;
     GPT g;
+    Stats stats;
+    State state = {0, 0, 0, 0};
+
+    // data, model, memory for a batch
     dataloader_init(&loader, flags->data, flags->val, flags->vocab, T, (uint64_t)flags->seed);
     gpt_init(&g, flags, loader.vocab, B, T);
     const Config *cfg = &g.cfg;
-    int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int)), *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
-    int64_t windows = eval_windows(cfg, &loader);
-    State state = {0, 0, 0, 0, 0};
+    int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+    int *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+
+    // a new run, or one that resumes
     if (cfg->resume) state = checkpoint_load(cfg, g.table, g.params, g.m, g.v);
-    Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, dataloader_entropy_floor(&loader, windows), machine_name(), threads, progress);
-    Stats stats;
+    int64_t windows = eval_windows(&loader, cfg->eval_tokens);
+    double entropy_floor = dataloader_entropy_floor(&loader, windows);
+    Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, entropy_floor, NULL,
+                        threads, progress);
     if (state.log_bytes == 0) {
         double initial = evaluate(&g, &loader, windows, inputs, targets);
         run_initial(&run, &stats, initial);
     }
-    int step = state.step, saved = cfg->resume ? step : -1;    // steps done, and those in the checkpoint
+
+    int step = state.step;                           // steps done
+    int saved = cfg->resume ? step : -1;             // of these, in the checkpoint
     while (step < cfg->steps && !interrupted && !run.diverged_step) {
+        // what this step does besides training
         step++;
-        int validated = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
-        int logged = validated || step % cfg->log_every == 0;
+        int validates = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
+        int logs = validates || step % cfg->log_every == 0;
+        int saves = cfg->checkpoint_every && step % cfg->checkpoint_every == 0;
+
+        // the batch, the loss, the gradients, the update
         dataloader_train(&loader, step, B, inputs, targets);
-        gpt_forward(&g, inputs, B, T, logged);
+        gpt_forward(&g, inputs, B, T, logs);
         stats.train_loss = gpt_loss(&g, targets, B, T, 1, &stats.log_z);
         gpt_backward(&g, inputs, B, T);
-        stats.grad_norm = gpt_update(&g, step, logged ? &stats : NULL);
-        stats.val_loss = validated ? evaluate(&g, &loader, windows, inputs, targets) : NAN;
-        if (!isfinite(stats.train_loss) || (validated && !isfinite(stats.val_loss))) run.diverged_step = step;
-        if (logged) gpt_statistics(&g, B, &stats);
-        run_step(&run, &stats, step, logged);
-        if (cfg->checkpoint_every && step % cfg->checkpoint_every == 0) {
-            state = run_state(&run, saved = step);
+        stats.grad_norm = gpt_update(&g, step, logs ? &stats : NULL);
+        if (logs) gpt_statistics(&g, B, &stats);
+
+        // the validation loss
+        stats.val_loss = validates ? evaluate(&g, &loader, windows, inputs, targets) : NAN;
+        if (!isfinite(stats.train_loss) || (validates && !isfinite(stats.val_loss)))
+            run.diverged_step = step;
+
+        // the log and the checkpoint
+        run_step(&run, &stats, step, logs);
+        if (saves) {
+            saved = step;
+            state = run_state(&run, step);
             checkpoint_save(cfg, g.table, g.params, g.m, g.v, &state);
         }
     }
-    if (saved != step) {    // finished, diverged or stopped by a signal, be it before the first step
+
+    // finished, diverged or stopped by a signal, perhaps before the first step
+    if (saved != step) {
         state = run_state(&run, step);
         checkpoint_save(cfg, g.table, g.params, g.m, g.v, &state);
     }
@@ -857,18 +840,20 @@ static int train_alone(const Config *flags, int threads, Progress *progress) {
     return status;
 }
 
+// The same with a team of threads: one trains, the others help with its tasks.
 static int train(const Config *flags, int threads, Progress *progress) {
     int status = 0;
-#ifdef _OPENMP
     omp_set_num_threads(threads);
-#endif
     #pragma omp parallel
     #pragma omp master
-    status = train_alone(flags, threads, progress);
+    status = train_run(flags, threads, progress);
     return status;
 }
 
-// The logits (V) of what follows the first `used` tokens of context.
+// ---------------------------------------------------------------------------
+// From the command line
+
+// The logits (V) of the token after the first `used` tokens of context.
 static const real *logits_after(void *model, const int *context, int used) {
     GPT *g = (GPT *)model;
     gpt_forward(g, context, 1, used, 0);
@@ -884,6 +869,26 @@ static void sample(const Config *cfg) {
     gpt_free(&g);
 }
 
+// Dies, before any file is touched, where the data or the memory for `jobs` runs at a time are
+// missing. Returns the memory of one run, in bytes.
+static double check_runs(const Config *cfg, int jobs) {
+    DataLoader loader;
+    GPT g;
+    dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, cfg->T, (uint64_t)cfg->seed);
+    gpt_layout(&g, cfg, loader.vocab, cfg->batch, cfg->T, NULL);
+    check_memory(g.bytes * jobs);
+    gpt_free(&g);
+    dataloader_free(&loader);
+    return g.bytes;
+}
+
+// Trains once for each learning rate, as many runs at a time as there are cores.
+static int train_sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int runs) {
+    int jobs = least(runs, cores()), threads = cores() / jobs;
+    double bytes = check_runs(cfg, jobs);
+    return sweep(cfg, lr, runs, jobs, threads, bytes, train);
+}
+
 int main(int argc, char **argv) {
 #ifdef _OPENMP
     // A thread that waits for others should spin for a moment and then sleep: waking takes longer than most layers of a
@@ -896,17 +901,17 @@ int main(int argc, char **argv) {
     }
 #endif
     Config cfg;
-    char lr[MAX_RUNS][16];
+    char lr[MAX_RUNS][MAX_RATE];
     config_parse(&cfg, argc, argv);
-    if (cfg.dtype == BF16 || cfg.micro_batch) die(USAGE, "-dtype bf16 and -micro_batch are train_gpt_cu's: this program computes in fp32 and the whole batch at once");
+    if (cfg.dtype == BF16 || cfg.micro_batch)
+        die(USAGE, "-dtype bf16 and -micro_batch are train_gpt_cu's: this program computes in fp32 "
+            "and the whole batch at once");
     cfg.dtype = FP32;
+
     int runs = learning_rates(cfg.lr_text, lr, NULL);
-    if (runs > 1) {
-        int jobs = least(runs, max_jobs());
-        return sweep(&cfg, lr, runs, jobs, max_jobs() / jobs, check_runs(&cfg, jobs), train);
-    }
-    if (cfg.sample) sample(&cfg);
-    else return train(&cfg, max_threads(), NULL);
+    if (runs > 1) return train_sweep(&cfg, lr, runs);
+    if (!cfg.sample) return train(&cfg, omp_get_max_threads(), NULL);
+    sample(&cfg);
     return 0;
 }
 
@@ -1092,10 +1097,12 @@ static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix
                 if (pack_a) pack(a_block, flip(part(a, i0, k0)), MR, height, depth);
                 // 4. rows, by MR
                 for (int i = i0; i < i0 + height; i += MR) {
-                    Matrix rows = pack_a ? transposed(a_block + (i - i0) * KC, MR) : part(a, i, k0);
+                    Matrix rows = part(a, i, k0);
+                    if (pack_a) rows = transposed(a_block + (i - i0) * KC, MR);
                     // 5. columns, by NR
                     for (int j = j0; j < j0 + width; j += NR) {
-                        Matrix columns = pack_b ? matrix(b_block + (j - j0) * KC, NR) : part(b, k0, j);
+                        Matrix columns = part(b, k0, j);
+                        if (pack_b) columns = matrix(b_block + (j - j0) * KC, NR);
                         real *to = out + i * ldc + j;
                         const real *plus = add ? add + i * ldc + j : NULL;
                         int m = least(MR, M - i), n = least(NR, N - j);
@@ -1108,11 +1115,10 @@ static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix
     }
 }
 
-// Each task computes a block of out. Blocks of rows where there are enough, as the layers before and
-// after divide their rows alike and find them in a thread's cache; else blocks of columns too. In a
-// weight gradient, where a is transposed, the longer side is divided.
+// Each task computes a block of out: some rows, where there are enough for all threads, else some
+// rows of some columns. In a weight gradient, where a is transposed, the longer side is divided.
 static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N, int K) {
-    int tasks = max_threads();
+    int tasks = omp_get_max_threads();
     int down = a.col != 1 && N > M ? 1 : least(tasks, ceil_div(M, 4 * MR));
     int across = ceil_div(tasks, down);
     int height = ceil_div(ceil_div(M, down), MR) * MR;      // whole tiles

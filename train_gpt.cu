@@ -37,8 +37,9 @@
 #include <cublasLt.h>
 #include <mma.h>
 #endif
-#include "gpt.h"
-#include "dataloader.h"
+#include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors, Stats
+#include "dataloader.h"    // DataLoader: batches of tokens
+#include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, sweep, sample_text
 
 // ---------------------------------------------------------------------------
 // What a GPU needs: errors, launches, 16 bytes at a time, sums over the threads of a block
@@ -1536,8 +1537,8 @@ static int train(const Config *flags, int threads, Progress *progress) {
     const char *machine = gpt_init(&g, flags, loader.vocab, B, T);
     const Config *cfg = &g.cfg;
     int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int)), *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
-    int64_t windows = eval_windows(cfg, &loader);
-    State state = {0, 0, 0, 0, 0};
+    int64_t windows = eval_windows(&loader, cfg->eval_tokens);
+    State state = {0, 0, 0, 0};
     if (cfg->resume) gpt_load(&g, &state);
     Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, dataloader_entropy_floor(&loader, windows), machine, threads, progress);
     Stats stats;
@@ -1631,7 +1632,7 @@ static int check_runs(Config *cfg, int runs, double *bytes) {
 
 int main(int argc, char **argv) {
     Config cfg;
-    char lr[MAX_RUNS][16];
+    char lr[MAX_RUNS][MAX_RATE];
     config_parse(&cfg, argc, argv);
     int runs = learning_rates(cfg.lr_text, lr, NULL);
     if (runs > 1) {

@@ -1,0 +1,185 @@
+// lib/base.h: errors, memory, time, threads, random numbers, and files that appear whole or not at
+// all.
+// C that is also valid C++, as all headers here are: nvcc compiles the same text.
+#ifndef BASE_H
+#define BASE_H
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <float.h>
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifdef DOUBLE            // the gradient check compiles everything in double precision
+typedef double real;
+#else
+typedef float real;
+#endif
+
+enum { MAX_TEXT = 512 };    // bytes of a flag's value or of a path in a run's folder
+
+// ---------------------------------------------------------------------------
+// Errors: one line that says which flag or file, what is wrong, and what would be right
+
+enum { FAILED = 1, USAGE = 2 };    // exit status: a run failed; the command is wrong
+
+__attribute__((format(printf, 2, 3), noreturn))
+static void die(int status, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fputs("train_gpt: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    exit(status);
+}
+
+// snprintf that dies where the text does not fit: a cut path would name another file.
+__attribute__((format(printf, 3, 4)))
+static void format_text(char *out, size_t size, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(out, size, format, args);
+    va_end(args);
+    if (n < 0 || (size_t)n >= size)
+        die(USAGE, "a path or value is longer than %zu characters: %.60s...", size - 1, out);
+}
+
+// ---------------------------------------------------------------------------
+// Memory and time
+
+// Zeroed memory for count elements of size bytes. Dies where there is none.
+static void *allocate(size_t count, size_t size) {
+    void *memory = calloc(count ? count : 1, size);
+    if (!memory) {
+        double megabytes = 1e-6 * (double)count * (double)size;
+        die(FAILED, "cannot allocate %.1f MB; try a smaller -d, -T or -batch", megabytes);
+    }
+    return memory;
+}
+
+// Seconds from a fixed moment in the past.
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// ---------------------------------------------------------------------------
+// Threads: those of OpenMP, or one where the compiler has none
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static void omp_set_num_threads(int threads) { (void)threads; }
+static int omp_get_max_threads(void) { return 1; }
+static int omp_get_thread_num(void) { return 0; }
+#endif
+
+// ---------------------------------------------------------------------------
+// Random numbers
+
+// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014). The state is a counter, so that any place of
+// the stream can be reached at once, and a run resumes without a saved generator.
+static uint64_t random_u64(uint64_t *state) {
+    uint64_t z = (*state += 0x9E3779B97F4A7C15u);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+// The start of an independent stream for each (seed, a, b), such as (seed, step, row of the batch).
+static uint64_t random_stream(uint64_t seed, uint64_t a, uint64_t b) {
+    uint64_t state = seed;
+    state = random_u64(&state) ^ a;
+    state = random_u64(&state) ^ b;
+    return random_u64(&state);
+}
+
+// An integer in [0, n), n < 2^32: the high half of a 32 x 32 bit product.
+static uint32_t random_below(uint64_t *state, uint32_t n) {
+    return (uint32_t)(((random_u64(state) >> 32) * n) >> 32);
+}
+
+// A real number in [0, 1): the top 53 bits.
+static double random_uniform(uint64_t *state) {
+    return (double)(random_u64(state) >> 11) * 0x1p-53;
+}
+
+// A standard normal number (Box and Muller, 1958).
+static double random_normal(uint64_t *state) {
+    double u = 1 - random_uniform(state), v = random_uniform(state);
+    return sqrt(-2 * log(u)) * cos(2 * 3.14159265358979323846 * v);
+}
+
+// ---------------------------------------------------------------------------
+// Files that appear whole or not at all: written as PATH.tmp, synced, then renamed to PATH
+
+enum { PATH_BYTES = 4096 };
+
+// Opens PATH.tmp for writing. Dies where that fails.
+static FILE *atomic_open(const char *path) {
+    char temporary[PATH_BYTES];
+    format_text(temporary, sizeof temporary, "%s.tmp", path);
+    FILE *file = fopen(temporary, "wb");
+    if (!file) die(FAILED, "cannot write %s: %s", temporary, strerror(errno));
+    return file;
+}
+
+__attribute__((noreturn))
+static void atomic_fail(const char *path) {
+    int reason = errno;
+    char temporary[PATH_BYTES];
+    format_text(temporary, sizeof temporary, "%s.tmp", path);
+    unlink(temporary);
+    die(FAILED, "cannot write %s: %s (an older one, if any, is untouched)", path, strerror(reason));
+}
+
+// Syncs the file, renames it to PATH and syncs the folder, which holds the new name. The folder is
+// opened before the rename, so that whatever can fail fails while the old file stands. Some file
+// systems cannot sync a folder: EINVAL.
+static void atomic_close(FILE *file, const char *path) {
+    char temporary[PATH_BYTES], folder[PATH_BYTES];
+    format_text(temporary, sizeof temporary, "%s.tmp", path);
+    const char *slash = strrchr(path, '/');
+    int length = slash ? (int)(slash - path) + 1 : 1;
+    snprintf(folder, sizeof folder, "%.*s", length, slash ? path : ".");
+    if (ferror(file) || fflush(file) || fsync(fileno(file)) || fclose(file)) atomic_fail(path);
+    int handle = open(folder, O_RDONLY);
+    if (handle < 0 || rename(temporary, path)) atomic_fail(path);
+    if ((fsync(handle) && errno != EINVAL) || close(handle))
+        die(FAILED, "wrote %s, but cannot sync its folder: %s", path, strerror(errno));
+}
+
+// mkdir -p. Tries before it looks, because another run may make the folder at the same time.
+static void make_folders(const char *path) {
+    struct stat info;
+    for (size_t n = strspn(path, "/"); path[n]; n += strspn(path + n, "/")) {
+        char folder[PATH_BYTES];
+        n += strcspn(path + n, "/");
+        format_text(folder, sizeof folder, "%.*s", (int)n, path);
+        if (mkdir(folder, 0777) && errno != EEXIST)
+            die(FAILED, "cannot make the folder %s: %s", folder, strerror(errno));
+    }
+    if (stat(path, &info)) die(FAILED, "cannot make the folder %s: %s", path, strerror(errno));
+    if (!S_ISDIR(info.st_mode))
+        die(FAILED, "cannot make the folder %s: a file has that name", path);
+}
+
+#endif

@@ -1,0 +1,317 @@
+// lib/flags.h: from a command line to a checked Config, and from a Config back to text.
+#ifndef FLAGS_H
+#define FLAGS_H
+
+#include "../gpt.h"    // Config, FLAGS; die, format_text
+
+enum { MAX_RUNS = 64, MAX_RATE = 16 };    // learning rates of a sweep; bytes of one as text
+
+// Dies of a wrong value. file: the checkpoint that holds it; NULL: the command line.
+__attribute__((format(printf, 2, 3), noreturn))
+static void flag_fail(const char *file, const char *format, ...) {
+    char message[4 * MAX_TEXT];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(message, sizeof message, format, args);
+    va_end(args);
+    die(file ? FAILED : USAGE, "%s%s%s", file ? file : "", file ? ": " : "", message);
+}
+
+// ---------------------------------------------------------------------------
+// One value
+
+// The flag's value as text. flag_set reads it back to the same bits.
+static void flag_text(const Config *cfg, const Flag *flag, char out[MAX_TEXT]) {
+    const char *field = (const char *)cfg + flag->offset, *word = flag->choices;
+    int number;
+    double value;
+    switch (flag->type) {
+    case TEXT:
+        strcpy(out, field);
+        break;
+    case INT:
+        memcpy(&number, field, sizeof number);
+        snprintf(out, MAX_TEXT, "%d", number);
+        break;
+    case REAL:
+        memcpy(&value, field, sizeof value);
+        snprintf(out, MAX_TEXT, "%g", value);
+        if (strtod(out, NULL) != value) snprintf(out, MAX_TEXT, "%.17g", value);
+        break;
+    case CHOICE:
+        memcpy(&number, field, sizeof number);
+        while (number--) word = strchr(word, ' ') + 1;
+        snprintf(out, MAX_TEXT, "%.*s", (int)strcspn(word, " "), word);
+    }
+}
+
+// The values that the flag accepts, for -h and for messages.
+static void flag_range(const Flag *flag, char out[64]) {
+    if (flag->choices) snprintf(out, 64, "%s", flag->choices);
+    else if (flag->most == ANY) snprintf(out, 64, ">= %g", flag->least);
+    else if (flag->most == BELOW_1) snprintf(out, 64, "%g <= x < 1", flag->least);
+    else snprintf(out, 64, "%.10g .. %.10g", flag->least, flag->most);
+}
+
+// The position of a word in a list of words with a space between; -1 where it is not there.
+static int word_index(const char *words, const char *word) {
+    size_t length = strlen(word);
+    for (int i = 0; *words; i++) {
+        size_t n = strcspn(words, " ");
+        if (n == length && !strncmp(words, word, n)) return i;
+        words += n + (words[n] == ' ');
+    }
+    return -1;
+}
+
+// A number from the start to the end of the text; NAN where the text is something else.
+static double parse_number(const char *text) {
+    char *end;
+    double value = strtod(text, &end);
+    return end == text || *end || isspace((unsigned char)*text) ? NAN : value;
+}
+
+// Sets the flag's field of cfg from text. Dies with the flag, the text and the range where the text
+// is no value of the flag. file: the checkpoint that holds the text; NULL: the command line.
+static void flag_set(Config *cfg, const Flag *flag, const char *text, const char *file) {
+    char range[64], *field = (char *)cfg + flag->offset;
+    flag_range(flag, range);
+    if (flag->type == TEXT) {
+        if (strlen(text) >= MAX_TEXT || strchr(text, '\n'))
+            flag_fail(file, "-%s: the value is longer than %d characters or has a newline",
+                      flag->name, MAX_TEXT - 1);
+        strcpy(field, text);
+        return;
+    }
+    if (flag->type == CHOICE) {
+        int choice = word_index(flag->choices, text);
+        if (choice < 0) flag_fail(file, "-%s: '%s' is none of: %s", flag->name, text, range);
+        memcpy(field, &choice, sizeof choice);
+        return;
+    }
+    double value = parse_number(text);
+    if (isnan(value))
+        flag_fail(file, "-%s: '%s' is not a number; expected %s", flag->name, text, range);
+    if (!(value >= flag->least && value <= flag->most))
+        flag_fail(file, "-%s: %s is out of range; expected %s", flag->name, text, range);
+    if (flag->type == REAL) {
+        memcpy(field, &value, sizeof value);
+        return;
+    }
+    int number = (int)value;
+    if (number != value)
+        flag_fail(file, "-%s: %s is not a whole number; expected %s", flag->name, text, range);
+    memcpy(field, &number, sizeof number);
+}
+
+// ---------------------------------------------------------------------------
+// Names
+
+// The names in nanoGPT, llm.c, PyTorch and other programs for what our flags do. NULL: nothing here
+// does it.
+static const struct { const char *theirs, *ours; } OTHER_NAMES[] = {
+    {"learning_rate", "lr"}, {"lr_max", "lr"}, {"max_lr", "lr"}, {"min_learning_rate", "min_lr"},
+    {"max_iters", "steps"}, {"max_steps", "steps"}, {"num_iterations", "steps"}, {"iters", "steps"},
+    {"n_embd", "d"}, {"d_model", "d"}, {"hidden_size", "d"}, {"channels", "d"}, {"width", "d"},
+    {"n_layer", "layers"}, {"num_layers", "layers"}, {"layer", "layers"}, {"depth", "layers"},
+    {"n_head", "heads"}, {"num_heads", "heads"}, {"head", "heads"},
+    {"block_size", "T"}, {"seq_len", "T"}, {"sequence_length", "T"}, {"context_length", "T"},
+    {"batch_size", "batch"}, {"vocab_size", "vocab"}, {"weight_decay", "wd"},
+    {"warmup_iters", "warmup"}, {"warmup_steps", "warmup"}, {"warmup_iterations", "warmup"},
+    {"beta_1", "beta1"}, {"beta_2", "beta2"}, {"epsilon", "eps"}, {"adam_eps", "eps"},
+    {"grad_clip", "clip"}, {"max_grad_norm", "clip"}, {"random_seed", "seed"},
+    {"eval_interval", "eval_every"}, {"val_loss_every", "eval_every"},
+    {"eval_iters", "eval_tokens"}, {"log_interval", "log_every"},
+    {"save_every", "checkpoint_every"}, {"dataset", "data"}, {"input_bin", "data"},
+    {"input_val_bin", "val"}, {"out_dir", "out"}, {"output_dir", "out"},
+    {"init_from", "resume"}, {"num_samples", "sample"}, {"dropout", NULL}, {"bias", NULL},
+};
+enum { NUM_OTHER_NAMES = sizeof(OTHER_NAMES) / sizeof(OTHER_NAMES[0]) };
+
+// Whether two names differ in nothing but capitals, '-' and '_'.
+static bool same_name(const char *a, const char *b) {
+    for (;; a++, b++) {
+        a += strspn(a, "-_");
+        b += strspn(b, "-_");
+        if (tolower((unsigned char)*a) != tolower((unsigned char)*b)) return false;
+        if (!*a) return true;
+    }
+}
+
+// The row of a flag in FLAGS. Dies of any other name, and names the flag that is meant if it can.
+static int flag_index(const char *name) {
+    for (int i = 0; i < NUM_FLAGS; i++)
+        if (!strcmp(FLAGS[i].name, name)) return i;
+    for (int i = 0; i < NUM_FLAGS; i++)
+        if (same_name(FLAGS[i].name, name))
+            die(USAGE, "-%s is not a flag; did you mean -%s? (-h lists all)", name, FLAGS[i].name);
+    for (int i = 0; i < NUM_OTHER_NAMES; i++) {
+        if (!same_name(OTHER_NAMES[i].theirs, name)) continue;
+        if (!OTHER_NAMES[i].ours) die(USAGE, "-%s is not a flag: this model has none", name);
+        die(USAGE, "-%s is not a flag; it is called -%s here (-h lists all)", name,
+            OTHER_NAMES[i].ours);
+    }
+    die(USAGE, "-%s is not a flag (-h lists all)", name);
+}
+
+// The table of flags, as -h prints it.
+static void print_help(const char *program) {
+    printf("usage: %s [-flag value ...]\n\n", program);
+    printf("Trains a small GPT and shows when, and why, training is unstable. Sections are of\n"
+           "\"Small-scale proxies for large-scale Transformer training instabilities\", "
+           "arXiv 2309.14322.\n\n");
+    printf("  %s -lr               sweep the learning rate\n", program);
+    printf("  %s -lr -qk_norm 0    the same without qk-norm: the instability\n", program);
+    printf("  %s -lr 1e-2          train once\n\n", program);
+    printf("%-17s %-10s %-29s %-8s\n", "flag", "default", "range", "section");
+    for (int i = 0; i < NUM_FLAGS; i++) {
+        const Flag *flag = &FLAGS[i];
+        const char *initial = *flag->initial ? flag->initial : "-";
+        char range[64];
+        flag_range(flag, range);
+        printf("-%-16s %-10s %-29s %-8s %s\n", flag->name, initial, range, flag->section,
+               flag->help);
+    }
+}
+
+// ---------------------------------------------------------------------------
+// What -lr means
+
+static bool is_learning_rate(const char *text) {
+    double value = parse_number(text);
+    return value > 0 && value <= 1e30 && strlen(text) < MAX_RATE;
+}
+
+// The rates of a list "X,Y,Z", as texts. Returns their number.
+static int rate_list(const char *list, char out[MAX_RUNS][MAX_RATE], const char *file) {
+    int count = 0;
+    for (const char *item = list; item; item = strchr(item, ',') ? strchr(item, ',') + 1 : NULL) {
+        char text[MAX_TEXT];
+        format_text(text, sizeof text, "%.*s", (int)strcspn(item, ","), item);
+        if (!is_learning_rate(text))
+            flag_fail(file, "-lr: '%s' is not a learning rate; expected a number above 0, "
+                      "several (1e-3,1e-2) or a range (3e-4:3e-1)", text);
+        if (count == MAX_RUNS) flag_fail(file, "-lr: more than %d learning rates", MAX_RUNS);
+        for (int i = 0; i < count; i++)
+            if (strtod(out[i], NULL) == strtod(text, NULL))
+                flag_fail(file, "-lr: '%s' is given twice; each run needs a separate folder", text);
+        strcpy(out[count++], text);
+    }
+    return count;
+}
+
+// The rates of a range "X:Y": X, the half-decades between (1, 3, 10, 30 ...), and Y.
+static int rate_range(const char *range, char out[MAX_RUNS][MAX_RATE], const char *file) {
+    char from[MAX_TEXT], to[MAX_TEXT];
+    const char *colon = strchr(range, ':');
+    format_text(from, sizeof from, "%.*s", (int)(colon - range), range);
+    format_text(to, sizeof to, "%s", colon + 1);
+    double first = strtod(from, NULL), last = strtod(to, NULL);
+    if (!is_learning_rate(from) || !is_learning_rate(to) || first >= last)
+        flag_fail(file, "-lr: '%s' is not a range; expected two numbers above 0, the smaller "
+                  "first, like 3e-4:3e-1", range);
+    int count = 0;
+    strcpy(out[count++], from);
+    for (int half = 2 * (int)floor(log10(first)); half <= 2 * (int)ceil(log10(last)); half++) {
+        int odd = half & 1, exponent = (half - odd) / 2;
+        char text[MAX_RATE];
+        snprintf(text, sizeof text, exponent ? "%de%d" : "%d", odd ? 3 : 1, exponent);
+        double value = strtod(text, NULL);
+        if (value <= first * (1 + 1e-9) || value >= last * (1 - 1e-9)) continue;
+        if (count == MAX_RUNS - 1)
+            flag_fail(file, "-lr: '%s' has more than %d half-decades", range, MAX_RUNS);
+        strcpy(out[count++], text);
+    }
+    strcpy(out[count++], to);
+    return count;
+}
+
+// The learning rates that -lr names, as texts: "X", "X,Y,Z" or "X:Y". Returns their number.
+// file: the checkpoint that holds the flag; NULL: the command line.
+static int learning_rates(const char *spec, char out[MAX_RUNS][MAX_RATE], const char *file) {
+    return strchr(spec, ':') ? rate_range(spec, out, file) : rate_list(spec, out, file);
+}
+
+// ---------------------------------------------------------------------------
+// All flags
+
+// Fills the fields that follow from others and checks what no single row of the table can.
+// file: the checkpoint that the flags are from; NULL: the command line.
+static void config_finish(Config *cfg, const char *file) {
+    char *end;
+    cfg->lr = strtod(cfg->lr_text, NULL);
+    double warmup = strtod(cfg->warmup_text, &end);
+    bool a_number = end != cfg->warmup_text, a_share = a_number && !strcmp(end, "%");
+    bool in_range = warmup >= 0 && warmup <= (a_share ? 100 : cfg->steps);
+    if (a_share) warmup = floor(warmup / 100 * cfg->steps + 0.5);
+    if (!a_number || (*end && !a_share) || !in_range || warmup != floor(warmup))
+        flag_fail(file, "-warmup: '%s' is not a length of warm-up; expected steps from 0 to %d, "
+                  "or a share from 0%% to 100%%", cfg->warmup_text, cfg->steps);
+    cfg->warmup = (int)warmup;
+    int sequences = cfg->micro_batch ? cfg->micro_batch : cfg->batch;
+    if ((double)sequences * cfg->T * cfg->heads > INT32_MAX)    // an int counts the rows of a layer
+        flag_fail(file, "-batch: %d sequences of %d tokens with %d heads are too many; "
+                  "expected a product below 2^31", sequences, cfg->T, cfg->heads);
+    if (cfg->d % cfg->heads)
+        flag_fail(file, "-heads: %d heads do not divide -d %d", cfg->heads, cfg->d);
+    int head_size = cfg->d / cfg->heads;
+    if (head_size % 2)
+        flag_fail(file, "-heads: the head size %d/%d = %d is odd; RoPE turns pairs and needs an "
+                  "even one", cfg->d, cfg->heads, head_size);
+}
+
+// runs/, then the flags that differ from their defaults: runs/lr3e-2_qk_norm0
+static void default_folder(const Config *cfg, char out[MAX_TEXT]) {
+    char name[MAX_TEXT] = "";
+    for (int i = 0; i < NUM_FLAGS; i++) {
+        const Flag *flag = &FLAGS[i];
+        char text[MAX_TEXT], initial[MAX_TEXT];
+        Config standard = *cfg;
+        flag_set(&standard, flag, flag->initial, NULL);
+        flag_text(&standard, flag, initial);    // the default in this form: 1e-08 for 1e-8
+        flag_text(cfg, flag, text);
+        if (flag->scope == THE_COMMAND || !strcmp(text, initial)) continue;
+        const char *last = strrchr(text, '/') ? strrchr(text, '/') + 1 : text;
+        size_t used = strlen(name);
+        format_text(name + used, sizeof name - used, "%s%s%s", used ? "_" : "", flag->name, last);
+    }
+    for (char *c = name; *c; c++)
+        if (!isalnum((unsigned char)*c) && !strchr("._-", *c)) *c = '-';
+    format_text(out, MAX_TEXT, "runs/%s", *name ? name : "default");
+}
+
+static bool is_flag(const char *word) {    // a negative number is not
+    return word[0] == '-' && isalpha((unsigned char)word[1]);
+}
+
+// Sets cfg to the defaults and then to the flags given. given: each flag's text, NULL where the
+// command line does not have it. Dies (USAGE) of anything wrong; -h prints the help and exits.
+static void flags_parse(Config *cfg, const char *given[NUM_FLAGS], int argc, char **argv) {
+    char rates[MAX_RUNS][MAX_RATE];
+    for (int i = 0; i < NUM_FLAGS; i++) given[i] = NULL;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "-help") || !strcmp(argv[i], "--help")) {
+            print_help(argv[0]);
+            exit(0);
+        }
+        if (!is_flag(argv[i]))
+            die(USAGE, "'%s' is not a flag; flags look like -lr 1e-2 (-h lists all)", argv[i]);
+        int flag = flag_index(argv[i] + 1);
+        bool bare = i + 1 == argc || is_flag(argv[i + 1]);
+        if (bare && !FLAGS[flag].bare) die(USAGE, "-%s needs a value", FLAGS[flag].name);
+        given[flag] = bare ? FLAGS[flag].bare : argv[++i];
+    }
+    memset(cfg, 0, sizeof *cfg);
+    for (int i = 0; i < NUM_FLAGS; i++) flag_set(cfg, &FLAGS[i], FLAGS[i].initial, NULL);
+    for (int i = 0; i < NUM_FLAGS; i++)
+        if (given[i]) flag_set(cfg, &FLAGS[i], given[i], NULL);
+    if (!*cfg->out) default_folder(cfg, cfg->out);
+    int runs = learning_rates(cfg->lr_text, rates, NULL);
+    if (runs > 1 && cfg->sample)
+        die(USAGE, "-sample: name one learning rate, or the run's folder with -out");
+    if (runs > 1 && cfg->resume)
+        die(USAGE, "-resume: it continues one run: -resume -out %s/lr%s; a sweep that can be "
+            "continued is made by sweep.sh", cfg->out, rates[0]);
+}
+
+#endif

@@ -1,0 +1,571 @@
+// lib/run.h: one run: its log, its live line, its summary, its diagnosis, signals and memory.
+#ifndef RUN_H
+#define RUN_H
+
+#include "checkpoint.h"    // State, checkpoint_path, flag_text
+
+// The results of a run: its row of summary.csv.
+typedef struct {
+    Config cfg;
+    int threads;
+    size_t parameters, non_embedding;    // all of them; without the embedding
+    double initial_loss, best_loss, final_loss, entropy_floor;
+    int diverged_step;                   // 0: none
+    double max_attn_logit, log_z, grad_norm, seconds, tokens_per_second;
+} Summary;
+
+typedef enum { WAITING, RUNNING, DONE, BROKEN } RunState;
+
+// What a run of a sweep tells the sweep, in memory that the two processes share.
+typedef struct {
+    RunState state;
+    pid_t sweep;
+    int step;
+    double loss;            // the training loss; NAN: not known yet
+    double seconds_left;
+    Summary summary;        // once the run is DONE
+} Progress;
+
+typedef struct {
+    const Config *cfg;
+    const Parameter *table;
+    size_t num_parameters;
+    int threads, first_step, diverged_step;
+    double entropy_floor;                      // NAN: not known
+    double seconds_before, started, shown;     // before the resume; two moments
+    FILE *log;
+    Progress *progress;                        // NULL: a single run, which shows itself
+} Run;
+
+// ---------------------------------------------------------------------------
+// Signals and memory
+
+static volatile sig_atomic_t interrupted = 0;    // the signal that asks the run to stop
+
+static void on_signal(int number) { interrupted = number; }
+
+// From here on a signal ends the run in order, after a step.
+static void catch_signals(void) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+    struct sigaction action, old;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = on_signal;
+    action.sa_flags = SA_RESTART;    // the write of a checkpoint continues
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        bool nohup = !sigaction(numbers[i], NULL, &old) && old.sa_handler == SIG_IGN;
+        if (numbers[i] != SIGHUP || !nohup) sigaction(numbers[i], &action, NULL);
+    }
+    signal(SIGXFSZ, SIG_IGN);        // a file that grows too large is a failed write
+    signal(SIGCHLD, SIG_DFL);        // where the parent ignores it, a sweep could not wait for runs
+}
+
+// Where to print that the run stopped: nobody reads a broken pipe.
+static FILE *listener(void) { return interrupted == SIGPIPE ? stderr : stdout; }
+
+// The number that follows this name at the start of a line; NAN where there is none.
+static double number_in(const char *path, const char *name) {
+    double number = NAN;
+    char line[128];
+    FILE *file = fopen(path, "r");
+    while (file && isnan(number) && fgets(line, sizeof line, file)) {
+        if (strncmp(line, name, strlen(name))) continue;
+        if (sscanf(line + strlen(name), "%lf", &number) != 1) number = NAN;
+    }
+    if (file) fclose(file);
+    return number;
+}
+
+// Dies, before anything is allocated, where so many bytes are not available: on the machine, or in
+// the container, whose page cache does not count. fmin ignores NAN, a limit that is not known.
+static void check_memory(double bytes) {
+    double limit = number_in("/sys/fs/cgroup/memory.max", "");
+    double machine = 1024 * number_in("/proc/meminfo", "MemAvailable:");
+    double available = fmin(machine, limit - number_in("/sys/fs/cgroup/memory.stat", "anon "));
+    if (bytes > available)
+        die(FAILED, "the run needs %.3g GB of memory and %.3g GB are free; try a smaller -d, "
+            "-layers, -T or -batch", 1e-9 * bytes, 1e-9 * available);
+}
+
+// ---------------------------------------------------------------------------
+// Reading log.csv
+
+typedef struct {
+    int rows, cols;
+    char (*names)[64];
+    double *values;      // (rows,cols); NAN where a cell is empty
+} Csv;
+
+// Reads a table of numbers with a header. Dies where there is none.
+static Csv csv_read(const char *path) {
+    Csv csv = {0, 0, NULL, NULL};
+    char *line = NULL;
+    size_t room = 0, capacity = 0;
+    FILE *file = fopen(path, "r");
+    if (!file) die(FAILED, "%s: %s", path, strerror(errno));
+    while (getline(&line, &room, file) > 0) {
+        char *rest = line;
+        line[strcspn(line, "\r\n")] = 0;
+        if (!csv.names) {
+            csv.cols = 1;
+            for (char *c = line; *c; c++) csv.cols += *c == ',';
+            csv.names = (char (*)[64])allocate((size_t)csv.cols, 64);
+            for (int j = 0; j < csv.cols; j++)
+                snprintf(csv.names[j], 64, "%s", strsep(&rest, ","));
+            continue;
+        }
+        size_t used = (size_t)csv.rows * (size_t)csv.cols;
+        if (used + (size_t)csv.cols > capacity) {
+            capacity = 2 * used + (size_t)csv.cols;
+            csv.values = (double *)realloc(csv.values, capacity * sizeof(double));
+            if (!csv.values) die(FAILED, "%s: no memory to read it", path);
+        }
+        for (int j = 0; j < csv.cols; j++) {
+            const char *cell = strsep(&rest, ",");
+            csv.values[used + (size_t)j] = cell ? parse_number(cell) : NAN;
+        }
+        csv.rows++;
+    }
+    if (ferror(file) || !csv.names) die(FAILED, "%s: cannot be read, or has no header", path);
+    fclose(file);
+    free(line);
+    return csv;
+}
+
+static void csv_free(Csv *csv) {
+    free(csv->names);
+    free(csv->values);
+}
+
+// A cell; NAN where there is no such row or column.
+static double csv_value(const Csv *csv, int row, const char *name) {
+    int j = 0;
+    while (j < csv->cols && strcmp(csv->names[j], name)) j++;
+    if (j == csv->cols || row < 0 || row >= csv->rows) return NAN;
+    return csv->values[(size_t)row * (size_t)csv->cols + (size_t)j];
+}
+
+// The largest (sign 1) or least (-1) value of a column.
+static double csv_extreme(const Csv *csv, const char *name, double sign) {
+    double best = NAN;
+    for (int i = 0; i < csv->rows; i++) {
+        double x = csv_value(csv, i, name);
+        if (!isnan(x) && !(sign * x <= sign * best)) best = x;
+    }
+    return best;
+}
+
+// The last value of a column.
+static double csv_last(const Csv *csv, const char *name) {
+    for (int i = csv->rows - 1; i >= 0; i--)
+        if (!isnan(csv_value(csv, i, name))) return csv_value(csv, i, name);
+    return NAN;
+}
+
+// ---------------------------------------------------------------------------
+// Writing log.csv
+
+static void path_in(const Config *cfg, const char *file, char out[MAX_TEXT]) {
+    format_text(out, MAX_TEXT, "%s/%s", cfg->out, file);
+}
+
+__attribute__((noreturn))
+static void log_fail(const Config *cfg) {
+    die(FAILED, "%s/log.csv: cannot be written: %s; the last checkpoint is intact", cfg->out,
+        strerror(errno));
+}
+
+// Waits up to five seconds: a process that was killed may take a moment to end.
+static void log_lock(FILE *log, const char *path) {
+    for (int tries = 0; flock(fileno(log), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK; tries++) {
+        if (tries == 50 || interrupted)
+            die(FAILED, "%s: another process is writing it; wait until that has ended, or choose "
+                "another -out", path);
+        usleep(100000);
+    }
+}
+
+// Dies unless this can be the log that the checkpoint was written beside: a row ends at log_bytes,
+// and its step is not after the checkpoint's.
+static void log_check(FILE *log, const char *path, const State *state) {
+    char *line = NULL;
+    size_t room = 0;
+    long at = 0, row_bytes = 0;
+    while (at < state->log_bytes && (row_bytes = getline(&line, &room, log)) > 0) at += row_bytes;
+    if (at < state->log_bytes)
+        die(FAILED, "%s: not the log of this checkpoint: it has %ld bytes, and had %ld when the "
+            "checkpoint was written", path, at, state->log_bytes);
+    long step = strtol(line, NULL, 10);
+    if (at > state->log_bytes || line[row_bytes - 1] != '\n' || step > state->step)
+        die(FAILED, "%s: not the log of this checkpoint: no row up to step %d ends at byte %ld",
+            path, state->step, state->log_bytes);
+    free(line);
+}
+
+// The header. log_row writes the columns in the same order.
+static void log_header(FILE *log, const Config *cfg, const Parameter *table) {
+    static const char *const groups[3] = {"grad", "param", "update"};
+    fprintf(log, "step,tokens,lr,train_loss,val_loss,grad_norm,log_z");
+    for (int l = 0; l < cfg->layers; l++) fprintf(log, ",max_attn_logit_%d", l);
+    for (int a = 0; a < NUM_ACTIVATIONS; a++) fprintf(log, ",act_rms_%s", ACTIVATIONS[a]);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < NUM_KINDS; k++)
+            if (table[k].copies) fprintf(log, ",%s_rms_%s", groups[i], table[k].kind);
+    fprintf(log, ",tokens_per_second\n");
+}
+
+static void log_number(FILE *file, double value) {
+    if (isnan(value)) fputs(",", file);
+    else fprintf(file, ",%.9g", value);
+}
+
+// measured: whether the step measured more than its losses, the gradient's norm and log Z.
+static void log_row(Run *run, const Stats *s, int step, int measured) {
+    const Config *cfg = run->cfg;
+    const double *groups[3] = {s->grad_rms, s->param_rms, s->update_rms};
+    double tokens = (double)cfg->batch * cfg->T;
+    double speed = tokens * (step - run->first_step + 1) / (now() - run->started);
+    fprintf(run->log, "%d,%.0f", step, step * tokens);
+    log_number(run->log, step ? learning_rate(cfg, step) : NAN);
+    if (step && isnan(s->train_loss)) fputs(",nan", run->log);    // measured, and not a number
+    else log_number(run->log, s->train_loss);
+    log_number(run->log, s->val_loss);
+    log_number(run->log, s->grad_norm);
+    log_number(run->log, s->log_z);
+    for (int l = 0; l < cfg->layers; l++)
+        log_number(run->log, measured ? s->max_attn_logit[l] : NAN);
+    for (int a = 0; a < NUM_ACTIVATIONS; a++) log_number(run->log, measured ? s->act_rms[a] : NAN);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < NUM_KINDS; k++)
+            if (run->table[k].copies) log_number(run->log, measured ? groups[i][k] : NAN);
+    log_number(run->log, step ? speed : NAN);
+    fputc('\n', run->log);
+    if (fflush(run->log) || ferror(run->log)) log_fail(cfg);
+}
+
+// Opens log.csv: a new one, without an older run's results beside it, or, on a resume, the one that
+// is there, cut back to the checkpoint.
+static FILE *log_open(const Config *cfg, const Parameter *table, const State *state) {
+    char path[MAX_TEXT], summary[MAX_TEXT], model[MAX_TEXT];
+    bool resumed = state->log_bytes > 0;
+    make_folders(cfg->out);
+    path_in(cfg, "log.csv", path);
+    path_in(cfg, "summary.csv", summary);
+    checkpoint_path(cfg, model);
+    if (access(path, F_OK) && !access(summary, F_OK))
+        die(FAILED, "%s: of a sweep, as there is no log.csv beside it: choose another -out",
+            summary);
+    catch_signals();
+    FILE *log = fopen(path, resumed ? "r+" : "a");
+    if (!log)
+        die(FAILED, "%s: cannot be written%s: %s", path, resumed ? ", and is needed to resume" : "",
+            strerror(errno));
+    log_lock(log, path);
+    if (resumed) log_check(log, path, state);
+    if (unlink(summary) && errno != ENOENT)
+        die(FAILED, "%s: cannot replace it: %s", summary, strerror(errno));
+    if (!resumed && unlink(model) && errno != ENOENT)
+        die(FAILED, "%s: cannot replace it: %s", model, strerror(errno));
+    if (ftruncate(fileno(log), state->log_bytes) || fseek(log, 0, SEEK_END))
+        die(FAILED, "%s: cannot be cut back: %s", path, strerror(errno));
+    if (!resumed) log_header(log, cfg, table);
+    return log;
+}
+
+// ---------------------------------------------------------------------------
+// The run, from its start to each step
+
+// Opens the log and says what will run. bytes: of memory. device: the GPU; NULL: the CPU.
+// progress: of a run of a sweep, which prints nothing.
+static Run run_begin(const Config *cfg, const Parameter *table, size_t num_parameters, double bytes,
+                     const State *state, double entropy_floor, const char *device, int threads,
+                     Progress *progress) {
+    Run run;
+    memset(&run, 0, sizeof run);
+    run.cfg = cfg;
+    run.table = table;
+    run.num_parameters = num_parameters;
+    run.threads = threads;
+    run.first_step = state->step + 1;
+    run.diverged_step = state->diverged_step;
+    run.entropy_floor = entropy_floor;
+    run.seconds_before = state->seconds;
+    run.log = log_open(cfg, table, state);
+    run.started = now();
+    run.progress = progress;
+    if (progress) return run;
+    printf("%s: %zu parameters, %d layers of width %d, %d heads, ", cfg->out, num_parameters,
+           cfg->layers, cfg->d, cfg->heads);
+    if (device) printf("on %s, ", device);
+    else printf("%d thread%s, ", threads, threads > 1 ? "s" : "");
+    printf("%.1f MB of memory\n", 1e-6 * bytes);
+    if (!isnan(entropy_floor))
+        printf("no model can go below a validation loss of %.4f: the entropy of the language\n",
+               entropy_floor);
+    if (state->step) printf("resuming after step %d\n", state->step);
+    return run;
+}
+
+// Seconds as 1:05 or 2h30.
+static void time_text(double seconds, char out[16]) {
+    int minutes = (int)(seconds / 60);
+    if (minutes < 60) snprintf(out, 16, "%d:%02d", minutes, (int)fmod(seconds, 60));
+    else snprintf(out, 16, "%dh%02d", minutes / 60, minutes % 60);
+}
+
+// A live line on a terminal, and a line that stays at each validation. In a sweep: the figures for
+// the sweep's line.
+static void run_show(Run *run, const Stats *s, int step) {
+    const Config *cfg = run->cfg;
+    Progress *progress = run->progress;
+    double seconds = now() - run->started, steps = step - run->first_step + 1;
+    double left = step ? seconds / steps * (cfg->steps - step) : 0;
+    if (progress) {
+        progress->step = step;
+        progress->loss = s->train_loss;
+        progress->seconds_left = left;
+        if (getppid() != progress->sweep) interrupted = SIGTERM;    // the sweep was killed
+        return;
+    }
+    bool live = isatty(STDOUT_FILENO);
+    bool stays = !isnan(s->val_loss) || step == cfg->steps || run->diverged_step;
+    if (!stays && (!live || seconds - run->shown < 0.2)) return;
+    run->shown = seconds;
+    printf("%sstep %*d/%d", live ? "\r\033[K" : "", (int)log10(cfg->steps + 1.0) + 1, step,
+           cfg->steps);
+    if (step) printf("  train %.4f", fabs(s->train_loss));    // fabs: nan, not -nan
+    if (!isnan(s->val_loss)) printf("  val %.4f", s->val_loss);
+    if (step) {
+        char text[16];
+        time_text(left, text);
+        printf("  lr %.2e  grad %.3g  %.0f tokens/s  %s left", learning_rate(cfg, step),
+               fabs(s->grad_norm), steps * cfg->batch * cfg->T / seconds, text);
+    }
+    if (stays) putchar('\n');
+    fflush(stdout);
+}
+
+// Logs and shows step 0: the loss at initialisation, before any update.
+static void run_initial(Run *run, Stats *s, double val_loss) {
+    s->train_loss = s->grad_norm = s->log_z = NAN;
+    s->val_loss = val_loss;
+    log_row(run, s, 0, 0);
+    run_show(run, s, 0);
+    run->started = now();
+    run->shown = 0;
+}
+
+// Logs and shows a step. logged: whether log.csv gets a row of it.
+static void run_step(Run *run, const Stats *s, int step, int logged) {
+    if (logged || run->diverged_step) log_row(run, s, step, logged);
+    run_show(run, s, step);
+}
+
+static double run_seconds(const Run *run) { return run->seconds_before + now() - run->started; }
+
+// The state after a step, with log.csv on the disk up to there.
+static State run_state(Run *run, int step) {
+    long bytes = fflush(run->log) || fsync(fileno(run->log)) ? -1 : ftell(run->log);
+    if (bytes < 0) log_fail(run->cfg);
+    State state = {step, run_seconds(run), bytes, run->diverged_step};
+    return state;
+}
+
+// ---------------------------------------------------------------------------
+// summary.csv
+
+// Writes a cell, in quotes where the text needs them.
+static void csv_write_text(FILE *file, const char *text) {
+    if (!strpbrk(text, ",\"\n")) {
+        fputs(text, file);
+        return;
+    }
+    fputc('"', file);
+    for (; *text; text++) {
+        if (*text == '"') fputc('"', file);
+        fputc(*text, file);
+    }
+    fputc('"', file);
+}
+
+static void summary_header(FILE *file) {
+    for (int i = 0; i < NUM_FLAGS; i++) fprintf(file, "%s,", FLAGS[i].name);
+    fprintf(file, "threads,parameters,parameters_non_embedding,initial_loss,best_loss,final_loss,"
+            "entropy_floor,diverged,diverged_step,max_attn_logit,log_z,grad_norm,seconds,"
+            "tokens_per_second\n");
+}
+
+// A run diverged where its final loss is not below the loss at initialisation.
+static bool summary_diverged(const Summary *s) { return !(s->final_loss < s->initial_loss); }
+
+static void summary_row(FILE *file, const Summary *s) {
+    for (int i = 0; i < NUM_FLAGS; i++) {
+        char text[MAX_TEXT];
+        flag_text(&s->cfg, &FLAGS[i], text);
+        bool of_the_run = FLAGS[i].scope != THE_COMMAND || !strcmp(FLAGS[i].name, "out");
+        csv_write_text(file, of_the_run ? text : FLAGS[i].initial);
+        fputc(',', file);
+    }
+    fprintf(file, "%d,%zu,%zu", s->threads, s->parameters, s->non_embedding);
+    log_number(file, s->initial_loss);
+    log_number(file, s->best_loss);
+    if (isnan(s->final_loss)) fputs(",nan", file);
+    else log_number(file, s->final_loss);
+    log_number(file, s->entropy_floor);
+    fprintf(file, ",%d,", summary_diverged(s));
+    if (s->diverged_step) fprintf(file, "%d", s->diverged_step);
+    log_number(file, s->max_attn_logit);
+    log_number(file, s->log_z);
+    log_number(file, s->grad_norm);
+    fprintf(file, ",%.3f,%.0f\n", s->seconds, s->tokens_per_second);
+}
+
+// The results after the last step, derived from log.csv.
+static Summary run_summary(const Run *run, int step) {
+    const Config *cfg = run->cfg;
+    Summary s;
+    char path[MAX_TEXT];
+    path_in(cfg, "log.csv", path);
+    Csv log = csv_read(path);
+    s.cfg = *cfg;
+    s.threads = run->threads;
+    s.parameters = run->num_parameters;
+    s.non_embedding = run->num_parameters - parameter_size(&run->table[WTE]);
+    s.initial_loss = csv_value(&log, 0, "val_loss");
+    s.best_loss = csv_extreme(&log, "val_loss", -1);
+    s.final_loss = run->diverged_step ? NAN : csv_last(&log, "val_loss");
+    s.entropy_floor = run->entropy_floor;
+    s.diverged_step = run->diverged_step;
+    s.max_attn_logit = 0;
+    for (int l = 0; l < cfg->layers; l++) {
+        char name[64];
+        snprintf(name, sizeof name, "max_attn_logit_%d", l);
+        s.max_attn_logit = fmax(s.max_attn_logit, csv_extreme(&log, name, 1));
+    }
+    s.log_z = csv_last(&log, "log_z");
+    s.grad_norm = csv_last(&log, "grad_norm");
+    s.seconds = run_seconds(run);
+    s.tokens_per_second = (double)step * cfg->batch * cfg->T / fmax(s.seconds, 1e-9);
+    csv_free(&log);
+    return s;
+}
+
+// ---------------------------------------------------------------------------
+// The diagnosis: what the log of a run that went wrong shows, and the flag that fixes it. Each
+// function prints a line after the prefix, or nothing; it returns the number of lines.
+
+static int diagnose_attention(const Csv *log, const Config *cfg, const char *prefix) {
+    const double limit = 100;
+    double worst = limit, start = NAN;
+    int worst_layer = -1;
+    char name[64];
+    for (int l = 0; l < cfg->layers; l++) {
+        snprintf(name, sizeof name, "max_attn_logit_%d", l);
+        double largest = csv_extreme(log, name, 1);
+        if (!(largest > worst)) continue;
+        worst = largest;
+        worst_layer = l;
+    }
+    if (worst_layer < 0) return 0;
+    snprintf(name, sizeof name, "max_attn_logit_%d", worst_layer);
+    for (int i = log->rows - 1; i >= 0; i--)
+        if (csv_value(log, i, name) > limit) start = csv_value(log, i, "step");
+    printf("%sattention logits grew past %.0f in layer %d (the first is 0) from step %.0f on, "
+           "up to %.3g: %s\n", prefix, limit, worst_layer, start, worst,
+           cfg->qk_norm ? "a lower -lr fixes it (-qk_norm is on)" : "-qk_norm 1 fixes it");
+    return 1;
+}
+
+static int diagnose_log_z(const Csv *log, const Config *cfg, const char *prefix) {
+    double lowest = csv_extreme(log, "log_z", -1);
+    if (!(lowest < -5)) return 0;
+    printf("%smean log Z fell to %.3g: %s fixes it\n", prefix, lowest,
+           cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
+    return 1;
+}
+
+static int diagnose_epsilon(const Csv *log, const Config *cfg, const char *prefix) {
+    int last = log->rows - 1;
+    for (int j = 0; j < log->cols && last > 0; j++) {
+        const char *update = log->names[j], *kind = update + strlen("update_rms_");
+        char gradient[64];
+        if (strncmp(update, "update_rms_", strlen("update_rms_"))) continue;
+        snprintf(gradient, sizeof gradient, "grad_rms_%.40s", kind);
+        double most = csv_extreme(log, update, 1);
+        double update_rms = csv_value(log, last, update), rms = csv_value(log, last, gradient);
+        if (!(update_rms < 0.3 * most && rms < 10 * cfg->eps)) continue;
+        printf("%sthe update of %s collapsed to %.2g (RMS, from %.2g) while its gradient's RMS, "
+               "%.2g, met epsilon %.2g: a smaller -eps fixes it\n",
+               prefix, kind, update_rms, most, rms, cfg->eps);
+        return 1;
+    }
+    return 0;
+}
+
+static int diagnose_warmup(const Csv *log, const Config *cfg, const char *prefix) {
+    double least = INFINITY;
+    for (int i = 0; i < log->rows && csv_value(log, i, "step") <= cfg->warmup; i++) {
+        double loss = csv_value(log, i, "train_loss");
+        if (!isnan(loss)) least = fmin(least, loss);
+        if (!(loss > least + 0.5)) continue;
+        printf("%sthe loss spiked from %.2f to %.2f at step %.0f, within warm-up: a longer "
+               "-warmup or a lower -lr fixes it\n", prefix, least, loss,
+               csv_value(log, i, "step"));
+        return 1;
+    }
+    return 0;
+}
+
+static int diagnose_loss(const Csv *log, const char *prefix) {
+    int last = log->rows - 1;
+    double initial = csv_value(log, 0, "val_loss");
+    if (last < 1) return 0;
+    if (!isfinite(csv_value(log, last, "train_loss")) || isinf(csv_value(log, last, "val_loss")))
+        printf("%sthe loss was not finite at step %.0f: a lower -lr fixes it\n", prefix,
+               csv_value(log, last, "step"));
+    else if (!(csv_last(log, "val_loss") < initial))
+        printf("%sthe final loss is not below the initial %.3f: a lower -lr fixes it\n", prefix,
+               initial);
+    else return 0;
+    return 1;
+}
+
+// Prints what log.csv shows. Returns the number of lines.
+static int diagnose(const Config *cfg, const char *prefix) {
+    char path[MAX_TEXT];
+    path_in(cfg, "log.csv", path);
+    Csv log = csv_read(path);
+    int found = diagnose_attention(&log, cfg, prefix);
+    found += diagnose_log_z(&log, cfg, prefix);
+    found += diagnose_epsilon(&log, cfg, prefix);
+    found += diagnose_warmup(&log, cfg, prefix);
+    found += diagnose_loss(&log, prefix);
+    csv_free(&log);
+    return found;
+}
+
+// Ends a run that is finished, has diverged or was stopped by a signal. Returns the exit status.
+static int run_end(Run *run, int step) {
+    const Config *cfg = run->cfg;
+    char path[MAX_TEXT];
+    if (fclose(run->log)) log_fail(cfg);
+    if (interrupted && step < cfg->steps && !run->diverged_step) {
+        const char *format = "\nstopped after step %d; go on with: ./train_gpt -resume -out %s\n";
+        if (!run->progress) fprintf(listener(), format, step, cfg->out);
+        return 128 + interrupted;
+    }
+    Summary summary = run_summary(run, step);
+    path_in(cfg, "summary.csv", path);
+    FILE *file = atomic_open(path);
+    summary_header(file);
+    summary_row(file, &summary);
+    atomic_close(file, path);
+    if (run->progress) {
+        run->progress->summary = summary;
+        return 0;
+    }
+    printf("\nwrote log.csv, summary.csv and model.safetensors to %s\n", cfg->out);
+    diagnose(cfg, "diagnosis: ");
+    return 0;
+}
+
+#endif

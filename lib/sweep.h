@@ -1,0 +1,260 @@
+// lib/sweep.h: several learning rates, and text drawn from a model.
+#ifndef SWEEP_H
+#define SWEEP_H
+
+#include "run.h"    // Progress, Summary, diagnose, catch_signals, time_text
+
+// ---------------------------------------------------------------------------
+// What a sweep shows at its end
+
+// The loss that counts for a run (section 2.2): the final one, at most the one at initialisation.
+static double sweep_loss(const Summary *s) {
+    return s->final_loss < s->initial_loss ? s->final_loss : s->initial_loss;
+}
+
+// LR sensitivity (section 2.2): the mean loss over the learning rates in [from, to], less the best.
+// count: the number of these; NAN where there is none.
+static double lr_sensitivity(const Summary *runs, int n, double from, double to, int *count) {
+    double best = INFINITY, sum = 0;
+    *count = 0;
+    for (int i = 0; i < n; i++) {
+        double lr = runs[i].cfg.lr, loss = sweep_loss(&runs[i]);
+        if (lr < from * (1 - 1e-9) || lr > to * (1 + 1e-9)) continue;
+        best = fmin(best, loss);
+        sum += loss;
+        ++*count;
+    }
+    return *count ? sum / *count - best : NAN;
+}
+
+static void sweep_table(const Summary *runs, int n) {
+    printf("\n%9s  %11s  %19s  %8s  %13s  %8s  %8s\n", "LR", "final loss", "max attention logit",
+           "log Z", "gradient norm", "diverged", "seconds");
+    for (int i = 0; i < n; i++) {
+        const Summary *s = &runs[i];
+        printf("%9s  %11.4f  %19.4g  %8.4g  %13.3g  %8s  %8.1f\n", s->cfg.lr_text,
+               fabs(s->final_loss), s->max_attn_logit, s->log_z, s->grad_norm,
+               summary_diverged(s) ? "yes" : "no", s->seconds);
+    }
+}
+
+static int chart_row(double loss, double least, double step) {
+    return (int)floor((loss - least) / step + 0.5);
+}
+
+// The losses in the terminal: one column per run, higher losses higher up.
+static void sweep_chart(const Summary *runs, int n) {
+    enum { HEIGHT = 12, WIDTH = 7 };
+    double least = INFINITY, most = -INFINITY, entropy_floor = runs[0].entropy_floor;
+    for (int i = 0; i < n; i++) {
+        least = fmin(least, sweep_loss(&runs[i]));
+        most = fmax(most, sweep_loss(&runs[i]));
+    }
+    if (!isfinite(least)) return;
+    least = fmin(least, entropy_floor);    // fmin ignores NAN
+    double step = fmax(most - least, 1e-3) / HEIGHT;
+    printf("\nfinal validation loss, nats (x: diverged%s)\n",
+           isnan(entropy_floor) ? "" : "; dots: the entropy of the language");
+    for (int row = HEIGHT; row >= 0; row--) {
+        bool dots = !isnan(entropy_floor) && chart_row(entropy_floor, least, step) == row;
+        printf("%7.3f |", least + row * step);
+        for (int i = 0; i < n; i++) {
+            bool here = chart_row(sweep_loss(&runs[i]), least, step) == row;
+            char mark = summary_diverged(&runs[i]) ? 'x' : 'o', blank = dots ? '.' : ' ';
+            for (int j = 0; j < WIDTH; j++) putchar(here && j == WIDTH / 2 ? mark : blank);
+        }
+        putchar('\n');
+    }
+    printf("         ");
+    for (int i = 0; i < n; i++) {
+        int length = (int)strlen(runs[i].cfg.lr_text);
+        int indent = length < WIDTH ? (WIDTH - length) / 2 : 0, room = WIDTH - indent;
+        printf("%*s%-*.*s", indent, "", room, room, runs[i].cfg.lr_text);
+    }
+    printf(" learning rate\n");
+}
+
+// Writes DIR/summary.csv, a row for each run, and shows table, chart, sensitivity and diagnosis.
+static void sweep_report(const Config *cfg, const Summary *runs, int n) {
+    static const char *const from[2] = {"3e-4", "3e-3"};
+    char path[MAX_TEXT];
+    path_in(cfg, "summary.csv", path);
+    FILE *joined = atomic_open(path);
+    summary_header(joined);
+    for (int i = 0; i < n; i++) summary_row(joined, &runs[i]);
+    atomic_close(joined, path);
+    if (n == 0) return;
+    sweep_table(runs, n);
+    sweep_chart(runs, n);
+    printf("\nLR sensitivity, nats (0: the learning rate does not matter)\n");
+    for (int g = 0; g < 2; g++) {
+        int count;
+        double value = lr_sensitivity(runs, n, strtod(from[g], NULL), 0.3, &count);
+        printf("  %s to 3e-1: ", from[g]);
+        if (count < 2) printf("needs two learning rates of that range\n");
+        else printf("%.3f (of %d learning rates)\n", value, count);
+    }
+    printf("\nthe runs are in %s\n", cfg->out);
+    int found = 0;
+    for (int i = 0; i < n; i++) {
+        char prefix[64];
+        snprintf(prefix, sizeof prefix, "%s lr %s: ", found ? "          " : "diagnosis:",
+                 runs[i].cfg.lr_text);
+        found += diagnose(&runs[i].cfg, prefix);
+    }
+    if (!found) printf("diagnosis: nothing went wrong\n");
+}
+
+// ---------------------------------------------------------------------------
+// The sweep itself
+
+// How many processes or threads may run at a time: OMP_NUM_THREADS where it is set.
+static int cores(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return (int)fmax(1, (double)sysconf(_SC_NPROCESSORS_ONLN));
+#endif
+}
+
+// A line of the live display.
+static void sweep_line(const char *lr, const Progress *p, int steps) {
+    static const char *const words[4] = {"waiting", "starting", "done", "stopped"};
+    char left[16];
+    printf("\r\033[Klr %-6s", lr);
+    if (isnan(p->loss)) {
+        printf("  %s\n", words[p->state]);
+        return;
+    }
+    time_text(p->seconds_left, left);
+    printf("  step %*d/%d  train %6.4f  ", (int)log10(steps + 1.0) + 1, p->step, steps, p->loss);
+    if (p->state == RUNNING) printf("%s left\n", left);
+    else printf("%s\n", words[p->state]);
+}
+
+// Trains once for each of n learning rates, `jobs` at a time, each in a process with this number of
+// threads. bytes: the memory of one run. train(cfg, threads, progress) is one run and returns its
+// exit status. Returns the exit status of the sweep.
+static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs, int threads,
+                 double bytes, int (*train)(const Config *, int, Progress *)) {
+    pid_t pid[MAX_RUNS];
+    char path[MAX_TEXT];
+    void *shared = mmap(NULL, sizeof(Progress) * MAX_RUNS, PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) die(FAILED, "no memory for the sweep: %s", strerror(errno));
+    Progress *progress = (Progress *)shared;
+    catch_signals();
+    make_folders(cfg->out);
+    path_in(cfg, "log.csv", path);
+    if (!access(path, F_OK))
+        die(FAILED, "%s: of a single run: choose another -out for a sweep", path);
+    for (int i = 0; i < n; i++) {
+        progress[i].state = WAITING;
+        progress[i].sweep = getpid();
+        progress[i].loss = NAN;
+    }
+    bool live = isatty(STDOUT_FILENO), drawn = false;
+    int running = 0, next = 0, failed = 0;
+    printf("%d learning rates, %d at a time, %d steps each, %.1f MB of memory per run\n", n, jobs,
+           cfg->steps, 1e-6 * bytes);
+    while (running || (next < n && !interrupted)) {
+        // start the next runs
+        while (next < n && running < jobs && !interrupted) {
+            fflush(stdout);
+            pid[next] = fork();
+            if (pid[next] < 0 && running) break;    // too many processes: later
+            if (pid[next] < 0) die(FAILED, "cannot start a process: %s", strerror(errno));
+            if (pid[next] == 0) {
+                Config run = *cfg;
+                strcpy(run.lr_text, lr[next]);
+                run.lr = strtod(lr[next], NULL);
+                format_text(run.out, MAX_TEXT, "%s/lr%s", cfg->out, lr[next]);
+                exit(train(&run, threads, &progress[next]));
+            }
+            progress[next++].state = RUNNING;
+            running++;
+        }
+        usleep(50000);
+        // see which have ended
+        for (int i = 0; i < next; i++) {
+            int status;
+            if (progress[i].state != RUNNING) continue;
+            if (interrupted) kill(pid[i], SIGTERM);    // Ctrl-C reaches all, a SIGTERM only this
+            if (waitpid(pid[i], &status, WNOHANG) != pid[i]) continue;
+            progress[i].state = status ? BROKEN : DONE;
+            running--;
+            failed |= status && !interrupted;
+            if (WIFSIGNALED(status))
+                fprintf(stderr, "train_gpt: the run at -lr %s was killed by signal %d\n", lr[i],
+                        WTERMSIG(status));
+            if (live || status) continue;
+            printf("lr %-6s done: step %d/%d  train %.4f\n", lr[i], progress[i].step, cfg->steps,
+                   progress[i].loss);
+        }
+        // show them
+        if (live && drawn) printf("\033[%dA", n);
+        for (int i = 0; live && i < n; i++) sweep_line(lr[i], &progress[i], cfg->steps);
+        drawn = true;
+        fflush(stdout);
+    }
+    if (interrupted) {
+        int first = 0;
+        while (first < n - 1 && progress[first].state == DONE) first++;
+        fprintf(listener(), "\nstopped; start the sweep again with the same command, or go on with "
+                "one run: ./train_gpt -resume -out %s/lr%s\n", cfg->out, lr[first]);
+        return 128 + interrupted;
+    }
+    Summary *done = (Summary *)allocate((size_t)n, sizeof(Summary));
+    int count = 0;
+    for (int i = 0; i < n; i++) {
+        if (progress[i].state == DONE) done[count++] = progress[i].summary;
+        else printf("%9s  failed: see the message above\n", lr[i]);
+    }
+    sweep_report(cfg, done, count);
+    free(done);
+    return failed ? FAILED : 0;
+}
+
+// ---------------------------------------------------------------------------
+// Sampling
+
+// A token drawn from softmax(logits / temperature) (V); at temperature 0 the likeliest.
+static int sample_token(const real *logits, int V, double temperature, uint64_t *random) {
+    int best = 0;
+    double sum = 0;
+    for (int i = 1; i < V; i++)
+        if (logits[i] > logits[best]) best = i;
+    if (temperature == 0) return best;
+    for (int i = 0; i < V; i++) sum += exp((logits[i] - logits[best]) / temperature);
+    double target = random_uniform(random) * sum;
+    for (int i = 0; i < V; i++) {
+        target -= exp((logits[i] - logits[best]) / temperature);
+        if (target < 0) return i;
+    }
+    return best;
+}
+
+// Writes -sample tokens: bytes as they are, the tokens of a larger vocabulary as numbers.
+// logits_after(model, context, used): the logits (V) of the token after context (used).
+static void sample_text(const Config *cfg, const real *(*logits_after)(void *, const int *, int),
+                        void *model) {
+    int T = cfg->T, V = cfg->vocab, used = 1;
+    int *context = (int *)allocate((size_t)T, sizeof(int));
+    uint64_t random = (uint64_t)cfg->seed;
+    double temperature = cfg->temperature / mu_logit_scale(cfg);
+    context[0] = V <= 256 ? '\n' % V : V - 1;    // a text follows a newline, or GPT-2's last token
+    for (int i = 0; i < cfg->sample; i++) {
+        int token = sample_token(logits_after(model, context, used), V, temperature, &random);
+        if (V <= 256) putchar(token);
+        else printf("%d ", token);
+        if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
+        else used++;
+        context[used - 1] = token;
+    }
+    putchar('\n');
+    if (fflush(stdout) || ferror(stdout))
+        die(FAILED, "cannot write the sample: %s", strerror(errno));
+    free(context);
+}
+
+#endif
