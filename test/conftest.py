@@ -1,4 +1,5 @@
-"""Builds the C trainer as a library (shim.c) and lets the tests call it: Library is the C side, Model one model."""
+"""Builds the C trainer as a library (shim.c) and lets the tests call it: Library is the C side,
+Model one model."""
 
 import ctypes as ct
 import os
@@ -14,17 +15,14 @@ import pytest
 
 TEST = pathlib.Path(__file__).resolve().parent
 ROOT = TEST.parent
-sys.path[:0] = map(
-    str, sorted(TEST.glob("[a-z]*/"))
-)  # the test files use each other, across folders
+# the test files use each other, across folders
+sys.path[:0] = map(str, sorted(TEST.glob("[a-z]*/")))
 pytest.register_assert_rewrite("survive")  # its stories, too, show what failed
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell's background jobs ignore Ctrl-C, nohup's SIGHUP, and so would every program that is tested
+# A shell's background jobs ignore Ctrl-C, nohup's SIGHUP, and so would every program under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-NO_PRELOAD = {
-    k: v for k, v in os.environ.items() if k != "LD_PRELOAD"
-}  # the compiler itself needs no sanitizer
+# the compiler itself needs no sanitizer
+NO_PRELOAD = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
 
 
 def compiles(cc, *flags):
@@ -37,7 +35,8 @@ def compiles(cc, *flags):
 
 
 def build_shim(double):
-    """Compiles shim.c with CC and CFLAGS from the environment; again only when a source is newer than the library."""
+    """Compiles shim.c with CC and CFLAGS from the environment; again only when a source is newer
+    than the library."""
     cc = shlex.split(os.environ.get("CC", "cc"))
     flags = shlex.split(os.environ.get("CFLAGS", "-O3 -march=native")) + ["-DDOUBLE"] * double
     flags += [f for f in ("-fopenmp-simd", "-fopenmp") if compiles(cc, f)]
@@ -98,8 +97,8 @@ def build_emu(name, source, *flags, suffix=""):
 
 
 class Library:
-    """shim.c at one precision. Arrays of `real` go in and out as C-contiguous numpy arrays of self.real.
-    Or another library of its functions, of which some may be missing."""
+    """shim.c at one precision. Arrays of `real` go in and out as C-contiguous numpy arrays of
+    self.real. Or another library of its functions, of which some may be missing."""
 
     def __init__(self, double, path=None):
         self.c = c = ct.CDLL(str(path or build_shim(double)))
@@ -120,7 +119,8 @@ class Library:
                 getattr(c, "shim_" + name).restype = None
 
     def threads(self, n):
-        """Without OpenMP there is one. More threads than free cores wait for each other: small models want one."""
+        """Without OpenMP there is one. More threads than free cores wait for each other: small
+        models want one."""
         if hasattr(self.c, "omp_set_num_threads"):
             self.c.omp_set_num_threads(ct.c_int(n))
 

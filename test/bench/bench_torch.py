@@ -1,7 +1,10 @@
-"""The yardstick of `make bench_gpu`: the same model and training step, written plainly in PyTorch and compiled by it.
+"""The yardstick of `make bench_gpu`: the same model and training step, written plainly in PyTorch
+and compiled by it.
 
-python test/bench/bench_torch.py C L NH T B V steps      prints: torch VERSION B seconds bytes
-                                                   medians of a step; the most memory; B is halved until it fits
+python test/bench/bench_torch.py C L NH T B V steps
+
+prints: torch VERSION B seconds bytes
+the medians of a step, and the most memory; B is halved until it fits
 """
 
 import statistics
