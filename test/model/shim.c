@@ -149,7 +149,7 @@ void shim_rope(real *out, const real *inp, int direction, int B, int T, int NH, 
 }
 
 static real *scratch_of_all(int T, int HS) {
-    return (real *)allocate((size_t)max_threads() * attention_scratch_size(T, HS), sizeof(real));
+    return (real *)allocate((size_t)omp_get_max_threads() * attention_scratch_size(T, HS), sizeof(real));
 }
 
 void shim_attention_forward(real *out, real *softmax, const real *qk, const real *qkv,
