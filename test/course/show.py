@@ -16,8 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = "gpt.h", "train_gpt.c", "train_gpt.cu"
 MOST_LINES = 25  # flagged lines that an intervention may have in a file
 
-# Every flag of design.md section 4 and what it means; section and one line of help stand in gpt.h's
-# table of flags.
+# The formula of every intervention. Its section and its line of help are in gpt.h's table of flags.
 FORMULA = {
     "qk_norm": (
         "q = LayerNorm(q) * w_q, k = LayerNorm(k) * w_k, over the HS values of each head, before"
