@@ -118,7 +118,7 @@ static const struct { const char *theirs, *ours; } OTHER_NAMES[] = {
     {"block_size", "T"}, {"seq_len", "T"}, {"sequence_length", "T"}, {"context_length", "T"},
     {"batch_size", "batch"}, {"vocab_size", "vocab"}, {"weight_decay", "wd"},
     {"warmup_iters", "warmup"}, {"warmup_steps", "warmup"}, {"warmup_iterations", "warmup"},
-    {"beta_1", "beta1"}, {"beta_2", "beta2"}, {"epsilon", "eps"}, {"adam_eps", "eps"},
+    {"epsilon", "eps"}, {"adam_eps", "eps"}, {"adam_beta1", "beta1"}, {"adam_beta2", "beta2"},
     {"grad_clip", "clip"}, {"max_grad_norm", "clip"}, {"random_seed", "seed"},
     {"eval_interval", "eval_every"}, {"val_loss_every", "eval_every"},
     {"eval_iters", "eval_tokens"}, {"log_interval", "log_every"},

@@ -98,7 +98,7 @@ static void sweep_report(const Config *cfg, const Summary *runs, int n) {
     int found = 0;
     for (int i = 0; i < n; i++) {
         char prefix[64];
-        snprintf(prefix, sizeof prefix, "%s lr %s: ", found ? "          " : "diagnosis:",
+        snprintf(prefix, sizeof prefix, "%s lr %.15s: ", found ? "          " : "diagnosis:",
                  runs[i].cfg.lr_text);
         found += diagnose(&runs[i].cfg, prefix);
     }

@@ -1,5 +1,5 @@
 // The speed of train_gpt.cu on this machine's GPU, and what each of its kernels takes of a step. Random tokens and medians.
-// usage: bench_gpu N bytes [flags of train_gpt_cu: -d, -layers, -heads or -size, -T, -batch, -vocab, -dtype, -steps ...]
+// usage: bench_gpu N bytes [flags of train_gpt_cu: -d, -layers, -heads, -T, -batch, -vocab, -dtype, -steps ...]
 // prints    gpu NAME
 //           model C L NH T B V parameters
 //           step seconds FLOPs peak_bytes        a training step; its model FLOPs; what is taken of the GPU's memory
