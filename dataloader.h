@@ -572,10 +572,8 @@ static double dataloader_entropy_floor(const DataLoader *loader, int64_t windows
 }
 
 static void dataloader_free(DataLoader *loader) {
-    if (!loader->language) {
-        part_close(&loader->train);
-        part_close(&loader->val);
-    }
+    part_close(&loader->train);    // empty if synthetic
+    part_close(&loader->val);
     free(loader->language);
 }
 
