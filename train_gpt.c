@@ -799,7 +799,7 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     int step = state.step;                           // steps done
     int saved = cfg->resume ? step : -1;             // of these, in the checkpoint
     while (step < cfg->steps && !interrupted && !run.diverged_step) {
-        // what this step does besides training
+        // the other work of this step
         step++;
         int validates = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
         int logs = validates || step % cfg->log_every == 0;
@@ -869,8 +869,8 @@ static void sample(const Config *cfg) {
     gpt_free(&g);
 }
 
-// Dies, before any file is touched, where the data or the memory for `jobs` runs at a time are
-// missing. Returns the memory of one run, in bytes.
+// Dies, before any file is touched, if there are no data or no memory for `jobs` runs at a time.
+// Returns the memory of one run, in bytes.
 static double check_runs(const Config *cfg, int jobs) {
     DataLoader loader;
     GPT g;

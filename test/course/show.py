@@ -112,11 +112,10 @@ def read(name, root=ROOT):
 
 
 def flags(root=ROOT):
-    """{flag: (section, help)}, from gpt.h's table of flags."""
-    rows = re.findall(
-        r'^    \{"(\w+)", [A-Z]+, FIELD.*"([^"]*)", THE_\w+, "(.*)"\},', read("gpt.h", root), re.M
-    )
-    return {name: (section, text) for name, section, text in rows}
+    """{flag: (section, help)}, the last two strings of a row of gpt.h's table of flags."""
+    rows = read("gpt.h", root).partition("FLAGS[] = {")[2].partition("};")[0]
+    rows = re.findall(r"^    [A-Z_]+\((?:\w+_text, )?(\w+), (.*?)\),$", rows, re.M | re.S)
+    return {name: tuple(re.findall(r'"([^"]*)"', row)[-2:]) for name, row in rows}
 
 
 def listing(name, flag, width, root=ROOT):
