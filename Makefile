@@ -46,8 +46,8 @@ train_gpt_cu: train_gpt.cu gpt.h dataloader.h Makefile
 build/bench_gpu: test/bench_gpu.cu train_gpt.cu gpt.h dataloader.h Makefile | build
 	$(NVCC) $(CUDA_FLAGS) -o $@ test/bench_gpu.cu -lcublas -lcublasLt
 
-build/bench: test/bench.c $(SOURCES) | build
-	$(CC) $(FLAGS) -o $@ test/bench.c -lm -ldl
+build/bench: test/bench/bench.c $(SOURCES) | build
+	$(CC) $(FLAGS) -o $@ test/bench/bench.c -lm -ldl
 
 # The CUDA program on the CPU, by g++ alone: slow, for its tests on a machine without a GPU.
 train_gpt_cu_emu: train_gpt.cu gpt.h dataloader.h test/cuda_emu.h Makefile build/flags
