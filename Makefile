@@ -8,7 +8,8 @@
 # make golden       remakes test/golden.csv, the numbers that no change may move unseen, after one that is meant to
 # make coverage     the lines of the C sources that no test runs, and why
 # make mutate       breaks the sources in some three hundred small ways: a test must fail for each; JOBS=4: so many at a time
-# make bench        tokens a second, and how far that is from the machine's limit
+# make bench        tokens a second, beside the machine's limits, JAX, and PyTorch where python3 has it
+#                   (PYTHON=another); ARGS="--rounds 5"; ARGS=-h lists the options
 # make bench_gpu    the same of train_gpt.cu, kernel by kernel, and beside PyTorch where python3 has it (PYTHON=another)
 # make figures      the pictures of README.md, from runs made here
 # make show         the interventions and how many lines each has; make show-qk_norm prints them with the formula
@@ -43,8 +44,8 @@ CUDA_FLAGS = -O3 -std=c++17 $(if $(filter native,$(ARCH)),-arch=native,$(foreach
 train_gpt_cu: train_gpt.cu gpt.h dataloader.h Makefile
 	$(NVCC) $(CUDA_FLAGS) -o $@ train_gpt.cu -lcublas -lcublasLt
 
-build/bench_gpu: test/bench_gpu.cu train_gpt.cu gpt.h dataloader.h Makefile | build
-	$(NVCC) $(CUDA_FLAGS) -o $@ test/bench_gpu.cu -lcublas -lcublasLt
+build/bench_gpu: test/bench/bench_gpu.cu train_gpt.cu gpt.h dataloader.h Makefile | build
+	$(NVCC) $(CUDA_FLAGS) -o $@ test/bench/bench_gpu.cu -lcublas -lcublasLt
 
 build/bench: test/bench/bench.c $(SOURCES) | build
 	$(CC) $(FLAGS) -o $@ test/bench/bench.c -lm -ldl
@@ -86,13 +87,13 @@ survive endurance: train_gpt build/venv/ready
 golden: build/venv/ready
 	build/venv/bin/python test/test_numbers.py
 
-bench: build/bench build/venv/ready
-	build/venv/bin/python test/bench.py
-
-# Needs nothing of build/venv: PyTorch is in a Python of its user's.
+# PyTorch is too large for build/venv: PYTHON is a Python that has it.
 PYTHON = python3
+bench: build/bench build/venv/ready
+	build/venv/bin/python test/bench/bench.py --python '$(PYTHON)' $(ARGS)
+
 bench_gpu: build/bench_gpu
-	$(PYTHON) test/bench_gpu.py
+	$(PYTHON) test/bench/bench_gpu.py
 
 # README.md's pictures: the paper's experiments at laptop scale (experiment:seeds), and z_loss once more in long runs. About
 # three quarters of an hour on two cores; what is finished is not run again.

@@ -1,6 +1,6 @@
-// bench.c: measures the speed of training steps, and with `limits` the rates that limit it: the
-// machine's multiply-adds, our matrix multiply and OpenBLAS's. They take turns of a tenth of a second,
-// so that all see the same machine.
+// bench.c: measures the speed of training steps, and with `limits` the rates that bound it: of the
+// machine's multiply-adds, of our matrix multiply and of OpenBLAS's. They take turns, so that a
+// change of the machine's speed meets all of them.
 //
 // usage: bench C L NH T B V SECONDS [limits [LIBRARY SGEMM CORENAME]]
 //   LIBRARY   OpenBLAS's shared library; SGEMM, CORENAME: its names of cblas_sgemm and
@@ -21,8 +21,8 @@ static double median(double *x, int n) {
     return x[n / 2];
 }
 
-// Trains on one batch for a tenth of a second, from step number *step on; returns steps a second.
-// The clock runs inside the parallel region: a training run has one such region, for all its steps.
+// Trains on one batch for a tenth of a second and counts *step up; returns steps a second. The
+// clock runs inside the parallel region: a training run has one region for all its steps.
 static double step_rate(GPT *g, const int *tokens, const int *targets, int B, int T, int *step) {
     double log_z, steps = 0, seconds = 0;
     #pragma omp parallel
@@ -42,10 +42,10 @@ static double step_rate(GPT *g, const int *tokens, const int *targets, int B, in
     return steps / seconds;
 }
 
-// FLOP/s of multiply-adds alone, in registers, on all threads. A core has one to four units, which
-// start a multiply-add each cycle and finish it some four cycles later: no unit waits with this many
-// independent sums, as many as the matrix multiply keeps. The sums start apart, so that no compiler
-// computes one for all, and tend to 1, so that no value becomes infinite or denormal.
+// FLOP/s of multiply-adds in registers, on all threads. A core has one to four units, which each
+// start one a cycle and finish it some four cycles later: with as many independent sums as the
+// matrix multiply keeps, no unit waits. The sums start apart, so that no compiler computes one for
+// all, and tend to 1, so that no value becomes infinite or denormal.
 static double peak_rate(void) {
     enum { SUMS = 2 * MR, STEPS = 1 << 22 };
     volatile real half = (real)0.5;    // volatile: unknown to the compiler
@@ -80,8 +80,8 @@ static double multiply_rate(real *buffer, int N) {
     return 2.0 * N * N * N / seconds;
 }
 
-// cblas_sgemm(order, trans_a, trans_b, M, N, K, alpha, a, lda, b, ldb, beta, out, ldo). Its integers
-// have 32 or 64 bits; small positive ones are passed alike in registers and on the stack.
+// cblas_sgemm(order, trans_a, trans_b, M, N, K, alpha, a, lda, b, ldb, beta, out, ldo). Its
+// integers have 32 or 64 bits: for numbers from 0 to 2^31 it sees no difference.
 typedef void Sgemm(int, int, int, long, long, long, float, const real *, long,
                    const real *, long, float, real *, long);
 
@@ -93,7 +93,7 @@ static double openblas_rate(Sgemm *sgemm, real *buffer, int N) {
     double start = now();
     sgemm(ROW_MAJOR, AS_IT_IS, AS_IT_IS, N, N, N, 1, a, N, b, N, 0, buffer, N);
     double seconds = now() - start;
-    usleep(150000);    // its threads spin for a while after their work, and would slow the next turn
+    usleep(150000);    // its threads spin on for a while and would slow the next turn
     return 2.0 * N * N * N / seconds;
 }
 
@@ -142,7 +142,8 @@ int main(int argc, char **argv) {
         printf("kernel %s\n", corename());
     }
 
-    static double steps[MOST_TURNS], peak[MOST_TURNS], multiply[MOST_TURNS], openblas[MOST_TURNS];
+    static double steps[MOST_TURNS], peak[MOST_TURNS], multiply[MOST_TURNS];
+    static double openblas[MOST_TURNS];
     double end = now() + seconds;
     int turn = 0, step = 0;
     for (; turn < MOST_TURNS && (turn < 5 || now() < end); turn++) {
@@ -153,7 +154,8 @@ int main(int argc, char **argv) {
     }
     // FLOPs of a token, forward and backward: the matrices that it passes, and causal attention
     double matrices = (double)(g.num_parameters - parameter_size(&g.table[WTE]));
-    double flops = 6 * matrices + 12.0 * L * T / 2 * C, tokens_per_second = B * T * median(steps, turn);
+    double flops = 6 * matrices + 12.0 * L * T / 2 * C;
+    double tokens_per_second = B * T * median(steps, turn);
     printf("tokens/s %.1f\n", tokens_per_second);
     printf("training %.3f\n", 1e-9 * flops * tokens_per_second);
     if (limits) printf("peak %.3f\n", 1e-9 * median(peak, turn));

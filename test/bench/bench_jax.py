@@ -1,7 +1,8 @@
 """JAX's part of `make bench`: the same model and training step in jitted float32 JAX.
 
-    python test/bench/bench_jax.py C L NH T B V SECONDS      prints: version VERSION
-                                                             tokens/s NUMBER
+    python test/bench/bench_jax.py C L NH T B V SECONDS
+        prints: version VERSION
+                tokens/s NUMBER
 
 The caller limits the threads, in the environment and to as many cores (taskset). XLA makes a thread
 for each core that it may run on; one thread needs
@@ -17,10 +18,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def report(version, step, tokens, seconds):
-    """Calls step() until the time is up, at least five times, and prints the tokens/s of the median.
+    """Calls step() until the time is up, at least five times; prints the median's tokens/s.
 
-    step() trains on the same batch each time, waits for the end and returns the loss. The first call,
-    which may compile, is not timed.
+    step() trains on the same batch each time and returns the loss. The first call, which may
+    compile, is not timed.
     """
     first, times, end = step(), [], time.perf_counter() + seconds
     while len(times) < 5 or time.perf_counter() < end:

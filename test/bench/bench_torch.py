@@ -63,7 +63,7 @@ def adamw(model):
 
 
 def training_step(forward, model, optimizer, tokens):
-    """One step on tokens (inputs, targets); returns the loss. forward is the model, compiled or not."""
+    """Trains on tokens (inputs, targets); returns the loss. forward: the model, or it compiled."""
     loss = forward(*tokens)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)

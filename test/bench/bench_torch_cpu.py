@@ -1,7 +1,8 @@
 """PyTorch's part of `make bench`: bench_torch.py's model and training step in float32 on the CPU.
 
-    python test/bench/bench_torch_cpu.py eager|compiled C L NH T B V SECONDS    prints: version VERSION
-                                                                                tokens/s NUMBER
+    python test/bench/bench_torch_cpu.py eager|compiled C L NH T B V SECONDS
+        prints: version VERSION
+                tokens/s NUMBER
 
 The caller limits the threads: OMP_NUM_THREADS, and taskset to as many cores.
 """
@@ -9,7 +10,6 @@ The caller limits the threads: OMP_NUM_THREADS, and taskset to as many cores.
 import sys
 
 import torch
-
 from bench_jax import report  # which imports no JAX by itself
 from bench_torch import GPT, adamw, training_step
 
