@@ -76,7 +76,7 @@ Figures are medians of the rounds ({rounds}), ratios medians of the rounds' rati
 
 @dataclass
 class Part:
-    """A program that is measured: before and after are its arguments around the shape."""
+    """A program to measure; before and after stand around the shape in its command."""
 
     name: str
     before: list
@@ -111,7 +111,7 @@ class Row:
 
 
 def find_openblas():
-    """The library, its sgemm and its corename: numpy's library, or the system's, or nothing."""
+    """Returns numpy's library or the system's, and its names of two functions; or an empty list."""
     for folder in sys.path:
         for library in Path(folder).glob("numpy.libs/libscipy_openblas64*.so"):
             return [str(library), "scipy_cblas_sgemm64_", "scipy_openblas_get_corename64_"]
@@ -120,13 +120,16 @@ def find_openblas():
 
 
 def why_no_torch(python):
-    """The reason why this Python cannot import PyTorch; empty where it can."""
+    """Returns the reason why this Python cannot import PyTorch, or an empty text if it can."""
     try:
         command = [python, "-c", "import torch"]
         result = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
         return str(error)
-    return result.returncode and (result.stderr.strip() or "it fails").splitlines()[-1]
+    if result.returncode == 0:
+        return ""
+    last = (result.stderr.strip() or f"exit status {result.returncode}").splitlines()[-1]
+    return last.removeprefix("ModuleNotFoundError: ")
 
 
 def machine(cores):
@@ -154,7 +157,7 @@ def busy(loops, cores):
 
 
 def run(part, row, seconds):
-    """Runs a part beside the row's busy loops; its figures. RuntimeError says what went wrong."""
+    """Runs a part beside the row's busy loops and returns its figures, or raises RuntimeError."""
     threads = part.threads or row.threads
     environment = {k: v for k, v in os.environ.items() if k not in HOLD_OPENBLAS_BACK}
     environment |= part.environment
@@ -189,7 +192,7 @@ def duration(seconds):
 
 
 def measure(rows, options):
-    """Yields each row when its parts have run."""
+    """Runs the parts of each row, round after round, and yields the row."""
     todo = [(row, part) for row in rows for _ in range(options.rounds) for part in row.parts]
     took = {}  # (part's name, busy loops): the seconds of each run
 
@@ -221,7 +224,7 @@ def measure(rows, options):
 
 
 def number(low, high, kind):
-    """A type for argparse."""
+    """Returns a type for argparse: numbers of this kind from low to high."""
 
     def parse(text):
         try:
@@ -237,7 +240,7 @@ def number(low, high, kind):
 
 
 def shape(text):
-    """C,L,NH,T,B,threads."""
+    """A type for argparse: C,L,NH,T,B,threads."""
     try:
         C, L, NH, T, B, threads = numbers = tuple(map(int, text.split(",")))
         if min(numbers) >= 1 and C % (2 * NH) == 0:
@@ -303,14 +306,16 @@ def main():
     options = parse_options()
     cores, openblas = os.sched_getaffinity(0), find_openblas()
     with_jax, with_load = not options.no_jax, not options.no_load and len(cores) > 1
-    no_torch = "--no-torch" if options.no_torch else why_no_torch(options.python)
+    no_torch = options.no_torch or why_no_torch(options.python)
     print(machine(cores))
     if not openblas:
         print("OpenBLAS: neither numpy's nor the system's was found")
     if not with_jax:
         print("JAX: --no-jax")
-    if no_torch:
-        print(f"PyTorch: {no_torch}")
+    if options.no_torch:
+        print("PyTorch: --no-torch")
+    elif no_torch:
+        print(f"PyTorch: {no_torch}; make bench PYTHON=a Python that has it")
     if not with_load:
         print(f"busy loops: {'--no-load' if options.no_load else 'they need two cores'}")
 
