@@ -13,7 +13,8 @@
 # make coverage     the lines of the C sources that no test runs, and why
 # make mutate       breaks the sources in some three hundred small ways: a test must fail for each;
 #                   JOBS=4 at a time
-# make bench        tokens a second, and how far that is from the machine's limit
+# make bench        tokens a second, beside the machine's limits, JAX, and PyTorch where python3 has
+#                   it (PYTHON=another); ARGS="--rounds 5"; ARGS=-h lists the options
 # make bench_gpu    the same of train_gpt.cu, kernel by kernel, and beside PyTorch where python3 has
 #                   it (PYTHON=another)
 # make figures      the pictures of README.md, from runs made here
@@ -62,8 +63,8 @@ train_gpt_cu: train_gpt.cu $(HEADERS) Makefile
 build/bench_gpu: test/bench/bench_gpu.cu train_gpt.cu $(HEADERS) Makefile | build
 	$(NVCC) $(CUDA_FLAGS) -o $@ test/bench/bench_gpu.cu -lcublas -lcublasLt
 
-build/bench: test/bench.c $(SOURCES) | build
-	$(CC) $(FLAGS) -o $@ test/bench.c -lm -ldl
+build/bench: test/bench/bench.c $(SOURCES) | build
+	$(CC) $(FLAGS) -o $@ test/bench/bench.c -lm -ldl
 
 # The CUDA program on the CPU, by g++ alone: slow, for its tests on a machine without a GPU.
 train_gpt_cu_emu: train_gpt.cu $(HEADERS) test/cuda/cuda_emu.h Makefile build/flags
@@ -108,11 +109,11 @@ survive endurance: train_gpt build/venv/ready
 golden: build/venv/ready
 	PYTHONPATH=test build/venv/bin/python test/model/test_numbers.py
 
-bench: build/bench build/venv/ready
-	build/venv/bin/python test/bench.py
-
-# Needs nothing of build/venv: PyTorch is in a Python of its user's.
+# PyTorch is too large for build/venv: PYTHON is a Python that has it.
 PYTHON = python3
+bench: build/bench build/venv/ready
+	build/venv/bin/python test/bench/bench.py --python '$(PYTHON)' $(ARGS)
+
 bench_gpu: build/bench_gpu
 	$(PYTHON) test/bench/bench_gpu.py
 

@@ -613,8 +613,8 @@ def test_diagnosis_says_what_the_log_shows_and_no_more(healthy, tmp_path, run, c
         (
             dict(qk_norm=0, lr=1, steps=100),
             (
-                "attention logits grew past 100 in layer 0 .the first is 0. from step (?P<step>\\d+)"
-                " on, up to (?P<max_attn_logit_0>[^:]*): -qk_norm 1"
+                "attention logits grew past 100 in layer 0 .the first is 0. from step"
+                " (?P<step>\\d+) on, up to (?P<max_attn_logit_0>[^:]*): -qk_norm 1"
             ),
         ),
         (
