@@ -488,11 +488,12 @@ typedef struct {
 
 enum { CACHE_LINE = 64 };                            // bytes. A vector that straddles two is slow
 
-// The next `count` reals of the model's memory, from a cache line on. While memory is NULL, only
-// counts bytes.
+// The next `count` reals of the model's memory, from a cache line on. The line left free after them
+// keeps arrays of a power of two bytes out of one another's places in the cache. While memory is
+// NULL, only counts bytes.
 static real *reserve(GPT *g, double count) {
     char *at = g->memory ? (char *)g->memory + (size_t)g->bytes : NULL;
-    g->bytes += ceil(count * sizeof(real) / CACHE_LINE) * CACHE_LINE;
+    g->bytes += (ceil(count * sizeof(real) / CACHE_LINE) + 1) * CACHE_LINE;
     return (real *)at;
 }
 
@@ -895,6 +896,7 @@ static int train_sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int runs)
 }
 
 int main(int argc, char **argv) {
+    restart_with_short_waits(argv);
     Config cfg;
     char lr[MAX_RUNS][MAX_RATE];
     config_parse(&cfg, argc, argv);
