@@ -5,12 +5,13 @@
 # ///
 """The paper's figures from the runs' CSV files.
 
-plot.py [DIR ...]        from sweeps (default: all in runs/): a figure of each experiment, EXPERIMENT.png;
-                         of a sweep by `train_gpt -lr`, lr.png
+plot.py [DIR ...]        from sweeps (default: all in runs/): a figure of each experiment,
+                         EXPERIMENT.png; of a sweep by `train_gpt -lr`, lr.png
 plot.py log RUN ...      training curves of single runs, side by side: log.png
 plot.py table [DIR ...]  the numbers of the figures, as Markdown
-plot.py predict DIR      of predict_logits or predict_eps: fits the runs that are there and writes DIR/prediction.csv, once;
-                         runs of larger sizes come after, and the figure compares
+plot.py predict DIR      of predict_logits or predict_eps: fits the runs that are there and writes
+                         DIR/prediction.csv, once; runs of larger sizes come after, and the figure
+                         compares
 plot.py watch DIR ...    draws again while a sweep is running"""
 
 import argparse
@@ -33,10 +34,8 @@ try:
     from matplotlib.patches import Patch
     from matplotlib.ticker import LogLocator, NullFormatter
 except ImportError as error:
-    here, there = (
-        sys.prefix != sys.base_prefix,
-        "build/venv/bin/python",
-    )  # a system's Python often refuses pip: a venv never
+    # a system's Python often refuses pip: a venv never
+    here, there = (sys.prefix != sys.base_prefix, "build/venv/bin/python")
     packages = " ".join(
         re.findall(r'"(\w+==[\d.]+)"', pathlib.Path(__file__).read_text(encoding="utf-8"))
     )
@@ -67,10 +66,9 @@ matplotlib.rcParams.update(
         "svg.hashsalt": "plot.py",
     }
 )
-GRIDS = [
-    (3e-4, 3e-1),
-    (3e-3, 3e-1),
-]  # of LR sensitivity: the paper's, and the part that short runs can train at
+# of LR sensitivity: the paper's, and the part that short runs can train at
+GRIDS = [(3e-4, 3e-1), (3e-3, 3e-1)]
+# flags that leave a result as it is
 HANDLING = (
     "micro_batch out resume sample temperature eval_every log_every checkpoint_every".split()
 )  # flags that leave a result as it is
@@ -88,7 +86,8 @@ def complain(path, what):
 
 @contextlib.contextmanager
 def whole(path):
-    """A file beside this one, which takes its place once it is written: it appears whole or not at all."""
+    """A file beside this one, which takes its place once it is written: it appears whole or not at
+    all."""
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield part
@@ -112,8 +111,8 @@ def cell(text):
 
 
 def read_csv(path, finite, numbers, texts=""):
-    """The rows as dicts, numbers as float. finite: columns that must hold a number, numbers: or nan, or nothing; texts: be there.
-    What cannot be used is left out, with a line on stderr."""
+    """The rows as dicts, numbers as float. finite: columns that must hold a number, numbers: or
+    nan, or nothing; texts: be there. What cannot be used is left out, with a line on stderr."""
     finite, numbers = finite.split(), numbers.split()
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
@@ -160,8 +159,9 @@ def read_log(run):
 
 
 def read_sweeps(folders):
-    """{experiment: its runs, each once}, from the sweeps' joined tables and from the runs' own, as a table may be older. A folder
-    of sweeps does as well. Sweeps of one experiment are one; that of train_gpt -lr is called lr."""
+    """{experiment: its runs, each once}, from the sweeps' joined tables and from the runs' own, as
+    a table may be older. A folder of sweeps does as well. Sweeps of one experiment are one; that of
+    train_gpt -lr is called lr."""
     found, names = {}, {}
     for folder in map(pathlib.Path, folders):
         deep = [path.parent for path in folder.glob("*/experiment")]
@@ -227,18 +227,19 @@ def flags(run):
 
 
 def loss(run):
-    """min(final, initial), as the paper counts: a run that diverged has its loss at initialisation."""
+    """min(final, initial), as the paper counts: a run that diverged has its loss at
+    initialisation."""
     return np.fmin(number(run, "final_loss"), run["initial_loss"])
 
 
 def logit(run):
-    return (
-        number(run, "max_attn_logit") or math.nan
-    )  # 0: the run diverged before its first logged step
+    # 0: the run diverged before its first logged step
+    return number(run, "max_attn_logit") or math.nan
 
 
 def at_end(name):
-    """Of a column of the log, the median of the run's last tenth: one step's gradient says little."""
+    """Of a column of the log, the median of the run's last tenth: one step's gradient says
+    little."""
 
     def value(run):
         if name not in run:  # read once
@@ -255,13 +256,13 @@ def now(name):
 
 
 def effect(kind, hidden):
-    """How much an update changes its layer's output at most: learning rate x RMS of the update x inputs, as all of them add up."""
+    """How much an update changes its layer's output at most: learning rate x RMS of the update x
+    inputs, as all of them add up."""
 
     def value(run):
         m = run["d"] / run["base_d"]
-        scale = {"off": 1, "simple": 1 / m if hidden else 1}.get(
-            run["mu_param"], 1 / m
-        )  # the head's logits are divided by m instead
+        # the head's logits are divided by m instead
+        scale = {"off": 1, "simple": 1 / m if hidden else 1}.get(run["mu_param"], 1 / m)
         return (
             number(run["now"], "lr") * scale * number(run["now"], f"update_rms_{kind}") * run["d"]
         )
@@ -275,8 +276,10 @@ def spread(values):
 
 
 def over(runs, x, value, across=()):
-    """An array of rows: x, then median, least and most over the seeds. across: the value is not a run's but that of all runs with
-    this x, which differ in these flags; their seeds, each by itself, give the least and the most."""
+    """An array of rows: x, then median, least and most over the seeds. across: the value is not a
+    run's but that of all runs with this x, which differ in these flags; their seeds, each by
+    itself, give the least and the most.
+    """
     groups, rows = {}, []
     for run in runs:
         groups.setdefault(run[x], []).append(run)
@@ -293,7 +296,8 @@ def over(runs, x, value, across=()):
 
 
 def lr_sensitivity(runs, least, most):
-    """Section 2.2, from the medians over the seeds: the mean loss over the grid above the best. And the grid's size."""
+    """Section 2.2, from the medians over the seeds: the mean loss over the grid above the best. And
+    the grid's size."""
     curve = over(runs, "lr", loss)
     x = curve[(curve[:, 0] > least * (1 - 1e-9)) & (curve[:, 0] < most * (1 + 1e-9)), 1]
     return (x.mean() - x.min() if len(x) > 1 else math.nan), len(x)
@@ -343,7 +347,8 @@ def short(count):
 # ---------------------------------------------------------------------------
 # The experiments, as data
 
-MEASURES = {  # the axis and its scale; the value of a run, or of all the runs that differ in the flags named last
+# the axis and its scale; the value of a run, or of all the runs that differ in the flags named last
+MEASURES = {
     "loss": ("final validation loss, nats", "linear", loss),
     "logit": ("largest attention logit", "log", logit),
     "log_z": ("mean log Z at the end", "linear", lambda run: number(run, "log_z")),
@@ -398,15 +403,8 @@ WORDS = {
     ("wd_independent", 0): "standard",
     ("mu_param", "off"): "standard model",
 } | {("mu_param", x): f"µParam {x}" for x in ("simple", "intermediate", "full")}
-ORDER = [
-    "off",
-    "simple",
-    "intermediate",
-    "full",
-    "depth alone",
-    "width alone",
-    "both",
-]  # of values that are words
+# of values that are words
+ORDER = ["off", "simple", "intermediate", "full", "depth alone", "width alone", "both"]
 
 
 def families(runs):
@@ -420,10 +418,11 @@ def families(runs):
         "width alone": lambda run: run["layers"] == layers,
         "both": lambda run: (run["d"] == d) == (run["layers"] == layers),
     }
+    # qk-norm has a few
     least = {
         size: min(run["parameters"] for run in runs if (run["d"], run["layers"]) == size)
         for size in sizes
-    }  # qk-norm has a few
+    }
     return [
         run | {"family": name, "parameters": least[run["d"], run["layers"]]}
         for name, belongs in ways.items()
@@ -464,7 +463,9 @@ SETTING = lambda flag: [
     ("loss", "lr", flag, "qk_norm"),
     ("best_lr " + BOTH_GRIDS, flag, "qk_norm", ""),
 ]
-EXPERIMENTS = {  # a figure's blocks: what is measured, against what, a line for each, a column (or: row/column) of panels for each, of which runs
+# a figure's blocks: what is measured, against what, a line for each, a column (or: row/column) of
+# panels for each, of which runs
+EXPERIMENTS = {
     "lr": [("loss logit", "lr", SIZE, "qk_norm")],
     "qk_norm": [("loss logit", "lr", SIZE, "qk_norm"), (BOTH_GRIDS, "parameters", "qk_norm", "")],
     "z_loss": [
@@ -519,7 +520,8 @@ EXPERIMENTS = {  # a figure's blocks: what is measured, against what, a line for
 
 
 def look(i, n):
-    """Line i of n in an order: viridis without its yellow, the last the darkest, and a marker each, for print and the colour-blind."""
+    """Line i of n in an order: viridis without its yellow, the last the darkest, and a marker each,
+    for print and the colour-blind."""
     return {
         "color": matplotlib.colormaps["viridis"](0.85 * (n - 1 - i) / max(n - 1, 1)),
         "marker": "osD^vP*<>ph"[i % 11],
@@ -532,17 +534,20 @@ def name_of(names, run):
         return WORDS.get((name, value)) or (
             value
             if name == "family"
-            else "LR " + sci(value)
-            if name == "lr"
-            else f"{name} {plain(value)}" + "%" * (name == "warmup")
+            else (
+                "LR " + sci(value)
+                if name == "lr"
+                else f"{name} {plain(value)}" + "%" * (name == "warmup")
+            )
         )
 
     return ", ".join(map(one, names))
 
 
 def by_name(runs, names, given=None):
-    """{name: runs}, in order, a name for each combination of these flags. Where runs that are the same in these and the given
-    flags, if any are, differ in another flag, the name says it: they are no seeds of each other."""
+    """{name: runs}, in order, a name for each combination of these flags. Where runs that are the
+    same in these and the given flags, if any are, differ in another flag, the name says it: they
+    are no seeds of each other."""
     groups, found, parameters = {}, {}, {}
     for run in runs if given is not None else []:
         groups.setdefault(tuple(map(run.get, (*names, *given))), []).append(run)
@@ -561,12 +566,8 @@ def by_name(runs, names, given=None):
         key = tuple(map(run.get, names))
         found.setdefault(key, []).append(run)
         parameters[key] = min(parameters.get(key, math.inf), run["parameters"])
-    rank = (
-        lambda x: (0, x)
-        if isinstance(x, float)
-        else (1, ORDER.index(x))
-        if x in ORDER
-        else (2, str(x))
+    rank = lambda x: (
+        (0, x) if isinstance(x, float) else (1, ORDER.index(x)) if x in ORDER else (2, str(x))
     )
     vary = [name for i, name in enumerate(names) if len({key[i] for key in found}) > 1] or names[:1]
     return {
@@ -580,8 +581,9 @@ def by_name(runs, names, given=None):
 
 
 def draw_line(ax, runs, name, style, x, measure, place, needed):
-    """A line, its band over the seeds, and a cross on each run that diverged. Returns how many crosses. needed: the learning rates
-    (and so on) without which there is no point yet, as it would be that of another grid."""
+    """A line, its band over the seeds, and a cross on each run that diverged. Returns how many
+    crosses. needed: the learning rates (and so on) without which there is no point yet, as it would
+    be that of another grid."""
     value, *across = MEASURES[measure][2:]
     for flags in across:
         known = {
@@ -627,9 +629,8 @@ def x_axis(ax, x, values, place):
         ax.set_xticks(list(place.values()), [f"{value:g}" for value in place])
         return
     ax.set_xscale("linear" if x == "step" else "log")
-    ticks = [
-        value for before, value in zip([0, *values], values) if value > 1.4 * before
-    ]  # room for each; qk-norm's few parameters are none
+    # room for each; qk-norm's few parameters are none
+    ticks = [value for before, value in zip([0, *values], values) if value > 1.4 * before]
     if x not in ("lr", "step", "eps") and len(ticks) <= 6:
         ax.set_xticks(ticks, map(short, ticks))
         ax.minorticks_off()
@@ -646,8 +647,8 @@ def lrs_of(measure, runs):
 
 
 def draw_block(part, runs, measures, x, lines, columns):
-    """Rows of panels for the measures, or for the first of two flags, and columns for a flag; or the measures side by side.
-    Returns how many rows and columns of panels there are."""
+    """Rows of panels for the measures, or for the first of two flags, and columns for a flag; or
+    the measures side by side. Returns how many rows and columns of panels there are."""
     measures, lines, (*down, right) = (
         measures.split(),
         lines.split(),
@@ -690,9 +691,8 @@ def draw_block(part, runs, measures, x, lines, columns):
         {number(run, "entropy_floor") for run in runs},
         0,
     )
-    place = (
-        {value: i for i, value in enumerate(values)} if x == "beta2" or values[0] <= 0 else {}
-    )  # no log axis for these: side by side
+    # no log axis for these: side by side
+    place = {value: i for i, value in enumerate(values)} if x == "beta2" or values[0] <= 0 else {}
     for i, (ax, (measure, upper, title)) in enumerate(zip(axes.flat, panels)):
         here = {id(run) for run in right[title]} & {
             id(run) for run in (by_name(runs, down[0])[upper] if down else runs)
@@ -761,7 +761,8 @@ def draw_block(part, runs, measures, x, lines, columns):
 
 
 def draw(experiment, runs):
-    """The figure of an experiment, a block under the other. Its size is set at the end: how many panels there are is in the runs."""
+    """The figure of an experiment, a block under the other. Its size is set at the end: how many
+    panels there are is in the runs."""
     figure, shapes = Figure(figsize=(8, 8), layout="constrained"), []
     blocks = [
         (block, list(choose[0](runs)) if choose else runs)
@@ -783,11 +784,13 @@ def draw(experiment, runs):
 
 
 # ---------------------------------------------------------------------------
-# Predictions (sections 3.3 and 3.4): fitted on small runs, written down, and only then compared with larger ones
+# Predictions (sections 3.3 and 3.4): fitted on small runs, written down, and only then compared
+# with larger ones
 
-# Of which runs, what, and past which limit training suffers: the trainer's diagnosis speaks at an attention logit of 100, where larger
-# models begin to end worse (the paper's runs, much longer, failed at 1e4), and updates die at epsilon. reach: how far the curve
-# goes, in times the largest width.
+# Of which runs, what, and past which limit training suffers: the trainer's diagnosis speaks at an
+# attention logit of 100, where larger models begin to end worse (the paper's runs, much longer,
+# failed at 1e4), and updates die at epsilon. reach: how far the curve goes, in times the largest
+# width.
 PREDICTIONS = {
     "predict_logits": {
         "of": list,
@@ -806,7 +809,9 @@ PREDICTIONS = {
         "reach": 1e3,
     },
 }
-FORMS = {  # y = log10 of the value; x = log10 of the parameters, l = log10 of the learning rate. For each LR by itself, or for all at once
+# y = log10 of the value; x = log10 of the parameters, l = log10 of the learning rate. For each LR
+# by itself, or for all at once
+FORMS = {
     "a + b x, for each LR": (True, lambda x, l: [x**0, x]),
     "a + b x + c x^2, for each LR": (True, lambda x, l: [x**0, x, x * x]),
     "a + b x + c l + d x l + e l^2": (False, lambda x, l: [x**0, x, l, x * l, l * l]),
@@ -818,7 +823,8 @@ FORMS = {  # y = log10 of the value; x = log10 of the parameters, l = log10 of t
 
 
 def student(dof):
-    """The 95% quantile of Student's t (Abramowitz and Stegun, 26.7.5): between minus this and this lie 90%. 1% off at 2, less above."""
+    """The 95% quantile of Student's t (Abramowitz and Stegun, 26.7.5): between minus this and this
+    lie 90%. 1% off at 2, less above."""
     z = 1.6448536
     return (
         z
@@ -829,7 +835,8 @@ def student(dof):
 
 
 def regress(form, x, l, y, least=2):
-    """Least squares: {LR, or None for all: coefficients, their covariance, degrees of freedom, variance of a run}; {} if these are fewer than the least."""
+    """Least squares: {LR, or None for all: coefficients, their covariance, degrees of freedom,
+    variance of a run}; {} if these are fewer than the least."""
     apart, terms = FORMS[form]
     fits = {}
     for key in sorted(set(l)) if apart else [None]:
@@ -852,7 +859,8 @@ def extrapolate(form, fits, x, l):
 
 
 def rehearse(form, x, l, y):
-    """Predicts the largest size from the smaller ones, and the two largest: the errors, and how many standard deviations they were."""
+    """Predicts the largest size from the smaller ones, and the two largest: the errors, and how
+    many standard deviations they were."""
     errors, deviations = [], []
     for held in (1, 2):
         small = x < sorted(set(x))[-held]
@@ -866,7 +874,8 @@ def rehearse(form, x, l, y):
 
 
 def crossing(x, y, limit, up):
-    """Where log10 y passes the limit, x being log10 of the parameters; inf: nowhere up to the last."""
+    """Where log10 y passes the limit, x being log10 of the parameters; inf: nowhere up to the
+    last."""
     past = (y > math.log10(limit)) == up
     if not past.any():
         return math.inf
@@ -879,7 +888,8 @@ def crossing(x, y, limit, up):
 
 
 def grid_of_sizes(runs, reach):
-    """(width or nan, parameters) of the curve's points: of one depth, the parameters are a quadratic of the width."""
+    """(width or nan, parameters) of the curve's points: of one depth, the parameters are a
+    quadratic of the width."""
     known = sorted({(run["d"], run["parameters"]) for run in runs})
     d, parameters = np.array(known).T
     if len({run["layers"] for run in runs}) == 1 and len(known) > 3 and len(set(d)) == len(d):
@@ -918,9 +928,8 @@ def predict(experiment, runs, path):
         raise ValueError(f"runs of {len(sizes)} sizes: a prediction needs 4, better 5 or more")
     rms = lambda values: float(np.sqrt(np.mean(np.square(values)))) if len(values) else math.inf
     rehearsals = {form: rehearse(form, x, l, y) for form in FORMS}
-    form = min(
-        FORMS, key=lambda form: (-len(rehearsals[form][0]), rms(rehearsals[form][0]))
-    )  # first those that can do both
+    # first those that can do both
+    form = min(FORMS, key=lambda form: (-len(rehearsals[form][0]), rms(rehearsals[form][0])))
     fits = regress(form, x, l, y)
     if not fits or not math.isfinite(rms(rehearsals[form][0])):
         raise ValueError("too few runs for a fit: more sizes or seeds")
@@ -936,15 +945,18 @@ def predict(experiment, runs, path):
             for f in FORMS
             if math.isfinite(rms(rehearsals[f][0]))
         ),
-        f"low, high: 90% for one run, Student's t, times {widen:.2f} (what that rehearsal's errors were in standard deviations, if above 1)",
+        (
+            f"low, high: 90% for one run, Student's t, times {widen:.2f} (what that rehearsal's"
+            " errors were in standard deviations, if above 1)"
+        ),
     ]
     for key, (coefficients, covariance, dof, variance) in fits.items():
         said.append(
             ("" if key is None else f"LR {sci(10**key)}: ")
             + "coefficients "
             + " ".join(f"{c:.6g}" for c in coefficients)
-            + f"; a run's standard deviation {math.sqrt(variance):.4g}; degrees of freedom {dof}; covariance, by rows "
-            + " ".join(f"{c:.6g}" for c in covariance.flat)
+            + f"; a run's standard deviation {math.sqrt(variance):.4g}; degrees of freedom {dof};"
+            " covariance, by rows " + " ".join(f"{c:.6g}" for c in covariance.flat)
         )
     grid, rows = grid_of_sizes(runs, what["reach"]), []
     at = np.log10([parameters for _, parameters in grid])
@@ -952,7 +964,8 @@ def predict(experiment, runs, path):
         mean, deviation, dof = extrapolate(form, fits, at, math.log10(lr))
         half = student(dof) * widen * deviation
         rows += [
-            f"{sci(lr)},{'' if math.isnan(d) else format(d, 'g')},{n:.0f},{int(n in sizes)},{10**m:.6g},{10 ** (m - h):.6g},{10 ** (m + h):.6g}"
+            f"{sci(lr)},{'' if math.isnan(d) else format(d, 'g')},{n:.0f},{int(n in sizes)},"
+            f"{10**m:.6g},{10 ** (m - h):.6g},{10 ** (m + h):.6g}"
             for (d, n), m, h in zip(grid, mean, half)
         ]
         middle, *ends = (
@@ -960,8 +973,8 @@ def predict(experiment, runs, path):
         )
         word = lambda n: short(n) if math.isfinite(n) else f"above {short(grid[-1][1])}"
         said.append(
-            f"LR {sci(lr)}: {past} at {word(middle)} parameters ({word(min(ends))} to {word(max(ends))})"
-            + ", within the fit" * bool(middle <= sizes[-1])
+            f"LR {sci(lr)}: {past} at {word(middle)} parameters ({word(min(ends))} to"
+            f" {word(max(ends))})" + ", within the fit" * bool(middle <= sizes[-1])
         )
     if path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
@@ -976,7 +989,8 @@ def predict(experiment, runs, path):
 
 
 def read_prediction(runs):
-    """{LR: (parameters, fitted, predicted, low, high)}, from the file that was written before, if there is one; and its runs."""
+    """{LR: (parameters, fitted, predicted, low, high)}, from the file that was written before, if
+    there is one; and its runs."""
     found, (path, *others) = (
         {},
         sorted({path for run in runs if (path := run["sweep"] / "prediction.csv").exists()})
@@ -994,7 +1008,8 @@ def read_prediction(runs):
 
 
 def draw_prediction(part, experiment, runs):
-    """What was predicted, as it was written, and what came: hollow points were fitted, full ones were not known."""
+    """What was predicted, as it was written, and what came: hollow points were fitted, full ones
+    were not known."""
     prediction, runs = read_prediction(runs)
     what, lrs = PREDICTIONS[experiment], sorted({run["lr"] for run in runs})
     known = max(
@@ -1076,8 +1091,10 @@ PANELS = [  # the axis and its scale, the columns' names or their beginnings
 
 
 def diagnosis(rows, run=None):
-    """What the trainer says at the end (diagnose in gpt.h), with the step where it begins: (beginning of the panel's columns, step, words).
-    run: the run's summary, if it has one; without it epsilon is not known, and the warm-up ends where the learning rate is highest."""
+    """What the trainer says at the end (diagnose in gpt.h), with the step where it begins:
+    (beginning of the panel's columns, step, words). run: the run's summary, if it has one; without
+    it epsilon is not known, and the warm-up ends where the learning rate is highest.
+    """
     said, steps, run = [], [row["step"] for row in rows], run or {}
     first = lambda marks: next((step for step, mark in zip(steps, marks) if mark), None)
     column = lambda name: [number(row, name) for row in rows]
@@ -1137,7 +1154,8 @@ def diagnosis(rows, run=None):
 
 
 def draw_log(logs, says=()):
-    """Training curves, a column a run; a single run has its panels in two columns. says: what diagnosis() says of each run."""
+    """Training curves, a column a run; a single run has its panels in two columns. says: what
+    diagnosis() says of each run."""
     n, says = len(logs), dict(says)
     figure = Figure(figsize=(8, 8.5) if n == 1 else (max(8, 3 * n), 14), layout="constrained")
     axes = (
@@ -1156,9 +1174,8 @@ def draw_log(logs, says=()):
             step = np.array([r["step"] for r in rows])
             for i, name in enumerate(names):
                 y = np.array([number(r, name) for r in rows])
-                style = look(i, len(names)) | {
-                    "markevery": ((i + 1) / (len(names) + 1) / 4, 0.25)
-                }  # a few, no two lines' at one place
+                # a few, no two lines' at one place
+                style = look(i, len(names)) | {"markevery": ((i + 1) / (len(names) + 1) / 4, 0.25)}
                 if name == "val_loss" or len(names) == 1:
                     style |= {"linestyle": "", "markevery": 1} if len(names) > 1 else {"marker": ""}
                 label = re.sub(r"^(max_attn_logit|grad_rms|update_rms)_|_loss$", "", name)
@@ -1226,7 +1243,8 @@ def show(x, form):
 
 
 def tables(runs):
-    """The results of each combination of the flags that vary, and the LR sensitivity of each without the LR."""
+    """The results of each combination of the flags that vary, and the LR sensitivity of each
+    without the LR."""
     vary = [
         name
         for name in flags(runs[0])
@@ -1263,7 +1281,10 @@ def tables(runs):
             )
     return "\n".join(
         [
-            "Validation loss in nats per token, median over the seeds (least to most); a run that diverged counts with its loss at initialisation.",
+            (
+                "Validation loss in nats per token, median over the seeds (least to most); a run"
+                " that diverged counts with its loss at initialisation."
+            ),
             "",
             markdown(
                 [*vary, "learning rate", "final loss", "max attention logit", "log Z", "diverged"],
@@ -1273,7 +1294,10 @@ def tables(runs):
         + (
             [
                 "",
-                "LR sensitivity in nats per token (from so many learning rates); 0: the learning rate does not matter.",
+                (
+                    "LR sensitivity in nats per token (from so many learning rates); 0: the"
+                    " learning rate does not matter."
+                ),
                 "",
                 markdown(
                     [
@@ -1345,12 +1369,14 @@ def draw_all(found, options):
         except KeyError as column:
             complain(
                 runs[0]["sweep"],
-                f"no figure of {experiment}: its runs have no column {column}, or a word in it where a number should be",
+                f"no figure of {experiment}: its runs have no column {column}, or a word in it"
+                " where a number should be",
             )
 
 
 def watch(options):
-    """Draws when a run has ended. Done when at two looks each run that began has ended: the next begins at once."""
+    """Draws when a run has ended. Done when at two looks each run that began has ended: the next
+    begins at once."""
     ended, quiet = None, 0
     while quiet < 2:
         logs, now_ended = (
@@ -1432,9 +1458,11 @@ def main(argv):
             except (ValueError, KeyError) as error:
                 complain(
                     options.folders[0],
-                    f"no prediction: its runs have no column {error}"
-                    if isinstance(error, KeyError)
-                    else error,
+                    (
+                        f"no prediction: its runs have no column {error}"
+                        if isinstance(error, KeyError)
+                        else error
+                    ),
                 )
                 return 1
             print(f"{said}\nwrote {path}", flush=True)
@@ -1446,9 +1474,11 @@ def main(argv):
             says = {
                 run: diagnosis(
                     rows,
-                    next(iter(read_csv(summaries[run], "steps eps", "", "warmup")), None)
-                    if run in summaries
-                    else None,
+                    (
+                        next(iter(read_csv(summaries[run], "steps eps", "", "warmup")), None)
+                        if run in summaries
+                        else None
+                    ),
                 )
                 for run, rows in found.items()
             }
@@ -1458,17 +1488,18 @@ def main(argv):
     except FileExistsError as error:
         complain(
             error.filename,
-            "is there already; a prediction is made once, before its outcome is known"
-            if command == "predict"
-            else error.strerror,
+            (
+                "is there already; a prediction is made once, before its outcome is known"
+                if command == "predict"
+                else error.strerror
+            ),
         )
         return 1
     except OSError as error:
         complain(error.filename or "its output", error.strerror)
         if not error.filename:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # what is left to write would fail once more
+            # what is left to write would fail once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130

@@ -1,4 +1,5 @@
-// lib/base.h: errors, memory, time, random numbers, and files that appear whole or not at all.
+// lib/base.h: errors, memory, time, threads, random numbers, and files that appear whole or not at
+// all.
 // C that is also valid C++, as all headers here are: nvcc compiles the same text.
 #ifndef BASE_H
 #define BASE_H
@@ -79,6 +80,17 @@ static double now(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
+
+// ---------------------------------------------------------------------------
+// Threads: those of OpenMP, or one where the compiler has none
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static void omp_set_num_threads(int threads) { (void)threads; }
+static int omp_get_max_threads(void) { return 1; }
+static int omp_get_thread_num(void) { return 0; }
+#endif
 
 // ---------------------------------------------------------------------------
 // Random numbers

@@ -108,6 +108,15 @@ static void sweep_report(const Config *cfg, const Summary *runs, int n) {
 // ---------------------------------------------------------------------------
 // The sweep itself
 
+// How many processes or threads may run at a time: OMP_NUM_THREADS where it is set.
+static int cores(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return (int)fmax(1, (double)sysconf(_SC_NPROCESSORS_ONLN));
+#endif
+}
+
 // A line of the live display.
 static void sweep_line(const char *lr, const Progress *p, int steps) {
     static const char *const words[4] = {"waiting", "starting", "done", "stopped"};

@@ -1,4 +1,5 @@
-"""Builds the C trainer as a library (shim.c) and lets the tests call it: Library is the C side, Model one model."""
+"""Builds the C trainer as a library (shim.c) and lets the tests call it: Library is the C side,
+Model one model."""
 
 import ctypes as ct
 import os
@@ -14,17 +15,14 @@ import pytest
 
 TEST = pathlib.Path(__file__).resolve().parent
 ROOT = TEST.parent
-sys.path[:0] = map(
-    str, sorted(TEST.glob("[a-z]*/"))
-)  # the test files use each other, across folders
+# the test files use each other, across folders
+sys.path[:0] = map(str, sorted(TEST.glob("[a-z]*/")))
 pytest.register_assert_rewrite("survive")  # its stories, too, show what failed
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell's background jobs ignore Ctrl-C, nohup's SIGHUP, and so would every program that is tested
+# A shell's background jobs ignore Ctrl-C, nohup's SIGHUP, and so would every program under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-NO_PRELOAD = {
-    k: v for k, v in os.environ.items() if k != "LD_PRELOAD"
-}  # the compiler itself needs no sanitizer
+# the compiler itself needs no sanitizer
+NO_PRELOAD = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
 
 
 def compiles(cc, *flags):
@@ -37,7 +35,8 @@ def compiles(cc, *flags):
 
 
 def build_shim(double):
-    """Compiles shim.c with CC and CFLAGS from the environment; again only when a source is newer than the library."""
+    """Compiles shim.c with CC and CFLAGS from the environment; again only when a source is newer
+    than the library."""
     cc = shlex.split(os.environ.get("CC", "cc"))
     flags = shlex.split(os.environ.get("CFLAGS", "-O3 -march=native")) + ["-DDOUBLE"] * double
     flags += [f for f in ("-fopenmp-simd", "-fopenmp") if compiles(cc, f)]
@@ -98,8 +97,8 @@ def build_emu(name, source, *flags, suffix=""):
 
 
 class Library:
-    """shim.c at one precision. Arrays of `real` go in and out as C-contiguous numpy arrays of self.real.
-    Or another library of its functions, of which some may be missing."""
+    """shim.c at one precision. Arrays of `real` go in and out as C-contiguous numpy arrays of
+    self.real. Or another library of its functions, of which some may be missing."""
 
     def __init__(self, double, path=None):
         self.c = c = ct.CDLL(str(path or build_shim(double)))
@@ -113,14 +112,15 @@ class Library:
                 getattr(c, "shim_" + name).restype = ct.c_double
         c.shim_num_parameters.restype = ct.c_long
         for name in (
-            "free layernorm_forward layernorm_backward gelu_forward gelu_backward rope_forward rope_backward "
+            "free layernorm_forward layernorm_backward gelu_forward gelu_backward rope "
             "attention_forward attention_backward cross_entropy matmul tensor".split()
         ):
             if path is None or hasattr(c, "shim_" + name):
                 getattr(c, "shim_" + name).restype = None
 
     def threads(self, n):
-        """Without OpenMP there is one. More threads than free cores wait for each other: small models want one."""
+        """Without OpenMP there is one. More threads than free cores wait for each other: small
+        models want one."""
         if hasattr(self.c, "omp_set_num_threads"):
             self.c.omp_set_num_threads(ct.c_int(n))
 
@@ -132,7 +132,7 @@ class Library:
         return np.full(shape, np.nan, self.real)
 
     def call(self, name, *args):
-        """Calls a layer: a float goes as double, an int of gelu's n as long, an array by its address, None as NULL."""
+        """Calls a layer: a float goes as double, an array by its address, None as NULL."""
         for a in args:
             assert not isinstance(a, np.ndarray) or (
                 a.flags.c_contiguous and a.dtype in (self.real, np.int32, np.float64)
@@ -154,17 +154,17 @@ class Library:
     def gelu_forward(self, x):
         """The value and the slope."""
         out, slope = self.empty(*x.shape), self.empty(*x.shape)
-        self.call("gelu_forward", out, slope, x, ct.c_long(x.size))
+        self.call("gelu_forward", out, slope, x, *rows_of(x))
         return out, slope
 
     def gelu_backward(self, x, dout):
         dx, slope = self.empty(*x.shape), self.gelu_forward(x)[1]
-        self.call("gelu_backward", dx, dout, slope, ct.c_long(x.size))
+        self.call("gelu_backward", dx, dout, slope, *rows_of(x))
         return dx
 
     def rope(self, which, x):
         out = self.empty(*x.shape)
-        self.call("rope_" + which, out, x, *x.shape)
+        self.call("rope", out, x, dict(forward=1, backward=-1)[which], *x.shape)
         return out
 
     def attention_forward(self, q, k, v, scale):
@@ -174,13 +174,15 @@ class Library:
             self.empty(B, NH, T, 2),
             np.full(1, np.nan),
         )
-        self.call("attention_forward", out, softmax, q, k, v, scale, B, T, NH, HS, largest)
+        qk, qkv = packed(q, k, v)
+        self.call("attention_forward", out, softmax, qk, qkv, scale, B, T, NH, HS, largest)
         return out, softmax, largest[0]
 
     def attention_backward(self, dout, out, softmax, q, k, v, scale):
-        grads = [self.empty(*q.shape) for _ in "qkv"]
-        self.call("attention_backward", *grads, dout, out, softmax, q, k, v, scale, *q.shape)
-        return grads
+        B, T, NH, HS = q.shape
+        dqkv, (qk, qkv) = self.empty(B, T, 3, NH, HS), packed(q, k, v)
+        self.call("attention_backward", dqkv, dout, out, softmax, qk, qkv, scale, *q.shape)
+        return [np.ascontiguousarray(dqkv[:, :, i]) for i in range(3)]
 
     def cross_entropy(self, logits, targets, z_loss):
         dlogits, loss, log_z = logits.copy(), np.full(1, np.nan), np.full(1, np.nan)
@@ -190,6 +192,16 @@ class Library:
     def matmul(self, out, a, b, add, M, N, K, trans_a, trans_b):
         self.call("matmul", out, a, b, add, M, N, K, int(trans_a), int(trans_b))
         return out
+
+
+def rows_of(x):
+    """The shape of x as rows and columns: a vector is one row."""
+    return (1, x.size) if x.ndim == 1 else (x.size // x.shape[-1], x.shape[-1])
+
+
+def packed(q, k, v):
+    """q and k (B,T,NH,HS) as (B,T,2,C), and v as (B,T,3,C), in which nobody may read q and k."""
+    return np.stack([q, k], 2), np.stack([np.full_like(v, np.nan)] * 2 + [v], 2)
 
 
 def pass_on(a):

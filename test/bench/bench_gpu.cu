@@ -1,10 +1,15 @@
-// The speed of train_gpt.cu on this machine's GPU, and what each of its kernels takes of a step. Random tokens and medians.
-// usage: bench_gpu N bytes [flags of train_gpt_cu: -d, -layers, -heads, -T, -batch, -vocab, -dtype, -steps ...]
+// The speed of train_gpt.cu on this machine's GPU, and the share of each of its kernels in a step.
+// Random tokens and medians.
+// usage: bench_gpu N bytes [flags of train_gpt_cu: -d, -layers, -heads, -T, -batch, -vocab, -dtype,
+//                           -steps ...]
 // prints    gpu NAME
 //           model C L NH T B V parameters
-//           step seconds FLOPs peak_bytes        a training step; its model FLOPs; what is taken of the GPU's memory
-//           limits FLOP/s bytes/s                of cuBLAS's product of N cubed in bf16; of a copy of so many bytes, read and written
-//           kernel NAME launches seconds FLOPs bytes        for each kernel of a step: all of its launches
+//           step seconds FLOPs peak_bytes
+//               a training step; its model FLOPs; the GPU memory in use
+//           limits FLOP/s bytes/s
+//               of cuBLAS's product of N cubed in bf16; of a copy of `bytes`, read and written
+//           kernel NAME launches seconds FLOPs bytes
+//               for each kernel of a step: all of its launches
 #ifdef CUDA_EMU
 #include "../cuda/cuda_emu.h"
 #else
@@ -19,15 +24,19 @@
 #include <string>
 #include <vector>
 
-// The trainer's calls that start kernels go through these, which note the time before and after where `timing` is set.
+// The trainer's calls that start kernels go through these, which note the time before and after
+// where `timing` is set.
 struct Span { std::string name; double flops, bytes; cudaEvent_t begin, end; };
 static std::vector<Span> spans;
 static bool timing;
 
-template <class Call> static auto timed(cudaStream_t stream, const std::string &name, double flops, double bytes, Call call) {
+template <class Call>
+static auto timed(cudaStream_t stream, const std::string &name, double flops, double bytes,
+                  Call call) {
     if (!timing) return call();
     Span span = {name, flops, bytes, NULL, NULL};
-    for (cudaEvent_t *event : {&span.begin, &span.end}) if (cudaEventCreateWithFlags(event, cudaEventDefault)) abort();
+    for (cudaEvent_t *event : {&span.begin, &span.end})
+        if (cudaEventCreateWithFlags(event, cudaEventDefault)) abort();
     cudaEventRecord(span.begin, stream);
     auto status = call();
     cudaEventRecord(span.end, stream);
@@ -45,22 +54,35 @@ static std::string kernel_name(const void *kernel) {    // without its template'
     return name.substr(0, name.find_first_of("<("));
 }
 
-template <class... P, class... A> static cudaError_t timed_kernel(const cudaLaunchConfig_t *config, void (*kernel)(P...), A... arguments) {
-    return timed(config->stream, timing ? kernel_name((const void *)kernel) : "", 0, 0, [&] { return cudaLaunchKernelEx(config, kernel, static_cast<P>(arguments)...); });
+template <class... P, class... A>
+static cudaError_t timed_kernel(const cudaLaunchConfig_t *config, void (*kernel)(P...),
+                                A... arguments) {
+    return timed(config->stream, timing ? kernel_name((const void *)kernel) : "", 0, 0,
+                 [&] { return cudaLaunchKernelEx(config, kernel, static_cast<P>(arguments)...); });
 }
 
-static cublasStatus_t timed_product(cublasHandle_t handle, cublasOperation_t op_a, cublasOperation_t op_b, int m, int n, int k, const void *alpha, const void *a, cudaDataType_t type, int lda,
-                                    const void *b, cudaDataType_t, int ldb, const void *beta, void *c, cudaDataType_t type_c, int ldc, cublasComputeType_t compute, cublasGemmAlgo_t algo) {
-    double M = m, N = n, K = k, size = type == CUDA_R_32F ? 4 : 2, size_c = type_c == CUDA_R_32F ? 4 : 2;
-    const char *name = op_a ? "product_forward" : op_b ? "product_backward_weight" : "product_backward_input";
+static cublasStatus_t timed_product(cublasHandle_t handle, cublasOperation_t op_a,
+                                    cublasOperation_t op_b, int m, int n, int k, const void *alpha,
+                                    const void *a, cudaDataType_t type, int lda, const void *b,
+                                    cudaDataType_t, int ldb, const void *beta, void *c,
+                                    cudaDataType_t type_c, int ldc, cublasComputeType_t compute,
+                                    cublasGemmAlgo_t algo) {
+    double M = m, N = n, K = k;
+    double size = type == CUDA_R_32F ? 4 : 2, size_c = type_c == CUDA_R_32F ? 4 : 2;
+    const char *name = op_a   ? "product_forward"
+                       : op_b ? "product_backward_weight"
+                              : "product_backward_input";
     cudaStream_t stream = NULL;
     cublasGetStream(handle, &stream);
-    return timed(stream, name, 2 * M * N * K, size * (M * K + K * N) + size_c * M * N,
-                 [&] { return cublasGemmEx(handle, op_a, op_b, m, n, k, alpha, a, type, lda, b, type, ldb, beta, c, type_c, ldc, compute, algo); });
+    return timed(stream, name, 2 * M * N * K, size * (M * K + K * N) + size_c * M * N, [&] {
+        return cublasGemmEx(handle, op_a, op_b, m, n, k, alpha, a, type, lda, b, type, ldb, beta, c,
+                            type_c, ldc, compute, algo);
+    });
 }
 
 template <class... A> static cublasStatus_t timed_gelu_product(A... arguments) {
-    return timed(std::get<sizeof...(A) - 1>(std::make_tuple(arguments...)), "product_gelu", 0, 0, [&] { return cublasLtMatmul(arguments...); });
+    return timed(std::get<sizeof...(A) - 1>(std::make_tuple(arguments...)), "product_gelu", 0, 0,
+                 [&] { return cublasLtMatmul(arguments...); });
 }
 
 #define cudaLaunchKernelEx timed_kernel
@@ -71,15 +93,20 @@ template <class... A> static cublasStatus_t timed_gelu_product(A... arguments) {
 #undef main
 #undef cublasGemmEx
 
-// What a step must compute and move, for each kernel: the formulas that stand beside the kernels. Products count themselves,
-// but for those of cuBLASLt, which hides its shapes.
+// What a step must compute and move, for each kernel: the formulas that stand beside the kernels.
+// Products count themselves, but for those of cuBLASLt, which hides its shapes.
 struct Cost { const char *kernel; double flops, bytes; };
 static std::vector<Cost> costs(const GPT *g, int B) {
     const Config *cfg = &g->cfg;
-    double L = cfg->layers, C = cfg->d, T = cfg->T, V = g->V, HS = C / cfg->heads, N = (double)g->num_parameters, rows = B * T, n = cfg->dtype == BF16 ? 2 : 4, x = n * rows * C;
-    int normed = cfg->qk_norm != 0, row_grid = least(blocks(rows, row_block(cfg->d).y), ROW_BLOCKS), head_grid = least(blocks(rows * cfg->heads * head_lanes((int)HS), 128), HEAD_BLOCKS);
+    double L = cfg->layers, C = cfg->d, T = cfg->T, V = g->V, HS = C / cfg->heads;
+    double N = (double)g->num_parameters, rows = B * T, n = cfg->dtype == BF16 ? 2 : 4;
+    double x = n * rows * C;
+    int normed = cfg->qk_norm != 0;
+    int row_grid = least(blocks(rows, row_block(cfg->d).y), ROW_BLOCKS);
+    int head_grid = least(blocks(rows * cfg->heads * head_lanes((int)HS), 128), HEAD_BLOCKS);
     return {
-        {"product_gelu", 2 * 2 * 4 * C * C * L * rows, L * (18 * x + 8 * C * C * n)},    // C in, 4C and 4C out; backward C and 4C in, 4C out
+        // C in, 4C and 4C out; backward C and 4C in, 4C out
+        {"product_gelu", 2 * 2 * 4 * C * C * L * rows, L * (18 * x + 8 * C * C * n)},
         {"embedding_forward_kernel", 0, 2 * x},
         {"layernorm_forward_kernel", 0, (4 * 2 * L + 2) * x},
         {"qk_norm_rope_forward_kernel", 0, 4 * L * x},
@@ -141,17 +168,24 @@ int main(int argc, char **argv) {
     if (steps < 1) die(USAGE, "-steps: at least one is measured");
     GPT g;
     printf("gpu %s\n", gpt_init(&g, &cfg, V, B, T));
-    printf("model %d %d %d %d %d %d %zu\n", cfg.d, cfg.layers, cfg.heads, T, B, V, g.num_parameters);
-    int *tokens = (int *)allocate((size_t)B * T, sizeof(int)), *targets = (int *)allocate((size_t)B * T, sizeof(int)), step = 0;
+    printf("model %d %d %d %d %d %d %zu\n", cfg.d, cfg.layers, cfg.heads, T, B, V,
+           g.num_parameters);
+    int *tokens = (int *)allocate((size_t)B * T, sizeof(int));
+    int *targets = (int *)allocate((size_t)B * T, sizeof(int));
+    int step = 0;
     uint64_t random = 1;
-    for (int i = 0; i < B * T; i++) tokens[i] = (int)random_below(&random, (uint32_t)V), targets[i] = (int)random_below(&random, (uint32_t)V);
+    for (int i = 0; i < B * T; i++) {
+        tokens[i] = (int)random_below(&random, (uint32_t)V);
+        targets[i] = (int)random_below(&random, (uint32_t)V);
+    }
     auto prepare = [&] {
         step = step % cfg.steps + 1;
         gpt_batch(&g, tokens, targets, B, T);
         gpt_constants(&g, step);
     };
 
-    // Steps as train makes them: one behind another, from the third on a graph. A step lasts from its end before to its end.
+    // Steps as train makes them: one behind another, from the third on a graph. A step lasts from
+    // its end before to its end.
     std::vector<cudaEvent_t> ends;
     std::vector<double> lasted;
     for (int i = 0; i <= steps + 3; i++) {
@@ -161,12 +195,15 @@ int main(int argc, char **argv) {
     }
     check(cudaStreamSynchronize(stream));
     Stats stats;
-    if (gpt_statistics(&g, B, T, &stats)) die(FAILED, "the loss is not finite, and AdamW did nothing since: try a smaller -lr");
+    if (gpt_statistics(&g, B, T, &stats))
+        die(FAILED, "the loss is not finite, and AdamW did nothing since: try a smaller -lr");
     for (int i = 0; i < steps; i++) lasted.push_back(seconds(ends[i], ends[i + 1]));
     for (cudaEvent_t event : ends) check(cudaEventDestroy(event));
     size_t free_bytes = 0, total = 0;
     check(cudaMemGetInfo(&free_bytes, &total));
-    double L = cfg.layers, flops = 6.0 * (double)(g.num_parameters - parameter_size(&g.table[WTE])) + 12 * L * T / 2 * cfg.d;    // a token, forward and backward
+    // a token, forward and backward
+    size_t multiplied = g.num_parameters - parameter_size(&g.table[WTE]);
+    double flops = 6.0 * (double)multiplied + 12.0 * cfg.layers * T / 2 * cfg.d;
     printf("step %g %g %zu\n", median(lasted), flops * B * T, total - free_bytes);
 
     // The same steps, kernel by kernel, each between two events
@@ -175,17 +212,24 @@ int main(int argc, char **argv) {
     for (int i = 0; i < std::min(steps, 10); i++) {
         std::map<std::string, double> sums;
         prepare();
-        for (int j = 0; j < 4; j++) gpt_step(&g, B, T, 0);    // keep the GPU busy while the next step is queued: it waits for no launch
+        // keep the GPU busy while the next step is queued: it waits for no launch
+        for (int j = 0; j < 4; j++) gpt_step(&g, B, T, 0);
         timing = true;
         gpt_gradient(&g, B, T, 0);
         mean_loss(&g, 0, g.constants);
         gpt_update(&g, 0);
         timing = false;
         check(cudaStreamSynchronize(stream));
-        for (auto &row : rows) row.second.launches = 0, row.second.flops = row.second.bytes = 0;
+        for (auto &row : rows) {
+            row.second.launches = 0;
+            row.second.flops = 0;
+            row.second.bytes = 0;
+        }
         for (const Span &s : spans) {
             Row &row = rows[s.name];
-            row.launches++, row.flops += s.flops, row.bytes += s.bytes;
+            row.launches++;
+            row.flops += s.flops;
+            row.bytes += s.bytes;
             sums[s.name] += seconds(s.begin, s.end);
             check(cudaEventDestroy(s.begin));
             check(cudaEventDestroy(s.end));
@@ -193,8 +237,14 @@ int main(int argc, char **argv) {
         spans.clear();
         for (auto &sum : sums) rows[sum.first].lasted.push_back(sum.second);
     }
-    for (const Cost &cost : costs(&g, B)) if (rows.count(cost.kernel)) rows[cost.kernel].flops += cost.flops, rows[cost.kernel].bytes += cost.bytes;
-    for (auto &row : rows) printf("kernel %s %d %g %.17g %.17g\n", row.first.c_str(), row.second.launches, median(row.second.lasted), row.second.flops, row.second.bytes);
+    for (const Cost &cost : costs(&g, B))
+        if (rows.count(cost.kernel)) {
+            rows[cost.kernel].flops += cost.flops;
+            rows[cost.kernel].bytes += cost.bytes;
+        }
+    for (auto &row : rows)
+        printf("kernel %s %d %g %.17g %.17g\n", row.first.c_str(), row.second.launches,
+               median(row.second.lasted), row.second.flops, row.second.bytes);
     gpt_free(&g);
 
     // What the GPU can do, while it is as warm as the steps made it
@@ -202,7 +252,8 @@ int main(int argc, char **argv) {
     char *memory = NULL;
     float one = 1, zero = 0;
     size_t size = (size_t)cube * cube;
-    for (size_t i = 0; i < size; i++) host[i] = __float2bfloat16((float)(random_uniform(&random) - 0.5));
+    for (size_t i = 0; i < size; i++)
+        host[i] = __float2bfloat16((float)(random_uniform(&random) - 0.5));
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     check(cublasCreate(&cublas));
     check(cublasSetStream(cublas, stream));
@@ -211,14 +262,20 @@ int main(int argc, char **argv) {
     check(cudaMemset(memory, 0, 2 * copied));
     to_gpu(matrices, host, (double)(size * sizeof(bf16)));
     double product = time_of(20, [&] {
-        check(cublasGemmEx(cublas, CUBLAS_OP_N, CUBLAS_OP_N, cube, cube, cube, &one, matrices, CUDA_R_16BF, cube, matrices, CUDA_R_16BF, cube, &zero,
-                           matrices + size, CUDA_R_16BF, cube, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        check(cublasGemmEx(cublas, CUBLAS_OP_N, CUBLAS_OP_N, cube, cube, cube, &one, matrices,
+                           CUDA_R_16BF, cube, matrices, CUDA_R_16BF, cube, &zero, matrices + size,
+                           CUDA_R_16BF, cube, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
     });
-    double copy = time_of(20, [&] { check(cudaMemcpyAsync(memory + copied, memory, copied, cudaMemcpyDeviceToDevice, stream)); });
+    double copy = time_of(20, [&] {
+        check(cudaMemcpyAsync(memory + copied, memory, copied, cudaMemcpyDeviceToDevice, stream));
+    });
     printf("limits %g %g\n", 2 * pow(cube, 3) / product, 2 * (double)copied / copy);
-    check(cudaFree(matrices)), check(cudaFree(memory));
+    check(cudaFree(matrices));
+    check(cudaFree(memory));
     check(cublasDestroy(cublas));
     check(cudaStreamDestroy(stream));
-    free(host), free(tokens), free(targets);
+    free(host);
+    free(tokens);
+    free(targets);
     return 0;
 }

@@ -1,7 +1,9 @@
-"""`make bench_gpu`: what training reaches on this machine's GPU, kernel by kernel, beside what the GPU can do and PyTorch does.
+"""`make bench_gpu`: what training reaches on this machine's GPU, kernel by kernel, beside what the
+GPU can do and PyTorch does.
 
-Each shape runs build/bench_gpu, with its batch doubled until that pays no more, and then test/bench/bench_torch.py with the same
-batch where PyTorch is installed. Limits (cuBLAS's bf16 product, a copy on the device) are measured in the same run.
+Each shape runs build/bench_gpu, with its batch doubled until that pays no more, and then
+test/bench/bench_torch.py with the same batch where PyTorch is installed. Limits (cuBLAS's bf16
+product, a copy on the device) are measured in the same run.
 """
 
 import argparse
@@ -77,7 +79,8 @@ def measure(options, shape, B):
 
 
 def best_batch(speed, B=8):
-    """The largest batch (B, 2 B, 4 B ..., or less where that does not fit) that was PAYS times as fast as its half, and what speed(it) was: (tokens/s, ...)."""
+    """The largest batch (B, 2 B, 4 B ..., or less where that does not fit) that was PAYS times as
+    fast as its half, and what speed(it) was: (tokens/s, ...)."""
     best = None
     while True:
         try:
@@ -99,15 +102,23 @@ def report(words, kernels, torch, cube):
     C, L, NH, T, B, V, parameters = map(int, words["model"])
     seconds, flops, peak = map(float, words["step"])
     product, copy = map(float, words["limits"])
-    yield f"C {C}, L {L}, NH {NH}, T {T}, V {V}: {1e-6 * parameters:.3g} million parameters, batch {B}"
     yield (
-        f"  {B * T / seconds:.0f} tokens/s; model FLOPs {1e-12 * flops / seconds:.4g} TFLOP/s, {flops / seconds / product:.1%} of cuBLAS's {1e-12 * product:.4g} "
-        f"at {cube}^3; {1e-9 * peak:.3g} GB"
+        f"C {C}, L {L}, NH {NH}, T {T}, V {V}: {1e-6 * parameters:.3g} million parameters,"
+        f" batch {B}"
+    )
+    yield (
+        f"  {B * T / seconds:.0f} tokens/s; model FLOPs {1e-12 * flops / seconds:.4g} TFLOP/s,"
+        f" {flops / seconds / product:.1%} of cuBLAS's {1e-12 * product:.4g} at {cube}^3;"
+        f" {1e-9 * peak:.3g} GB"
     )
     if torch:
         version, torch_B, torch_seconds, torch_peak = torch
         rate = int(torch_B) * T / float(torch_seconds)
-        yield f"  PyTorch {version}, batch {torch_B}: {rate:.0f} tokens/s, {1e-9 * float(torch_peak):.3g} GB; train_gpt_cu is {B * T / seconds / rate:.2f} times as fast"
+        yield (
+            f"  PyTorch {version}, batch {torch_B}: {rate:.0f} tokens/s,"
+            f" {1e-9 * float(torch_peak):.3g} GB; train_gpt_cu is {B * T / seconds / rate:.2f}"
+            " times as fast"
+        )
     yield ROW.format("kernel", "launches", "step", "us", "TFLOP/s", "of limit", "GB/s", "of copy")
     for name, launches, took, work, moved in sorted(kernels, key=lambda kernel: -kernel[2]):
         cells = [f"{1e-12 * work / took:.4g}", f"{work / took / product:.1%}"] if work else ["", ""]
@@ -163,7 +174,8 @@ def main():
         or any(len(s) != 5 for s in options.shape or [])
     ):
         parser.error(
-            "--steps and --cube take a number from 1, --bytes from 32, --batch from 0, --shape five numbers"
+            "--steps and --cube take a number from 1, --bytes from 32, --batch from 0, --shape five"
+            " numbers"
         )
     with_torch, failed = not options.no_torch and importlib.util.find_spec("torch") is not None, 0
 
@@ -179,8 +191,10 @@ def main():
                 else best_batch(lambda B: speed(shape, B))
             )
             if not number:
+                why_not = "left out" if options.no_torch else "not installed"
                 print(
-                    f"{gpu}; medians of {options.steps} steps; PyTorch: {'measured too' if with_torch else 'left out' if options.no_torch else 'not installed'}"
+                    f"{gpu}; medians of {options.steps} steps;"
+                    f" PyTorch: {'measured too' if with_torch else why_not}"
                 )
             torch = None
             try:
@@ -202,8 +216,9 @@ def main():
             if not number:  # there is no GPU, or no program
                 return failed
     print(
-        "step: the kernel's share of it. FLOPs and bytes: what a kernel must compute, and move to and from memory (test/bench/bench_gpu.cu). "
-        "Model FLOPs: 6 (N - embedding) + 12 L T/2 C a token."
+        "step: the kernel's share of it. FLOPs and bytes: what a kernel must compute, and move to"
+        " and from memory (test/bench/bench_gpu.cu). Model FLOPs: 6 (N - embedding) + 12 L T/2 C a"
+        " token."
     )
     return failed
 

@@ -1,5 +1,5 @@
-"""`make bench_gpu` without a GPU: what it counts against counts by hand, its table, its search for a batch, and its PyTorch model
-against train_gpt.c."""
+"""`make bench_gpu` without a GPU: what it counts against counts by hand, its table, its search for
+a batch, and its PyTorch model against train_gpt.c."""
 
 import os
 import re
@@ -27,8 +27,9 @@ def program():
     return build_emu("bench_gpu", TEST / "bench" / "bench_gpu.cu", "-O0")
 
 
-# B 2, T 8: 16 rows of C 16, 256 values. L 2, NH 2, HS 8, V 50 (rows of 56 in memory); 7856 parameters with qk-norm, of which 800
-# wte's. A kernel: its launches, FLOPs, values of activations, floats.
+# B 2, T 8: 16 rows of C 16, 256 values. L 2, NH 2, HS 8, V 50 (rows of 56 in memory); 7856
+# parameters with qk-norm, of which 800 wte's. A kernel: its launches, FLOPs, values of activations,
+# floats.
 LAYER, VALUES = 2 * 16 * 16 * 16, 256  # FLOPs of a product (rows,C) x (C,C)
 COUNTS = {
     "product_forward": (
@@ -58,22 +59,14 @@ COUNTS = {
     "embedding_forward_kernel": (1, 0, 2 * VALUES, 0),
     "layernorm_forward_kernel": (5, 0, (2 + 4 * 4) * VALUES, 0),
     "qk_norm_rope_forward_kernel": (2, 0, 2 * 4 * VALUES, 0),
-    "attention_forward_kernel": (
-        2,
-        2 * 2 * (2 * 2 * 8 * 8 * 16) // 2,
-        2 * 4 * VALUES,
-        0,
-    ),  # L, 2 products, B T T C halved
+    # L, 2 products, B T T C halved
+    "attention_forward_kernel": (2, 2 * 2 * (2 * 2 * 8 * 8 * 16) // 2, 2 * 4 * VALUES, 0),
     "cross_entropy_kernel": (1, 0, 2 * 16 * 50, 0),
     "layernorm_backward_kernel": (5, 0, (3 + 4 * 4) * VALUES, 0),
     "attention_backward_kernel": (4, 2 * 7 * (2 * 2 * 8 * 8 * 16) // 2, 2 * 12 * VALUES, 0),
     "qk_norm_rope_backward_kernel": (2, 0, 2 * 6 * VALUES, 0),
-    "sum_rows_kernel": (
-        9,
-        0,
-        0,
-        5 * 4 * 16 + 4 * 1 * 8,
-    ),  # 4 blocks of 4 rows; 32 heads are one block
+    # 4 blocks of 4 rows; 32 heads are one block
+    "sum_rows_kernel": (9, 0, 0, 5 * 4 * 16 + 4 * 1 * 8),
     "embedding_backward_kernel": (1, 0, VALUES, 50 * 16),
     "mean_loss_kernel": (1, 0, 0, 2 * 16),
     "grad_squares_kernel": (1, 0, 0, 7856),
@@ -116,11 +109,12 @@ def test_counts(program):
         ["16", "2", "2", "8", "2", "50", "7856"]
     ]
     seconds, flops, peak = step
+    # cuBLAS's workspace, and little else
     assert (
         seconds > 0
         and flops == 16 * (6 * (7856 - 800) + 12 * 2 * 8 / 2 * 16)
         and 2**25 < peak < 2**26
-    )  # cuBLAS's workspace, and little else
+    )
     products = sum(COUNTS[name][1] for name in COUNTS if name.startswith("product"))
     assert products == 6 * 16 * (7856 - 800 - 5 * 16 - 4 * 8)  # 6 FLOPs a row and weight
 
@@ -209,7 +203,8 @@ def test_batch(rates, fits, wanted):
 
 
 def test_command(program, tmp_path):
-    """The whole command: its table on the stand-in; one line and exit status 1 for a shape that cannot be measured."""
+    """The whole command: its table on the stand-in; one line and exit status 1 for a shape that
+    cannot be measured."""
     command = [
         sys.executable,
         TEST / "bench" / "bench_gpu.py",
@@ -232,7 +227,9 @@ def test_command(program, tmp_path):
         r"bench_gpu: \(16, 2, 3, 8, 50\): .*-heads.*\n", result.stderr
     ), result.stderr
     assert result.stdout.startswith(
-        "stand-in for CUDA on the CPU; medians of 1 steps; PyTorch: left out\n\nC 16, L 2, NH 2, T 8, V 50: "
+        "stand-in for CUDA on the CPU; medians of 1 steps; PyTorch: left out\n"
+        "\n"
+        "C 16, L 2, NH 2, T 8, V 50: "
     )
     for name in COUNTS:
         assert re.search(
@@ -241,7 +238,9 @@ def test_command(program, tmp_path):
     assert [(16, 1, 1), (768, 14, 12)] == [
         shape[:3] for shape in (bench_gpu.SHAPES[0], bench_gpu.SHAPES[-4])
     ] and len(bench_gpu.SHAPES) == 11
-    diverges = "-d 16 -heads 2 -T 4 -batch 1 -steps 1 -warmup 0 -clip 0 -lr 1e30 -min_lr 1e30 -qk_norm 0".split()
+    diverges = (
+        "-d 16 -heads 2 -T 4 -batch 1 -steps 1 -warmup 0 -clip 0 -lr 1e30 -min_lr 1e30 -qk_norm 0"
+    ).split()
     result = subprocess.run([program, "16", "4096", *diverges], capture_output=True, text=True)
     assert result.returncode == 1 and "not finite" in result.stderr, result.stderr
     for wrong in ["7"], ["x", "4096"], ["32", "4096", "-steps", "0"]:

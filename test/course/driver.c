@@ -1,18 +1,23 @@
-// A student's train_gpt.c as a program that grade.py asks: driver FD WORK COUNT, then flags of train_gpt. The numbers to
-// work on come on stdin, as doubles, and the answers go to FD, as doubles. What it is asked is chosen anew each time, and
-// what is right is computed elsewhere, after this program has ended.
-#define main static __attribute__((unused)) train_gpt_main    // so that the compiler drops it, and all that only it calls
+// A student's train_gpt.c as a program that grade.py asks: driver FD WORK COUNT, then flags of
+// train_gpt. The numbers to work on come on stdin, as doubles, and the answers go to FD, as
+// doubles. What it is asked is chosen anew each time, and what is right is computed elsewhere,
+// after this program has ended.
+
+// static, so that the compiler drops it, and all that only it calls
+#define main static __attribute__((unused)) train_gpt_main
 #include "train_gpt.c"
 #undef main
 
 static FILE *answers;
 
-static double some_numbers[4096];    // many at a time, so that a measured time is not that of reading and writing
+// many at a time, so that a measured time is not that of reading and writing
+static double some_numbers[4096];
 
 static void get(real *x, size_t n) {
     for (size_t m; n; x += m, n -= m) {
         m = n < 4096 ? n : 4096;
-        if (fread(some_numbers, sizeof(double), m, stdin) != m) die(FAILED, "driver: too few numbers on stdin");
+        if (fread(some_numbers, sizeof(double), m, stdin) != m)
+            die(FAILED, "driver: too few numbers on stdin");
         for (size_t i = 0; i < m; i++) x[i] = (real)some_numbers[i];
     }
 }
@@ -37,13 +42,15 @@ static void get_tokens(int *tokens, int n, int V) {
     }
 }
 
-// model: weights, then for COUNT steps a batch; answers all that a step computes. train: the same, answers the last weights.
+// model: weights, then for COUNT steps a batch; answers all that a step computes. train: the same,
+// answers the last weights.
 static void model(const Config *cfg, int steps, int every) {
     GPT g;
     int V = cfg->vocab, B = cfg->batch, T = cfg->T;
     gpt_init(&g, cfg, V, B, T);
     size_t N = g.num_parameters;
-    int *inputs = (int *)allocate((size_t)(B * T), sizeof(int)), *targets = (int *)allocate((size_t)(B * T), sizeof(int));
+    int *inputs = (int *)allocate((size_t)(B * T), sizeof(int));
+    int *targets = (int *)allocate((size_t)(B * T), sizeof(int));
     get(g.params, N);
     for (int step = 1; step <= steps; step++) {
         double log_z;
@@ -58,47 +65,68 @@ static void model(const Config *cfg, int steps, int every) {
         if (every) put(g.grads, N);
         double norm = gpt_update(&g, step, NULL);
         if (!every) continue;
-        put_one(loss), put_one(log_z), put_one(norm), put_one(learning_rate(cfg, step));
+        put_one(loss);
+        put_one(log_z);
+        put_one(norm);
+        put_one(learning_rate(cfg, step));
         for (int l = 0; l < cfg->layers; l++) put_one(stats.max_attn_logit[l]);
-        put(g.params, N), put(g.m, N), put(g.v, N);
+        put(g.params, N);
+        put(g.m, N);
+        put(g.v, N);
     }
     if (!every) put(g.params, N);
 }
 
-// update: weights, gradients, moments; answers the norm and all of them after the update of step COUNT
+// update: weights, gradients, moments; answers the norm and all of them after the update of step
+// COUNT
 static void update(const Config *cfg, int step) {
     GPT g;
     gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
     size_t N = g.num_parameters;
-    get(g.params, N), get(g.grads, N), get(g.m, N), get(g.v, N);
+    get(g.params, N);
+    get(g.grads, N);
+    get(g.m, N);
+    get(g.v, N);
     put_one(gpt_update(&g, step, NULL));
-    put(g.params, N), put(g.m, N), put(g.v, N);
+    put(g.params, N);
+    put(g.m, N);
+    put(g.v, N);
 }
 
 // attention: q, k, v, dout, out, softmax of a batch of COUNT; answers dq, dk, dv
 static void attention(const Config *cfg, int B) {
     int T = cfg->T, NH = cfg->heads, HS = cfg->d / NH;
     size_t n = (size_t)B * T * NH * HS;
-    real *x = some(8 * n), *softmax = some((size_t)(2 * B * NH * T)), *scratch = some((size_t)max_threads() * 2 * (size_t)(QB + HS + 1) * (size_t)T);
+    real *x = some(8 * n), *softmax = some((size_t)(2 * B * NH * T));
+    real *scratch = some((size_t)max_threads() * 2 * (size_t)(QB + HS + 1) * (size_t)T);
     for (size_t i = 5 * n; i < 8 * n; i++) x[i] = NAN;    // what is left out shows
-    get(x, 5 * n), get(softmax, (size_t)(2 * B * NH * T));
-    attention_backward(x + 5 * n, x + 6 * n, x + 7 * n, x + 3 * n, x + 4 * n, softmax, x, x + n, x + 2 * n, 1 / SQRT((real)HS), scratch, B, T, NH, HS);
+    get(x, 5 * n);
+    get(softmax, (size_t)(2 * B * NH * T));
+    attention_backward(x + 5 * n, x + 6 * n, x + 7 * n, x + 3 * n, x + 4 * n, softmax, x, x + n,
+                       x + 2 * n, 1 / SQRT((real)HS), scratch, B, T, NH, HS);
     put(x + 5 * n, 3 * n);
 }
 
-// multiply: COUNT times M, N, K, whether a and b are transposed and something is added, then a, b and what is added
+// multiply: COUNT times M, N, K, whether a and b are transposed and something is added, then a, b
+// and what is added
 static void products(int count) {
     while (count--) {
         real head[6];
         get(head, 6);
         int M = (int)head[0], N = (int)head[1], K = (int)head[2], size = M * N;
-        real *a = some((size_t)(M * K)), *b = some((size_t)(K * N)), *add = some((size_t)size), *out = some((size_t)size);
-        get(a, (size_t)(M * K)), get(b, (size_t)(K * N));
+        real *a = some((size_t)(M * K)), *b = some((size_t)(K * N));
+        real *add = some((size_t)size), *out = some((size_t)size);
+        get(a, (size_t)(M * K));
+        get(b, (size_t)(K * N));
         if (head[5] != 0) get(add, (size_t)size);
         for (int i = 0; i < size; i++) out[i] = NAN;
-        matmul(out, head[5] != 0 ? add : NULL, head[3] != 0 ? transposed(a, M) : matrix(a, K), head[4] != 0 ? transposed(b, K) : matrix(b, N), M, N, K);
+        matmul(out, head[5] != 0 ? add : NULL, head[3] != 0 ? transposed(a, M) : matrix(a, K),
+               head[4] != 0 ? transposed(b, K) : matrix(b, N), M, N, K);
         put(out, (size_t)size);
-        free(a), free(b), free(add), free(out);
+        free(a);
+        free(b);
+        free(add);
+        free(out);
     }
 }
 

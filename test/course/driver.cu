@@ -1,4 +1,5 @@
-// A student's train_gpt.cu on the CPU, as driver.c is for train_gpt.c: driver FD WORK COUNT, then flags.
+// A student's train_gpt.cu on the CPU, as driver.c is for train_gpt.c: driver FD WORK COUNT, then
+// flags.
 #define main static __attribute__((unused)) train_gpt_main
 #include "train_gpt.cu"
 #undef main
@@ -52,7 +53,10 @@ static void kernel(const char *work) {    // rows and C, then the arrays
     float *x = get_device(n), *out = on_device(n);
     if (!strcmp(work, "gelu_forward")) gelu_forward(out, x, n);
     else if (!strcmp(work, "gelu_backward")) gelu_backward(out, x, get_device(n), n);
-    else layernorm_forward(out, (float *)NULL, on_device(rows), on_device(rows), x, (const float *)NULL, get_device(C), rows, C);
+    else {
+        float *mean = on_device(rows), *rstd = on_device(rows), *none = NULL;
+        layernorm_forward(out, none, mean, rstd, x, (const float *)none, get_device(C), rows, C);
+    }
     put_device(out, n);
 }
 
@@ -81,9 +85,14 @@ static void model(Config *cfg, int steps) {
         put_device(g.grads, N);
         gpt_update(&g, 1);
         gpt_statistics(&g, B, T, &stats);
-        put_one(loss), put_one(log_z), put_one(stats.grad_norm), put_one(learning_rate(cfg, step));
+        put_one(loss);
+        put_one(log_z);
+        put_one(stats.grad_norm);
+        put_one(learning_rate(cfg, step));
         for (int l = 0; l < cfg->layers; l++) put_one(stats.max_attn_logit[l]);
-        put_device(g.params, N), put_device(g.m, N), put_device(g.v, N);
+        put_device(g.params, N);
+        put_device(g.m, N);
+        put_device(g.v, N);
     }
 }
 

@@ -1,10 +1,12 @@
-"""Grades an exercise: grade.py [DIR [EXERCISE]]. Writes DIR/grade.json (in Gradescope's form) and says what is wrong.
+"""Grades an exercise: grade.py [DIR [EXERCISE]]. Writes DIR/grade.json (in Gradescope's form) and
+says what is wrong.
 
-Of the student's folder it reads only the sources that the exercise is about. These are built, with this folder's driver,
-in a temporary folder, and run as processes that may do nothing but compute: limits on time, memory, output, files and
-processes, and as another user where the grader is root. Inputs are drawn anew each time (SEED=n repeats a grading), and
-what is right is computed by reference.py after the student's program has ended: it cannot know what to print. Whatever
-an effect is measured by is measured here, on the weights that the program trained."""
+Of the student's folder it reads only the sources that the exercise is about. These are built, with
+this folder's driver, in a temporary folder, and run as processes that may do nothing but compute:
+limits on time, memory, output, files and processes, and as another user where the grader is root.
+Inputs are drawn anew each time (SEED=n repeats a grading), and what is right is computed by
+reference.py after the student's program has ended: it cannot know what to print. Whatever an effect
+is measured by is measured here, on the weights that the program trained."""
 
 import ctypes
 import hashlib
@@ -30,9 +32,8 @@ import reference as ref
 KIT = pathlib.Path(__file__).resolve().parent
 # A kit handed out is whole; else the project has the rest.
 FOLDERS = (KIT,) if (KIT / "exercise").exists() else (KIT, KIT.parent / "cuda", KIT.parents[1])
-SECONDS = int(
-    os.environ.get("SECONDS_A_TEST") or 20
-)  # of processor time; three times as long by the clock
+# of processor time; three times as long by the clock
+SECONDS = int(os.environ.get("SECONDS_A_TEST") or 20)
 MEMORY, TEXT, ANSWER = 4 << 30, 1 << 20, 256 << 20  # bytes that a program may have, print, answer
 NOBODY = 65534
 
@@ -49,8 +50,9 @@ class Endless(Wrong):
 
 
 def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd=None):
-    """Runs a command within limits. Returns its answer (of the file whose number it gets for FD), the seconds of processor
-    time that it took and the text that it printed; raises Wrong where it ends badly."""
+    """Runs a command within limits. Returns its answer (of the file whose number it gets for FD),
+    the seconds of processor time that it took and the text that it printed; raises Wrong where it
+    ends badly."""
 
     def confine():
         os.setsid()
@@ -119,9 +121,14 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
     text = got[0].decode(errors="replace").strip()
     if not verdict and code < 0:
         reason = {
-            signal.SIGXCPU: f"it used more than {cpu} s of processor time: a loop that does not end?",
+            signal.SIGXCPU: (
+                f"it used more than {cpu} s of processor time: a loop that does not end?"
+            ),
             signal.SIGKILL: "it was killed: too much time or memory",
-            signal.SIGSEGV: "it crashed (segmentation fault): an index outside of an array, or memory that could not be had",
+            signal.SIGSEGV: (
+                "it crashed (segmentation fault): an index outside of an array, or memory that"
+                " could not be had"
+            ),
             signal.SIGFPE: "it crashed (division of whole numbers by 0)",
             signal.SIGXFSZ: "it wrote to a file, which it must not",
             signal.SIGABRT: "it aborted",
@@ -141,8 +148,10 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
 
 
 def forbid():
-    """Seccomp, on x86-64 and Arm: no signals to others, no processes, no looking into them, no network, no change to any
-    file or folder, whoever the user is. Where the system has no seccomp the limits above must do."""
+    """Seccomp, on x86-64 and Arm: no signals to others, no processes, no looking into them, no
+    network, no change to any file or folder, whoever the user is. Where the system has no seccomp
+    the limits above must do.
+    """
     names = dict(
         kill=(62, 129),
         tkill=(200, 130),
@@ -199,9 +208,8 @@ def forbid():
     for number in (n[column] for n in names.values() if n[column] is not None):
         code += [(equal, 0, 1, number), refuse]
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-    for number, argument in (
-        ((257, 2), (2, 1)) if column == 0 else ((56, 2),)
-    ):  # openat, open: only to read
+    # openat, open: only to read
+    for number, argument in ((257, 2), (2, 1)) if column == 0 else ((56, 2),):
         code += [
             (equal, 0, 4, number),
             (load, 0, 0, 16 + 8 * argument),
@@ -307,7 +315,8 @@ class Student:
         return self.built[name]
 
     def answer(self, size, work, count, cfg, numbers, program="double", cpu=SECONDS):
-        """The numbers that the program answers to these: exactly so many; and the processor time that it took."""
+        """The numbers that the program answers to these: exactly so many; and the processor time
+        that it took."""
         path = self.build(program)
         flags = [
             x
@@ -323,13 +332,15 @@ class Student:
         )
         if len(raw) != 8 * size:
             raise Wrong(
-                f"it answered {len(raw)} bytes where {8 * size} were asked for: it ends too early, or writes where the driver does"
+                f"it answered {len(raw)} bytes where {8 * size} were asked for: it ends too early,"
+                " or writes where the driver does"
                 + (f". It printed: {text[-300:]}" if text else "")
             )
         return np.frombuffer(raw), seconds
 
     def steps(self, cfg, p, batches, program="double"):
-        """All that the program computes in a step on each batch, as dicts: after each step p, m, v too."""
+        """All that the program computes in a step on each batch, as dicts: after each step p, m, v
+        too."""
         N, L, rows, V = (
             sum(x.size for x in p.values()),
             cfg["layers"],
@@ -362,11 +373,13 @@ class Student:
             one["dlogits"] = one["dlogits"].reshape(cfg["batch"], cfg["T"], V)
             out.append(
                 {
-                    n: ref.unpack(cfg, x)
-                    if n in ("grads", "p", "m", "v")
-                    else x
-                    if n in ("dlogits", "max_attn_logit")
-                    else x[0]
+                    n: (
+                        ref.unpack(cfg, x)
+                        if n in ("grads", "p", "m", "v")
+                        else x
+                        if n in ("dlogits", "max_attn_logit")
+                        else x[0]
+                    )
                     for n, x in one.items()
                 }
             )
@@ -418,7 +431,8 @@ def shown(cfg):
 
 
 def differs(wanted, found, tolerance):
-    """Where two dicts of numbers and arrays differ first: (name, index, wanted, found), or None. Relative to the array's largest."""
+    """Where two dicts of numbers and arrays differ first: (name, index, wanted, found), or None.
+    Relative to the array's largest."""
     for name, x in wanted.items():
         if isinstance(x, dict):
             if at := differs(x, found[name], tolerance):
@@ -439,8 +453,9 @@ def place(name, i):
 
 
 def expect(right, found, cfg, mistakes, hint, tolerance=1e-6, prefix=""):
-    """Raises Wrong unless what was found is right(cfg). The message names the first difference, and the mistake: the one
-    with which the reference gives just what was found, or else the likeliest."""
+    """Raises Wrong unless what was found is right(cfg). The message names the first difference, and
+    the mistake: the one with which the reference gives just what was found, or else the
+    likeliest."""
     at = differs(right(cfg), found, tolerance)
     if not at:
         return
@@ -448,7 +463,8 @@ def expect(right, found, cfg, mistakes, hint, tolerance=1e-6, prefix=""):
     text = f"{prefix}{place(name, i)}: expected {wanted:.6g}, found {got:.6g} (with {shown(cfg)})"
     if not np.isfinite(got):
         raise Wrong(
-            f"{text}. Not a number: memory that was not written, a division by 0, or the logarithm or root of a negative number. {hint}"
+            f"{text}. Not a number: memory that was not written, a division by 0, or the logarithm"
+            f" or root of a negative number. {hint}"
         )
     for change, words in mistakes:
         other = {**cfg, **change}
@@ -474,7 +490,8 @@ def case(s, change):
 
 
 def forward(s, ex, program="double", tolerance=1e-7):
-    """What a step computes of a batch, before any gradient of a weight, from the smallest case on."""
+    """What a step computes of a batch, before any gradient of a weight, from the smallest case
+    on."""
     for change in ex["cases"]:
         cfg, p, batches = case(s, change)
         found = s.steps(cfg, p, batches[:1], program)[0]
@@ -485,13 +502,15 @@ def forward(s, ex, program="double", tolerance=1e-7):
 
 
 def gradient(s, ex, program="double", tolerance=1e-5):
-    """Gradients of weights against finite differences of the reference's loss, at random places of every tensor."""
+    """Gradients of weights against finite differences of the reference's loss, at random places of
+    every tensor."""
     for change in ex["cases"]:
         cfg, p, batches = case(s, change)
         found = s.steps(cfg, p, batches[:1], program)[0]["grads"]
+        # the likeliest first
         for name in sorted(
             found, key=lambda n: not any(n.endswith(x + ".weight") for x in ex.get("first", ()))
-        ):  # the likeliest first
+        ):
             size = max(abs(found[name]).max(), 1e-3) if np.isfinite(found[name]).all() else 1.0
             for i in s.rng.choice(p[name].size, min(4, p[name].size), replace=False):
                 wanted, got = ref.slope(cfg, p, *batches[0], name, i), found[name].flat[i]
@@ -508,7 +527,8 @@ def gradient(s, ex, program="double", tolerance=1e-5):
                     "d loss / d ",
                 )
                 raise Wrong(
-                    f"d loss / d {name}, element {i}: finite differences give {wanted:.6g}, the backward pass {got:.6g}. {ex['hints']['gradient']}"
+                    f"d loss / d {name}, element {i}: finite differences give {wanted:.6g}, the"
+                    f" backward pass {got:.6g}. {ex['hints']['gradient']}"
                 )
 
 
@@ -592,8 +612,10 @@ EFFECT = dict(
 
 
 def sweep(s, change, lrs=(0.1,), steps=150):
-    """Trains from the same weights on the same text, once for each learning rate; returns for each the trained weights, how far
-    they moved, and what the reference measures with them on other text: loss, log Z, largest attention logit."""
+    """Trains from the same weights on the same text, once for each learning rate; returns for each
+    the trained weights, how far they moved, and what the reference measures with them on other
+    text: loss, log Z, largest attention logit.
+    """
     out = []
     for lr in lrs:
         cfg = {**ref.CONFIG, **EFFECT, "steps": steps, **change, "lr": lr}
@@ -628,10 +650,8 @@ def claim(holds, text, hint):
 
 def effect_qk_norm(s, ex):
     off, on = (sweep(s, dict(qk_norm=n), (0.3,), 200)[0] for n in (0, 1))
-    cfg, batch = (
-        {**ref.CONFIG, **EFFECT, "qk_norm": 1},
-        s.batches(EFFECT, 1)[0],
-    )  # what was trained must be a model with qk-norm
+    # what was trained must be a model with qk-norm
+    cfg, batch = ({**ref.CONFIG, **EFFECT, "qk_norm": 1}, s.batches(EFFECT, 1)[0])
     right = lambda c: {
         "largest attention logits of the trained model": ref.measure(c, on["p"], *batch)[
             "max_attn_logit"
@@ -647,8 +667,9 @@ def effect_qk_norm(s, ex):
     )
     claim(
         on["max_attn_logit"] < off["max_attn_logit"] / 20 and on["loss"] < off["loss"],
-        f"after 200 steps at LR 0.3 the largest attention logit is {on['max_attn_logit']:.3g} and the loss {on['loss']:.3f} with qk-norm, "
-        f"{off['max_attn_logit']:.3g} and {off['loss']:.3f} without",
+        f"after 200 steps at LR 0.3 the largest attention logit is {on['max_attn_logit']:.3g} and"
+        f" the loss {on['loss']:.3f} with qk-norm, {off['max_attn_logit']:.3g} and"
+        f" {off['loss']:.3f} without",
         "expected a twentieth of the logit or less, and a lower loss",
     )
 
@@ -657,7 +678,8 @@ def effect_z_loss(s, ex):
     off, on = (sweep(s, dict(z_loss=z), (0.01,), 100)[0] for z in (0, 0.1))
     claim(
         abs(on["log_z"]) < 1 < abs(off["log_z"]) - 1,
-        f"mean log Z after 100 steps: {on['log_z']:.3f} with -z_loss 0.1, {off['log_z']:.3f} without",
+        f"mean log Z after 100 steps: {on['log_z']:.3f} with -z_loss 0.1, {off['log_z']:.3f}"
+        " without",
         "expected it between -1 and 1 with the z-loss",
     )
 
@@ -666,7 +688,8 @@ def effect_warmup(s, ex):
     short, long = (sweep(s, dict(qk_norm=0, warmup=w), (0.1,), 10)[0]["moved"] for w in (1, 10))
     claim(
         long < 0.85 * short,
-        f"RMS of the way that the weights moved in 10 steps at LR 0.1: {long:.3g} with 10 steps of warm-up, {short:.3g} with 1",
+        f"RMS of the way that the weights moved in 10 steps at LR 0.1: {long:.3g} with 10 steps of"
+        f" warm-up, {short:.3g} with 1",
         "expected less than 0.85 times as much",
     )
 
@@ -682,7 +705,8 @@ def effect_wd(s, ex):
     wanted = np.prod([1 - 0.02 * ref.schedule(cfg, t) / lr for t in range(1, 41)])
     claim(
         abs(size(on) / size(off) - wanted) < 0.01,
-        f"weights after 40 steps at LR {lr:g} with -wd 0.02: {size(on) / size(off):.4f} times those without decay",
+        f"weights after 40 steps at LR {lr:g} with -wd 0.02: {size(on) / size(off):.4f} times those"
+        " without decay",
         f"expected {wanted:.4f}: independent decay does not depend on the learning rate",
     )
     claim(
@@ -702,8 +726,10 @@ def effect_mu_param(s, ex):
     off, full = (moved[mu, 128] / moved[mu, 32] for mu in ("off", "full"))
     claim(
         full < 0.65 * off,
-        f"how much more the first step moves the logits at -d 128 than at -d 32: {full:.2f} times with -mu_param full, {off:.2f} times without",
-        "expected less than 0.65 of that with muParam: a step's effect should hardly grow with the width",
+        f"how much more the first step moves the logits at -d 128 than at -d 32: {full:.2f} times"
+        f" with -mu_param full, {off:.2f} times without",
+        "expected less than 0.65 of that with muParam: a step's effect should hardly grow with the"
+        " width",
     )
 
 
@@ -720,13 +746,15 @@ def effect_clip(s, ex):
     loose, tight = (sweep(s, dict(clip=c, eps=1e-4), (0.01,), 30)[0]["moved"] for c in (1.0, 1e-4))
     claim(
         tight < loose / 5,
-        f"RMS of the way that the weights moved: {tight:.3g} with -clip 1e-4 -eps 1e-4, {loose:.3g} with -clip 1",
+        f"RMS of the way that the weights moved: {tight:.3g} with -clip 1e-4 -eps 1e-4, {loose:.3g}"
+        " with -clip 1",
         "gradients clipped to a norm below epsilon should hardly move the weights",
     )
 
 
 def effect_beta2(s, ex):
-    """Gradients of 1e-3 for 30 steps, then one of 1: the larger beta2, the longer is v too small for it."""
+    """Gradients of 1e-3 for 30 steps, then one of 1: the larger beta2, the longer is v too small
+    for it."""
     largest = []
     for beta2 in 0.5, 0.999:
         cfg = {
@@ -754,7 +782,8 @@ def effect_beta2(s, ex):
         largest.append(abs(flat[1 : 1 + ref.pack(p).size] - ref.pack(p)).max() / 1e-2)
     claim(
         largest[1] > 3 * largest[0],
-        f"a gradient that grows a thousandfold gives an update of {largest[1]:.3g} with -beta2 0.999, {largest[0]:.3g} with 0.5",
+        f"a gradient that grows a thousandfold gives an update of {largest[1]:.3g} with -beta2"
+        f" 0.999, {largest[0]:.3g} with 0.5",
         "expected more than 3 times as much",
     )
 
@@ -763,7 +792,8 @@ def effect_beta2(s, ex):
 
 
 def attention_case(s, B, T, NH, HS, spread):
-    """q, k, v, dout, and by the reference's tape out, softmax (B,NH,T,2), dq, dk, dv; arrays (B,T,NH,HS)."""
+    """q, k, v, dout, and by the reference's tape out, softmax (B,NH,T,2), dq, dk, dv; arrays
+    (B,T,NH,HS)."""
     q, k, v, dout = (s.rng.standard_normal((B, T, NH, HS)) * x for x in (spread, spread, 1, 1))
     Q, K, V = (ref.Var(x.transpose(0, 2, 1, 3)) for x in (q, k, v))
     scores = Q @ K.transpose(0, 1, 3, 2) * HS**-0.5
@@ -781,9 +811,18 @@ def attention_case(s, B, T, NH, HS, spread):
 
 def attention_layer(s, ex, names, shapes):
     hints = dict(
-        dv="dv_j = sum over i >= j of p_ij dout_i, with p_ij = exp(scale q_i k_j - softmax_i0) softmax_i1: sum over the later queries, not the earlier keys",
-        dq="dq_i = sum over j <= i of ds_ij k_j, ds_ij = scale p_ij (dp_ij - dot_i), dp_ij = dout_i v_j, dot_i = dout_i out_i: is the scale there once, and dot taken away?",
-        dk="dk_j = sum over i >= j of ds_ij q_i: the same ds as for dq, transposed; sums of several blocks must be added up",
+        dv=(
+            "dv_j = sum over i >= j of p_ij dout_i, with p_ij = exp(scale q_i k_j - softmax_i0)"
+            " softmax_i1: sum over the later queries, not the earlier keys"
+        ),
+        dq=(
+            "dq_i = sum over j <= i of ds_ij k_j, ds_ij = scale p_ij (dp_ij - dot_i), dp_ij ="
+            " dout_i v_j, dot_i = dout_i out_i: is the scale there once, and dot taken away?"
+        ),
+        dk=(
+            "dk_j = sum over i >= j of ds_ij q_i: the same ds as for dq, transposed; sums of"
+            " several blocks must be added up"
+        ),
     )
     for shape in shapes:
         B, T, NH, HS, spread = shape
@@ -806,12 +845,15 @@ def attention_layer(s, ex, names, shapes):
                 extra = (
                     " It is right but for the scale 1/sqrt(HS), which is missing."
                     if size(scale)
-                    else " It is right but for the scale 1/sqrt(HS), which is there twice."
-                    if size(1 / scale)
-                    else ""
+                    else (
+                        " It is right but for the scale 1/sqrt(HS), which is there twice."
+                        if size(1 / scale)
+                        else ""
+                    )
                 )
                 raise Wrong(
-                    f"{place(name, at[1])} ({where}; indices b,t,h,i): expected {at[2]:.6g}, found {at[3]:.6g}.{extra or ' ' + hints[name]}"
+                    f"{place(name, at[1])} ({where}; indices b,t,h,i): expected {at[2]:.6g}, found"
+                    f" {at[3]:.6g}.{extra or ' ' + hints[name]}"
                 )
 
 
@@ -880,12 +922,15 @@ def products(s, shapes, program="double"):
             why = (
                 "An edge: rows or columns that do not fill a block?"
                 if M % 8 or N % 8 or K % 8
-                else "A transposed matrix? (i, j) is at data[i * row + j * col]."
-                if ta or tb
-                else ""
+                else (
+                    "A transposed matrix? (i, j) is at data[i * row + j * col]." if ta or tb else ""
+                )
             )
             raise Wrong(
-                f"{place('out', at[1])} of a product ({M},{K}) ({K},{N}){', a transposed' * ta}{', b transposed' * tb}{', added to a matrix' * add}: expected {at[2]:.6g}, found {at[3]:.6g}. {why}"
+                f"{place('out', at[1])} of a product ({M},{K})"
+                f" ({K},{N}){', a transposed' * ta}{', b transposed' * tb}"
+                f"{', added to a matrix' * add}:"
+                f" expected {at[2]:.6g}, found {at[3]:.6g}. {why}"
             )
     return seconds
 
@@ -905,7 +950,8 @@ def multiply_right(s, ex):
 
 
 def multiply_speed(s, ex, least=10):
-    """Processor time of the same products by the naive loops and by the student's, taken in turns; medians."""
+    """Processor time of the same products by the naive loops and by the student's, taken in turns;
+    medians."""
     if not hasattr(s, "speed"):
         s.build("float", "-O3")
         shutil.copy(kit_file("naive.c"), s.place)
@@ -944,7 +990,8 @@ def multiply_speed(s, ex, least=10):
     claim(
         s.speed >= least,
         f"{s.speed:.1f} times as fast as the naive loops",
-        f"expected {least} times. Let the innermost loop run along rows; keep a tile of sums in registers; copy what is read often to where it lies in order",
+        f"expected {least} times. Let the innermost loop run along rows; keep a tile of sums in"
+        " registers; copy what is read often to where it lies in order",
     )
 
 
@@ -972,9 +1019,8 @@ def kernel(s, work, arrays, size, order):
     )[0]
 
 
-def gelu_value(
-    x,
-):  # 1/(1 + exp(-2u)) is (1 + tanh(u))/2, without the digits that 1 + tanh(u) loses near tanh(u) = -1
+# 1/(1 + exp(-2u)) is (1 + tanh(u))/2, without the digits that 1 + tanh(u) loses near tanh(u) = -1.
+def gelu_value(x):
     return x / (1 + np.exp(-2 * (2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
@@ -987,7 +1033,8 @@ def kernel_gelu_forward(s, ex):
             {"out": found},
             {**ref.CONFIG},
             [],
-            f"gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), of {n} values here. A thread has W of them, the last thread perhaps fewer",
+            f"gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), of {n} values here. A thread"
+            " has W of them, the last thread perhaps fewer",
             1e-5,
         )
     x = np.array([[-1e6, -100.0, 0, 100, 1e6, 0, 0, 0]])
@@ -1012,7 +1059,8 @@ def kernel_gelu_backward(s, ex):
             {"dinp": found},
             {**ref.CONFIG},
             [],
-            "dinp = dout * gelu'(inp): by the product rule, gelu'(x) = s + x s (1 - s) (2u)' with s = 1/(1 + exp(-2u))",
+            "dinp = dout * gelu'(inp): by the product rule, gelu'(x) = s + x s (1 - s) (2u)' with s"
+            " = 1/(1 + exp(-2u))",
             1e-4,
         )
 
@@ -1029,7 +1077,8 @@ def layernorm_case(s, rows, C, order):
         {"out": found},
         {**ref.CONFIG},
         [],
-        f"rows {rows}, C {C}, the block's threads in {order} order. Mean and variance are of the whole row, over all its threads; a value beyond C counts nothing",
+        f"rows {rows}, C {C}, the block's threads in {order} order. Mean and variance are of the"
+        " whole row, over all its threads; a value beyond C counts nothing",
         1e-4,
     )
 
@@ -1065,7 +1114,8 @@ def kernel_model(s, ex):
 OFF = "It is what comes out with the flag off: your lines are not reached, or change nothing."
 NONE = {"forward": "", "gradient": "", "steps": "", "update": "", "schedule": ""}
 
-# For each exercise: the student's files, and its tests in the order of difficulty: points, what is tested, by what.
+# For each exercise: the student's files, and its tests in the order of difficulty: points, what is
+# tested, by what.
 EXERCISES = {
     "qk_norm": dict(
         tests=[
@@ -1091,9 +1141,18 @@ EXERCISES = {
             ),
         ],
         hints=dict(
-            forward="The norm is over the HS values of each head, not over C: rows * NH rows of HS.",
-            gradient="The forward pass is normalise, then turn; so the backward pass turns back, then goes through the norm: layernorm_backward, whose inp is what the forward pass normalised (qkv). The weight's gradient is that of q or of k.",
-            steps="If value and gradient are right: does a layer write over what another needs (qk_mean, qk_rstd: (L,2,B,T,NH))?",
+            forward=(
+                "The norm is over the HS values of each head, not over C: rows * NH rows of HS."
+            ),
+            gradient=(
+                "The forward pass is normalise, then turn; so the backward pass turns back, then"
+                " goes through the norm: layernorm_backward, whose inp is what the forward pass"
+                " normalised (qkv). The weight's gradient is that of q or of k."
+            ),
+            steps=(
+                "If value and gradient are right: does a layer write over what another needs"
+                " (qk_mean, qk_rstd: (L,2,B,T,NH))?"
+            ),
         ),
     ),
     "z_loss": dict(
@@ -1118,7 +1177,10 @@ EXERCISES = {
             ],
         ],
         hints=dict(
-            forward="dlogits = (p - [target] + 2 z_loss log Z p) / rows: log Z is log_z[i] of the row, not the largest logit or the sum.",
+            forward=(
+                "dlogits = (p - [target] + 2 z_loss log Z p) / rows: log Z is log_z[i] of the row,"
+                " not the largest logit or the sum."
+            ),
             gradient="The logits' gradient is wrong; all others follow from it.",
             steps="If value and gradient are right, this should be too.",
         ),
@@ -1208,8 +1270,13 @@ EXERCISES = {
             *[({"base_d": b}, "The factor is upside down: m = C / base_d.") for b in (32, 16)],
         ],
         hints=dict(
-            forward="logits * 1/m (intermediate, full), attention's scale * sqrt(1/m) (full); the gradient of the logits passes through 1/m too.",
-            gradient="What is scaled in the forward pass is scaled in the backward pass: dlogits by 1/m.",
+            forward=(
+                "logits * 1/m (intermediate, full), attention's scale * sqrt(1/m) (full); the"
+                " gradient of the logits passes through 1/m too."
+            ),
+            gradient=(
+                "What is scaled in the forward pass is scaled in the backward pass: dlogits by 1/m."
+            ),
             update="Hidden matrices (p->hidden) learn at lr / m.",
             steps="If value, gradient and update are right, this should be too.",
         ),
@@ -1244,7 +1311,9 @@ EXERCISES = {
         ],
         mistakes=[({"beta2": 0.95}, OFF)],
         hints=dict(
-            update="v = beta2 v + (1 - beta2) g^2, and v^ = v / (1 - beta2^t): all three hold beta2.",
+            update=(
+                "v = beta2 v + (1 - beta2) g^2, and v^ = v / (1 - beta2^t): all three hold beta2."
+            ),
             steps="If one update is right, this should be too.",
         ),
     ),
@@ -1268,7 +1337,10 @@ EXERCISES = {
             ),
         ],
         hints=dict(
-            update="scale = clip / norm where norm > clip, norm of all gradients together; 0 means no clipping.",
+            update=(
+                "scale = clip / norm where norm > clip, norm of all gradients together; 0 means no"
+                " clipping."
+            ),
             steps="If one update is right, this should be too.",
         ),
     ),
@@ -1323,9 +1395,8 @@ def cuda_gradient(s, ex):
 
 
 def cuda_steps(s, ex):
-    steps(
-        s, ex, "cuda", 5e-4, 1e-2
-    )  # epsilon: else float's rounding of a gradient near 0 is a whole step
+    # epsilon: else float's rounding of a gradient near 0 is a whole step
+    steps(s, ex, "cuda", 5e-4, 1e-2)
 
 
 def tests(name, cuda=False):
@@ -1407,7 +1478,8 @@ def main():
             name = (folder / "kit" / "exercise").read_text().split()
         except OSError:
             sys.exit(
-                f"grade: {folder} is not the folder of an exercise: it has no kit/exercise; give one (make grade DIR=FOLDER), or say which exercise it is (EXERCISE=qk_norm)"
+                f"grade: {folder} is not the folder of an exercise: it has no kit/exercise; give"
+                " one (make grade DIR=FOLDER), or say which exercise it is (EXERCISE=qk_norm)"
             )
     name, cuda = name[0], "cuda" in name[1:]
     if name not in EXERCISES:
@@ -1419,7 +1491,8 @@ def main():
             + (f"\n           {one['output']}" if one["output"] else "")
         )
     print(
-        f"{result['score']:3g} of {result['max_score']}, {result['execution_time']} s: {result['verdict']}"
+        f"{result['score']:3g} of {result['max_score']}, {result['execution_time']} s:"
+        f" {result['verdict']}"
     )
     part = folder / f"grade.json.{os.getpid()}"
     part.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,4 +1,5 @@
-// The naive matrix multiply that the exercise starts from and is timed against: naive FD COUNT; see driver.c's products.
+// The naive matrix multiply that the exercise starts from and is timed against: naive FD COUNT; see
+// driver.c's products.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -18,15 +19,18 @@ int main(int argc, char **argv) {
         get(head, 6);
         int M = (int)head[0], N = (int)head[1], K = (int)head[2];
         float *a = malloc(sizeof(float) * M * K), *b = malloc(sizeof(float) * K * N);
-        get(a, (size_t)M * K), get(b, (size_t)K * N);
+        get(a, (size_t)M * K);
+        get(b, (size_t)K * N);
         for (int i = 0; i < M; i++)
             for (int j = 0; j < N; j++) {
                 float sum = 0;
-                for (int k = 0; k < K; k++) sum += a[head[3] ? k * M + i : i * K + k] * b[head[4] ? j * K + k : k * N + j];
+                for (int k = 0; k < K; k++)
+                    sum += a[head[3] ? k * M + i : i * K + k] * b[head[4] ? j * K + k : k * N + j];
                 double y = sum;
                 fwrite(&y, sizeof y, 1, answers);
             }
-        free(a), free(b);
+        free(a);
+        free(b);
     }
     return fclose(answers);
 }

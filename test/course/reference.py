@@ -1,8 +1,11 @@
-"""What the exercises are graded against: the model in float64 numpy, written from its definition (the paper, section 2.1)
-and not from train_gpt.c, and AdamW. Gradients come from a small tape (Var), so no backward pass is written down here.
+"""What the exercises are graded against: the model in float64 numpy, written from its definition
+(the paper, section 2.1) and not from train_gpt.c, and AdamW. Gradients come from a small tape
+(Var), so no backward pass is written down here.
 
-A model is a dict of arrays under the names of model.safetensors, in its order; a config is a dict as CONFIG. A config
-may also hold a mistake that students make (keys beginning with "wrong_"): what it gives is compared with what was found."""
+A model is a dict of arrays under the names of model.safetensors, in its order; a config is a dict
+as CONFIG. A config may also hold a mistake that students make (keys beginning with "wrong_"): what
+it gives is compared with what was found.
+"""
 
 import numpy as np
 
@@ -28,11 +31,8 @@ CONFIG = dict(
     wd=1e-4,
     wd_independent=1,
 )
-HIDDEN = (
-    "c_attn.weight",
-    "c_proj.weight",
-    "c_fc.weight",
-)  # matrices whose fan-in grows with the width
+# matrices whose fan-in grows with the width
+HIDDEN = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
 # ---- a tape: an array, and for each array that it was made from the gradient that it passes on
@@ -153,11 +153,14 @@ def shapes(cfg):
 
 
 def init(cfg, rng, spread=0.0):
-    """Initial weights; spread moves the norms' scales away from 1, so that a scale that is left out shows."""
+    """Initial weights; spread moves the norms' scales away from 1, so that a scale that is left out
+    shows."""
     return {
-        name: 1 + spread * rng.standard_normal(shape)
-        if len(shape) == 1
-        else rng.standard_normal(shape) / shape[1] ** 0.5
+        name: (
+            1 + spread * rng.standard_normal(shape)
+            if len(shape) == 1
+            else rng.standard_normal(shape) / shape[1] ** 0.5
+        )
         for name, shape in shapes(cfg).items()
     }
 
@@ -186,14 +189,14 @@ def rope(x):
     """x (B,NH,T,HS): the pair (i, i + HS/2) at position t turns by t * 10000^(-2i/HS)."""
     T, HS = x.value.shape[-2:]
     angle = np.tile(np.arange(T)[:, None] * 10000.0 ** (-np.arange(HS // 2) * 2 / HS), 2)
-    swap = np.roll(np.eye(HS), HS // 2, 1) * np.where(
-        np.arange(HS) < HS // 2, -1, 1
-    )  # x @ swap = (-second half, first half)
+    # x @ swap = (-second half, first half)
+    swap = np.roll(np.eye(HS), HS // 2, 1) * np.where(np.arange(HS) < HS // 2, -1, 1)
     return x * np.cos(angle) + x @ swap * np.sin(angle)
 
 
 def model(cfg, p, inputs, targets):
-    """What the program computes of a batch (B,T), as Vars: total (which is descended), loss, log_z, max_attn_logit (L), logits."""
+    """What the program computes of a batch (B,T), as Vars: total (which is descended), loss, log_z,
+    max_attn_logit (L), logits."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS, m, mu = C // NH, cfg["d"] / cfg["base_d"], cfg["mu_param"]
     scale = HS**-0.5 * (m**-0.5 if mu == "full" else 1)
@@ -255,7 +258,8 @@ def gradient(cfg, p, inputs, targets):
 
 
 def slope(cfg, p, inputs, targets, name, i, step=1e-4):
-    """d total / d p[name][i] by finite differences of the fourth order: f' = (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h."""
+    """d total / d p[name][i] by finite differences of the fourth order: f' = (8 (f(h) - f(-h)) -
+    (f(2h) - f(-2h))) / 12h."""
     total = 0.0
     for h, weight in (step, 8), (-step, -8), (2 * step, -1), (-2 * step, 1):
         x = p[name].copy()

@@ -1,6 +1,9 @@
-"""make show, make show-FLAG: the lines that an intervention adds, found by their markers, with the formula.
+"""make show, make show-FLAG: the lines that an intervention adds, found by their markers, with the
+formula.
 
-A marker ends a line: `// [flag]` marks that line, `// [flag` opens a block and `// flag]` closes it."""
+A marker ends a line: `// [flag]` marks that line, `// [flag` opens a block and `// flag]` closes
+it.
+"""
 
 import os
 import pathlib
@@ -13,22 +16,44 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = "gpt.h", "train_gpt.c", "train_gpt.cu"
 MOST_LINES = 25  # flagged lines that an intervention may have in a file
 
-# Every flag of design.md section 4 and what it means; section and one line of help stand in gpt.h's table of flags.
+# The formula of every intervention. Its section and its line of help are in gpt.h's table of flags.
 FORMULA = {
-    "qk_norm": """q = LayerNorm(q) * w_q, k = LayerNorm(k) * w_k, over the HS values of each head, before RoPE; w_q, w_k (HS).
-                  LayerNorm(x) = (x - mean(x)) / sqrt(var(x) + 1e-6). Then |scale q.k| <= sqrt(HS) max|w_q| max|w_k|.""",
-    "z_loss": """loss = cross-entropy + z_loss * mean(log Z ^ 2), Z = sum_j exp(logit_j).
-                 d loss / d logit_j = (p_j - [j = target] + 2 z_loss log Z p_j) / rows, as d log Z / d logit_j = p_j.""",
-    "warmup": """lr_t = lr * t / warmup for t < warmup; from there on half a cosine to min_lr at the last step. t counts from 1.""",
-    "wd": """p -= lr_t u + decay_t p, where u is Adam's update. decay_t = wd * lr_t / lr (independent) or wd * lr_t (PyTorch's).""",
-    "wd_independent": """1: decay_t = wd * lr_t / lr, which is wd at the peak whatever lr is. 0: decay_t = wd * lr_t, as PyTorch's AdamW.""",
+    "qk_norm": (
+        "q = LayerNorm(q) * w_q, k = LayerNorm(k) * w_k, over the HS values of each head, before"
+        " RoPE; w_q, w_k (HS).\n"
+        "LayerNorm(x) = (x - mean(x)) / sqrt(var(x) + 1e-6)."
+        " Then |scale q.k| <= sqrt(HS) max|w_q| max|w_k|."
+    ),
+    "z_loss": (
+        "loss = cross-entropy + z_loss * mean(log Z ^ 2), Z = sum_j exp(logit_j).\n"
+        "d loss / d logit_j = (p_j - [j = target] + 2 z_loss log Z p_j) / rows,"
+        " as d log Z / d logit_j = p_j."
+    ),
+    "warmup": (
+        "lr_t = lr * t / warmup for t < warmup; from there on half a cosine to min_lr at the last"
+        " step. t counts from 1."
+    ),
+    "wd": (
+        "p -= lr_t u + decay_t p, where u is Adam's update."
+        " decay_t = wd * lr_t / lr (independent) or wd * lr_t (PyTorch's)."
+    ),
+    "wd_independent": (
+        "1: decay_t = wd * lr_t / lr, which is wd at the peak whatever lr is."
+        " 0: decay_t = wd * lr_t, as PyTorch's AdamW."
+    ),
     "d": "the width C: every matrix is C x C, 4C x C, C x 4C or V x C.",
     "layers": "the depth L: x += proj(attention(norm(x))); x += fc2(gelu(fc1(norm(x)))), L times.",
     "heads": "NH heads of size HS = C / NH: attention's scale is 1 / sqrt(HS).",
-    "mu_param": """m = C / base_d. simple: a hidden matrix learns at lr / m. intermediate: also logits / m.
-                   full: also attention's scale is sqrt(HS_base) / HS = 1 / sqrt(HS) * sqrt(1 / m). At C = base_d nothing changes.""",
+    "mu_param": (
+        "m = C / base_d. simple: a hidden matrix learns at lr / m. intermediate: also logits / m.\n"
+        "full: also attention's scale is sqrt(HS_base) / HS = 1 / sqrt(HS) * sqrt(1 / m)."
+        " At C = base_d nothing changes."
+    ),
     "base_d": "m = C / base_d: the width at which muParam is the standard model.",
-    "eps": """u = m^ / (sqrt(v^) + eps), m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t). |gradient| << eps: u = gradient / eps, nearly 0.""",
+    "eps": (
+        "u = m^ / (sqrt(v^) + eps), m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t)."
+        " |gradient| << eps: u = gradient / eps, nearly 0."
+    ),
     "beta2": "v_t = beta2 v_(t-1) + (1 - beta2) g^2;  v^ = v / (1 - beta2^t).",
     "clip": "g *= clip / |g| where |g| > clip, |g| the norm of all gradients together; 0: never.",
     "batch": "B sequences of T tokens a step: the loss is their mean.",
@@ -40,7 +65,8 @@ ONE, OPEN, CLOSE = (
 
 
 def chunks(text, where=""):
-    """The flagged chunks of a file: (flag, first line, last line), counted from 1. Dies of a marker without its partner."""
+    """The flagged chunks of a file: (flag, first line, last line), counted from 1. Dies of a marker
+    without its partner."""
     found, opened = [], {}
     for n, line in enumerate(text.splitlines(), 1):
         if m := ONE.search(line):
@@ -93,7 +119,8 @@ def flags(root=ROOT):
 
 
 def listing(name, flag, width, root=ROOT):
-    """The lines of a file that carry the flag, or, where none does (a size), that read its field of Config."""
+    """The lines of a file that carry the flag, or, where none does (a size), that read its field of
+    Config."""
     lines, out, function = read(name, root).splitlines(), [], None
     places = [c[1:] for c in chunks("\n".join(lines), name) if c[0] == flag]
     if not places:

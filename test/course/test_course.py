@@ -1,5 +1,7 @@
-"""The course kit, both parts played: every exercise untouched scores near zero, with the solution put back it scores all, and
-wrong solutions lose the points that they should, and only those. Hostile programs get a verdict, and the grader survives."""
+"""The course kit, both parts played: every exercise untouched scores near zero, with the solution
+put back it scores all, and wrong solutions lose the points that they should, and only those.
+Hostile programs get a verdict, and the grader survives.
+"""
 
 import concurrent.futures
 import json
@@ -85,8 +87,8 @@ def test_show_functions():
     )
 
 
-# ---- exercises: the solution with these texts replaced. lost: the tests that must fail, by number; all others must pass, but
-# for those in `either`. says: part of a message.
+# ---- exercises: the solution with these texts replaced. lost: the tests that must fail, by number;
+# all others must pass, but for those in `either`. says: part of a message.
 
 
 def wrong(lost, *patches, either=(), says="", file="train_gpt.c"):
@@ -98,7 +100,11 @@ def wrong(lost, *patches, either=(), says="", file="train_gpt.c"):
     )
 
 
-NORM_Q = "            if (g->cfg.qk_norm) {                                                         // [qk_norm\n                size_t at = (size_t)(2 * l + i) * rows * NH;\n"
+NORM_Q = (
+    "            if (g->cfg.qk_norm) {                                                       "
+    "  // [qk_norm\n"
+    "                size_t at = (size_t)(2 * l + i) * rows * NH;\n"
+)
 FORWARD_Q, BACK_Q = (
     NORM_Q + "                layernorm_forward",
     NORM_Q + "                int kind",
@@ -257,8 +263,19 @@ WRONG = {
             [0],
             (
                 "train_gpt.cu",
-                "    for (int i = 0; i < W; i++) {\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n        y[i] *=",
-                "    if (left < W) return;\n    for (int i = 0; i < W; i++) {\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n        y[i] *=",
+                (
+                    "    for (int i = 0; i < W; i++) {\n"
+                    "        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B"
+                    " * x * x));\n"
+                    "        y[i] *="
+                ),
+                (
+                    "    if (left < W) return;\n"
+                    "    for (int i = 0; i < W; i++) {\n"
+                    "        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B"
+                    " * x * x));\n"
+                    "        y[i] *="
+                ),
             ),
             says="perhaps fewer",
         ),
@@ -266,7 +283,10 @@ WRONG = {
             [1, 4],
             (
                 "train_gpt.cu",
-                "d[i] *= (x > 0 ? 1 : e) * inverse + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x * x);",
+                (
+                    "d[i] *= (x > 0 ? 1 : e) * inverse + x * e * inverse * inverse * (GELU_A + 3 *"
+                    " GELU_B * x * x);"
+                ),
                 "d[i] *= (x > 0 ? 1 : e) * inverse;",
             ),
             says="product rule",
@@ -284,8 +304,12 @@ WRONG = {
             (
                 "train_gpt.cu",
                 "    m = row_sum(m) / C;\n",
-                "    __shared__ float t[1024];\n    t[threadIdx.y * blockDim.x + threadIdx.x] = m, m = 0;\n"
-                "    for (unsigned i = 0; i < blockDim.x; i++) m += t[threadIdx.y * blockDim.x + i] / C;\n",
+                (
+                    "    __shared__ float t[1024];\n"
+                    "    t[threadIdx.y * blockDim.x + threadIdx.x] = m, m = 0;\n"
+                    "    for (unsigned i = 0; i < blockDim.x; i++) m += t[threadIdx.y *"
+                    " blockDim.x + i] / C;\n"
+                ),
             ),
         ),
     },
@@ -391,7 +415,8 @@ def test_three_wrong_solutions():
     ],
 )
 def test_exercise(name, tmp_path):
-    """Compiles without a warning; holds nothing of what is to be written, in the kit neither; its README is one page."""
+    """Compiles without a warning; holds nothing of what is to be written, in the kit neither; its
+    README is one page."""
     folder, (name, *cuda) = tmp_path / "handed out", name.split()
     exercise.write(name, folder, bool(cuda))
     compilers = {
@@ -474,7 +499,8 @@ HOSTILE = {  # what stands at the program's end, and what the verdict says
     "exits": (START % 'puts("100 of 100"); exit(0);', "answered 0 bytes"),
     "answers": (
         START
-        % "double x[4096]; for (int i = 0; i < 4096; i++) x[i] = 2.5; for (int fd = 3; fd < 20; fd++) if (write(fd, x, sizeof x) < 0) continue; exit(0);",
+        % "double x[4096]; for (int i = 0; i < 4096; i++) x[i] = 2.5; for (int fd = 3; fd < 20;"
+        " fd++) if (write(fd, x, sizeof x) < 0) continue; exit(0);",
         "answered|expected",
     ),
     "does_not_compile": ("int x = ;\n", "does not compile"),
@@ -507,7 +533,8 @@ def test_nan(tmp_path):
 
 
 def test_confined(tmp_path):
-    """A right program that also does what it must not: nothing of it happens, and it is graded as what it is."""
+    """A right program that also does what it must not: nothing of it happens, and it is graded as
+    what it is."""
     victim = tmp_path / "victim"
     victim.write_text("here")
     victim.chmod(0o666)
@@ -516,16 +543,19 @@ def test_confined(tmp_path):
     with open(folder / "train_gpt.c", "a") as file:
         file.write(
             START
-            % f'kill(getppid(), 9); kill(-1, 9); for (int i = 0; i < 1000; i++) if (!fork()) for (;;); if (truncate("{victim}", 0) == 0) puts("truncated"); '
-            f'FILE *f = fopen("{victim}", "w"); if (f) fputs("gone", f); f = fopen("{tmp_path}/new", "w"); if (f) fputs("new", f); rename("{victim}", "{tmp_path}/other"); '
-            f'unlink("{victim}"); if (socket(AF_INET, SOCK_STREAM, 0) >= 0) abort();'
+            % "kill(getppid(), 9); kill(-1, 9); for (int i = 0; i < 1000; i++) if (!fork()) for"
+            f' (;;); if (truncate("{victim}", 0) == 0) puts("truncated"); FILE *f ='
+            f' fopen("{victim}", "w"); if (f) fputs("gone", f); f = fopen("{tmp_path}/new", "w");'
+            f' if (f) fputs("new", f); rename("{victim}", "{tmp_path}/other");'
+            f' unlink("{victim}"); if (socket(AF_INET, SOCK_STREAM, 0) >= 0) abort();'
         )
     assert graded(folder)["score"] == 100
     assert victim.read_text() == "here" and not (tmp_path / "new").exists()
 
 
 def test_edited_kit(tmp_path):
-    """The student edits the tests in the folder to give all points: the teacher's kit does not look at them."""
+    """The student edits the tests in the folder to give all points: the teacher's kit does not look
+    at them."""
     folder = student_folder(tmp_path / "x", "eps", "untouched")
     honest = graded(folder)
     for name in "driver.c", "reference.py", "gpt.h":

@@ -1,5 +1,6 @@
-// train_gpt.cu as a library for the tests, with shim.c's functions. The tests see parameters, gradients and moments as
-// host memory: what they wrote goes to the device before each call, and what the call changed comes back after it.
+// train_gpt.cu as a library for the tests, with shim.c's functions. The tests see parameters,
+// gradients and moments as host memory: what they wrote goes to the device before each call, and
+// what the call changed comes back after it.
 #ifndef PROGRAM
 #define PROGRAM "../../train_gpt.cu"
 #endif
@@ -19,12 +20,14 @@ static void move(Shim *s, cudaMemcpyKind kind) {
     float *device[4] = {s->g.params, s->g.grads, s->g.m, s->g.v};
     check(cudaStreamSynchronize(stream));
     for (int i = 0; i < 4; i++)
-        check(cudaMemcpy(kind == cudaMemcpyHostToDevice ? device[i] : s->host[i], kind == cudaMemcpyHostToDevice ? s->host[i] : device[i],
+        check(cudaMemcpy(kind == cudaMemcpyHostToDevice ? device[i] : s->host[i],
+                         kind == cudaMemcpyHostToDevice ? s->host[i] : device[i],
                          s->g.num_parameters * sizeof(float), kind));
     if (kind == cudaMemcpyHostToDevice) gpt_weights(&s->g);
 }
 
-template <class T> static T *on_gpu(const T *host, size_t n) {    // a copy, or NaN where host is NULL
+// a copy, or NaN where host is NULL
+template <class T> static T *on_gpu(const T *host, size_t n) {
     T *p = NULL;
     check(cudaMalloc(&p, n * sizeof(T)));
     if (host) check(cudaMemcpy(p, host, n * sizeof(T), cudaMemcpyHostToDevice));
@@ -76,7 +79,9 @@ void shim_tensor(Shim *s, int i, char *name, long *offset, long *rows, long *col
     for (; i >= p->copies; p++) i -= p->copies;
     snprintf(name, 128, p->name, i);
     *offset = (long)(p->offset + (size_t)i * parameter_size(p));
-    *rows = p->rows, *cols = p->cols, *hidden = p->hidden;
+    *rows = p->rows;
+    *cols = p->cols;
+    *hidden = p->hidden;
 }
 
 long shim_num_parameters(Shim *s) { return (long)s->g.num_parameters; }
@@ -121,14 +126,19 @@ double shim_max_attn_logit(Shim *s, int layer) { return s->stats.max_attn_logit[
 double shim_act_rms(Shim *s, int i) { return s->stats.act_rms[i]; }
 double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
 
-// In bf16, numbers of which come in and go out as float:  fc (rows,OC) = inp (rows,IC) weight^T, out = gelu(fc);
-// dfc = gelu'(fc) * (dout (rows,IC) weight2), weight2 (IC,OC). A model must exist, for cuBLAS. fused: as one pass where that can be
-void shim_matmul_gelu(float *out, float *fc, float *dfc, const float *inp, const float *weight, const float *dout, const float *weight2, int rows, int IC, int OC, int fused) {
-    size_t n = (size_t)rows * OC, sizes[] = {n, n, n, (size_t)rows * IC, (size_t)OC * IC, (size_t)rows * IC, (size_t)IC * OC};
+// In bf16, numbers of which come in and go out as float:  fc (rows,OC) = inp (rows,IC) weight^T,
+// out = gelu(fc); dfc = gelu'(fc) * (dout (rows,IC) weight2), weight2 (IC,OC). A model must exist,
+// for cuBLAS. fused: as one pass where that can be
+void shim_matmul_gelu(float *out, float *fc, float *dfc, const float *inp, const float *weight,
+                      const float *dout, const float *weight2, int rows, int IC, int OC,
+                      int fused) {
+    size_t n = (size_t)rows * OC, in = (size_t)rows * IC, w = (size_t)IC * OC;
+    size_t sizes[] = {n, n, n, in, w, in, w};
     const float *from[] = {NULL, NULL, NULL, inp, weight, dout, weight2};
     float *to[] = {out, fc, dfc}, *dweight = on_gpu<float>(NULL, sizes[6]);
     bf16 *x[7], *rounded = (bf16 *)allocate(n, sizeof(bf16));
-    for (int i = 0; i < 7; i++) x[i] = from[i] ? on_gpu_rounded(from[i], sizes[i]) : on_gpu<bf16>(NULL, sizes[i]);
+    for (int i = 0; i < 7; i++)
+        x[i] = from[i] ? on_gpu_rounded(from[i], sizes[i]) : on_gpu<bf16>(NULL, sizes[i]);
     gelu_in_products = fused;
     matmul_gelu_forward(x[0], x[1], x[3], x[4], rows, IC, OC);
     matmul_gelu_backward(x[2], dweight, false, x[5], x[1], x[0], x[6], rows, OC, IC);
@@ -141,21 +151,31 @@ void shim_matmul_gelu(float *out, float *fc, float *dfc, const float *inp, const
     free(rounded);
 }
 
-void shim_layernorm_forward(float *out, float *mean, float *rstd, const float *inp, const float *weight, int rows, int C) {
+void shim_layernorm_forward(float *out, float *mean, float *rstd, const float *inp,
+                            const float *weight, int rows, int C) {
     size_t n = (size_t)rows * C;
-    float *y = on_gpu<float>(NULL, n), *m = on_gpu<float>(NULL, rows), *r = on_gpu<float>(NULL, rows), *x = on_gpu(inp, n), *w = on_gpu(weight, C);
+    float *y = on_gpu<float>(NULL, n), *m = on_gpu<float>(NULL, rows);
+    float *r = on_gpu<float>(NULL, rows), *x = on_gpu(inp, n), *w = on_gpu(weight, C);
     layernorm_forward<float>(y, NULL, m, r, x, NULL, w, rows, C);
-    to_host(out, y, n), to_host(mean, m, rows), to_host(rstd, r, rows);
-    check(cudaFree(x)), check(cudaFree(w));
+    to_host(out, y, n);
+    to_host(mean, m, rows);
+    to_host(rstd, r, rows);
+    check(cudaFree(x));
+    check(cudaFree(w));
 }
 
-void shim_layernorm_backward(float *dinp, float *dweight, const float *dout, const float *inp, const float *weight, const float *mean, const float *rstd, int rows, int C) {
+void shim_layernorm_backward(float *dinp, float *dweight, const float *dout, const float *inp,
+                             const float *weight, const float *mean, const float *rstd, int rows,
+                             int C) {
     size_t n = (size_t)rows * C;
-    float *dx = on_gpu<float>(NULL, n), *dw = on_gpu<float>(NULL, C), *dy = on_gpu(dout, n), *x = on_gpu(inp, n), *w = on_gpu(weight, C);
-    float *m = on_gpu(mean, rows), *r = on_gpu(rstd, rows), *partial = on_gpu<float>(NULL, (size_t)ROW_BLOCKS * C);
+    float *dx = on_gpu<float>(NULL, n), *dw = on_gpu<float>(NULL, C), *dy = on_gpu(dout, n);
+    float *x = on_gpu(inp, n), *w = on_gpu(weight, C), *m = on_gpu(mean, rows);
+    float *r = on_gpu(rstd, rows), *partial = on_gpu<float>(NULL, (size_t)ROW_BLOCKS * C);
     layernorm_backward<float>(dx, NULL, dw, false, dy, x, w, m, r, partial, rows, C);
-    to_host(dinp, dx, n), to_host(dweight, dw, C);
-    check(cudaFree(dy)), check(cudaFree(x)), check(cudaFree(w)), check(cudaFree(m)), check(cudaFree(r)), check(cudaFree(partial));
+    to_host(dinp, dx, n);
+    to_host(dweight, dw, C);
+    float *used[] = {dy, x, w, m, r, partial};
+    for (float *p : used) check(cudaFree(p));
 }
 
 }

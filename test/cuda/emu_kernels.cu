@@ -1,5 +1,5 @@
-// Kernels that test the stand-in (test_emu.py): ./emu_kernels NAME [NUMBERS], values on stdin and stdout as raw memory.
-// Of those with a planted mistake the first number says whether it is there.
+// Kernels that test the stand-in (test_emu.py): ./emu_kernels NAME [NUMBERS], values on stdin and
+// stdout as raw memory. Of those with a planted mistake the first number says whether it is there.
 #include "cuda_emu.h"
 
 static long number[16];    // the command's numbers
@@ -8,9 +8,11 @@ static bool wrong() { return number[0]; }
 static void check(cudaError_t e) { if (e) printf("%s\n", cudaGetErrorString(e)), exit(1); }
 static void check(cublasStatus_t s) { if (s) printf("%s\n", cublasGetStatusString(s)), exit(1); }
 
-template <typename... P, typename... A> void launch(void (*kernel)(P...), dim3 grid, dim3 block, A... args) {
+template <typename... P, typename... A>
+void launch(void (*kernel)(P...), dim3 grid, dim3 block, A... args) {
     cudaLaunchConfig_t config = {};
-    config.gridDim = grid, config.blockDim = block;
+    config.gridDim = grid;
+    config.blockDim = block;
     check(cudaLaunchKernelEx(&config, kernel, args...));
 }
 
@@ -35,7 +37,8 @@ template <typename T> void to_stdout(T *p, size_t count) {    // and frees it
 
 // ---- missing barriers: out (128) must not depend on the order of the threads
 
-__global__ void neighbour(int *out, bool wrong, int distance) {    // reads what another thread wrote
+// reads what another thread wrote
+__global__ void neighbour(int *out, bool wrong, int distance) {
     __shared__ int s[128];
     int t = (int)threadIdx.x;
     s[t] = t * t;
@@ -43,7 +46,8 @@ __global__ void neighbour(int *out, bool wrong, int distance) {    // reads what
     out[t] = s[(t + distance) & 127];
 }
 
-__global__ void overwrite(int *out, bool wrong, int distance) {    // writes what another thread has yet to read
+// writes what another thread has yet to read
+__global__ void overwrite(int *out, bool wrong, int distance) {
     __shared__ int s[128];
     int t = (int)threadIdx.x;
     s[t] = t * t;
@@ -78,7 +82,8 @@ __global__ void in_warp(int *out, bool wrong, int distance) {    // within a war
 using namespace nvcuda;
 typedef wmma::fragment<wmma::accumulator, 16, 16, 16, float> Sums;
 
-__global__ void after_store(int *out, bool wrong, int) {    // a fragment stored, then read by other lanes
+// a fragment stored, then read by other lanes
+__global__ void after_store(int *out, bool wrong, int) {
     __shared__ __align__(32) float s[256];
     Sums f;
     wmma::fill_fragment(f, 3.0f);
@@ -89,7 +94,8 @@ __global__ void after_store(int *out, bool wrong, int) {    // a fragment stored
     out[threadIdx.x] = (int)(s[255 - threadIdx.x] + s[threadIdx.x]);
 }
 
-__global__ void before_load(int *out, bool wrong, int) {    // shared memory written, then loaded into a fragment
+// shared memory written, then loaded into a fragment
+__global__ void before_load(int *out, bool wrong, int) {
     __shared__ __align__(32) float s[256];
     Sums f;
     s[threadIdx.x] = s[threadIdx.x + 128] = 1;
@@ -102,8 +108,12 @@ __global__ void before_load(int *out, bool wrong, int) {    // shared memory wri
 
 // ---- accesses that no kernel may make
 
-__global__ void store_at(float *out, long i) { if (blockIdx.x == 1 && threadIdx.x == 5) out[i] = 1; }
-__global__ void load_at(float *out, long i) { if (blockIdx.x == 1 && threadIdx.x == 5) out[0] = out[i]; }
+__global__ void store_at(float *out, long i) {
+    if (blockIdx.x == 1 && threadIdx.x == 5) out[i] = 1;
+}
+__global__ void load_at(float *out, long i) {
+    if (blockIdx.x == 1 && threadIdx.x == 5) out[0] = out[i];
+}
 __global__ void shared_at(float *out, long i) {
     __shared__ float s[32];
     s[threadIdx.x] = 1;
@@ -119,12 +129,17 @@ __global__ void unwritten(float *out) {
 // ---- barriers and warp calls that not all threads reach
 
 __global__ void some_wait(bool wrong) { if (!wrong || threadIdx.x < 64) __syncthreads(); }
-__global__ void some_end(bool wrong) { if (wrong && threadIdx.x == 127) return; __syncthreads(); }
+__global__ void some_end(bool wrong) {
+    if (wrong && threadIdx.x == 127) return;
+    __syncthreads();
+}
 __global__ void two_barriers(bool wrong) {
     if (wrong && threadIdx.x < 64) __syncthreads();
     else __syncthreads();
 }
-__global__ void half_shuffles(bool wrong) { if (!wrong || threadIdx.x % 32 < 16) __shfl_xor_sync(0xffffffff, 1.0f, 1); }
+__global__ void half_shuffles(bool wrong) {
+    if (!wrong || threadIdx.x % 32 < 16) __shfl_xor_sync(0xffffffff, 1.0f, 1);
+}
 __global__ void two_shuffles(bool wrong) {
     if (wrong && threadIdx.x == 3) __shfl_xor_sync(0xffffffff, 1, 2);
     else __shfl_xor_sync(0xffffffff, 1, 1);
@@ -154,7 +169,8 @@ __global__ void shuffles(float *out, double *sums) {
     int lane = (int)threadIdx.x;
     float x = (float)lane;
     double sum = lane + 0.25;
-    for (int bits = 16; bits; bits /= 2) sum += __shfl_xor_sync(0xffffffff, sum, bits);    // five exchanges, one after another
+    // five exchanges, one after another
+    for (int bits = 16; bits; bits /= 2) sum += __shfl_xor_sync(0xffffffff, sum, bits);
     out[lane] = __shfl_sync(0xffffffff, x, (lane * 7 + 3) % 32);
     sums[lane] = sum;
 }
@@ -167,12 +183,16 @@ __global__ void indices(unsigned *out) {
 
 __global__ void round_to_bf16(__nv_bfloat16 *out, float *back, const float *x, int n) {
     int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-    if (i < n) out[i] = __float2bfloat16(x[i]), back[i] = __bfloat162float(out[i]);
+    if (i < n) {
+        out[i] = __float2bfloat16(x[i]);
+        back[i] = __bfloat162float(out[i]);
+    }
 }
 
 // out (16,16) = 2 a b + c
 template <typename LA, typename LB>
-__global__ void product(float *out, const __nv_bfloat16 *a, const __nv_bfloat16 *b, const float *c, int lda, int ldb, int by_rows) {
+__global__ void product(float *out, const __nv_bfloat16 *a, const __nv_bfloat16 *b, const float *c,
+                        int lda, int ldb, int by_rows) {
     wmma::fragment<wmma::matrix_a, 16, 16, 16, __nv_bfloat16, LA> fa;
     wmma::fragment<wmma::matrix_b, 16, 16, 16, __nv_bfloat16, LB> fb;
     Sums sum, add;
@@ -192,11 +212,17 @@ __global__ void on_two(float *x, const float *y) { x[threadIdx.x] = y ? y[thread
 int main(int argc, char **argv) {
     std::string name = argc > 1 ? argv[1] : "";
     for (int i = 2; i < argc && i < 18; i++) number[i - 2] = atol(argv[i]);
-    const std::map<std::string, void (*)(int *, bool, int)> missing = {{"neighbour", neighbour}, {"overwrite", overwrite}, {"broadcast", broadcast},
-        {"in_warp", in_warp}, {"after_store", after_store}, {"before_load", before_load}};
-    const std::map<std::string, void (*)(bool)> divergent = {{"some_wait", some_wait}, {"some_end", some_end}, {"two_barriers", two_barriers},
-        {"half_shuffles", half_shuffles}, {"two_shuffles", two_shuffles}, {"mask", mask}, {"lane_left_out", lane_left_out}, {"misaligned", misaligned}, {"odd_ld", odd_ld}};
-    const std::map<std::string, void (*)(float *, long)> access = {{"store_at", store_at}, {"load_at", load_at}, {"shared_at", shared_at}};
+    const std::map<std::string, void (*)(int *, bool, int)> missing = {
+        {"neighbour", neighbour}, {"overwrite", overwrite},     {"broadcast", broadcast},
+        {"in_warp", in_warp},     {"after_store", after_store}, {"before_load", before_load}};
+    const std::map<std::string, void (*)(bool)> divergent = {
+        {"some_wait", some_wait},         {"some_end", some_end},
+        {"two_barriers", two_barriers},   {"half_shuffles", half_shuffles},
+        {"two_shuffles", two_shuffles},   {"mask", mask},
+        {"lane_left_out", lane_left_out}, {"misaligned", misaligned},
+        {"odd_ld", odd_ld}};
+    const std::map<std::string, void (*)(float *, long)> access = {
+        {"store_at", store_at}, {"load_at", load_at}, {"shared_at", shared_at}};
     if (missing.count(name)) {
         int *out = device<int>(128);
         launch(missing.at(name), 1, 128, out, wrong(), (int)number[1]);
@@ -261,7 +287,8 @@ int main(int argc, char **argv) {
         check(cudaDeviceSynchronize());
         if (!fork()) check(cudaDeviceSynchronize());
     } else if (name == "launch") {
-        launch(add_one, dim3((unsigned)number[0], (unsigned)number[1]), dim3((unsigned)number[2]), (float *)NULL);
+        launch(add_one, dim3((unsigned)number[0], (unsigned)number[1]), dim3((unsigned)number[2]),
+               (float *)NULL);
     } else if (name == "copy") {
         float *p = device<float>(32), host[33];
         check(cudaMemcpy(host, p, (size_t)number[0], cudaMemcpyDeviceToHost));
@@ -287,24 +314,37 @@ int main(int argc, char **argv) {
         typedef wmma::row_major R;
         typedef wmma::col_major C;
         int lda = (int)number[2], ldb = (int)number[3];
-        __nv_bfloat16 *a = from_stdin<__nv_bfloat16>(16 * (size_t)lda), *b = from_stdin<__nv_bfloat16>(16 * (size_t)ldb);
+        __nv_bfloat16 *a = from_stdin<__nv_bfloat16>(16 * (size_t)lda),
+                      *b = from_stdin<__nv_bfloat16>(16 * (size_t)ldb);
         float *c = from_stdin<float>(256), *out = device<float>(256);
-        launch(number[0] ? number[1] ? product<C, C> : product<C, R> : number[1] ? product<R, C> : product<R, R>, 1, 32, out, a, b, c, lda, ldb, (int)number[4]);
+        auto of_columns = number[1] ? product<C, C> : product<C, R>;
+        auto of_rows = number[1] ? product<R, C> : product<R, R>;
+        launch(number[0] ? of_columns : of_rows, 1, 32, out, a, b, c, lda, ldb, (int)number[4]);
         to_stdout(out, 256);
-        check(cudaFree(a)), check(cudaFree(b)), check(cudaFree(c));
-    } else if (name == "gemm") {    // op_a op_b m n k lda ldb ldc, bf16 of a and b, bf16 of c, alpha, beta, sizes of a, b and c
-        int op_a = (int)number[0], op_b = (int)number[1], in16 = (int)number[8], out16 = (int)number[9];
+        check(cudaFree(a));
+        check(cudaFree(b));
+        check(cudaFree(c));
+    } else if (name == "gemm") {
+        // op_a op_b m n k lda ldb ldc, bf16 of a and b, bf16 of c, alpha, beta, sizes of a, b and c
+        int op_a = (int)number[0], op_b = (int)number[1];
+        int in16 = (int)number[8], out16 = (int)number[9];
         float alpha = (float)number[10], beta = (float)number[11];
-        size_t size_a = (size_t)number[12], size_b = (size_t)number[13], size_c = (size_t)number[14], bytes = in16 ? 2 : 4, bytes_c = out16 ? 2 : 4;
-        char *a = from_stdin<char>(size_a * bytes), *b = from_stdin<char>(size_b * bytes), *c = from_stdin<char>(size_c * bytes_c);
+        size_t size_a = (size_t)number[12], size_b = (size_t)number[13];
+        size_t size_c = (size_t)number[14], bytes = in16 ? 2 : 4, bytes_c = out16 ? 2 : 4;
+        char *a = from_stdin<char>(size_a * bytes), *b = from_stdin<char>(size_b * bytes);
+        char *c = from_stdin<char>(size_c * bytes_c);
         cublasHandle_t handle;
         check(cublasCreate(&handle));
-        check(cublasGemmEx(handle, op_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b ? CUBLAS_OP_T : CUBLAS_OP_N, (int)number[2], (int)number[3], (int)number[4], &alpha,
-                           a, in16 ? CUDA_R_16BF : CUDA_R_32F, (int)number[5], b, in16 ? CUDA_R_16BF : CUDA_R_32F, (int)number[6], &beta,
-                           c, out16 ? CUDA_R_16BF : CUDA_R_32F, (int)number[7], CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        check(cublasGemmEx(handle, op_a ? CUBLAS_OP_T : CUBLAS_OP_N,
+                           op_b ? CUBLAS_OP_T : CUBLAS_OP_N, (int)number[2], (int)number[3],
+                           (int)number[4], &alpha, a, in16 ? CUDA_R_16BF : CUDA_R_32F,
+                           (int)number[5], b, in16 ? CUDA_R_16BF : CUDA_R_32F, (int)number[6],
+                           &beta, c, out16 ? CUDA_R_16BF : CUDA_R_32F, (int)number[7],
+                           CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
         to_stdout(c, size_c * bytes_c);
         check(cublasDestroy(handle));
-        check(cudaFree(a)), check(cudaFree(b));
+        check(cudaFree(a));
+        check(cudaFree(b));
     } else return 8;
     return 0;
 }

@@ -1,5 +1,7 @@
-"""train_gpt.cu against train_gpt.c (design.md section 6, layer 3): the same weights and batches must give the same losses,
-gradients and AdamW steps. On the CPU over the stand-in cuda_emu.h, or, with GPU=1 (make test_gpu), on this machine's GPU."""
+"""train_gpt.cu against train_gpt.c: the same weights and batches must give the same losses,
+gradients and AdamW steps. On the CPU over the stand-in cuda_emu.h, or, with GPU=1 (make test_gpu),
+on this machine's GPU.
+"""
 
 import concurrent.futures
 import csv
@@ -18,12 +20,12 @@ from conftest import ROOT, SANITIZE, TEST, Library, build, build_emu
 from test_oracle import CASES, ILL_CONDITIONED, all_close, batches, close, config, model
 
 GPU = bool(os.environ.get("GPU"))
-ORDERS = (
-    ("forward",) if GPU else ("forward", "reverse", "random")
-)  # of a block's threads; a GPU has its own
+# of a block's threads; a GPU has its own
+ORDERS = ("forward",) if GPU else ("forward", "reverse", "random")
 NVCC = shutil.which("nvcc")
 
-# Beside the oracle's shapes, those that fill several of the kernels' tiles and warps. eps as in test_oracle.py.
+# Beside the oracle's shapes, those that fill several of the kernels' tiles and warps. eps as in
+# test_oracle.py.
 MORE = dict(
     long=dict(d=16, heads=2, layers=1, T=150, eps=1e-3),
     head_of_80=dict(d=80, heads=1, layers=1, T=40, eps=1e-3),
@@ -62,7 +64,8 @@ def shim(*flags):
 
 
 def rounds_shim():
-    """The same of train_gpt.cu with one block where its kernels have hundreds: each must go round and round, as on larger models."""
+    """The same of train_gpt.cu with one block where its kernels have hundreds: each must go round
+    and round, as on larger models."""
     text = (ROOT / "train_gpt.cu").read_text()
     for name in "ROW_BLOCKS", "HEAD_BLOCKS", "SUM_BLOCKS":
         text, count = re.subn(rf"\b{name} = [\d *]+", f"{name} = 1", text)
@@ -145,8 +148,8 @@ def nvcc(builds):
 
 
 def steps(library, cfg, number=5):
-    """For each step: its loss, log Z, largest attention logits, RMS of activations and gradient norm; its gradients; and the
-    weights and moments after it."""
+    """For each step: its loss, log Z, largest attention logits, RMS of activations and gradient
+    norm; its gradients; and the weights and moments after it."""
     m, stream, out = model(library, cfg), batches(cfg), []
     for step in range(1, number + 1):
         batch = next(stream)
@@ -190,7 +193,8 @@ def same_bits(a, b):
 
 
 def check_fp32(library, case, wanted):
-    """To 1e-4: what a step measures, every gradient, and the weights and moments after it. Returns the steps."""
+    """To 1e-4: what a step measures, every gradient, and the weights and moments after it. Returns
+    the steps."""
     tolerance, out = (
         ILL_CONDITIONED.get(("float", case), 1e-4),
         steps(library, dict(config(**SHAPES[case]), dtype="fp32"), len(wanted)),
@@ -206,8 +210,8 @@ def check_fp32(library, case, wanted):
 
 @pytest.mark.parametrize("case", SHAPES)
 def test_fp32(case, cuda, float_library, monkeypatch):
-    """Five AdamW steps equal train_gpt.c's (two of MORE), and have the same bits in every order of the threads (two of LARGE) and from
-    run to run."""
+    """Five AdamW steps equal train_gpt.c's (two of MORE), and have the same bits in every order of
+    the threads (two of LARGE) and from run to run."""
     first = check_fp32(cuda, case, reference(float_library, case))
     for order in ORDERS[1:] or ORDERS:
         monkeypatch.setenv("CUDA_EMU_ORDER", order)
@@ -218,7 +222,8 @@ def test_fp32(case, cuda, float_library, monkeypatch):
 
 
 def test_attention_at_logits_of_1e6(cuda):
-    """Where all tokens are the same so are all v, and whatever q and k are each query's weights sum to 1: their gradients too."""
+    """Where all tokens are the same so are all v, and whatever q and k are each query's weights sum
+    to 1: their gradients too."""
     cfg = config(layers=1, batch=2, T=70, qk_norm=0, dtype="fp32")
 
     def largest_logit_and_gradient(factor):
@@ -274,12 +279,10 @@ def test_layernorm(rows, C, cuda, float_library):
     "rows, C, scale", [(33, 40, 0.5), (128, 64, 0.5), (16, 64, 1e20), (5, 12, 0.5), (1, 8, 0.5)]
 )
 def test_gelu_in_products(rows, C, scale, cuda):
-    """GELU as a product's last step and as a pass of its own, against float64, also where x^2 is no float. They round differently, so
-    that it shows which one ran."""
-    rng, living = (
-        np.random.default_rng(0),
-        model(cuda, dict(config(), dtype="bf16")),
-    )  # it brings cuBLAS
+    """GELU as a product's last step and as a pass of its own, against float64, also where x^2 is no
+    float. They round differently, so that it shows which one ran."""
+    # it brings cuBLAS
+    rng, living = (np.random.default_rng(0), model(cuda, dict(config(), dtype="bf16")))
     inp, weight, dout, weight2 = (
         np.asarray(rng.standard_normal(shape), ml_dtypes.bfloat16).astype(np.float32)
         for shape in ((rows, C), (4 * C, C), (rows, C), (C, 4 * C))
@@ -299,9 +302,8 @@ def test_gelu_in_products(rows, C, scale, cuda):
             (out, fc * (1 + tanh) / 2, x, "gelu"),
             (dfc, slope * d, d, "gradient"),
         ):
-            assert (abs(actual - wanted) <= 2**-7 * abs(size) + 1e-6).all(), (
-                what
-            )  # twice or thrice rounded to 2^-9
+            # twice or thrice rounded to 2^-9
+            assert (abs(actual - wanted) <= 2**-7 * abs(size) + 1e-6).all(), what
     same = [np.array_equal(a, b) for a, b in zip(seen[0], seen[1])]
     assert (
         same == [True, True, True] if C % 8 else same[1] and (scale > 1 or not (same[0] or same[2]))
@@ -311,7 +313,8 @@ def test_gelu_in_products(rows, C, scale, cuda):
 
 @pytest.mark.skipif(GPU, reason="a real GPU cannot pretend to be another")
 def test_gelu_elsewhere(program, tmp_path):
-    """On another GPU, and where cuBLASLt knows no algorithm, GELU is a pass of its own, whose losses are a little different."""
+    """On another GPU, and where cuBLASLt knows no algorithm, GELU is a pass of its own, whose
+    losses are a little different."""
     logs = []
     for i, settings in enumerate([{}, dict(EPILOGUES=0), dict(CAPABILITY=80)]):
         run(program, **{**TINY, "steps": 1}, dtype="bf16", out=tmp_path / str(i), settings=settings)
@@ -325,9 +328,10 @@ def test_gelu_elsewhere(program, tmp_path):
     same_log(log(tmp_path / "0"), log(tmp_path / "1"), 5e-2)
 
 
-# bf16 has 8 bits: every factor of a product is off by up to 2^-9. Measured against fp32, over these cases: the loss differs
-# by up to 0.3%, attention logits by 1%, a tensor's gradient by 0.5% to 6% (most of them by 1%; q_norm's and k_norm's, sums that cancel, by more). Adam
-# then makes full steps of gradients that are 0 but for rounding, so after the first step only the loss is compared.
+# bf16 has 8 bits: every factor of a product is off by up to 2^-9. Measured against fp32, over these
+# cases: the loss differs by up to 0.3%, attention logits by 1%, a tensor's gradient by 0.5% to 6%
+# (most of them by 1%; q_norm's and k_norm's, sums that cancel, by more). Adam then makes full steps
+# of gradients that are 0 but for rounding, so after the first step only the loss is compared.
 BF16_CASES = [
     "odd",
     "odd_off",
@@ -347,7 +351,8 @@ BF16_GRADIENT, BF16_LOSS_AFTER = 8e-2, 2e-2
 
 @pytest.mark.parametrize("case", BF16_CASES)
 def test_bf16(case, cuda, float_library, monkeypatch):
-    """Measures and gradients of the first step, the second's loss; the same bits in every order of the threads."""
+    """Measures and gradients of the first step, the second's loss; the same bits in every order of
+    the threads."""
     cfg = dict(config(**SHAPES[case]), dtype="bf16")
     first, wanted = steps(cuda, cfg, 2), reference(float_library, case)
     for name, tolerance in BF16.items():
@@ -360,7 +365,8 @@ def test_bf16(case, cuda, float_library, monkeypatch):
 
 
 def test_bf16_is_bf16(cuda, float_library):
-    """What test_bf16 allows is not fp32: both dtypes do what they say, and auto is bf16 where the GPU has it."""
+    """What test_bf16 allows is not fp32: both dtypes do what they say, and auto is bf16 where the
+    GPU has it."""
     loss = {
         dtype: steps(cuda, dict(config(), dtype=dtype), 1)[0][0]["loss"]
         for dtype in ("fp32", "bf16", "auto")
@@ -394,7 +400,8 @@ C_PROGRAM = os.environ.get("TRAIN_GPT", ROOT / "train_gpt")
 
 
 def run(program, *words, status=0, cwd=None, settings=(), **flags):
-    """Runs a trainer with these words and flags; returns what it printed and, where it should fail, its complaint."""
+    """Runs a trainer with these words and flags; returns what it printed and, where it should fail,
+    its complaint."""
     flags = [str(x) for name, value in flags.items() for x in ("-" + name, value)]
     environment = {
         **os.environ,
@@ -446,8 +453,8 @@ def same_log(actual, wanted, tolerance):
     ids=str,
 )
 def test_log(flags, program, tmp_path):
-    """A run of each writes the same log: initial loss, losses, norms, logits, RMS of every kind; also where some steps are
-    not logged, and a graph of either sort is captured and launched."""
+    """A run of each writes the same log: initial loss, losses, norms, logits, RMS of every kind;
+    also where some steps are not logged, and a graph of either sort is captured and launched."""
     flags = {**TINY, "steps": 5, **flags}
     run(program, **flags, dtype="fp32", out=tmp_path / "cuda")
     flags.pop("micro_batch", None)
@@ -477,7 +484,8 @@ def test_checkpoint_goes_on_in_the_other(first, program, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_resumed(dtype, program, tmp_path):
-    """Six steps are three and three more, to the bit: so after each the weights that products read are the new parameters."""
+    """Six steps are three and three more, to the bit: so after each the weights that products read
+    are the new parameters."""
     flags = {**TINY, "eval_every": 1, "warmup": 0, "min_lr": 1}
     run(program, **flags, steps=6, dtype=dtype, out=tmp_path / "whole")
     run(program, **flags, steps=3, dtype=dtype, out=tmp_path / "parts")
@@ -504,7 +512,8 @@ def test_sweep(program, tmp_path):
 
 
 def test_diverged(program, tmp_path):
-    """A loss that is not finite ends the run at the same step in both, with the weights of that step."""
+    """A loss that is not finite ends the run at the same step in both, with the weights of that
+    step."""
     flags = {
         **TINY,
         "steps": 30,
@@ -619,7 +628,8 @@ def test_every_call_is_checked(program, tmp_path):
 )
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_inside_of_every_allocation(dtype, flags, sanitized, tmp_path):
-    """Under AddressSanitizer: no access outside of a buffer, none by the host to the device's, nothing left unfreed."""
+    """Under AddressSanitizer: no access outside of a buffer, none by the host to the device's,
+    nothing left unfreed."""
     run(
         sanitized,
         **{**TINY, "steps": 1, "eval_tokens": 8, **flags},

@@ -1,5 +1,7 @@
-"""The stand-in for CUDA (cuda_emu.h), by the small kernels of emu_kernels.cu: a missing barrier, an access outside of an
-allocation and a warp call that some lanes leave out are caught, and what is right comes out right."""
+"""The stand-in for CUDA (cuda_emu.h), by the small kernels of emu_kernels.cu: a missing barrier, an
+access outside of an allocation and a warp call that some lanes leave out are caught, and what is
+right comes out right.
+"""
 
 import os
 import subprocess
@@ -119,7 +121,8 @@ def test_host_pointer(kernels):
 
 
 def test_unwritten_memory_is_nan(kernels):
-    """Shared memory of the second block is not that of the first; device memory that nobody wrote."""
+    """Shared memory of the second block is not that of the first; device memory that nobody
+    wrote."""
     for order in ORDERS:
         x = output(kernels, "unwritten", ORDER=order)
         assert (x[:32] == 1).all() and np.isnan(x[32:]).all(), order
@@ -166,7 +169,8 @@ def test_indices_and_shuffles(order, kernels):
 
 
 def test_bf16_rounding(kernels):
-    """To nearest, halves to even, as JAX rounds: random bits, and every number halfway between two."""
+    """To nearest, halves to even, as JAX rounds: random bits, and every number halfway between
+    two."""
     rng = np.random.default_rng(0)
     bits = np.concatenate(
         [rng.integers(2**32, size=20000), np.arange(2**16) << 16 | 0x8000]
@@ -215,11 +219,8 @@ def test_gemm(transposed, bf16, kernels):
         (33, 1, 20, 3, 2, 1),
         (1, 17, 0, 1, 1, 2),
     ):
-        shape = [
-            (k, m) if ta else (m, k),
-            (n, k) if tb else (k, n),
-            (m, n),
-        ]  # rows and columns of a, b and c, kept by columns
+        # rows and columns of a, b and c, kept by columns
+        shape = [(k, m) if ta else (m, k), (n, k) if tb else (k, n), (m, n)]
         ld = [max(1, rows) + extra for rows, _ in shape]
         a, b, c = (
             rng.standard_normal((cols, l)).astype(np.float32) for (_, cols), l in zip(shape, ld)

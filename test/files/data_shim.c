@@ -1,4 +1,5 @@
-// data_shim.c: dataloader.h as a library, for test_data.py. As C or C++: both must give the same text.
+// data_shim.c: dataloader.h as a library, for test_data.py. As C or C++: both must give the same
+// text.
 #include "../../dataloader.h"
 
 #ifdef __cplusplus
@@ -28,7 +29,8 @@ EXPORT void loader_train(const DataLoader *loader, int64_t step, int B, int *inp
     dataloader_train(loader, step, B, inputs, targets);
 }
 
-EXPORT void loader_val(const DataLoader *loader, int64_t window, int rows, int *inputs, int *targets) {
+EXPORT void loader_val(const DataLoader *loader, int64_t window, int rows, int *inputs,
+                       int *targets) {
     dataloader_val(loader, window, rows, inputs, targets);
 }
 
@@ -48,10 +50,14 @@ EXPORT Language *language_new(uint64_t seed) {
 EXPORT void language_delete(Language *lang) { free(lang); }
 
 // The tables, with 0 <= w < 1000 and 0 <= kind <= 16 (16: the start of a line).
-EXPORT const char *language_spelling(const Language *lang, int w) { return lang->words[w].spelling; }
+EXPORT const char *language_spelling(const Language *lang, int w) {
+    return lang->words[w].spelling;
+}
 EXPORT int language_kind(const Language *lang, int w) { return lang->words[w].kind; }
 EXPORT uint32_t language_frequency(const Language *lang, int w) { return lang->words[w].frequency; }
-EXPORT int language_follower(const Language *lang, int w, int i) { return lang->words[w].followers[i]; }
+EXPORT int language_follower(const Language *lang, int w, int i) {
+    return lang->words[w].followers[i];
+}
 EXPORT uint32_t language_grammar(const Language *lang, int kind, int w) {
     return lang->below[kind][w + 1] - lang->below[kind][w];
 }
@@ -62,7 +68,8 @@ EXPORT void language_text(const Language *lang, uint64_t random, int *text, int 
 
 // text (n): what follows a newline. seen (n): the probability that each character had.
 // If `all` is not NULL, all (n, 256): the probability that each possible one had in its place.
-EXPORT void language_probabilities(const Language *lang, const int *text, int n, double *seen, double *all) {
+EXPORT void language_probabilities(const Language *lang, const int *text, int n, double *seen,
+                                   double *all) {
     Reader reader;
     reader_start(lang, &reader);
     for (int i = 0; i < n; i++) {

@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""What lasts long and what is large: a run of 100,000 steps keeps its memory and its speed, data of 8 GB opens at once, and a model of
-100 million parameters takes the memory that was announced. A line for each with what was measured and what was allowed."""
+"""What lasts long and what is large: a run of 100,000 steps keeps its memory and its speed, data of
+8 GB opens at once, and a model of 100 million parameters takes the memory that was announced. A
+line for each with what was measured and what was allowed.
+"""
 
 import argparse
 import contextlib
@@ -30,7 +32,8 @@ def report(what, measured, allowed, unit):
 
 
 def memory(pid, name):
-    """VmRSS or VmHWM, its peak, in MB. (wait4's peak would be Python's own, whose memory the child has until it begins.)"""
+    """VmRSS or VmHWM, its peak, in MB. (wait4's peak would be Python's own, whose memory the child
+    has until it begins.)"""
     return int(re.search(name + r":\s*(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024e-6
 
 
@@ -61,7 +64,8 @@ def tail(path):
 
 
 def long_run(home, steps):
-    """CPU time, not the clock's, as other programs run too; of windows of a fiftieth, the median of the first ten and of the last ten."""
+    """CPU time, not the clock's, as other programs run too; of windows of a fiftieth, the median of
+    the first ten and of the last ten."""
     folder, samples = home / "long", []
     process = subprocess.Popen(
         [PROGRAM, *SMALL, "-steps", str(steps), "-checkpoint_every", "200", "-out", folder],
@@ -82,7 +86,8 @@ def long_run(home, steps):
             continue
         if sys.stderr.isatty():
             print(
-                f"\r{step}/{steps} steps, {(time.time() - started) / step * (steps - step):.0f} s left ",
+                f"\r{step}/{steps} steps, {(time.time() - started) / step * (steps - step):.0f} s"
+                " left ",
                 end="",
                 file=sys.stderr,
             )
@@ -92,8 +97,10 @@ def long_run(home, steps):
     cost = np.diff(at) / ((step[-1] - step[0]) / 50)
     first, last = statistics.median(cost[:10]), statistics.median(cost[-10:])
     print(
-        f"\r{steps} steps in {time.time() - started:.0f} s; CPU a step: {first:.1f} us in the first fifth, {last:.1f} in the last (windows {min(cost):.1f} to {max(cost):.1f}); "
-        f"resident: {resident[0]:.2f} MB, then {resident[len(samples) // 20 :].min():.2f} to {resident.max():.2f}"
+        f"\r{steps} steps in {time.time() - started:.0f} s; CPU a step: {first:.1f} us in the first"
+        f" fifth, {last:.1f} in the last (windows {min(cost):.1f} to {max(cost):.1f}); resident:"
+        f" {resident[0]:.2f} MB, then {resident[len(samples) // 20 :].min():.2f} to"
+        f" {resident.max():.2f}"
     )
     report(
         "a long run: more CPU a step in the last fifth than in the first",
@@ -121,9 +128,8 @@ def large_data(home):
         os.truncate(path, len(header) + 8 * 10**9)
         _, more_cpu, more_peak = train(home / f"of_{name}", "-data", path, *flags)
         report(f"{name}, 8 GB: CPU beyond a run without a file", more_cpu - cpu, 1, "s")
-        report(
-            f"{name}, 8 GB: memory beyond a run without a file", more_peak - peak, 80, "MB"
-        )  # of the file: 2^24 tokens of each part are looked at first
+        # of the file: 2^24 tokens of each part are looked at first
+        report(f"{name}, 8 GB: memory beyond a run without a file", more_peak - peak, 80, "MB")
 
 
 def large_model(home):
@@ -132,7 +138,8 @@ def large_model(home):
     )
     parameters, announced = re.search(r"(\d+) parameters.* ([\d.]+) MB of memory", said).groups()
     print(
-        f"{int(parameters) / 1e6:.1f} million parameters, {cpu:.0f} s of CPU: {announced} MB announced, {peak:.1f} MB at the peak"
+        f"{int(parameters) / 1e6:.1f} million parameters, {cpu:.0f} s of CPU: {announced} MB"
+        f" announced, {peak:.1f} MB at the peak"
     )
     report("a large model: off what was announced", 100 * abs(peak / float(announced) - 1), 10, "%")
 

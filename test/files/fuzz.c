@@ -1,5 +1,6 @@
-// fuzz.c: libFuzzer on every reader of bytes from outside: `make fuzz`, or FUZZ=bin|safetensors|resume|flags build/fuzz CORPUS,
-// where the folder gets a few inputs to begin with. Whatever the bytes, the code must take them, or exit with the right status.
+// fuzz.c: libFuzzer on every reader of bytes from outside: `make fuzz`, or
+// FUZZ=bin|safetensors|resume|flags build/fuzz CORPUS, where the folder gets a few inputs to begin
+// with. Whatever the bytes, the code must take them, or exit with the right status.
 #include <fcntl.h>
 #include <glob.h>
 #include <setjmp.h>
@@ -13,7 +14,8 @@
 #include <unistd.h>
 
 // ---------------------------------------------------------------------------
-// An exit of the program comes back here. What it held then is let go; what is held after a return is a leak.
+// An exit of the program comes back here. What it held then is let go; what is held after a return
+// is a leak.
 
 typedef enum { MEMORY, STREAM, DESCRIPTOR, MAP, PATHS } Kind;
 static struct { Kind kind; void *what; size_t size; } held[64];
@@ -23,7 +25,10 @@ static jmp_buf survived;
 static void *hold(Kind kind, void *what, size_t size) {
     if (!what || what == MAP_FAILED) return what;
     if (holding == sizeof held / sizeof held[0]) abort();
-    held[holding].kind = kind, held[holding].what = what, held[holding++].size = size;
+    held[holding].kind = kind;
+    held[holding].what = what;
+    held[holding].size = size;
+    holding++;
     return what;
 }
 
@@ -77,7 +82,8 @@ static int no_signals(void) { return -1; }
 
 #define exit survive
 #define malloc(size) hold(MEMORY, (malloc)(size), 0)
-#define calloc(count, size) hold(MEMORY, (calloc)((count) == 32768 ? 512 : (count), size), 0)    // TENSORS_MAX, of which an input has room for few
+// TENSORS_MAX, of which an input has room for few
+#define calloc(count, size) hold(MEMORY, (calloc)((count) == 32768 ? 512 : (count), size), 0)
 #define realloc(old, size) hold(MEMORY, (realloc)(let_go(old), size), 0)
 #define free(memory) (free)(let_go(memory))
 #define getline hold_line
@@ -107,9 +113,12 @@ static const char *path_of(const char *name) {
     return path;
 }
 
-static void write_file(const char *name, const void *head, size_t head_size, const void *data, size_t size) {
+static void write_file(const char *name, const void *head, size_t head_size, const void *data,
+                       size_t size) {
     FILE *file = fopen(path_of(name), "wb");
-    if (!file || fwrite(head, 1, head_size, file) != head_size || fwrite(data, 1, size, file) != size || fclose(file)) abort();
+    if (!file || fwrite(head, 1, head_size, file) != head_size
+        || fwrite(data, 1, size, file) != size || fclose(file))
+        abort();
 }
 
 static size_t read_file(const char *path, char *data, size_t room) {
@@ -121,17 +130,23 @@ static size_t read_file(const char *path, char *data, size_t room) {
 
 static void check(bool right) { if (!right) abort(); }
 
-static uint8_t take(const uint8_t **data, size_t *size) { return *size ? (*size)--, *(*data)++ : 0; }
+static uint8_t take(const uint8_t **data, size_t *size) {
+    return *size ? (*size)--, *(*data)++ : 0;
+}
 
 // ---------------------------------------------------------------------------
 // The targets. A return: the bytes were taken.
 
 enum { TEXT_FILE = 1, RIGHT_HEADER = 2, TWO_SHARDS = 4, OWN_VAL = 8 };
 
-// Options, T, the vocabulary, then a file: of text or tokens, or two shards, with a header made right or as it is.
+// Options, T, the vocabulary, then a file: of text or tokens, or two shards, with a header made
+// right or as it is.
 static void fuzz_bin(const uint8_t *data, size_t size) {
     enum { B = 2, MOST_T = 64 };
-    int options = take(&data, &size), T = 1 + take(&data, &size) % MOST_T, vocab = take(&data, &size) << 8, inputs[B * MOST_T], targets[B * MOST_T];
+    int options = take(&data, &size);
+    int T = 1 + take(&data, &size) % MOST_T;
+    int vocab = take(&data, &size) << 8;
+    int inputs[B * MOST_T], targets[B * MOST_T];
     vocab |= take(&data, &size);
     const char *type = options & TEXT_FILE ? "txt" : "bin";
     char names[2][8];
@@ -142,30 +157,36 @@ static void fuzz_bin(const uint8_t *data, size_t size) {
         snprintf(names[i], sizeof names[i], "%d.%s", i, type);
         unlink(path_of(names[i]));
         if (i == 0 || options & (TWO_SHARDS | OWN_VAL))
-            write_file(names[i], header, right ? sizeof header : 0, data + (i ? sizes[0] : 0), right ? sizes[i] / 2 * 2 : sizes[i]);
+            write_file(names[i], header, right ? sizeof header : 0, data + (i ? sizes[0] : 0),
+                       right ? sizes[i] / 2 * 2 : sizes[i]);
     }
     char pattern[8];
     snprintf(pattern, sizeof pattern, "?.%s", type);
     DataLoader loader;
-    dataloader_init(&loader, path_of(options & TWO_SHARDS ? pattern : names[0]), options & OWN_VAL ? path_of(names[1]) : NULL, vocab, T, size);
-    for (size_t i = 0; i < loader.train.paths.gl_pathc; i++) {    // a read past the end of a mapping is not always seen
+    dataloader_init(&loader, path_of(options & TWO_SHARDS ? pattern : names[0]),
+                    options & OWN_VAL ? path_of(names[1]) : NULL, vocab, T, size);
+    // a read past the end of a mapping is not always seen
+    for (size_t i = 0; i < loader.train.paths.gl_pathc; i++) {
         const Shard *shard = &loader.train.shards[i];
-        check(shard->tokens + (shard->first + shard->count) * shard->width <= (unsigned char *)shard->map + shard->size);
+        check(shard->tokens + (shard->first + shard->count) * shard->width
+              <= (unsigned char *)shard->map + shard->size);
     }
     for (int64_t step = 0; step < 3; step++) {
         dataloader_train(&loader, step, B, inputs, targets);
         int64_t last = loader.val_windows - B;
-        if (last >= 0) dataloader_val(&loader, step == 2 ? last : last / 2 * step, B, inputs, targets);
+        if (last >= 0)
+            dataloader_val(&loader, step == 2 ? last : last / 2 * step, B, inputs, targets);
         for (int i = 0; i < B * T; i++) {
-            check(inputs[i] >= 0 && inputs[i] < loader.vocab && targets[i] >= 0 && targets[i] < loader.vocab);
+            check(inputs[i] >= 0 && inputs[i] < loader.vocab && targets[i] >= 0
+                  && targets[i] < loader.vocab);
             check((i + 1) % T == 0 || targets[i] == inputs[i + 1]);
         }
     }
     dataloader_free(&loader);
 }
 
-// A byte, then a file; or (from 128 on) a header, before which its length and after which so many bytes are put. What is taken must
-// come back from a file that is written of it.
+// A byte, then a file; or (from 128 on) a header: its length is put before it, the byte's excess
+// over 128 in bytes after it. What is taken must come back from a file that is written of it.
 static void fuzz_safetensors(const uint8_t *data, size_t size) {
     enum { MOST = 8 };
     static const char *const name = "x.safetensors";
@@ -177,7 +198,8 @@ static void fuzz_safetensors(const uint8_t *data, size_t size) {
     memset(values, 0, sizeof values);
     char *file = (char *)allocate(size + 128, 1);
     memcpy(file, data, size);
-    write_file(name, &length, mode < 128 ? 0 : sizeof length, file, mode < 128 ? size : size + (size_t)mode - 128);
+    write_file(name, &length, mode < 128 ? 0 : sizeof length, file,
+               mode < 128 ? size : size + (size_t)mode - 128);
     free(file);
     int count = safetensors_read_metadata(path_of(name), meta, MOST);
     for (int pass = 0; pass < 2; pass++) {
@@ -187,7 +209,8 @@ static void fuzz_safetensors(const uint8_t *data, size_t size) {
     }
     check(!memcmp(values[0], values[1], sizeof values[0]));
     check(safetensors_read_metadata(path_of(name), again, MOST) == count);
-    for (int i = 0; i < count; i++) check(!strcmp(meta[i].key, again[i].key) && !strcmp(meta[i].value, again[i].value));
+    for (int i = 0; i < count; i++)
+        check(!strcmp(meta[i].key, again[i].key) && !strcmp(meta[i].value, again[i].value));
 }
 
 enum { META_ROOM = NUM_FLAGS + 16 };
@@ -205,8 +228,9 @@ static void set_metadata(Metadata *meta, int *count, const char *key, const char
     snprintf(meta[i].value, sizeof meta[i].value, "%s", value);
 }
 
-// Lines of KEY=VALUE for the metadata of a true run's checkpoint, an empty line, and the run's log. "weights" is not of the metadata
-// but the value of all weights. The log's length is right if not given.
+// Lines of KEY=VALUE for the metadata of a true run's checkpoint, an empty line, and the run's log.
+// "weights" is not of the metadata but the value of all weights. The log's length is right if not
+// given.
 static void fuzz_resume(const uint8_t *data, size_t size) {
     static Metadata meta[META_ROOM];
     static real params[4096], moments[4096];
@@ -228,7 +252,9 @@ static void fuzz_resume(const uint8_t *data, size_t size) {
         if (!value) continue;
         *value++ = 0;
         if (strcmp(line, "weights")) set_metadata(meta, &count, line, value);
-        else for (size_t i = 0; i < 4096; i++) params[i] = (real)fmax(-FLT_MAX, fmin(strtod(value, NULL), FLT_MAX));
+        else
+            for (size_t i = 0; i < 4096; i++)
+                params[i] = (real)fmax(-FLT_MAX, fmin(strtod(value, NULL), FLT_MAX));
     }
     free(text);
 
@@ -250,7 +276,8 @@ static void fuzz_resume(const uint8_t *data, size_t size) {
 // Arguments, each ended by a byte 0. A byte from 128 on stands for a flag.
 static void fuzz_flags(const uint8_t *data, size_t size) {
     enum { MOST = 40 };
-    char *argv[MOST + 1] = {"train_gpt"}, rates[MAX_RUNS][MAX_RATE], *text = (char *)allocate(33 * size + 1, 1), *to = text, value[MAX_TEXT];
+    char *argv[MOST + 1] = {"train_gpt"}, rates[MAX_RUNS][MAX_RATE], value[MAX_TEXT];
+    char *text = (char *)allocate(33 * size + 1, 1), *to = text;
     int argc = 1;
     while (size && argc < MOST) {
         argv[argc++] = to;
@@ -263,7 +290,8 @@ static void fuzz_flags(const uint8_t *data, size_t size) {
     config_parse(&cfg, argc, argv);
     free(text);
     int count = learning_rates(cfg.lr_text, rates, NULL);
-    for (int i = 0; i < count; i++) check(strtod(rates[i], NULL) > 0 && (i == 0 || strcmp(rates[i], rates[i - 1])));
+    for (int i = 0; i < count; i++)
+        check(strtod(rates[i], NULL) > 0 && (i == 0 || strcmp(rates[i], rates[i - 1])));
     check(cfg.d % cfg.heads == 0 && cfg.warmup >= 0 && cfg.warmup <= cfg.steps && *cfg.out);
     for (int i = 0; i < NUM_FLAGS; i++) {    // a value's text is that value again
         Config same = cfg;
@@ -275,16 +303,23 @@ static void fuzz_flags(const uint8_t *data, size_t size) {
     GPT g;
     gpt_layout(&g, &cfg, cfg.vocab, cfg.batch, cfg.T, NULL);
     check(isfinite(g.bytes) && parameter_table(&cfg, cfg.vocab, table) >= (size_t)cfg.d);
-    for (int step = 0; step <= cfg.steps; step += 1 + cfg.steps / 8) check(learning_rate(&cfg, step) >= 0);
+    for (int step = 0; step <= cfg.steps; step += 1 + cfg.steps / 8)
+        check(learning_rate(&cfg, step) >= 0);
 }
 
 // ---------------------------------------------------------------------------
 // What libFuzzer calls
 
 enum { BIN, SAFETENSORS, RESUME, ARGUMENTS, NUM_TARGETS };
-static const struct { const char *name; void (*target)(const uint8_t *, size_t); int least_status, most_status; } TARGETS[NUM_TARGETS] = {
-    {"bin", fuzz_bin, FAILED, FAILED}, {"safetensors", fuzz_safetensors, FAILED, FAILED},
-    {"resume", fuzz_resume, FAILED, FAILED}, {"flags", fuzz_flags, 0, USAGE},
+static const struct {
+    const char *name;
+    void (*target)(const uint8_t *, size_t);
+    int least_status, most_status;
+} TARGETS[NUM_TARGETS] = {
+    {"bin", fuzz_bin, FAILED, FAILED},
+    {"safetensors", fuzz_safetensors, FAILED, FAILED},
+    {"resume", fuzz_resume, FAILED, FAILED},
+    {"flags", fuzz_flags, 0, USAGE},
 };
 static int chosen;
 
@@ -303,7 +338,9 @@ static void seeds(const char *corpus) {
     static char data[1 << 15];
     Tensor tensors[2] = {{"a", 2, 3, (real[6]){1, 2}}, {"b", 0, 5, (real[5]){3}}};
     Metadata meta[2] = {{"key", "value"}, {"quote", "\"\n\\"}};
-    const char commands[][40] = {"-lr", "-lr\0003e-4,1e-2\0-wd\0000x1p-9", "-d\000128\0-warmup\00025%\0-mu_param\0simple", "-h", "-sample\0-out\0x\0-d\00016"};
+    const char commands[][40] = {"-lr", "-lr\0003e-4,1e-2\0-wd\0000x1p-9",
+                                 "-d\000128\0-warmup\00025%\0-mu_param\0simple", "-h",
+                                 "-sample\0-out\0x\0-d\00016"};
     switch (chosen) {
     case BIN:
         for (int options = 0; options < 16; options++) {
@@ -318,7 +355,8 @@ static void seeds(const char *corpus) {
     case SAFETENSORS:
         safetensors_write(path_of("x.safetensors"), tensors, 2, meta, 2);
         seed(corpus, data, 1 + read_file(path_of("x.safetensors"), data + 1, sizeof data - 1));
-        seed_text(corpus, "\xac{\"__metadata__\":{\"k\":\"\\u0041\\n\"},\"b\":{\"shape\":[5],\"data_offsets\":[24,44],\"dtype\":\"F32\"},"
+        seed_text(corpus, "\xac{\"__metadata__\":{\"k\":\"\\u0041\\n\"},\"b\":{\"shape\":[5],"
+                          "\"data_offsets\":[24,44],\"dtype\":\"F32\"},"
                           "\"a\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]}} ");
         break;
     case RESUME:
@@ -334,8 +372,11 @@ static void seeds(const char *corpus) {
         break;
     case ARGUMENTS:
         for (int i = 0; i < NUM_FLAGS; i++)
-            seed(corpus, data, (size_t)sprintf(data, "-%s%c%s", FLAGS[i].name, 0, *FLAGS[i].initial ? FLAGS[i].initial : "x"));
-        for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) seed(corpus, commands[i], sizeof commands[i]);
+            seed(corpus, data,
+                 (size_t)sprintf(data, "-%s%c%s", FLAGS[i].name, 0,
+                                 *FLAGS[i].initial ? FLAGS[i].initial : "x"));
+        for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
+            seed(corpus, commands[i], sizeof commands[i]);
     }
 }
 
@@ -377,8 +418,10 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     if (setjmp(survived)) abort();
     for (int i = 0; i < 100; i++) saved_log[i] = (char)('a' + i % 26);
     write_file("text", "", 0, saved_log, 100);
-    char *run[] = {"train_gpt", "-d", "4", "-layers", "1", "-heads", "2", "-T", "4", "-batch", "2", "-steps", "4", "-vocab", "128", "-eval_tokens", "8",
-                   "-eval_every", "2", "-log_every", "1", "-checkpoint_every", "2", "-data", (char *)path_of("text"), "-out", (char *)path_of("run"), NULL};
+    char *run[] = {"train_gpt", "-d", "4", "-layers", "1", "-heads", "2", "-T", "4", "-batch", "2",
+                   "-steps", "4", "-vocab", "128", "-eval_tokens", "8", "-eval_every", "2",
+                   "-log_every", "1", "-checkpoint_every", "2", "-data", (char *)path_of("text"),
+                   "-out", (char *)path_of("run"), NULL};
     Config cfg;
     Progress quiet = {.sweep = getppid()};
     config_parse(&cfg, sizeof run / sizeof run[0] - 1, run);

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Kills training runs and sweeps at random moments, many times, and shows that nothing is lost.
 
-A story is a run (or a sweep) that is killed a few times by SIGKILL, looked at and gone on with after each, and at last left to end:
-its log, weights and summary must then be those of the same command undisturbed, bit for bit. Ends with a table of what was done.
+A story is a run (or a sweep) that is killed a few times by SIGKILL, looked at and gone on with
+after each, and at last left to end: its log, weights and summary must then be those of the same
+command undisturbed, bit for bit. Ends with a table of what was done.
 """
 
 import argparse
@@ -24,7 +25,11 @@ from test_runs import MODEL, age, assert_same_run, metadata
 from test_sweep import SWEEP, assert_same_sweep, processes, until
 
 RUN = {**TINY, "steps": 1500, "eval_every": 300, "eval_tokens": 64}
-SHELL_SWEEP = "-d 16 -T 8 -batch 2 -eval_tokens 64 -steps 3000 -log_every 100 -lr 1e-2 -clip 1,10 -checkpoint_every 100".split()  # four runs
+# four runs
+SHELL_SWEEP = (
+    "-d 16 -T 8 -batch 2 -eval_tokens 64 -steps 3000 -log_every 100 -lr 1e-2 -clip 1,10"
+    " -checkpoint_every 100".split()
+)
 OWN_SWEEP = {**RUN, "lr": "1e-3,1e-2,1e-1", "log_every": 50, "checkpoint_every": 100}
 
 
@@ -38,8 +43,9 @@ def last_step(log):
 
 
 def look(folder, flags, wanted, over=False):
-    """What a kill left: nothing half-written where a reader would look. Returns the steps that are lost if this is gone on with.
-    over: the run had been begun over an older one, whose log may be still there."""
+    """What a kill left: nothing half-written where a reader would look. Returns the steps that are
+    lost if this is gone on with. over: the run had been begun over an older one, whose log may be
+    still there."""
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     assert names <= {
         name + end for name in ("log.csv", MODEL, "summary.csv") for end in ("", ".tmp")
@@ -63,9 +69,8 @@ def look(folder, flags, wanted, over=False):
             "log_every"
         ] or saved == last_step(kept)
         assert kept == rows((wanted / "log.csv").read_text())[: len(kept)]
-    lost = (
-        0 if over and not saved else max(last_step(log) - saved, 0)
-    )  # at least: steps between rows do not show
+    # at least: steps between rows do not show
+    lost = 0 if over and not saved else max(last_step(log) - saved, 0)
     assert lost <= (flags["checkpoint_every"] or flags["steps"]), (lost, flags)
     return lost
 
@@ -95,9 +100,8 @@ class Moments:
     def within_a_checkpoint(self, process):
         """While the file beside is being written."""
         before = age(self.part)
-        self.wait(
-            process, lambda: age(self.part) not in (0, before), pause=0
-        )  # it takes less than a millisecond
+        # it takes less than a millisecond
+        self.wait(process, lambda: age(self.part) not in (0, before), pause=0)
         time.sleep(self.rng.choice([0, self.rng.uniform(0, 0.001)]))
 
     def after_a_checkpoint(self, process):
@@ -137,7 +141,8 @@ class Book:
 
     def show(self):
         print(
-            f"\n{'killed':<44}{'kills':>6}{'half-written file left':>24}{'most steps lost':>17}{'of checkpoint_every':>21}"
+            f"\n{'killed':<44}{'kills':>6}{'half-written file left':>24}{'most steps lost':>17}"
+            f"{'of checkpoint_every':>21}"
         )
         for kind, (kills, left, lost, every) in self.rows.items():
             print(f"{kind:<44}{kills:>6}{left:>24}{lost:>17}{every or '-':>21}")
@@ -154,9 +159,11 @@ class Undisturbed:
         if not folder.exists():
             started = time.time()
             subprocess.run(
-                [*command, "-out", folder]
-                if command[0] == PROGRAM
-                else [word if word != "OUT" else folder for word in command],
+                (
+                    [*command, "-out", folder]
+                    if command[0] == PROGRAM
+                    else [word if word != "OUT" else folder for word in command]
+                ),
                 check=True,
                 stdout=subprocess.DEVNULL,
                 stdin=subprocess.DEVNULL,
@@ -202,12 +209,8 @@ def run_story(rng, home, undisturbed, book, kills, moments=MOMENTS):
         process.kill()
         said = process.communicate()[1]
         if process.returncode != -signal.SIGKILL:
-            assert (process.returncode, said) == (0, b""), (
-                command,
-                folder,
-                resume,
-                said,
-            )  # it had ended: what the kill before left was good
+            # it had ended: what the kill before left was good
+            assert (process.returncode, said) == (0, b""), (command, folder, resume, said)
             continue
         kills -= 1
         book.add(
@@ -217,9 +220,11 @@ def run_story(rng, home, undisturbed, book, kills, moments=MOMENTS):
             any(folder.glob("*.tmp")),
         )
     last = subprocess.run(
-        [PROGRAM, "-resume", "-out", folder]
-        if (folder / MODEL).exists()
-        else [*command, "-out", folder],
+        (
+            [PROGRAM, "-resume", "-out", folder]
+            if (folder / MODEL).exists()
+            else [*command, "-out", folder]
+        ),
         capture_output=True,
         text=True,
         env=environment(),
@@ -242,11 +247,13 @@ def parts(out):
             kind = (
                 "a trainer"
                 if argv[0] == os.path.basename(PROGRAM) and not own
-                else "GNU parallel"
-                if "parallel" in argv[:2]
-                else "the shell of a run"
-                if "_run" in argv
-                else "the sweep"
+                else (
+                    "GNU parallel"
+                    if "parallel" in argv[:2]
+                    else "the shell of a run"
+                    if "_run" in argv
+                    else "the sweep"
+                )
             )
             found.setdefault(kind, []).append(pid)
     return found
@@ -269,7 +276,8 @@ def kill_all(out):
 
 
 def look_at_sweep(out, wanted):
-    """Every row of every summary is whole and right, and no file is left but those that the next start writes over."""
+    """Every row of every summary is whole and right, and no file is left but those that the next
+    start writes over."""
     finals = {
         row["out"].rsplit("/", 1)[1]: row["final_loss"] for row in table(wanted / "summary.csv")
     }
@@ -318,9 +326,8 @@ def shell_sweep_story(rng, home, undisturbed, book, kills):
             ["all of it", "the sweep", "GNU parallel", "the shell of a run", "a trainer"]
         )
         killed = kill_all(out) if target == "all of it" else kill(parts(out).get(target, []))
-        said = (
-            process.communicate()[0] if target != "the sweep" else process.wait()
-        )  # its children still have the pipe
+        # its children still have the pipe
+        said = process.communicate()[0] if target != "the sweep" else process.wait()
         assert process.returncode in (-signal.SIGKILL, 0, 1), said
         assert process.returncode != 1 or f"again with: {command[0]}" in said, said
         if killed:
@@ -328,9 +335,8 @@ def shell_sweep_story(rng, home, undisturbed, book, kills):
         if rng.random() < 0.5:  # else what lives on meets the next start
             until(lambda: not processes(str(out)), 120)
         look_at_sweep(out, wanted)
-    until(
-        lambda: not processes(f"TMPDIR={temporary}", "environ"), 120
-    )  # a killed sweep's mktemp or awk too: it holds, or yet makes, a temporary folder
+    # a killed sweep's mktemp or awk too: it holds, or yet makes, a temporary folder
+    until(lambda: not processes(f"TMPDIR={temporary}", "environ"), 120)
     for path in temporary.iterdir():
         os.utime(path, (0, 0))  # as if it were of yesterday
     last = subprocess.run(
@@ -358,9 +364,9 @@ def own_sweep_story(rng, home, undisturbed, book, kills):
         children = (
             [
                 int(pid)
-                for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children")
-                .read_text()
-                .split()
+                for pid in (
+                    Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+                )
             ]
             if process.poll() is None
             else []
@@ -431,7 +437,8 @@ def main():
             number += 1
     book.show()
     print(
-        f"{book.done} kills in {number} stories: each ended with the log, weights and summary of its undisturbed run, bit for bit"
+        f"{book.done} kills in {number} stories: each ended with the log, weights and summary of"
+        " its undisturbed run, bit for bit"
     )
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: what model.safetensors holds, and that no damaged one is ever taken or overwritten.
 
-Each row of DAMAGES makes a damaged file from a good one; the trainer must refuse it with exit status 1
-and one line that names the file, and leave it as it was."""
+Each row of DAMAGES makes a damaged file from a good one; the trainer must refuse it with exit
+status 1 and one line that names the file, and leave it as it was."""
 
 import errno
 import json
@@ -491,7 +491,8 @@ def test_header_is_padded_so_that_the_data_are_aligned(tmp_path):
 def test_full_disk_leaves_the_previous_checkpoint(copy):
     before = (copy / FILE).read_bytes()
 
-    def no_room():  # a write beyond half a checkpoint fails with EFBIG, as on a disk that fills with ENOSPC
+    # a write beyond half a checkpoint fails with EFBIG, as on a disk that fills with ENOSPC
+    def no_room():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
 

@@ -1,7 +1,8 @@
 """The command line: what a wrong one says and leaves alone, and what each form of a right one does.
 
-Whatever is wrong, the trainer writes one line that names it and changes no file; exit status 2 for the command, 1 for the
-rest. Damaged checkpoints are in test_checkpoint.py, damaged data in test_data.py."""
+Whatever is wrong, the trainer writes one line that names it and changes no file; exit status 2 for
+the command, 1 for the rest. Damaged checkpoints are in test_checkpoint.py, damaged data in
+test_data.py."""
 
 import csv
 import math
@@ -163,8 +164,9 @@ RANGES = dict(
     mu_param="off simple intermediate full",
     temperature=">= 0",
 )
-FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent qk_norm z_loss mu_param base_d seed
-    data val vocab eval_tokens eval_every log_every checkpoint_every dtype micro_batch resume sample temperature out""".split()
+FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent
+    qk_norm z_loss mu_param base_d seed data val vocab eval_tokens eval_every log_every
+    checkpoint_every dtype micro_batch resume sample temperature out""".split()
 
 
 @pytest.mark.parametrize("flag", ["-h", "-help", "--help", "-d 7 -h"])
@@ -185,9 +187,8 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         if match := re.fullmatch(r"(\S+) \.\. (\d+)", accepted):
             bad = [str(int(match[1]) - 1), str(int(match[2]) + 1), "1.5", "1e99"]
         elif match := re.fullmatch(r">= (\S+)", accepted):
-            bad = ["-1e-9"] + ["0", "1e-60"] * (
-                match[1] != "0"
-            )  # of eps: 1e-60 is 0 in a float, and 0/0 AdamW's first update
+            # of eps: 1e-60 is 0 in a float, and 0/0 AdamW's first update
+            bad = ["-1e-9"] + ["0", "1e-60"] * (match[1] != "0")
         elif accepted == "0 <= x < 1":
             bad = ["-1e-9", "1"]
         else:
@@ -240,8 +241,11 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ],
         *[
             (f"-lr '{x}'", "-lr")
-            for x in "0 -1e-3 nan inf 1e-400 1e400 x 1e-2x 1e-2, ,1e-2 1e-3,,1e-2 1e-3,x 1:2:3 : :1 1: 1,2:3 1;2".split()
-            + ["", " 1e-2", "1e-3, 1e-2", ",".join(["1e-3"] * 65)]
+            for x in (
+                "0 -1e-3 nan inf 1e-400 1e400 x 1e-2x 1e-2, ,1e-2 1e-3,,1e-2 1e-3,x 1:2:3 : :1 1:"
+                " 1,2:3 1;2".split()
+                + ["", " 1e-2", "1e-3, 1e-2", ",".join(["1e-3"] * 65)]
+            )
         ],
         ("-lr 1e-1:1e-3", "-lr | '1e-1:1e-3' | smaller first"),
         ("-lr 1e-3:1e-3", "smaller first"),
@@ -296,9 +300,8 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
 )
 def test_what_cannot_be_done(folder, arguments, says):
     fresh = not {"-resume", "-sample"} & set(words(arguments))
-    assert_refused(
-        folder, words(TINY if fresh else {}) + words(arguments), 1, says
-    )  # what comes last counts
+    # what comes last counts
+    assert_refused(folder, words(TINY if fresh else {}) + words(arguments), 1, says)
 
 
 @pytest.mark.parametrize(
@@ -421,10 +424,12 @@ def test_schedule(tmp_path, flags, warmup):
     peak, steps = 1e-2, flags.get("steps", 30)
     end = min(peak, flags.get("min_lr", 1e-5))
     wanted = [
-        peak * s / warmup
-        if s < warmup
-        else end
-        + (peak - end) * (1 + math.cos(math.pi * (s - warmup) / max(1, steps - warmup))) / 2
+        (
+            peak * s / warmup
+            if s < warmup
+            else end
+            + (peak - end) * (1 + math.cos(math.pi * (s - warmup) / max(1, steps - warmup))) / 2
+        )
         for s in range(1, steps + 1)
     ]
     assert log(tmp_path / "x")["lr"][1:] == pytest.approx(wanted, rel=1e-6, abs=1e-12)
@@ -521,7 +526,8 @@ def test_sample_alone_writes_some(book_model):
 
 
 def test_sample_is_drawn(book_model):
-    """The same seed gives the same text, another seed another; temperature 0 the same from every seed; a high one noise."""
+    """The same seed gives the same text, another seed another; temperature 0 the same from every
+    seed; a high one noise."""
     hot, cold = ["100", "-temperature", "1"], ["100", "-temperature", "0"]
     assert (
         sample(book_model, *hot)
@@ -567,7 +573,8 @@ def test_sample_at_temperature_0_is_the_oracles_likeliest(book_model, tmp_path, 
 
 
 def test_sample_of_a_mu_param_model(tmp_path):
-    """With logits at 1/m, here 1/4, it writes what the same weights without muParam write at four times the temperature."""
+    """With logits at 1/m, here 1/4, it writes what the same weights without muParam write at four
+    times the temperature."""
     import safetensors
     from safetensors.numpy import load_file, save_file
 

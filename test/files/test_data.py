@@ -1,4 +1,5 @@
-"""dataloader.h: the invented language and its exact probabilities, text files, .bin shards, and bad input.
+"""dataloader.h: the invented language and its exact probabilities, text files, .bin shards, and bad
+input.
 
 The C code is built by CC with CFLAGS (from the environment) and called through data_shim.c."""
 
@@ -19,9 +20,8 @@ import pytest
 
 SHIM = pathlib.Path(__file__).resolve().parent / "data_shim.c"
 WORDS, CLASSES, START = 1000, 16, 16  # START: the class of the start of a line
-COMPILER_ENV = {
-    k: v for k, v in os.environ.items() if k != "LD_PRELOAD"
-}  # a preloaded sanitizer is not for the compiler
+# a preloaded sanitizer is not for the compiler
+COMPILER_ENV = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
 
 
 def build(folder, command):
@@ -143,7 +143,8 @@ def test_lexicon(language):
 
 
 def test_grammar_is_place_squared_times_zipf(language):
-    """P(class | class) = place^-2 in some order; within a class, P(word) ~ 1 / (rank + 2.7) whatever came before."""
+    """P(class | class) = place^-2 in some order; within a class, P(word) ~ 1 / (rank + 2.7)
+    whatever came before."""
     classes = np.stack([np.bincount(language.kind, row, CLASSES) for row in language.grammar])
     places = 1 / np.arange(1, CLASSES + 1) ** 2
     for row in classes:
@@ -156,9 +157,8 @@ def test_grammar_is_place_squared_times_zipf(language):
     np.testing.assert_allclose(
         np.sort(language.frequency)[::-1] / language.frequency.sum(), zipf / zipf.sum(), rtol=1e-4
     )
-    share = (
-        language.frequency / np.bincount(language.kind, language.frequency)[language.kind]
-    )  # P(word | its class)
+    # P(word | its class)
+    share = language.frequency / np.bincount(language.kind, language.frequency)[language.kind]
     expected = classes[:, language.kind] * share
     np.testing.assert_allclose(language.grammar, expected, rtol=1e-3)
     lengths = np.array([len(word) for word in language.words])[np.argsort(-language.frequency)]
@@ -170,9 +170,8 @@ def test_grammar_is_place_squared_times_zipf(language):
 @pytest.fixture(scope="module")
 def stream(language):
     """Over 40 streams of 5,000 characters: what the texts and the predictions amount to."""
-    edges = np.array(
-        [1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999999]
-    )  # bins of p
+    # bins of p
+    edges = np.array([1e-5, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99, 0.9999999])
     sums, nats, entropy, chars, bins = [], [], [], np.zeros((3, 256)), np.zeros((3, len(edges) + 1))
     for s in range(40):
         text = language.text(1000 + s, 5000)
@@ -209,7 +208,8 @@ def test_mean_surprise_is_mean_entropy(stream):
 
 @pytest.mark.parametrize("grouped", ["chars", "bins"])
 def test_counts_fit_predictions(stream, grouped):
-    """By character, and by predicted probability: z scores, each within 4.5, their squares adding up to about their number."""
+    """By character, and by predicted probability: z scores, each within 4.5, their squares adding
+    up to about their number."""
     observed, expected, variance = stream[grouped]
     assert observed.sum() == 200_000
     used = variance > 20
@@ -225,7 +225,8 @@ def test_counts_fit_predictions(stream, grouped):
 
 
 def enumerate_words(language, line):
-    """P(next character | the line so far) from the definition, over all words and all that may follow each: a dict."""
+    """P(next character | the line so far) from the definition, over all words and all that may
+    follow each: a dict."""
     *units, typed = line.split(" ")
     past = [language.words.index(unit.rstrip(",").lower()) for unit in units]
     mass = language.grammar[language.kind[past[-1]] if past else START]
@@ -292,14 +293,11 @@ def sha(text):
     return hashlib.sha256(np.ascontiguousarray(text, "<i4").tobytes()).hexdigest()[:16]
 
 
-# What the language is. These change only with a decision to change the language, and then every figure of every run does.
+# What the language is. These change only with a decision to change the language, and then every
+# figure of every run does.
 GOLDEN_TRAIN, GOLDEN_VAL = "e8556075d93843a7", "f7ba0f4f85db511a"
-GOLDEN_FLOOR = {
-    32: 0.915744952246,
-    64: 0.889237453566,
-    128: 0.876315206260,
-    256: 0.868305908097,
-}  # nats a character, over 4,096 windows
+# nats a character, over 4,096 windows
+GOLDEN_FLOOR = {32: 0.915744952246, 64: 0.889237453566, 128: 0.876315206260, 256: 0.868305908097}
 
 
 @pytest.mark.parametrize(
@@ -417,7 +415,8 @@ def test_what_synthetic_data_has_and_files_have_not(lib, sources):
 
 
 # ---------------------------------------------------------------------------
-# Files: the token at position p of a file (and of a second one) is its own number, so that a row says where it comes from
+# Files: the token at position p of a file (and of a second one) is its own number, so that a row
+# says where it comes from
 
 
 def numbered(path, first, count, as_text=False):
@@ -441,25 +440,15 @@ def starts(rows):
     "sizes, val, T, train_starts, val_starts",
     [
         # a single file: the last tenth, rounded down, is validation
-        (
-            [200],
-            None,
-            5,
-            [(0, 180 - 5)],
-            [180, 185, 190],
-        ),  # 20 tokens: windows end at 185, 190, 195 (199 is the last)
+        # 20 tokens: windows end at 185, 190, 195 (199 is the last)
+        ([200], None, 5, [(0, 180 - 5)], [180, 185, 190]),
         ([210], None, 5, [(0, 189 - 5)], [189, 194, 199, 204]),  # 21: the fourth window just fits
         ([209], None, 5, [(0, 189 - 5)], [189, 194, 199]),
         ([20], None, 1, [(0, 17)], [18]),  # as short as can be
         # several: no row crosses from one to the next; the last tenth is of all of them together
         ([100, 100, 30], None, 5, [(0, 95), (100, 195), (200, 202)], [207, 212, 217, 222]),
-        (
-            [100, 100, 5],
-            None,
-            5,
-            [(0, 95), (100, 180)],
-            [185, 190],
-        ),  # 20 tokens: 15 of the second file, 5 of the third
+        # 20 tokens: 15 of the second file, 5 of the third
+        ([100, 100, 5], None, 5, [(0, 95), (100, 180)], [185, 190]),
         ([6, 3, 6, 200], None, 5, [(0, 1), (9, 10), (15, 189)], [194, 199, 204, 209]),
         # -val: everything of both
         ([50, 60], [11], 5, [(0, 45), (50, 105)], [110, 115]),
@@ -573,7 +562,8 @@ path, data, val, vocab, T, drop_root = sys.argv[1:]
 lib = ctypes.CDLL(path)
 lib.loader_new.restype = ctypes.c_void_p
 if drop_root == "True": os.setuid(65534)
-loader = ctypes.c_void_p(lib.loader_new(data.encode(), val.encode(), int(vocab), int(T), ctypes.c_uint64(1)))
+loader = lib.loader_new(data.encode(), val.encode(), int(vocab), int(T), ctypes.c_uint64(1))
+loader = ctypes.c_void_p(loader)
 rows = (ctypes.c_int * (2000 * int(T)))()
 lib.loader_val(loader, ctypes.c_int64(0), 1, rows, ctypes.byref(rows, 4 * 1000 * int(T)))
 lib.loader_train(loader, ctypes.c_int64(0), 1000, rows, (ctypes.c_int * (1000 * int(T)))())
@@ -686,9 +676,9 @@ def bad_files(tmp_path):
         (dict(data="synthetic", vocab=127), ["synthetic", "-vocab", "128", "127"]),
         (dict(data="synthetic", val="good.txt"), ["good.txt", "synthetic", "-val"]),
     ],
-    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items())
-    if isinstance(value, dict)
-    else "",
+    ids=lambda value: (
+        " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
+    ),
 )
 def test_bad_input(lib, bad_files, arguments, says):
     result = call(lib, bad_files, **arguments)

@@ -1,4 +1,5 @@
-"""Bytes from outside, made to do harm: fuzz.c's targets for a few seconds (`make fuzz`: for minutes), and plot.py on damaged CSV files."""
+"""Bytes from outside, made to do harm: fuzz.c's targets for a few seconds (`make fuzz`: for
+minutes), and plot.py on damaged CSV files."""
 
 import contextlib
 import importlib.util
@@ -56,9 +57,8 @@ def test_reader_survives(tmp_path, target, runs):
 # plot.py. A change is a function of a CSV file's text
 
 CELLS = st.sampled_from(
-    '0 -0 1 -1 nan -nan inf -inf 1e308 -1e308 1e-320 1e999 0x10 1_0 ١ True x 5% % -5% , " "" \n \r \0 \ufeff # é'.split(
-        " "
-    )
+    '0 -0 1 -1 nan -nan inf -inf 1e308 -1e308 1e-320 1e999 0x10 1_0 ١ True x 5% % -5% , " "" \n \r'
+    " \0 \ufeff # é".split(" ")
     + ["", " ", "9" * 400, "x" * 140000]
 )
 
@@ -108,7 +108,8 @@ def swept(tmp_path_factory):
     subprocess.run(
         [
             PROGRAM,
-            *"-lr 1e-3,1e-2 -d 8 -layers 1 -heads 2 -T 8 -batch 2 -steps 40 -log_every 1 -eval_every 10 -eval_tokens 64 -out sweep".split(),
+            *"-lr 1e-3,1e-2 -d 8 -layers 1 -heads 2 -T 8 -batch 2 -steps 40 -log_every 1"
+            " -eval_every 10 -eval_tokens 64 -out sweep".split(),
         ],
         cwd=home,
         check=True,
@@ -119,7 +120,8 @@ def swept(tmp_path_factory):
 
 
 def run_plot(*arguments):
-    """What it says; it must end with a known status and, where that is not 0, with a line that says why."""
+    """What it says; it must end with a known status and, where that is not 0, with a line that says
+    why."""
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()) as printed:
         status = plot.main(list(map(str, arguments)))

@@ -1,4 +1,5 @@
-"""Whole runs: what their files say, that interruptions and threads change no bit, the diagnosis and the sweep."""
+"""Whole runs: what their files say, that interruptions and threads change no bit, the diagnosis and
+the sweep."""
 
 import contextlib
 import os
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from test_cli import PROGRAM, TINY, log, program, snapshot, summary, table, train, words
 
 MODEL = "model.safetensors"
+# in log.csv, in the checkpoint
 KINDS = dict(
     wte="wte",
     ln_1="ln_1",
@@ -31,7 +33,7 @@ KINDS = dict(
     mlp_c_proj="mlp.c_proj",
     ln_f="ln_f",
     lm_head="lm_head",
-)  # in log.csv, in the checkpoint
+)
 
 
 def metadata(folder):
@@ -49,11 +51,7 @@ def assert_same_run(a, b, but=()):
         ], name
     assert [n for n, x in weights[0].items() if x.tobytes() != weights[1][n].tobytes()] == []
     flags = [
-        {
-            k: v
-            for k, v in metadata(x).items()
-            if k not in {"seconds", "log_bytes", *but}
-        }
+        {k: v for k, v in metadata(x).items() if k not in {"seconds", "log_bytes", *but}}
         for x in (a, b)
     ]
     assert flags[0] == flags[1]
@@ -127,7 +125,8 @@ def test_summary_follows_from_log_and_flags(run):
         list(row)
         == re.findall(r"^-(\w+)", names, re.M)
         + """threads parameters parameters_non_embedding initial_loss best_loss
-        final_loss entropy_floor diverged diverged_step max_attn_logit log_z grad_norm seconds tokens_per_second""".split()
+        final_loss entropy_floor diverged diverged_step max_attn_logit log_z grad_norm seconds
+        tokens_per_second""".split()
     )
     for name, value in flags.items():
         assert float(row[name]) == float(value), name
@@ -175,7 +174,8 @@ def test_model_holds_every_tensor_and_the_flags(run):
 
 
 def test_rms_columns_follow_from_the_weights_and_moments(run):
-    """The last row's, from the checkpoint: the parameters, AdamW's update without the learning rate, and after the first step the gradient."""
+    """The last row's, from the checkpoint: the parameters, AdamW's update without the learning
+    rate, and after the first step the gradient."""
     folder, flags = run
     rows, weights, step = log(folder), load_file(folder / MODEL), flags["steps"]
     total = 0
@@ -226,7 +226,8 @@ def write_tokens(path, tokens):
 @pytest.mark.parametrize("eval_tokens", [1, 64, 70, 10**6])
 @pytest.mark.parametrize("kind", ["text", "text and val", ".bin", ".bin and val"])
 def test_validation_loss(tmp_path, kind, eval_tokens):
-    """The mean over the first eval_tokens tokens, in consecutive windows of T, of -val or of the last tenth of -data."""
+    """The mean over the first eval_tokens tokens, in consecutive windows of T, of -val or of the
+    last tenth of -data."""
     import oracle
 
     rng, V, flags = np.random.default_rng(1), 300 if ".bin" in kind else 256, {}
@@ -296,7 +297,8 @@ LONG = dict(steps=1500, checkpoint_every=7, log_every=3, eval_every=100)  # abou
 
 
 def test_a_log_of_another_run_is_refused(tmp_path):
-    """A run that was killed before its first checkpoint, in the folder of an older one, left its log beside the older model."""
+    """A run that was killed before its first checkpoint, in the folder of an older one, left its
+    log beside the older model."""
     train(tmp_path / "a", **TINY)
     train(tmp_path / "b", **{**TINY, "lr": "3e-3"})
     shutil.copy(tmp_path / "b/log.csv", tmp_path / "a/log.csv")
@@ -398,7 +400,8 @@ def test_killed_at_random_and_resumed(tmp_path, undisturbed):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_stops_after_a_step_and_says_how_to_go_on(tmp_path, undisturbed, number):
-    """No checkpoint but the one of the signal: it is of the step that was said, and the command that was said goes on."""
+    """No checkpoint but the one of the signal: it is of the step that was said, and the command
+    that was said goes on."""
     folder = tmp_path / "x"
     process = start(folder, *words({**TINY, **LONG, "checkpoint_every": 0}))
     wait(
@@ -494,7 +497,8 @@ def test_independent_decay_is_standard_decay_times_the_peak(tmp_path):
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path):
-    """Not a number at some step: exit status 0, and the step stands in the files, in the log and in the diagnosis."""
+    """Not a number at some step: exit status 0, and the step stands in the files, in the log and in
+    the diagnosis."""
     out = train(tmp_path / "x", lr="1e30", clip=0, qk_norm=0)
     row, rows = summary(tmp_path / "x"), log(tmp_path / "x")
     last = int(rows["step"][-1])
@@ -510,7 +514,8 @@ def test_a_run_that_diverges_is_a_result(tmp_path):
 
 
 def test_a_run_that_diverges_at_a_validation(tmp_path):
-    """The loss of step 1 is finite, the weights that it leaves are not: the run ends there, its validation loss is infinite, not unknown."""
+    """The loss of step 1 is finite, the weights that it leaves are not: the run ends there, its
+    validation loss is infinite, not unknown."""
     train(tmp_path / "x", lr="1e30", clip=0, qk_norm=0, warmup=0, eval_every=1, log_every=1)
     rows = log(tmp_path / "x")
     assert summary(tmp_path / "x")["diverged_step"] == "1" and rows["step"].tolist() == [0, 1]
@@ -522,7 +527,8 @@ def diagnosis(out):
 
 
 def edited_diagnosis(run, folder, cells):
-    """The diagnosis of a finished run in whose log these cells, (column, step): value, were changed."""
+    """The diagnosis of a finished run in whose log these cells, (column, step): value, were
+    changed."""
     shutil.copytree(run, folder)
     lines = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
     for (column, step), value in cells.items():
@@ -606,11 +612,17 @@ def test_diagnosis_says_what_the_log_shows_and_no_more(healthy, tmp_path, run, c
     [
         (
             dict(qk_norm=0, lr=1, steps=100),
-            "attention logits grew past 100 in layer 0 .the first is 0. from step (?P<step>\\d+) on, up to (?P<max_attn_logit_0>[^:]*): -qk_norm 1",
+            (
+                "attention logits grew past 100 in layer 0 .the first is 0. from step"
+                " (?P<step>\\d+) on, up to (?P<max_attn_logit_0>[^:]*): -qk_norm 1"
+            ),
         ),
         (
             dict(eps=1, lr=30, steps=200),
-            "the update of wte collapsed to (?P<update_rms_wte>\\S+) .* RMS, (?P<grad_rms_wte>[^,]+), met epsilon 1: a smaller -eps",
+            (
+                "the update of wte collapsed to (?P<update_rms_wte>\\S+) .* RMS,"
+                " (?P<grad_rms_wte>[^,]+), met epsilon 1: a smaller -eps"
+            ),
         ),
     ],
     ids=["qk_norm", "eps"],
@@ -632,9 +644,8 @@ def test_diagnosis_of_runs_that_go_wrong(tmp_path, flags, says):
 # The sweep
 
 LRS = ["3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1", "3e-1", "1"]
-WILD = dict(
-    wd=22, wd_independent=0, min_lr=1, steps=60
-)  # above 2/22 the weights grow: far at 1e-1, without end at 3e-1
+# above 2/22 the weights grow: far at 1e-1, without end at 3e-1
+WILD = dict(wd=22, wd_independent=0, min_lr=1, steps=60)
 
 
 @pytest.fixture(scope="module")
@@ -681,7 +692,8 @@ def test_sweep_table(sweep):
 
 
 def test_sweep_sensitivity(sweep):
-    """The mean of min(final, initial), less the best, over 3e-4 to 3e-1 and 3e-3 to 3e-1: the run at 1 stays out of it."""
+    """The mean of min(final, initial), less the best, over 3e-4 to 3e-1 and 3e-3 to 3e-1: the run
+    at 1 stays out of it."""
     folder, out = sweep
     finals, initials = (
         [float(row[name]) for row in table(folder / "summary.csv")]
@@ -850,9 +862,7 @@ def test_interrupted_sweep_says_how_to_go_on(tmp_path):
 # A checkpoint and flags that do not belong together
 
 
-@pytest.mark.parametrize(
-    "flags", ["-layers 1", "-layers 3", "-d 32", "-qk_norm 0", "-vocab 300"]
-)
+@pytest.mark.parametrize("flags", ["-layers 1", "-layers 3", "-d 32", "-qk_norm 0", "-vocab 300"])
 @pytest.mark.parametrize("command", ["-resume", "-sample 3"])
 def test_a_model_of_another_shape_is_refused(tmp_path, command, flags):
     train(tmp_path / "x", **{**TINY, "layers": 2})

@@ -1,6 +1,7 @@
-"""That nothing is lost whatever happens to a run: a sample of `make survive`'s kills, and what else a machine does to programs: the disk is
-full, a folder may not be written, the data goes away, signals. Each time one line says it, and once it is mended the run goes on to the very
-result of an undisturbed one."""
+"""That nothing is lost whatever happens to a run: a sample of `make survive`'s kills, and what else
+a machine does to programs: the disk is full, a folder may not be written, the data goes away,
+signals. Each time one line says it, and once it is mended the run goes on to the very result of an
+undisturbed one."""
 
 import contextlib
 import fcntl
@@ -103,9 +104,10 @@ def test_a_new_run_killed_over_an_old_one(tmp_path):
 def test_runs_of_a_killed_sweep_stop(tmp_path):
     folder = tmp_path / "x"
     arguments = words({**TINY, **FLAGS, "lr": "1e-3,1e-2", "steps": 1000000})
+    # its runs are found by the whole path
     process = subprocess.Popen(
         [PROGRAM, *arguments, "-out", str(folder)], stdout=subprocess.DEVNULL
-    )  # its runs are found by the whole path
+    )
     wait(process, lambda: (folder / "lr1e-3" / MODEL).exists())
     process.kill()
     process.wait()
@@ -121,9 +123,8 @@ def test_one_run_a_folder(tmp_path, undisturbed):
     first = begin(tmp_path / "x")
     wait(first, lambda: saved(tmp_path / "x"))
     first.send_signal(signal.SIGSTOP)
-    until(
-        lambda: Path(f"/proc/{first.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
-    )  # after a write that has begun
+    # after a write that has begun
+    until(lambda: Path(f"/proc/{first.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T")
     before = snapshot(tmp_path / "x")
     for second in [
         start(tmp_path / "x", *arguments) for arguments in (["-resume"], words({**TINY, **FLAGS}))
@@ -271,7 +272,8 @@ def test_stdout_on_a_full_disk(tmp_path, undisturbed):
 
 @needs_root
 def test_pictures_without_room_or_permission(tmp_path, capsys):
-    """An older picture stands, whole; nothing is left beside it; and nobody finds half a prediction."""
+    """An older picture stands, whole; nothing is left beside it; and nobody finds half a
+    prediction."""
     sizes = dict(d=(16, 24, 32, 48, 64), layers=[2], heads=[2])
     runs = [
         dict(
@@ -364,10 +366,8 @@ def test_data_deleted_during_a_run(tmp_path, text, undisturbed_text):
     process = begin(tmp_path / "x", data="book.txt")
     wait(process, lambda: saved(tmp_path / "x"))
     (tmp_path / "book.txt").unlink()
-    assert (process.communicate()[1], process.returncode) == (
-        "",
-        0,
-    )  # it is mapped, and its disk space kept until the end
+    # it is mapped, and its disk space kept until the end
+    assert (process.communicate()[1], process.returncode) == ("", 0)
     assert_same_run(tmp_path / "x", undisturbed_text)
 
 
@@ -439,7 +439,8 @@ def test_nohup(tmp_path, undisturbed):
 
 @pytest.mark.parametrize("lr", ["1e-2", "1e-2,1e-3"])
 def test_nobody_reads_its_output(tmp_path, lr):
-    """As with `| head -1`: it stops at the next line that it has to say, and can be gone on with."""
+    """As with `| head -1`: it stops at the next line that it has to say, and can be gone on
+    with."""
     folder, flags = tmp_path / "x", {**TINY, **FLAGS, "lr": lr, "eval_every": 10}
     process = start(folder, *words(flags))
     process.stdout.readline()

@@ -1,5 +1,5 @@
 """The same model a second time, in JAX and float64, written from the paper's definitions alone
-(design.md sections 3 and 4) and not from train_gpt.c: what both agree on is hardly a slip of one.
+and not from train_gpt.c: what both agree on is hardly a slip of one.
 
 A model is a dict of arrays under the names of model.safetensors; a config is a dict as CONFIG:
 
@@ -38,11 +38,8 @@ CONFIG = dict(
     wd=1e-4,
     wd_independent=1,
 )
-HIDDEN = (
-    "c_attn.weight",
-    "c_proj.weight",
-    "c_fc.weight",
-)  # matrices whose fan-in grows with the width
+# matrices whose fan-in grows with the width
+HIDDEN = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 
 
 # ---- parameters
@@ -68,7 +65,8 @@ def shapes(cfg):
 
 
 def init(cfg, seed):
-    """Scales 1; embedding N(0, 1/C); other matrices normal cut at 2 sigma, then of variance 1/fan_in."""
+    """Scales 1; embedding N(0, 1/C); other matrices normal cut at 2 sigma, then of variance
+    1/fan_in."""
     rng, p = np.random.default_rng(seed), {}
     for name, shape in shapes(cfg).items():
         if len(shape) == 1:
@@ -93,9 +91,8 @@ def layernorm(x, weight):
 def rope(x):
     """x (B, T, NH, HS): the pair (i, i + HS/2) at position t turns by t * 10000^(-2i/HS)."""
     T, half = x.shape[1], x.shape[-1] // 2
-    angle = (jnp.arange(T)[:, None] * 10000.0 ** (-jnp.arange(half) / half))[
-        :, None, :
-    ]  # (T, 1, HS/2)
+    # (T, 1, HS/2)
+    angle = (jnp.arange(T)[:, None] * 10000.0 ** (-jnp.arange(half) / half))[:, None, :]
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate(
         [a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)], -1
@@ -103,8 +100,8 @@ def rope(x):
 
 
 def forward(cfg, p, inputs):
-    """Returns the logits (B, T, V), the largest absolute attention logit of each layer and the RMS of activations:
-    embedding, q k v, attention's output, fc1's output, last residual, logits."""
+    """Returns the logits (B, T, V), the largest absolute attention logit of each layer and the RMS
+    of activations: embedding, q k v, attention's output, fc1's output, last residual, logits."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS, m, mu = C // NH, C / cfg["base_d"], cfg["mu_param"]
     scale = HS**-0.5 * (m**-0.5 if mu == "full" else 1)
@@ -133,7 +130,8 @@ def forward(cfg, p, inputs):
 
 
 def evaluate(cfg, p, inputs, targets):
-    """Everything measured: total (what is descended), ce (what is logged), mean log Z, largest attention logits, RMS of activations."""
+    """Everything measured: total (what is descended), ce (what is logged), mean log Z, largest
+    attention logits, RMS of activations."""
     out, largest, act_rms = forward(cfg, p, inputs)
     log_z = jax.nn.logsumexp(out, -1)
     ce = (log_z - jnp.take_along_axis(out, targets[..., None], -1)[..., 0]).mean()
@@ -164,18 +162,19 @@ def value_and_grad(cfg):
 
 
 def schedule(cfg, step):
-    """Steps count from 1: a line from 0 to the peak at step warmup, half a cosine from there to min_lr at the last."""
+    """Steps count from 1: a line from 0 to the peak at step warmup, half a cosine from there to
+    min_lr at the last."""
     peak, low, warmup, steps = cfg["lr"], min(cfg["min_lr"], cfg["lr"]), cfg["warmup"], cfg["steps"]
     if step < warmup:
         return peak * step / warmup
-    done = (
-        (step - warmup) / (steps - warmup) if steps > warmup else 0.0
-    )  # the peak is the last step
+    # the peak is the last step
+    done = (step - warmup) / (steps - warmup) if steps > warmup else 0.0
     return low + (peak - low) * 0.5 * (1 + np.cos(np.pi * done))
 
 
 def adamw_step(cfg, p, m, v, g, step):
-    """One step of AdamW with a global-norm clip. Returns new p, m, v and the gradients' norm before the clip."""
+    """One step of AdamW with a global-norm clip. Returns new p, m, v and the gradients' norm before
+    the clip."""
     g = {n: np.asarray(x) for n, x in g.items()}
     norm = np.sqrt(sum((x * x).sum() for x in g.values()))
     cut = cfg["clip"] / norm if cfg["clip"] and norm > cfg["clip"] else 1.0

@@ -1,7 +1,10 @@
-// The trainer as a library for the tests: every function of train_gpt.c under a name that ctypes can call.
+// The trainer as a library for the tests: each function of train_gpt.c under a name that ctypes can
+// call. IN_TEAM runs a call as the program does: one thread calls, the others help with its tasks.
 #define main train_gpt_main
 #include "../../train_gpt.c"
 #undef main
+
+#define IN_TEAM _Pragma("omp parallel") _Pragma("omp master")
 
 typedef struct {
     GPT g;
@@ -19,11 +22,17 @@ void *shim_new(int argc, char **argv) {
     return s;
 }
 
-void shim_free(Shim *s) { gpt_free(&s->g); free(s); }
+void shim_free(Shim *s) {
+    gpt_free(&s->g);
+    free(s);
+}
 
 static const Parameter *parameter_at(const GPT *g, int i, int *layer) {
     for (int k = 0; k < NUM_KINDS; i -= g->table[k++].copies)
-        if (i < g->table[k].copies) { *layer = i; return &g->table[k]; }
+        if (i < g->table[k].copies) {
+            *layer = i;
+            return &g->table[k];
+        }
     return NULL;
 }
 
@@ -38,7 +47,9 @@ void shim_tensor(Shim *s, int i, char *name, long *offset, long *rows, long *col
     const Parameter *p = parameter_at(&s->g, i, &layer);
     snprintf(name, 128, p->name, layer);
     *offset = (long)(p->offset + (size_t)layer * parameter_size(p));
-    *rows = p->rows, *cols = p->cols, *hidden = p->hidden;
+    *rows = p->rows;
+    *cols = p->cols;
+    *hidden = p->hidden;
 }
 
 long shim_num_parameters(Shim *s) { return (long)s->g.num_parameters; }
@@ -47,21 +58,25 @@ real *shim_grads(Shim *s) { return s->g.grads; }
 real *shim_m(Shim *s) { return s->g.m; }
 real *shim_v(Shim *s) { return s->g.v; }
 
-double shim_forward(Shim *s, const int *inputs, const int *targets, int B, int T) {
+static double forward(Shim *s, const int *inputs, const int *targets, int B, int T, int gradient) {
     s->B = B;
-    gpt_forward(&s->g, inputs, B, T, 1);
-    return s->loss = gpt_loss(&s->g, targets, B, T, 0, &s->log_z);
-}
-
-double shim_backward(Shim *s, const int *inputs, const int *targets, int B, int T) {
-    s->B = B;
-    gpt_forward(&s->g, inputs, B, T, 1);
-    s->loss = gpt_loss(&s->g, targets, B, T, 1, &s->log_z);
-    gpt_backward(&s->g, inputs, B, T);
+    IN_TEAM {
+        gpt_forward(&s->g, inputs, B, T, 1);
+        s->loss = gpt_loss(&s->g, targets, B, T, gradient, &s->log_z);
+        if (gradient) gpt_backward(&s->g, inputs, B, T);
+    }
     return s->loss;
 }
 
-double shim_total_loss(Shim *s) {    // of the last full batch
+double shim_forward(Shim *s, const int *inputs, const int *targets, int B, int T) {
+    return forward(s, inputs, targets, B, T, 0);
+}
+
+double shim_backward(Shim *s, const int *inputs, const int *targets, int B, int T) {
+    return forward(s, inputs, targets, B, T, 1);
+}
+
+double shim_total_loss(Shim *s) {                    // of the last full batch
     double z = 0;
     int rows = s->B * s->g.cfg.T;
     for (int i = 0; i < rows; i++) z += (double)s->g.log_z[i] * s->g.log_z[i];
@@ -78,56 +93,103 @@ double shim_max_attn_logit(Shim *s, int layer) {
 
 double shim_act_rms(Shim *s, int i) { return s->g.act_rms[i]; }
 
-double shim_update(Shim *s, int step) { return gpt_update(&s->g, step, NULL); }
-double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
-
-void shim_layernorm_forward(real *out, real *mean, real *rstd, const real *inp, const real *weight, int rows, int C) {
-    layernorm_forward(out, mean, rstd, inp, weight, rows, C);
+double shim_update(Shim *s, int step) {
+    double norm = 0;
+    IN_TEAM norm = gpt_update(&s->g, step, NULL);
+    return norm;
 }
 
-void shim_layernorm_backward(real *dinp, real *dweight, const real *dout, const real *inp, const real *weight, const real *mean, const real *rstd, int rows, int C) {
-    real *partial = (real *)allocate(3 * (size_t)(rows / CHUNK + 1) * (size_t)C, sizeof(real));
-    layernorm_backward(dinp, NULL, dweight, dout, inp, weight, mean, rstd, partial, rows, C);
+// Of the tensor of this kind: 0 gradient, 1 update, 2 parameters.
+double shim_update_rms(Shim *s, int step, int what, int kind) {
+    static Stats stats;
+    IN_TEAM gpt_update(&s->g, step, &stats);
+    const double *rms[3] = {stats.grad_rms, stats.update_rms, stats.param_rms};
+    return rms[what][kind];
+}
+
+double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
+
+void shim_embedding_backward(real *dwte, const real *dout, const int *tokens,
+                             int rows, int C, int V) {
+    IN_TEAM embedding_backward(dwte, dout, tokens, rows, C, V);
+}
+
+void shim_layernorm_forward(real *out, real *mean, real *rstd, const real *inp,
+                            const real *weight, int rows, int C) {
+    IN_TEAM layernorm_forward(out, mean, rstd, inp, weight, rows, C);
+}
+
+void shim_layernorm_backward(real *dinp, real *dweight, const real *dout, const real *inp,
+                             const real *weight, const real *mean, const real *rstd,
+                             int rows, int C) {
+    real *partial = (real *)allocate((size_t)ceil_div(rows, CHUNK) * 3 * (size_t)C, sizeof(real));
+    IN_TEAM layernorm_backward(dinp, NULL, dweight, dout, inp, weight, mean, rstd, partial,
+                               rows, C);
     free(partial);
 }
 
-void shim_gelu_forward(real *out, real *slope, const real *inp, long n) { gelu_forward(out, slope, inp, (size_t)n); }
-void shim_gelu_backward(real *dinp, const real *dout, const real *slope, long n) { gelu_backward(dinp, dout, slope, (size_t)n); }
-
-static void rope(real *out, const real *inp, int B, int T, int NH, int HS, int backward) {
-    real *table = (real *)allocate((size_t)T * (size_t)HS, sizeof(real)), *sine = table + T * HS / 2;
-    rope_table(table, sine, T, HS);
-    (backward ? rope_backward : rope_forward)(out, inp, table, sine, B, T, NH, HS);
-    free(table);
+void shim_gelu_forward(real *out, real *slope, const real *inp, int rows, int C) {
+    IN_TEAM gelu_forward(out, slope, inp, rows, C);
 }
-void shim_rope_forward(real *out, const real *inp, int B, int T, int NH, int HS) { rope(out, inp, B, T, NH, HS, 0); }
-void shim_rope_backward(real *dinp, const real *dout, int B, int T, int NH, int HS) { rope(dinp, dout, B, T, NH, HS, 1); }
 
-void shim_attention_forward(real *out, real *softmax, const real *q, const real *k, const real *v, double scale, int B, int T, int NH, int HS, double *max_logit) {
-    real *scratch = (real *)allocate((size_t)max_threads() * 2 * (size_t)(QB + HS + 1) * (size_t)T, sizeof(real)), *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
-    attention_forward(out, softmax, largest, q, k, v, (real)scale, scratch, B, T, NH, HS);
+void shim_gelu_backward(real *dinp, const real *dout, const real *slope, int rows, int C) {
+    IN_TEAM gelu_backward(dinp, dout, slope, rows, C);
+}
+
+// out, inp (B,T,NH,HS); direction 1: forward, -1: backward
+void shim_rope(real *out, const real *inp, int direction, int B, int T, int NH, int HS) {
+    real *cosine = (real *)allocate((size_t)T * (size_t)HS, sizeof(real));
+    real *sine = cosine + T * HS / 2;
+    rope_table(cosine, sine, T, HS);
+    for (int row = 0; row < B * T; row++) {
+        int at = row * NH * HS, position = row % T * HS / 2;
+        rope_row(out + at, inp + at, cosine + position, sine + position, (real)direction, NH, HS);
+    }
+    free(cosine);
+}
+
+static real *scratch_of_all(int T, int HS) {
+    size_t threads = (size_t)omp_get_max_threads();
+    return (real *)allocate(threads * attention_scratch_size(T, HS), sizeof(real));
+}
+
+void shim_attention_forward(real *out, real *softmax, const real *qk, const real *qkv,
+                            double scale, int B, int T, int NH, int HS, double *max_logit) {
+    real *scratch = scratch_of_all(T, HS);
+    real *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
+    IN_TEAM attention_forward(out, softmax, largest, qk, qkv, (real)scale, scratch, B, T, NH, HS);
     *max_logit = 0;
-    for (int i = 0; i < B * NH; i++) *max_logit = fmax(*max_logit, largest[i]);
+    for (int i = 0; i < B * NH; i++) *max_logit = fmax(*max_logit, (double)largest[i]);
     free(scratch);
     free(largest);
 }
 
-void shim_attention_backward(real *dq, real *dk, real *dv, const real *dout, const real *out, const real *softmax, const real *q, const real *k, const real *v, double scale, int B, int T, int NH, int HS) {
-    real *scratch = (real *)allocate((size_t)max_threads() * 2 * (size_t)(QB + HS + 1) * (size_t)T, sizeof(real));
-    attention_backward(dq, dk, dv, dout, out, softmax, q, k, v, (real)scale, scratch, B, T, NH, HS);
+void shim_attention_backward(real *dqkv, const real *dout, const real *out, const real *softmax,
+                             const real *qk, const real *qkv, double scale,
+                             int B, int T, int NH, int HS) {
+    real *scratch = scratch_of_all(T, HS);
+    IN_TEAM attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)scale, scratch,
+                               B, T, NH, HS);
     free(scratch);
 }
 
-void shim_cross_entropy(real *logits, double *loss, double *log_z, const int *targets, double z_loss, int rows, int V) {
-    real *losses = (real *)allocate((size_t)rows, sizeof(real)), *z = (real *)allocate((size_t)rows, sizeof(real));
-    cross_entropy(logits, losses, z, targets, (real)z_loss, 1, 1, rows, V);
+void shim_cross_entropy(real *logits, double *loss, double *log_z, const int *targets,
+                        double z_loss, int rows, int V) {
+    real *losses = (real *)allocate((size_t)rows, sizeof(real));
+    real *z = (real *)allocate((size_t)rows, sizeof(real));
+    IN_TEAM cross_entropy(logits, losses, z, targets, (real)z_loss, 1, 1, rows, V);
     *loss = *log_z = 0;
-    for (int i = 0; i < rows; i++) *loss += losses[i] / rows, *log_z += z[i] / rows;
+    for (int i = 0; i < rows; i++) {
+        *loss += losses[i] / rows;
+        *log_z += z[i] / rows;
+    }
     free(losses);
     free(z);
 }
 
 // trans_a: a is stored (K,M); trans_b: b is stored (N,K)
-void shim_matmul(real *out, const real *a, const real *b, const real *add, int M, int N, int K, int trans_a, int trans_b) {
-    matmul(out, add, trans_a ? transposed(a, M) : matrix(a, K), trans_b ? transposed(b, K) : matrix(b, N), M, N, K);
+void shim_matmul(real *out, const real *a, const real *b, const real *add, int M, int N, int K,
+                 int trans_a, int trans_b) {
+    IN_TEAM matmul(out, add, trans_a ? transposed(a, M) : matrix(a, K),
+                   trans_b ? transposed(b, K) : matrix(b, N), M, N, K);
 }

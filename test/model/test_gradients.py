@@ -1,5 +1,7 @@
-"""Every gradient against finite differences in double precision (design.md section 6, layer 1): every tensor, under
-every combination of the interventions that a gradient passes through, within 1e-6. Needs numpy alone."""
+"""Every gradient against finite differences in double precision: every tensor, under
+every combination of the interventions that a gradient passes through, within 1e-6. Needs numpy
+alone.
+"""
 
 import itertools
 
@@ -16,9 +18,8 @@ COMBINATIONS = [
 ]
 SMALL = dict(d=8, layers=1, heads=2, T=5, batch=2, vocab=5, base_d=2)  # every coordinate
 SHAPES = [
-    dict(
-        d=24, layers=2, heads=3, T=7, batch=1, vocab=61, base_d=8
-    ),  # random directions and some coordinates
+    # random directions and some coordinates
+    dict(d=24, layers=2, heads=3, T=7, batch=1, vocab=61, base_d=8),
     dict(d=12, layers=3, heads=1, T=4, batch=3, vocab=2, base_d=48),
     dict(d=64, layers=1, heads=2, T=33, batch=2, vocab=97, base_d=16),
 ]
@@ -26,8 +27,8 @@ STEP = 5e-4
 
 
 def prepare(library, flags, seed=7):
-    """A model whose norms' scales are away from 1, a batch, and its gradients (after another batch's: they are
-    overwritten, not added to)."""
+    """A model whose norms' scales are away from 1, a batch, and its gradients (after another
+    batch's: they are overwritten, not added to)."""
     c, rng = Model(library, **flags), np.random.default_rng(seed)
     for x in c.p.values():
         x += 0.2 * rng.standard_normal(x.shape) * (x.ndim == 1)
@@ -38,7 +39,8 @@ def prepare(library, flags, seed=7):
 
 
 def slope(c, batch, x, direction):
-    """d total / d direction at the weights x: two central differences, extrapolated to an error of STEP^4."""
+    """d total / d direction at the weights x: two central differences, extrapolated to an error of
+    STEP^4."""
 
     def difference(h):
         kept, sides = x.copy(), []
@@ -54,7 +56,8 @@ def slope(c, batch, x, direction):
 
 @pytest.mark.parametrize("flags", COMBINATIONS, ids=lambda f: "-".join(map(str, f.values())))
 def test_every_coordinate(flags, double_library):
-    """The smallest model: all coordinates of all tensors; relative to the tensor's largest gradient."""
+    """The smallest model: all coordinates of all tensors; relative to the tensor's largest
+    gradient."""
     c, batch, g, _ = prepare(double_library, {**SMALL, **flags})
     for name, x in c.p.items():
         one = np.zeros(x.size)
@@ -71,7 +74,8 @@ def test_every_coordinate(flags, double_library):
 )
 @pytest.mark.parametrize("flags", COMBINATIONS, ids=lambda f: "-".join(map(str, f.values())))
 def test_directions(flags, shape, double_library):
-    """Larger models: for every tensor along its gradient, two random directions and four coordinates."""
+    """Larger models: for every tensor along its gradient, two random directions and four
+    coordinates."""
     c, batch, g, rng = prepare(double_library, {**shape, **flags})
     for name, x in c.p.items():
         size = np.linalg.norm(g[name])

@@ -1,9 +1,11 @@
-"""Each layer of the float library against float64 numpy, forward and backward, at ordinary and at extreme inputs
-(design.md section 6; findings.md, traps: -ffast-math was wrong there while finite differences passed).
-Needs numpy alone, so that it also runs under AddressSanitizer.
+"""Each layer of the float library against float64 numpy, forward and backward, at ordinary and at
+extreme inputs: -ffast-math was wrong there while finite differences passed. Needs numpy alone, so
+that it also runs under AddressSanitizer.
 
-Bounds are multiples of U, the rounding error of a float, times what the exact result can be large by; where a layer
-cannot but amplify rounding (a logit of 1e6 is itself rounded by 0.03) the bound says so by its condition number."""
+Bounds are multiples of U, the rounding error of a float, times what the exact result can be large
+by; where a layer cannot but amplify rounding (a logit of 1e6 is itself rounded by 0.03) the bound
+says so by its condition number.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ U = 2.0**-24
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["thread", "threads"])
 def lib(float_library, request):
-    """Each test with one thread and with three, more than this machine may have and dividing nothing."""
+    """Each test with one thread and with three, more than this machine may have and dividing
+    nothing."""
     float_library.threads(request.param)
     yield float_library
     float_library.threads(1)
@@ -62,8 +65,8 @@ def sizes():
 @pytest.mark.parametrize("trans_b", [0, 1])
 @pytest.mark.parametrize("add", ["none", "other", "out"])
 def test_matmul(lib, rng, trans_a, trans_b, add):
-    """Sizes that divide no tile, any transpose, nothing / another array / out itself added, addresses that are not
-    aligned; nothing is written outside out."""
+    """Sizes that divide no tile, any transpose, nothing / another array / out itself added,
+    addresses that are not aligned; nothing is written outside out."""
     for M, N, K in sizes():
 
         def matrix(rows, cols, guard=1):  # one float past an allocation's start
@@ -123,7 +126,8 @@ def layernorm_rows(rng, C):
 @pytest.mark.parametrize("C", [2, 3, 8, 24, 70, 256])
 @pytest.mark.parametrize("kind", layernorm_rows(np.random.default_rng(0), 2))
 def test_layernorm(lib, rng, kind, C):
-    """Condition number: x's rounding, U max|x|, is amplified by 1 / sigma (equal rows: by 1 / sqrt(epsilon))."""
+    """Condition number: x's rounding, U max|x|, is amplified by 1 / sigma (equal rows: by 1 /
+    sqrt(epsilon))."""
     x32, w32 = lib.array(layernorm_rows(rng, C)[kind]), lib.array(1 + rng.standard_normal(C))
     x, w = x32.astype(float), w32.astype(float)
     mean = x.mean(-1, keepdims=True)
@@ -151,7 +155,8 @@ def test_layernorm(lib, rng, kind, C):
 
 
 def test_layernorm_of_equal_rows_is_zero(lib):
-    """A row of equal numbers that floats hold exactly carries no information: out = 0, dinp finite."""
+    """A row of equal numbers that floats hold exactly carries no information: out = 0, dinp
+    finite."""
     for value in (0, 1, -64, 2.0**20):
         x, w = lib.array(np.full((3, 32), value)), lib.array(np.ones(32))
         out, mean, rstd = lib.layernorm_forward(x, w)
@@ -199,7 +204,8 @@ GELU_AT = [
 
 
 def gelu(x):
-    """The function and its derivative in double; 1 - tanh^2 as 1 / cosh^2, so that no 1 - 1 is left."""
+    """The function and its derivative in double; 1 - tanh^2 as 1 / cosh^2, so that no 1 - 1 is
+    left."""
     u = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
     t, sech2 = np.tanh(u), 1 / np.cosh(np.clip(u, -300, 300)) ** 2
     return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * sech2 * np.sqrt(2 / np.pi) * (
@@ -209,7 +215,8 @@ def gelu(x):
 
 @pytest.mark.parametrize("n", [1, 3, 8, 31, len(GELU_AT), 1000])
 def test_gelu(lib, rng, n):
-    """Pointwise, not relative to the largest: for negative x |gelu| < 0.2 whatever |x|, and the slope is in (-0.2, 1.2)."""
+    """Pointwise, not relative to the largest: for negative x |gelu| < 0.2 whatever |x|, and the
+    slope is in (-0.2, 1.2)."""
     for points in (
         np.resize(GELU_AT, n),
         np.resize(GELU_AT[::-1], n),
@@ -227,7 +234,8 @@ def test_gelu(lib, rng, n):
 
 @pytest.mark.parametrize("x", GELU_AT)
 def test_gelu_slope(lib, x):
-    """One point a test, in every lane of a vector register: the prototype's slope at 1e6 was 1e11."""
+    """One point a test, in every lane of a vector register: the prototype's slope at 1e6 was
+    1e11."""
     x32 = lib.array([x] * 33)
     value, slope = gelu(x32.astype(float))
     within(lib.gelu_backward(x32, lib.array(np.ones(33))), slope, 24 * U, "slope")
@@ -247,8 +255,8 @@ def test_gelu_slope(lib, x):
 )
 @pytest.mark.parametrize("scale", [1, 1e6])
 def test_rope(lib, rng, shape, scale):
-    """A turn of every pair (i, i + HS/2) by t * 10000^(-2i/HS), to a float's rounding even at t = 600; backward is
-    the turn back, so it undoes forward."""
+    """A turn of every pair (i, i + HS/2) by t * 10000^(-2i/HS), to a float's rounding even at t =
+    600; backward is the turn back, so it undoes forward."""
     B, T, NH, HS = shape
     x32 = lib.array(scale * rng.standard_normal(shape))
     z = x32[..., : HS // 2].astype(float) + 1j * x32[..., HS // 2 :]
@@ -274,7 +282,8 @@ def test_rope(lib, rng, shape, scale):
 
 
 def attention(q, k, v, scale, dout):
-    """Out, the largest logit and 1 / sum of exp(logit - largest) of each row, largest |logit| and the three gradients, all in double."""
+    """Out, the largest logit and 1 / sum of exp(logit - largest) of each row, largest |logit| and
+    the three gradients, all in double."""
     T = q.shape[1]
     causal = np.tril(np.ones((T, T), bool))
     s = np.einsum("bqhc,bkhc->bhqk", q, k) * scale
@@ -302,8 +311,9 @@ def check_attention(lib, q, k, v, scale, rng, exact=False):
     dout = lib.array(rng.standard_normal(q.shape))
     doubles = [x.astype(float) for x in (q, k, v)]
     out, softmax, largest, dq, dk, dv, ds = attention(*doubles, scale, dout.astype(float))
-    T, HS = q.shape[1], q.shape[3]
-    # a logit is a sum of HS products, rounded at their size; exp turns that into a relative error of a probability
+    T = q.shape[1]
+    # a logit is a sum of HS products, rounded at their size; exp turns that into a relative error
+    # of a probability
     size = (
         1
         + (np.linalg.norm(doubles[0], axis=-1).max() * np.linalg.norm(doubles[1], axis=-1).max())
@@ -348,7 +358,8 @@ def test_attention(lib, rng, shape, size):
 
 @pytest.mark.parametrize("T", [2, 7, 33, 64, 70])
 def test_attention_saturated_exactly(lib, rng, T):
-    """Products of small integers times 2^k: the logits, up to 4e6 and some equal, are exact, so out must be too."""
+    """Products of small integers times 2^k: the logits, up to 4e6 and some equal, are exact, so out
+    must be too."""
     q, k = rng.integers(-4, 5, (2, 2, T, 3, 8)) * 128.0
     _, largest = check_attention(lib, q, k, rng.standard_normal(q.shape), 0.25, rng, exact=True)
     assert largest > (1e5 if T == 2 else 2e5)
@@ -362,7 +373,8 @@ def test_attention_of_equal_rows(lib, rng):
 
 @pytest.mark.parametrize("T", [9, 33, 70])
 def test_attention_is_causal(lib, rng, T):
-    """What comes later, however large, changes neither what came before nor the largest logit of before."""
+    """What comes later, however large, changes neither what came before nor the largest logit of
+    before."""
     q, k, v = (lib.array(x) for x in rng.standard_normal((3, 1, T, 2, 8)))
     before, softmax, _ = lib.attention_forward(q, k, v, 0.3)
     changed = [x.copy() for x in (q, k, v)]
@@ -419,7 +431,8 @@ def logit_rows(rng, V):
 @pytest.mark.parametrize("kind", logit_rows(np.random.default_rng(0), 2))
 @pytest.mark.parametrize("z_loss", [0.0, 1e-4, 0.1])
 def test_cross_entropy(lib, rng, kind, V, z_loss):
-    """Logits are given, so nothing need be amplified: each row is right to rounding; the loss even at logits of 1e6."""
+    """Logits are given, so nothing need be amplified: each row is right to rounding; the loss even
+    at logits of 1e6."""
     logits = lib.array(logit_rows(rng, V)[kind])
     targets = np.arange(9) % V if kind in ("winner", "loser") else rng.integers(V, size=9)
     d, loss, log_z = cross_entropy(logits.astype(float), targets, z_loss)

@@ -1,7 +1,10 @@
-"""The numbers: at the edge of what flags allow a run ends sound or as diverged, never in between; whatever the threads and
-however often interrupted it has the same bits; and no change of a formula, or of a default, passes unseen (golden.csv).
+"""The numbers: at the edge of what flags allow a run ends sound or as diverged, never in between;
+whatever the threads and however often interrupted it has the same bits; and no change of a formula,
+or of a default, passes unseen (golden.csv).
 
-    make golden    remakes test/model/golden.csv after a change that is meant; git diff shows what moved"""
+    make golden    remakes test/model/golden.csv after a change that is meant; git diff shows what
+                   moved
+"""
 
 import csv
 import io
@@ -104,7 +107,8 @@ def test_edges(corpus, tmp_path, edge):
             and final == rows["val_loss"][-1]
         ), extra
         assert row["diverged"] == str(int(not final < float(row["initial_loss"]))), extra
-        # LayerNorm cannot see activations whose squares overflow; were its output then 0, the loss would be log V and look sound
+        # LayerNorm cannot see activations whose squares overflow; were its output then 0, the loss
+        # would be log V and look sound
         assert row["diverged"] == "1" or not (rows["act_rms_residual"] > 1e19).any(), extra
 
 
@@ -119,7 +123,8 @@ def test_width_1_is_refused(tmp_path):
 
 @pytest.mark.parametrize("size", [1e-30, 1e-10, 1, 1e10, 1e20, 3e38])
 def test_clipping_of_gradients_of_any_size(float_library, size):
-    """Their squares are summed in double: the norm is right, and so is AdamW's step, up to the largest float."""
+    """Their squares are summed in double: the norm is right, and so is AdamW's step, up to the
+    largest float."""
     c, rng = (
         Model(
             float_library,
@@ -151,7 +156,8 @@ def test_clipping_of_gradients_of_any_size(float_library, size):
 
 @pytest.mark.parametrize("size", [1e4, 1e10, 1e20, 1e30, 1.6e38])
 def test_cross_entropy_of_huge_logits(float_library, size):
-    """Loss, log Z and gradient to rounding where the largest logits are equal, and where one stands alone."""
+    """Loss, log Z and gradient to rounding where the largest logits are equal, and where one stands
+    alone."""
     x = np.array([[1, 1, -1, 0], [1, -1, -1, -1], [0, 0, -1, -1], [-1, -1, -1, -1]]) * size
     p = np.array([[0.5, 0.5, 0, 0], [1, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4])
     targets, top = np.array([1, 0, 0, 3]), x.max(-1)
@@ -175,7 +181,8 @@ def test_cross_entropy_of_huge_logits(float_library, size):
 )
 @pytest.mark.parametrize("V", [4, 33])
 def test_cross_entropy_of_what_is_no_number(float_library, value, at, finite, V):
-    """-infinity is probability 0, and an infinite loss as the target (0); all else shows in the loss. Other rows are as they were."""
+    """-infinity is probability 0, and an infinite loss as the target (0); all else shows in the
+    loss. Other rows are as they were."""
     x = np.random.default_rng(1).standard_normal((3, V))
     alone, *_ = float_library.cross_entropy(float_library.array(x), [0, 0, 0], 1e-4)
     x[1, at] = value
@@ -190,7 +197,8 @@ def test_cross_entropy_of_what_is_no_number(float_library, value, at, finite, V)
 # ---------------------------------------------------------------------------
 # The same bits, and the golden numbers
 
-# Every flag that changes the numbers, at another value than TINY's (a text: with what it needs to matter)
+# Every flag that changes the numbers, at another value than TINY's (a text: with what it needs to
+# matter)
 TINY = dict(
     d=16,
     layers=2,
@@ -237,8 +245,15 @@ CASES |= dict(
     **{f"mu_{kind}": dict(mu_param=kind, base_d=8) for kind in ("simple", "intermediate", "full")},
     base_d=dict(mu_param="full", base_d=4),
 )
-NO_NUMBERS = "data val eval_every log_every checkpoint_every dtype micro_batch resume sample temperature out mu_param".split()  # mu_*; test_data.py has data
-COLUMNS = "step lr train_loss val_loss grad_norm log_z max_attn_logit_0 act_rms_c_fc param_rms_wte update_rms_lm_head update_rms_ln_f".split()
+# mu_*; test_data.py has data
+NO_NUMBERS = (
+    "data val eval_every log_every checkpoint_every dtype micro_batch resume sample temperature out"
+    " mu_param".split()
+)
+COLUMNS = (
+    "step lr train_loss val_loss grad_norm log_z max_attn_logit_0 act_rms_c_fc param_rms_wte"
+    " update_rms_lm_head update_rms_ln_f".split()
+)
 
 
 def case_flags(case, **more):
@@ -261,9 +276,8 @@ def test_every_flag_has_a_case():
 @pytest.mark.parametrize("number, case", list(enumerate(CASES)), ids=str)
 def test_threads_change_no_bit(tmp_path, monkeypatch, number, case):
     """One to eight threads; each case with one and another number."""
-    monkeypatch.setenv(
-        "OMP_WAIT_POLICY", "passive"
-    )  # more threads than cores: none should wait awake
+    # more threads than cores: none should wait awake
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     for threads in range(1, 9) if case == "default" else (1, 2 + number % 7):
         result = program(
             *words(case_flags(case)), "-out", str(threads), cwd=tmp_path, threads=threads
@@ -274,7 +288,8 @@ def test_threads_change_no_bit(tmp_path, monkeypatch, number, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_interruption_changes_no_bit(tmp_path, case):
-    """With a checkpoint now and then, stopped by a signal and gone on with: as in one go without checkpoints."""
+    """With a checkpoint now and then, stopped by a signal and gone on with: as in one go without
+    checkpoints."""
     flags = words(case_flags(case, steps=60))
     assert program(*flags, "-out", "whole", cwd=tmp_path).returncode == 0
     for attempt in range(9):  # until the signal comes before the end
@@ -291,7 +306,8 @@ def test_an_interruption_changes_no_bit(tmp_path, case):
 
 
 def golden_rows(case, folder):
-    """The case's log by a build in double, where another order of sums or another compiler changes nothing before the 12th digit."""
+    """The case's log by a build in double, where another order of sums or another compiler changes
+    nothing before the 12th digit."""
     cc, flags = (
         shlex.split(os.environ.get("CC", "cc")),
         shlex.split(os.environ.get("CFLAGS", "-O1")),

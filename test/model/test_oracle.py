@@ -1,5 +1,7 @@
-"""The trainer against the JAX oracle (design.md section 6, layer 2): loss, log Z, attention logits, every gradient
-and five AdamW steps, in float (1e-4) and in double (1e-9), over shapes that divide no tile and every intervention."""
+"""The trainer against the JAX oracle (oracle.py): loss, log Z, attention logits, every gradient and
+five AdamW steps, in float (1e-4) and in double (1e-9), over shapes that divide no tile and every
+intervention.
+"""
 
 import functools
 
@@ -9,8 +11,9 @@ import pytest
 import oracle
 from conftest import Model
 
-# Each case: what differs from BASE. eps 1e-3 where gradients are zero but for rounding (T = 1: the softmax of one
-# number; HS = 2: a normalised pair is always +-1): there Adam at 1e-8 would turn rounding into full steps.
+# Each case: what differs from BASE. eps 1e-3 where gradients are zero but for rounding (T = 1: the
+# softmax of one number; HS = 2: a normalised pair is always +-1): there Adam at 1e-8 would turn
+# rounding into full steps.
 BASE = dict(
     d=24, layers=2, heads=3, T=7, batch=1, vocab=61, lr=1e-2, min_lr=1e-5, warmup=2, steps=8
 )
@@ -55,8 +58,9 @@ CASES = dict(
 )
 ACTIVATIONS = ["embedding", "q k v", "attention", "fc1", "last residual", "logits"]
 TOLERANCE = dict(float=1e-4, double=1e-9)
-# The norm of two numbers jumps where they tie: changing the oracle's weights by a float's rounding there changes its
-# gradients by up to 1e-4 a step. So in float this case only shows that nothing breaks; in double it is as strict.
+# The norm of two numbers jumps where they tie: changing the oracle's weights by a float's rounding
+# there changes its gradients by up to 1e-4 a step. So in float this case only shows that nothing
+# breaks; in double it is as strict.
 ILL_CONDITIONED = {("float", "head_of_2_normed"): 3e-2}
 
 
@@ -81,7 +85,8 @@ def batches(cfg, seed=2):
 
 @functools.cache
 def expected(case, fixed):
-    """What five steps should give: for each step its batch, what was measured, the gradients and the state after it."""
+    """What five steps should give: for each step its batch, what was measured, the gradients and
+    the state after it."""
     cfg = config(**CASES[case])
     p, stream, out = start(cfg), batches(cfg), []
     m = v = {n: np.zeros(x.shape) for n, x in p.items()}
@@ -110,7 +115,8 @@ def model(library, cfg):
 
 
 def close(actual, wanted, tolerance, what, norm=lambda x: np.abs(x).max(), floor=0.0):
-    """The largest error over the largest value (norm: the size of either); over `floor` where that is larger."""
+    """The largest error over the largest value (norm: the size of either); over `floor` where that
+    is larger."""
     actual, wanted = np.asarray(actual, float), np.asarray(wanted, float)
     assert np.isfinite(actual).all(), what
     error, scale = norm(actual - wanted), max(norm(wanted), floor)
@@ -118,8 +124,9 @@ def close(actual, wanted, tolerance, what, norm=lambda x: np.abs(x).max(), floor
 
 
 def all_close(actual, wanted, tolerance, what, norm=lambda x: np.abs(x).max()):
-    """Tensor by tensor; one of less than 1e-3 of the largest is compared with that: 1e-4 of it is float's rounding of the largest
-    (at T = 1 q's and k's gradients are 0, the difference of two equal numbers)."""
+    """Tensor by tensor; one of less than 1e-3 of the largest is compared with that: 1e-4 of it is
+    float's rounding of the largest (at T = 1 q's and k's gradients are 0, the difference of two
+    equal numbers)."""
     assert actual.keys() == wanted.keys()
     floor = 1e-3 * max(map(norm, wanted.values()))
     for name, x in wanted.items():
@@ -130,7 +137,8 @@ def all_close(actual, wanted, tolerance, what, norm=lambda x: np.abs(x).max()):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_five_steps(precision, case, fixed, request):
-    """Section 3 and 4: what a step measures, its gradients, and the weights and moments that it leaves."""
+    """Section 3 and 4: what a step measures, its gradients, and the weights and moments that it
+    leaves."""
     library, cfg = request.getfixturevalue(precision + "_library"), config(**CASES[case])
     tolerance = ILL_CONDITIONED.get((precision, case), TOLERANCE[precision])
     c = model(library, cfg)
@@ -187,7 +195,7 @@ def test_mu_param_at_base_width_is_the_standard_model(mu_param, qk_norm, float_l
 
 
 def test_independent_decay_is_standard_decay_times_the_peak(double_library):
-    """findings.md: independent wd = standard wd * lr, an identity."""
+    """Independent wd = standard wd * lr, an identity."""
     lr, wd = 1e-2, 5.0
     _, a = run(double_library, config(lr=lr, wd=wd, wd_independent=0))
     _, b = run(double_library, config(lr=lr, wd=wd * lr, wd_independent=1))
@@ -218,7 +226,8 @@ def test_squares_that_are_no_float(float_library):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_initial_weights(seed, float_library):
-    """Section 3: scales 1; embedding N(0, 1/C); the rest normal cut at 2 sigma, of variance 1/fan_in."""
+    """Section 3: scales 1; embedding N(0, 1/C); the rest normal cut at 2 sigma, of variance
+    1/fan_in."""
     c = Model(float_library, **config(d=64, heads=4, vocab=500, seed=seed))
     for name, x in c.p.items():
         if x.ndim == 1:

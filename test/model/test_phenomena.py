@@ -1,6 +1,6 @@
-"""What the paper predicts and the trainer must show: short runs on the embedded language. Each margin is at most
-half of what seeds 1 to 4 gave (in nats unless said otherwise, in the comment beside it), so that another seed or
-another machine's rounding does not break it."""
+"""What the paper predicts and the trainer must show: short runs on the embedded language. Each
+margin is at most half of what seeds 1 to 4 gave (in nats unless said otherwise, in the comment
+beside it), so that another seed or another machine's rounding does not break it."""
 
 from pathlib import Path
 
@@ -16,7 +16,8 @@ SMALL = dict(d=32, layers=2, heads=2, T=32, batch=16, steps=300, eval_tokens=409
 
 
 def runs(folder, **flags):
-    """A sweep over the learning rates in flags; the runs' summaries in numbers, by learning rate, and what was printed."""
+    """A sweep over the learning rates in flags; the runs' summaries in numbers, by learning rate,
+    and what was printed."""
     out = train(folder, threads=2, **{**SMALL, **flags})
     rows = table(folder / "summary.csv")
     for row in rows:
@@ -34,7 +35,8 @@ def qk_norm(tmp_path_factory):
 
 
 def test_qk_norm_keeps_attention_logits_small(qk_norm):
-    """Section 3.1.1, figure 2: without it they grow by orders of magnitude at high learning rates."""
+    """Section 3.1.1, figure 2: without it they grow by orders of magnitude at high learning
+    rates."""
     (off, _), (on, _) = qk_norm[0][0], qk_norm[0][1]
     assert off["1e-1"]["max_attn_logit"] > 10 * on["1e-1"]["max_attn_logit"]  # 111 to 188 times
     assert off["3e-1"]["max_attn_logit"] > 100 * on["3e-1"]["max_attn_logit"]  # 797 to 2969 times
@@ -46,7 +48,8 @@ def test_qk_norm_keeps_attention_logits_small(qk_norm):
 
 
 def test_qk_norm_makes_high_learning_rates_work(qk_norm):
-    """Section 3.1.1, figure 1: without it the loss bends up at high learning rates, and only there."""
+    """Section 3.1.1, figure 1: without it the loss bends up at high learning rates, and only
+    there."""
     off, on = ({lr: row["final_loss"] for lr, row in qk_norm[0][i][0].items()} for i in (0, 1))
     assert abs(off["1e-2"] - on["1e-2"]) < 0.06  # -0.01 to 0.02
     assert off["1e-1"] > on["1e-1"] + 0.08  # 0.17 to 0.27
@@ -68,28 +71,27 @@ def test_z_loss_pins_log_z(tmp_path):
     for z_loss in ("0", "1e-2"):
         train(tmp_path / z_loss, lr="1e-2", z_loss=z_loss, **SMALL)
         seen[z_loss] = summary(tmp_path / z_loss)
-    assert (
-        abs(float(seen["0"]["log_z"])) > 5 > 2.5 > abs(float(seen["1e-2"]["log_z"]))
-    )  # 8.3 to 8.7, 0.5 to 0.7
-    assert (
-        abs(float(seen["0"]["final_loss"]) - float(seen["1e-2"]["final_loss"])) < 0.08
-    )  # 0 to 0.03
+    # 8.3 to 8.7, 0.5 to 0.7
+    assert abs(float(seen["0"]["log_z"])) > 5 > 2.5 > abs(float(seen["1e-2"]["log_z"]))
+    # 0 to 0.03
+    assert abs(float(seen["0"]["final_loss"]) - float(seen["1e-2"]["final_loss"])) < 0.08
 
 
 def test_a_large_epsilon_stops_the_updates(qk_norm, tmp_path):
-    """Section 3.4: where gradients are smaller than epsilon the update collapses, most where they are smallest."""
+    """Section 3.4: where gradients are smaller than epsilon the update collapses, most where they
+    are smallest."""
     train(tmp_path / "eps", lr="1e-1", eps="1e-3", **SMALL)
     usual, large = log(qk_norm[1] / "1" / "lr1e-1"), log(tmp_path / "eps")
     assert large["grad_rms_c_fc"][-1] < 1e-3 < 1e5 * usual["grad_rms_c_fc"][-1]
     for kind in ("c_attn", "c_fc", "mlp_c_proj", "lm_head"):
-        assert large["update_rms_" + kind][-1] < 0.5 * usual["update_rms_" + kind][-1], (
-            kind
-        )  # c_fc: 0.08 to 0.11 times
+        # c_fc: 0.08 to 0.11 times
+        assert large["update_rms_" + kind][-1] < 0.5 * usual["update_rms_" + kind][-1], kind
     assert large["update_rms_c_fc"][-1] < 0.2 * usual["update_rms_c_fc"][-1]
 
 
 def test_longer_warmup_helps(tmp_path):
-    """Section 3.2.1: at a high learning rate without qk-norm. Small against the seeds' spread, so the mean of three."""
+    """Section 3.2.1: at a high learning rate without qk-norm. Small against the seeds' spread, so
+    the mean of three."""
     mean = {warmup: 0.0 for warmup in ("1%", "25%")}
     for warmup in mean:
         for seed in (1, 2, 3):
@@ -106,7 +108,8 @@ def test_longer_warmup_helps(tmp_path):
 
 
 def test_mu_param_keeps_the_best_learning_rate(tmp_path):
-    """Section 3.2.4: four times as wide, the standard model wants a lower learning rate; with muParam 1e-2 stays right."""
+    """Section 3.2.4: four times as wide, the standard model wants a lower learning rate; with
+    muParam 1e-2 stays right."""
     flags = dict(d=128, heads=4, batch=8, steps=200, base_d=32)
     off, simple = (
         {

@@ -1,5 +1,6 @@
-"""How much of the C sources the tests run, by gcc and gcov, in a copy of the tree: `make coverage`. Prints a table and the lines that
-no test ran, and fails below 95% of a file's lines or where such a line has no reason below."""
+"""How much of the C sources the tests run, by gcc and gcov, in a copy of the tree: `make coverage`.
+Prints a table and the lines that no test ran, and fails below 95% of a file's lines or where such a
+line has no reason below."""
 
 import json
 import os
@@ -18,8 +19,8 @@ SOURCES = (
     *sorted(str(p.relative_to(mutate.ROOT)) for p in mutate.ROOT.glob("lib/*.h")),
 )
 TESTS = "layers", "gradients", "checkpoint", "cli", "data", "runs", "survive"
-# Of the gradients enough for double's own lines, of test_survive.py what the others leave: all of them take minutes. As another user a
-# program cannot write its counts.
+# Of the gradients enough for double's own lines, of test_survive.py what the others leave: all of
+# them take minutes. As another user a program cannot write its counts.
 OPTIONS = "-k", "not drop_root and (not gradients or C12) and (not survive or one_run_a_folder)"
 
 # Why a line cannot be run here: a part of its text, and the reason. Each excuses one line.
@@ -46,7 +47,8 @@ REASONS = [
 
 
 def counts(folder):
-    """{source: {line: how often it ran}}, summed over all that was built. A run that was killed left no counts."""
+    """{source: {line: how often it ran}}, summed over all that was built. A run that was killed
+    left no counts."""
     lines = {name: {} for name in SOURCES}
     for data in folder.rglob("*.gcda"):
         out = subprocess.run(
@@ -107,7 +109,8 @@ def main():
             unused.remove(row)
         bad |= row is None
         print(
-            f"{name}:{n}: {line.strip()[:90]}\n    {reason or 'NO REASON: write a test, or say in REASONS why there is none'}"
+            f"{name}:{n}: {line.strip()[:90]}\n"
+            f"    {reason or 'NO REASON: write a test, or say in REASONS why there is none'}"
         )
     for part, _ in REASONS:
         if not any(part in line for file in text.values() for line in file):

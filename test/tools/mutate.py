@@ -1,8 +1,11 @@
-"""Breaks the sources in small ways, one at a time, in a copy of the tree, and shows that a test fails for each: `make mutate`.
+"""Breaks the sources in small ways, one at a time, in a copy of the tree, and shows that a test
+fails for each: `make mutate`.
 
-A mutant is a row of MUTANTS: a text that stands just once in its file, what it becomes, and the tests that should see it. Those
-run first, then the wider ones of WIDER; the first failure ends it. Beside them every barrier of train_gpt.cu is taken out. First the
-untouched tree must pass all the tests. Words on the command line choose the mutants whose file or text has one of them."""
+A mutant is a row of MUTANTS: a text that stands just once in its file, what it becomes, and the
+tests that should see it. Those run first, then the wider ones of WIDER; the first failure ends it.
+Beside them every barrier of train_gpt.cu is taken out. First the untouched tree must pass all the
+tests. Words on the command line choose the mutants whose file or text has one of them.
+"""
 
 import argparse
 import concurrent.futures
@@ -23,7 +26,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 600  # a test run that takes longer hangs
 STRICT = "-Wall -Wextra -Werror"  # a mutant of which the compiler warns needs no test
 
-# The wider tests of each file, after a row's own. gpt.h's rows and tests are those of the headers in lib/ as well.
+# The wider tests of each file, after a row's own. gpt.h's rows and tests are those of the headers
+# in lib/ as well.
 WIDER = {
     "train_gpt.c": (
         "test_layers.py",
@@ -52,7 +56,10 @@ GRADIENTS, DIRECTIONS = (
     "test_gradients.py::test_every_coordinate",
     "test_gradients.py -k 'C64_L1 and 0.1-full'",
 )
-STEPS = "test_oracle.py -k 'double-everything-batches or double-decay_standard-batches or double-one_layer-batches or double-unclipped-batches'"
+STEPS = (
+    "test_oracle.py -k 'double-everything-batches or double-decay_standard-batches or"
+    " double-one_layer-batches or double-unclipped-batches'"
+)
 FP32, BF16 = "'test_cuda.py::test_fp32[everything]'", "'test_cuda.py::test_bf16[everything]'"
 RMS = "test_runs.py -k rms_columns"
 
@@ -93,8 +100,17 @@ MUTANTS = [
             ("memset(dwte, 0, (size_t)V * C", "memset(dwte, 0, (size_t)(V - 1) * C"),
             ("dwte[(size_t)tokens[i] * C + j] += dout", "dwte[(size_t)tokens[i] * C + j] = dout"),
             (
-                "if (g->cfg.qk_norm) {                                                         // [qk_norm\n                size_t at = (size_t)(2 * l + i) * rows * NH;\n                int kind",
-                "if (g->cfg.qk_norm && i) {\n                size_t at = (size_t)(2 * l + i) * rows * NH;\n                int kind",
+                (
+                    "if (g->cfg.qk_norm) {                                                   "
+                    "      // [qk_norm\n"
+                    "                size_t at = (size_t)(2 * l + i) * rows * NH;\n"
+                    "                int kind"
+                ),
+                (
+                    "if (g->cfg.qk_norm && i) {\n"
+                    "                size_t at = (size_t)(2 * l + i) * rows * NH;\n"
+                    "                int kind"
+                ),
             ),
             ("int kind = i ? K_NORM : Q_NORM", "int kind = i ? Q_NORM : K_NORM"),
             ("rope_backward(dq, dq,", "if (i) rope_backward(dq, dq,"),
@@ -403,7 +419,10 @@ MUTANTS = [
     ),
     (
         "gpt.h",
-        "test_runs.py -k 'resume_of or rms_columns or another_run or summary or test_log or diverge or signal_stops'",
+        (
+            "test_runs.py -k 'resume_of or rms_columns or another_run or summary or test_log or"
+            " diverge or signal_stops'"
+        ),
         [
             ("groups[3] = {params, m, v}", "groups[3] = {params, v, m}"),
             (
@@ -538,7 +557,10 @@ MUTANTS = [
     ),
     (
         "dataloader.h",
-        "test_data.py -k 'grammar or lexicon or text_is_the_same or mean_surprise or sums_to_one or entropy'",
+        (
+            "test_data.py -k 'grammar or lexicon or text_is_the_same or mean_surprise or"
+            " sums_to_one or entropy'"
+        ),
         [
             ("nats / ((double)windows * T)", "nats / ((double)windows * (T + 1))"),
             ("FOLLOWER_SHARE = 3", "FOLLOWER_SHARE = 4"),
@@ -555,7 +577,10 @@ MUTANTS = [
     ),
     (
         "dataloader.h",
-        "test_data.py -k 'windows or rows or shards or bad_input or good_input or shortest or larger'",
+        (
+            "test_data.py -k 'windows or rows or shards or bad_input or good_input or shortest or"
+            " larger'"
+        ),
         [
             ("shard->count - T - 1) / stride + 1", "shard->count - T - 1) / stride"),
             ("shard->count - T - 1) / stride + 1", "shard->count - T) / stride + 1"),
@@ -683,15 +708,13 @@ MUTANTS = [
             (
                 "int i = begin + threadIdx.y; i < end; i += 8",
                 "int i = begin + threadIdx.y; i < end; i += 9",
-            ),
+            )
         ],
     ),
     (
         "train_gpt.cu",
         "test_cuda.py::test_rounds",
-        [
-            ("dw[j][i] += g[j][i] * n[j][i];", "dw[j][i] = g[j][i] * n[j][i];"),
-        ],
+        [("dw[j][i] += g[j][i] * n[j][i];", "dw[j][i] = g[j][i] * n[j][i];")],
     ),
     (
         "train_gpt.cu",
@@ -754,7 +777,8 @@ MUTANTS = [
     ),
 ]
 
-# Every barrier of train_gpt.cu is taken out in turn; the tests that see it, in every order of the threads.
+# Every barrier of train_gpt.cu is taken out in turn; the tests that see it, in every order of the
+# threads.
 BARRIERS = (
     "'test_cuda.py::test_fp32[long]' 'test_cuda.py::test_fp32[everything]'",
     "'test_cuda.py::test_bf16[everything]' 'test_cuda.py::test_bf16[long]'",
@@ -762,9 +786,15 @@ BARRIERS = (
 )
 # But for these, and why:
 NEEDLESS = {
-    "__syncthreads();  before  if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = x; __syn": "row_max: keeps a call from writing over what the call before still reads; so far no kernel calls it twice",
-    "__syncwarp();  before  store_scores<act>(row, column, p); for (int c = 0; c < 8; c+": "attention_forward: two shuffles stand between the reading of the scores and their overwriting; in the stand-in a shuffle lets no "
-    "lane pass before all have come, CUDA promises less",
+    "__syncthreads();  before  if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = x; __syn": (
+        "row_max: keeps a call from writing over what the call before still reads; so far no kernel"
+        " calls it twice"
+    ),
+    "__syncwarp();  before  store_scores<act>(row, column, p); for (int c = 0; c < 8; c+": (
+        "attention_forward: two shuffles stand between the reading of the scores and their"
+        " overwriting; in the stand-in a shuffle lets no lane pass before all have come, CUDA"
+        " promises less"
+    ),
 }
 
 
@@ -968,16 +998,19 @@ def main():
             results.append((mutant, verdict, by))
             left = (time.time() - begun) / len(results) * (len(chosen) - len(results))
             print(
-                f"{len(results):3}/{len(chosen)}  {minutes(left):>6} left  {seconds:5.1f} s  {verdict:8}  {mutant.file}: {' '.join(mutant.what.split())}\n{'':36}{by}",
+                f"{len(results):3}/{len(chosen)}  {minutes(left):>6} left  {seconds:5.1f} s "
+                f" {verdict:8}  {mutant.file}: {' '.join(mutant.what.split())}\n{'':36}{by}",
                 flush=True,
             )
     print(
-        f"\n{'file':14}  {'mutants':>7}  {'caught':>7}  {'timeout':>7}  {'survived':>8}  {'error':>7}"
+        f"\n{'file':14}  {'mutants':>7}  {'caught':>7}  {'timeout':>7}  {'survived':>8} "
+        f" {'error':>7}"
     )
     for file in [*dict.fromkeys(mutant.file for mutant in chosen), ""]:
         of = [verdict for mutant, verdict, _ in results if mutant.file == file or not file]
         print(
-            f"{file or 'all':14}  {len(of):7}  {of.count('caught'):7}  {of.count('timeout'):7}  {of.count('survived'):8}  {of.count('error'):7}"
+            f"{file or 'all':14}  {len(of):7}  {of.count('caught'):7}  {of.count('timeout'):7} "
+            f" {of.count('survived'):8}  {of.count('error'):7}"
         )
     for mutant, verdict, by in results:
         if verdict != "caught":

@@ -1,4 +1,5 @@
-"""mutate.py: every text of its table stands just once in its file, and what it says of a mutant is true. `make mutate` tries all."""
+"""mutate.py: every text of its table stands just once in its file, and what it says of a mutant is
+true. `make mutate` tries all."""
 
 import collections
 
@@ -47,7 +48,8 @@ def test_caught(text, tree, monkeypatch):
 
 
 def test_not_caught(tree, monkeypatch):
-    """The file as it is survives, and one that does not compile is an error; the tree is left as it was."""
+    """The file as it is survives, and one that does not compile is an error; the tree is left as it
+    was."""
     monkeypatch.setenv("CFLAGS", "-O0")
     mutant = sample("slope[i] = s + x * e")
     untouched = (mutate.ROOT / mutant.file).read_text()

@@ -1,5 +1,5 @@
-"""plot.py: numbers against hand-computed ones, what the figures hold (their lines, not their pixels), files that are not as
-they should be, and a real sweep."""
+"""plot.py: numbers against hand-computed ones, what the figures hold (their lines, not their
+pixels), files that are not as they should be, and a real sweep."""
 
 import csv
 import importlib.util
@@ -124,9 +124,8 @@ def test_lr_sensitivity_by_hand(tmp_path):
     assert n == 7 and paper == pytest.approx((3.5 + 2.5 + 2.2 + 2.0 + 2.4 + 3.0 + 6) / 7 - 2.0)
     high, n = plot.lr_sensitivity(runs, 3e-3, 3e-1)
     assert n == 5 and high == pytest.approx((2.2 + 2.0 + 2.4 + 3.0 + 6) / 5 - 2.0)
-    assert math.isnan(
-        plot.lr_sensitivity(runs[:1], 3e-4, 3e-1)[0]
-    )  # of one learning rate there is none
+    # of one learning rate there is none
+    assert math.isnan(plot.lr_sensitivity(runs[:1], 3e-4, 3e-1)[0])
 
 
 def test_a_loss_above_the_initial_one_counts_as_the_initial(tmp_path):
@@ -145,7 +144,8 @@ def test_median_and_interval_over_seeds(tmp_path):
 
 
 def test_panels_lines_and_crosses(tmp_path):
-    """off on the left, on on the right; a line a size with the losses as written; crosses on the runs that diverged and nowhere else."""
+    """off on the left, on on the right; a line a size with the losses as written; crosses on the
+    runs that diverged and nowhere else."""
     folders = [
         known(tmp_path / "off", qk_norm=0),
         sweep(tmp_path / "on", dict(lr="1e-2"), dict(lr="1e-1", d=64, parameters=2e6)),
@@ -166,9 +166,8 @@ def test_panels_lines_and_crosses(tmp_path):
     lines, crosses = curves(top_on)
     assert lines == {small: [(1e-2, 2)], large: [(1e-1, 2)]} and not crosses
     lines, crosses = curves(low_off)
-    assert (
-        lines[small] == [(float(lr), 10 * i) for i, lr in enumerate(LRS)][1:]
-    )  # the first logit, 0, was never logged
+    # the first logit, 0, was never logged
+    assert lines[small] == [(float(lr), 10 * i) for i, lr in enumerate(LRS)][1:]
     assert crosses == [(0.3, 60), (1, 70)]
     assert words(figure) == [
         small,
@@ -229,9 +228,8 @@ def test_runs_that_differ_otherwise_are_no_seeds_of_each_other(tmp_path):
             )
         ]
     )
-    names = list(
-        plot.by_name(runs, ["d", "layers"], ["lr", "qk_norm"])
-    )  # small to large; what all have is not said
+    # small to large; what all have is not said
+    names = list(plot.by_name(runs, ["d", "layers"], ["lr", "qk_norm"]))
     assert names == [
         "d 16, warmup 5% (10k parameters)",
         "d 32, warmup 5% (41.2k parameters)",
@@ -273,16 +271,17 @@ def test_table(tmp_path):
     assert rows[8] == ["0", "1", "6.0000", "70", "5.000", "1 of 1"]
     assert rows[9] == ["1", "1e-2", "2.6250 (2.500 to 2.750)", "10", "5.500", "0 of 2"]
     assert rows[10] == ["qk_norm", "best LR", "3e-4 to 3e-1", "3e-3 to 3e-1"]
-    assert rows[11:] == [
-        ["0", "1e-2", "1.0857 (7)", "1.1200 (5)"]
-    ]  # of one learning rate there is none
+    # of one learning rate there is none
+    assert rows[11:] == [["0", "1e-2", "1.0857 (7)", "1.1200 (5)"]]
     for block in result.stdout.split("\n\n"):
-        assert (
-            len({len(line) for line in block.splitlines() if line.startswith("|")}) <= 1
-        )  # aligned
+        # aligned
+        assert len({len(line) for line in block.splitlines() if line.startswith("|")}) <= 1
 
 
-HEADER = "lr,d,layers,heads,steps,warmup,qk_norm,seed,out,threads,parameters,initial_loss,final_loss,entropy_floor,diverged,max_attn_logit,log_z"
+HEADER = (
+    "lr,d,layers,heads,steps,warmup,qk_norm,seed,out,threads,parameters,initial_loss,final_loss,"
+    "entropy_floor,diverged,max_attn_logit,log_z"
+)
 GOOD = "1e-2,32,2,2,300,5%,1,7,x,1,41184,6,2,0.9,0,10,5"
 BAD = {
     "empty": (b"", "is empty"),
@@ -352,7 +351,10 @@ def test_an_output_that_cannot_be_written(tmp_path, capsys):
 
 
 def test_log_of_known_data(tmp_path, capsys):
-    head = "step,tokens,lr,train_loss,val_loss,grad_norm,log_z,max_attn_logit_0,max_attn_logit_1,grad_rms_wte,update_rms_wte\n"
+    head = (
+        "step,tokens,lr,train_loss,val_loss,grad_norm,log_z,max_attn_logit_0,max_attn_logit_1,"
+        "grad_rms_wte,update_rms_wte\n"
+    )
     (tmp_path / "log.csv").write_text(
         head + "0,0,,,5.5,,,,,,\n10,1,1,4,,1,2,30,40,1e-3,.1\n20,2,1,3,3.5,1,2,50,60,1e-4,.2\n"
         "30,3,1,-nan,,,,,,,\n40,3,1,2"
@@ -363,17 +365,17 @@ def test_log_of_known_data(tmp_path, capsys):
     assert [ax.get_ylabel() for ax in axes] == [title for title, _, _ in plot.PANELS]
     lines = [curves(ax)[0] for ax in axes]
     assert lines[0]["train"] == [(10, 4), (20, 3)] and lines[0]["val"] == [(0, 5.5), (20, 3.5)]
+    # from the axes' bottom to the top
     assert all(
         line["_not finite" if i == 0 else "_"] == [(30, 0), (30, 1)] for i, line in enumerate(lines)
-    )  # from the axes' bottom to the top
+    )
     assert lines[2]["layer 0"] == [(10, 30), (20, 50)] and lines[2]["layer 1"] == [
         (10, 40),
         (20, 60),
     ]
     assert lines[4]["wte"] == [(10, 1e-3), (20, 1e-4)] and lines[5]["wte"] == [(10, 0.1), (20, 0.2)]
-    assert (
-        len(plot.draw_log({"a": rows, "b": rows[:1]}).axes) == 12
-    )  # a column each, one of them without a single step
+    # a column each, one of them without a single step
+    assert len(plot.draw_log({"a": rows, "b": rows[:1]}).axes) == 12
 
 
 def test_qk_norm_has_sensitivity_of_both_grids_below(tmp_path):
@@ -401,7 +403,8 @@ def test_qk_norm_has_sensitivity_of_both_grids_below(tmp_path):
 
 
 def test_no_sensitivity_of_half_a_grid(tmp_path):
-    """While a sweep runs, a size whose learning rates are not all there has no sensitivity, gap or best rate yet."""
+    """While a sweep runs, a size whose learning rates are not all there has no sensitivity, gap or
+    best rate yet."""
     runs = [
         run
         for d in (32, 64)
@@ -467,7 +470,8 @@ def test_student():
 
 
 def test_regression_by_hand():
-    """y = 0.5 + 0.8 x; residuals -0.3, 0.9, -0.9, 0.3; so 1.8 / 2 of variance, and at 5: 0.9 (1 + 1/4 + 2.5^2/5) of a new run."""
+    """y = 0.5 + 0.8 x; residuals -0.3, 0.9, -0.9, 0.3; so 1.8 / 2 of variance, and at 5: 0.9 (1 +
+    1/4 + 2.5^2/5) of a new run."""
     form, x = "a + b x, for each LR", np.array([1.0, 2, 3, 4])
     fits = plot.regress(form, x, np.full(4, -2.0), np.array([1.0, 3, 2, 4]))
     coefficients, covariance, dof, variance = fits[-2.0]
@@ -479,9 +483,8 @@ def test_regression_by_hand():
     )
     mean, deviation, _ = plot.extrapolate(form, fits, np.array([5.0]), -2.0)
     assert mean[0] == pytest.approx(4.5) and deviation[0] == pytest.approx(1.5)
-    assert (
-        plot.regress(form, x[:3], np.full(3, -2.0), x[:3]) == {}
-    )  # one degree of freedom is no interval
+    # one degree of freedom is no interval
+    assert plot.regress(form, x[:3], np.full(3, -2.0), x[:3]) == {}
 
 
 def test_the_fit_finds_the_law_and_its_interval_holds_90_percent(tmp_path):
@@ -505,7 +508,8 @@ def test_the_fit_finds_the_law_and_its_interval_holds_90_percent(tmp_path):
 
 
 def test_each_form_finds_its_own_law(tmp_path):
-    """Without noise the coefficients are exact, and the rehearsal chooses a form that has the law in it."""
+    """Without noise the coefficients are exact, and the rehearsal chooses a form that has the law
+    in it."""
     x, l = map(
         np.ravel,
         np.meshgrid(
@@ -574,9 +578,11 @@ def test_prediction_is_written_once_and_drawn_as_written(tmp_path, capsys):
     assert plot.main(["predict", folder]) == 1 and path.read_bytes() == before
     assert (
         capsys.readouterr().err
-        == f"plot.py: {path}: is there already; a prediction is made once, before its outcome is known\n"
+        == f"plot.py: {path}: is there already; a prediction is made once, before its outcome is"
+        " known\n"
     )
-    # The figure: the file's curve, although the runs would now give another; hollow points up to d 64, full ones after
+    # The figure: the file's curve, although the runs would now give another; hollow points up to d
+    # 64, full ones after
     path.write_text(
         re.sub(r"^1e-2,96,(\d+),0,[^,]+,", r"1e-2,96,\1,0,12345,", before.decode(), flags=re.M)
     )
@@ -599,9 +605,8 @@ def test_prediction_is_written_once_and_drawn_as_written(tmp_path, capsys):
     assert hollow == {WIDTHS[d] for d in (16, 24, 32, 48, 64)} and full == {
         WIDTHS[d] for d in (96, 128)
     }
-    marks = [
-        line.get_xdata()[0] for line in right.lines if line.get_label() == "_past"
-    ]  # not of those past it from the start or never
+    # not of those past it from the start or never
+    marks = [line.get_xdata()[0] for line in right.lines if line.get_label() == "_past"]
     assert marks == [pytest.approx(x, rel=0.2) for x in (1.4e5, 2.2e4)]
     table = run_plot("table", folder).stdout
     assert (
@@ -658,7 +663,8 @@ def test_without_its_columns_there_is_no_figure_but_the_others(tmp_path, capsys)
     assert plot.main([str(tmp_path), "-o", str(tmp_path / "f"), "-format", "svg"]) == 0
     assert (
         capsys.readouterr().err
-        == f"plot.py: {tmp_path}/predict_eps: no figure of predict_eps: its runs have no column 'eps', or a word in it where a number should be\n"
+        == f"plot.py: {tmp_path}/predict_eps: no figure of predict_eps: its runs have no column"
+        " 'eps', or a word in it where a number should be\n"
     )
     assert [path.name for path in (tmp_path / "f").iterdir()] == ["qk_norm.svg"]
     assert plot.main(["predict", str(tmp_path / "predict_eps")]) == 1
@@ -739,10 +745,11 @@ def test_z_loss(tmp_path):
     assert curves(figure.axes[2])[0] == {
         f"z_loss {z}": [(lr, 3) for lr in (1e-2, 3e-2, 1e-1)] for z in ("0", "1e-4")
     }
+    # step 0 knows no log Z
     assert curves(figure.axes[7])[0] == {
         "z_loss 0": [(10, 1), (20, 0.1)],
         "z_loss 1e-4": [(10, 2), (20, 0.1)],
-    }  # step 0 knows no log Z
+    }
 
 
 def test_warmup(tmp_path):
@@ -751,9 +758,8 @@ def test_warmup(tmp_path):
         for warmup, x in (("1%", 2.5), ("15", 2.4), ("25%", 2.25))
         for run in losses({"1e-2": 2, "1e-1": x}, warmup=warmup, qk_norm=0)
     ]
-    figure = plot.draw(
-        "warmup", read([sweep(tmp_path, *runs, experiment="warmup")])
-    )  # 15 of 300 steps are 5%
+    # 15 of 300 steps are 5%
+    figure = plot.draw("warmup", read([sweep(tmp_path, *runs, experiment="warmup")]))
     over_lr, sensitivity, fixed = figure.axes
     assert (
         list(curves(over_lr)[0]) == ["warmup 1%", "warmup 5%", "warmup 25%"]
@@ -762,9 +768,8 @@ def test_warmup(tmp_path):
     assert curves(sensitivity)[0] == {
         f"warmup {w}%": [(41184, pytest.approx(s))] for w, s in ((1, 0.25), (5, 0.2), (25, 0.125))
     }
-    assert (
-        sensitivity.get_title() == "without qk-norm, LR 1e-2 to 1e-1"
-    )  # what it is from; and once, as both grids give this
+    # what it is from; and once, as both grids give this
+    assert sensitivity.get_title() == "without qk-norm, LR 1e-2 to 1e-1"
     assert fixed.get_title() == "without qk-norm, LR 1e-1"
     assert curves(fixed)[0] == {"d 32 (41.2k parameters)": [(1, 2.5), (5, 2.4), (25, 2.25)]}
     assert [tick.get_text() for tick in fixed.get_xticklabels()] == ["1", "5", "25"]
@@ -892,19 +897,12 @@ def test_coord_check(tmp_path):
     figure = plot.draw("coord_check", read([sweep(tmp_path, *runs, experiment="coord_check")]))
     rows = np.reshape([curves(ax)[0] for ax in figure.axes], (6, 3))
     assert rows[0, 0] == {f"step {s}": [(32, s * 32), (64, s * 64)] for s in (1, 2, 3, 6, 10)}
-    effect = lambda cells: [
-        [y / (0.01 * 2) for _, y in lines["step 2"]] for lines in cells
-    ]  # learning rate x RMS x inputs
-    assert effect(rows[4]) == [
-        [16, 32],
-        [16, 16],
-        [16, 16],
-    ]  # hidden: learning rate / m in every mode of muParam
-    assert effect(rows[5]) == [
-        [8, 16],
-        [8, 16],
-        [8, 8],
-    ]  # head: logits / m in intermediate and full
+    # learning rate x RMS x inputs
+    effect = lambda cells: [[y / (0.01 * 2) for _, y in lines["step 2"]] for lines in cells]
+    # hidden: learning rate / m in every mode of muParam
+    assert effect(rows[4]) == [[16, 32], [16, 16], [16, 16]]
+    # head: logits / m in intermediate and full
+    assert effect(rows[5]) == [[8, 16], [8, 16], [8, 8]]
     assert {
         line.get_linestyle()
         for ax in figure.axes
@@ -943,7 +941,8 @@ def test_settings(tmp_path, flag, values):
 
 
 def test_predict_eps(tmp_path):
-    """The gradient's RMS at the end falls as 1e3 lr^-1 parameters^-1.5; epsilon varies at the largest size."""
+    """The gradient's RMS at the end falls as 1e3 lr^-1 parameters^-1.5; epsilon varies at the
+    largest size."""
 
     def run(d, lr, eps="1e-8", **more):
         run = (
@@ -1006,9 +1005,10 @@ def test_diagnosis_marks_the_steps():
 
     run = dict(eps=1e-8, warmup="10%", steps=200.0)
     says = lambda **columns: plot.diagnosis(log(**columns), run)
+    # the worst layer
     assert says(max_attn_logit_0=[1, 101, 150], max_attn_logit_1=[1, 99, 200]) == [
         ("max_attn_logit_", 20, "past 100, layer 1")
-    ]  # the worst layer
+    ]
     assert says(max_attn_logit_0=[1, 99, 100]) == [] and says(log_z=[1, -4.9, -5]) == []
     assert says(log_z=[1, -5.1, -9]) == [("log_z", 10, "below -5")]
     gone = dict(update_rms_wte=[1, 0.2, 1, 0.2, 0.1], grad_rms_wte=[1e-8] * 5)
@@ -1017,16 +1017,16 @@ def test_diagnosis_marks_the_steps():
         says(**gone | dict(grad_rms_wte=[1e-6] * 5)) == []
         and says(**gone | dict(update_rms_wte=[1, 1, 1, 1, 0.31])) == []
     )
-    assert says(train_loss=[math.nan, 3, 3.6, 3]) == [
-        ("train_loss", 20, "spike in warm-up")
-    ]  # of 20 steps
+    # of 20 steps
+    assert says(train_loss=[math.nan, 3, 3.6, 3]) == [("train_loss", 20, "spike in warm-up")]
     assert (
         says(train_loss=[math.nan, 3, 3, 3.6]) == []
         and says(train_loss=[math.nan, 3, 3.4, 3]) == []
     )
+    # its end: the highest rate
     assert plot.diagnosis(log(train_loss=[math.nan, 3, 3, 3.6], lr=[0, 1, 2, 3])) == [
         ("train_loss", 30, "spike in warm-up")
-    ]  # its end: the highest rate
+    ]
     stop = says(train_loss=[math.nan, 3, math.nan])
     assert stop[0] == ("train_loss", 20, "not finite") and len(stop) == 6
     run["diverged"] = 1.0
@@ -1124,7 +1124,8 @@ def test_watch(tmp_path):
 
 
 def test_dependencies():
-    """Those of the inline metadata are the tests', and one that is missing gets the command that installs it."""
+    """Those of the inline metadata are the tests', and one that is missing gets the command that
+    installs it."""
     block = re.search(
         r"^# /// script\n((?:#.*\n)+?)# ///$", (REPO / "plot.py").read_text(), re.M
     ).group(1)
@@ -1173,9 +1174,8 @@ def test_a_real_sweep(tmp_path):
     runs = read([tmp_path / "sweep0", tmp_path / "sweep1"])
     lines = [curves(ax)[0] for ax in plot.draw("lr", runs).axes]
     assert len(runs) == 4 and [len(points) for line in lines for points in line.values()] == [2] * 4
-    assert all(
-        len(line) == 1 for line in lines
-    )  # the trainer's other columns do not set runs apart
+    # the trainer's other columns do not set runs apart
+    assert all(len(line) == 1 for line in lines)
     printed = rows_of(run_plot("table", "sweep0", "sweep1", cwd=tmp_path).stdout)
     assert [row[:2] for row in printed[1:5]] == [
         ["0", "1e-3"],
@@ -1186,6 +1186,7 @@ def test_a_real_sweep(tmp_path):
 
 
 TINY = "-T 8 -batch 2 -steps 10 -eval_tokens 64 -eval_every 0".split()
+# of their grids; of the other experiments, two widths
 SOME = {
     "warmup": "-d 16,32 -warmup 1%,25%",
     "depth_width": "-d 16x1,16x2,32x2,32x1",
@@ -1195,12 +1196,13 @@ SOME = {
     "clip": "-clip 0,1",
     "predict_logits": "",
     "predict_eps": "",
-}  # of their grids; of the other experiments, two widths
+}
 
 
 @pytest.mark.skipif(not Path(PROGRAM).exists(), reason="train_gpt is not built")
 def test_every_experiment_of_a_real_sweep(tmp_path):
-    """The runs of sweep.sh's own plan, in small; the held-out ones after the prediction. Every figure has every line."""
+    """The runs of sweep.sh's own plan, in small; the held-out ones after the prediction. Every
+    figure has every line."""
     experiments = [name for name in plot.EXPERIMENTS if name != "lr"]
     for name in experiments:
         some = SOME.get(name, "-d 16,32").split()

@@ -1,5 +1,6 @@
-"""sweep.sh: what it would run, and that runs are made once and to the same bits whatever disturbs them: signals, kills, a second
-sweep on the same folder, a run that fails, hosts, a real Slurm cluster of one node."""
+"""sweep.sh: what it would run, and that runs are made once and to the same bits whatever disturbs
+them: signals, kills, a second sweep on the same folder, a run that fails, hosts, a real Slurm
+cluster of one node."""
 
 import contextlib
 import os
@@ -19,6 +20,7 @@ from test_cli import PROGRAM, REPO, snapshot, summary, table
 from test_runs import assert_same_run, has_signal
 
 SWEEP = REPO / "sweep.sh"
+# runs at laptop scale
 EXPERIMENTS = dict(
     qk_norm=64,
     z_loss=30,
@@ -33,12 +35,11 @@ EXPERIMENTS = dict(
     batch=50,
     beta2=40,
     clip=40,
-)  # runs at laptop scale
+)
 TINY = "-d 16 -T 8 -batch 2 -eval_tokens 64"
 FEW = f"{TINY} -steps 30 -lr 1e-2,1e3".split()  # of clip: 4 clips x 2 learning rates x qk_norm 0, 1
-LONG = (
-    f"{TINY} -steps 8000 -log_every 250 -lr 1e-2 -clip 1,10 -checkpoint_every 500".split()
-)  # 4 runs of about a second
+# 4 runs of about a second
+LONG = f"{TINY} -steps 8000 -log_every 250 -lr 1e-2 -clip 1,10 -checkpoint_every 500".split()
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("parallel") and os.geteuid() != 0,
@@ -166,9 +167,8 @@ def plan(experiment, *arguments, flags=()):
 def flags_of(line):
     words = shlex.split(line)
     assert words[0] == "OMP_NUM_THREADS=1" and words[1] == "./train_gpt"
-    return {
-        name[1:]: value for name, value in zip(words[2::2], words[3::2])
-    }  # what comes last counts
+    # what comes last counts
+    return {name[1:]: value for name, value in zip(words[2::2], words[3::2])}
 
 
 def cost(flags):
@@ -184,7 +184,8 @@ def cost(flags):
 @pytest.mark.parametrize("scale", ["laptop", "workstation", "paper"])
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_plan(experiment, scale, tmp_path):
-    """Every run has a folder of its own, named by what varies; three seeds are three times the runs; nothing is written."""
+    """Every run has a folder of its own, named by what varies; three seeds are three times the
+    runs; nothing is written."""
     lines = plan(experiment, "-scale", scale)
     lines = [line for line in lines if "plot.py" not in line]
     found = [flags_of(line) for line in lines]
@@ -217,9 +218,8 @@ def test_plan(experiment, scale, tmp_path):
             for line in stage.splitlines()
             if line.startswith("OMP")
         ]
-        assert costs == sorted(
-            costs, reverse=True
-        )  # the longest first, so that none is left alone at the end
+        # the longest first, so that none is left alone at the end
+        assert costs == sorted(costs, reverse=True)
     if scale == "paper":
         assert {(f["T"], f["batch"]) for f in found if experiment != "batch"} <= {
             ("512", "256")
@@ -277,7 +277,8 @@ def test_held_out_runs_come_after_the_prediction():
 
 
 def test_flags_of_the_user():
-    """They take the place of the experiment's values, or are added to every run; any text comes through."""
+    """They take the place of the experiment's values, or are added to every run; any text comes
+    through."""
     found = [
         flags_of(line)
         for line in plan(
@@ -298,7 +299,8 @@ def test_flags_of_the_user():
 
 
 def test_help(tmp_path):
-    """Every experiment, and for each scale its runs and the time here: clip's are as the run that is timed but of 2.5 times its steps."""
+    """Every experiment, and for each scale its runs and the time here: clip's are as the run that
+    is timed but of 2.5 times its steps."""
     trainer = script(
         tmp_path / "trainer",
         'while [ "$1" != -out ]; do shift; done; printf "seconds\\n2\\n" >"$2/summary.csv"',
@@ -309,7 +311,8 @@ def test_help(tmp_path):
     assert result.returncode == 0 and result.stderr == ""
     for name, count in EXPERIMENTS.items():
         (row,) = re.findall(
-            rf"^{name} +([\d.]+|app\.) +(\d+), (\d+):(\d\d) +(\d+), \d+\S* ?\w* +(\d+), \d+ \w+ +\w.*$",
+            rf"^{name} +([\d.]+|app\.) +(\d+), (\d+):(\d\d) +(\d+), \d+\S* ?\w* +(\d+), \d+ \w+"
+            r" +\w.*$",
             result.stdout,
             re.M,
         )
@@ -495,7 +498,11 @@ def test_on_a_terminal_one_line_is_updated(tmp_path):
 def test_a_run_that_fails_is_reported_and_the_others_go_on(few, tmp_path):
     trainer = script(
         tmp_path / "trainer",
-        f'''case "$*" in *"-lr 1e-2"*"-clip 10"*"-qk_norm 1"*-out*d16_*) for i in 1 2 3 4 5 6 7; do echo "line $i"; done; exit 3;; esac
+        f'''case "$*" in
+        *"-lr 1e-2"*"-clip 10"*"-qk_norm 1"*-out*d16_*)
+            for i in 1 2 3 4 5 6 7; do echo "line $i"; done
+            exit 3;;
+        esac
         exec {shlex.quote(PROGRAM)} "$@"''',
     )
     said = sweep(tmp_path / "x", trainer=trainer, status=1)
@@ -667,7 +674,8 @@ def predictor(tmp_path, monkeypatch):
 assert sys.argv[1] == "predict" and len(sys.argv) == 3
 out = pathlib.Path(sys.argv[2])
 assert not (out / "prediction.csv").exists()
-(out / "prediction.csv").write_text("\\n".join(sorted(p.parent.name for p in out.glob("*/summary.csv"))))
+runs = sorted(p.parent.name for p in out.glob("*/summary.csv"))
+(out / "prediction.csv").write_text("\\n".join(runs))
 """)
     monkeypatch.setattr("test_sweep.SWEEP", folder / "sweep.sh")
     return folder
@@ -689,9 +697,8 @@ def test_prediction_comes_before_the_held_out_runs(predictor, tmp_path):
         tmp_path / "trainer", f'[[ "$*" != *x/d48_* ]] || exit 1; exec {shlex.quote(PROGRAM)} "$@"'
     )
     assert "4 of 8 runs" in sweep(out, trainer=trainer, status=1, **STAGES)
-    assert not (out / "prediction.csv").exists() and not list(
-        out.glob("d96*")
-    )  # no prediction from a part of the runs
+    # no prediction from a part of the runs
+    assert not (out / "prediction.csv").exists() and not list(out.glob("d96*"))
     sweep(out, **STAGES)
     assert widths(out) == WIDTHS and len(runs(out)) == 8
     before = (out / "prediction.csv").stat().st_mtime_ns
@@ -712,12 +719,14 @@ def test_a_prediction_that_fails_keeps_the_held_out_runs_back(predictor, tmp_pat
 
 
 def test_hosts(few, tmp_path):
-    """Two names of this machine, through an ssh that runs the command here, and no shell in the environment."""
+    """Two names of this machine, through an ssh that runs the command here, and no shell in the
+    environment."""
     hosts, log = tmp_path / "hosts", tmp_path / "log"
     hosts.write_text("2/one\n2/two\n")
     ssh = script(
         tmp_path / "ssh",
-        f'while [[ $1 == -* ]]; do shift; done; echo "$1" >>{log}; shift; [[ $1 != -- ]] || shift; exec bash -c "$*"',
+        f'while [[ $1 == -* ]]; do shift; done; echo "$1" >>{log}; shift; [[ $1 != -- ]] || shift;'
+        ' exec bash -c "$*"',
     )
     sweep(
         tmp_path / "x",
@@ -831,7 +840,8 @@ PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def test_slurm(cluster, tmp_path):
-    """A task is killed and requeued, another is told that its time is nearly over: the same bits as of the undisturbed sweep here."""
+    """A task is killed and requeued, another is told that its time is nearly over: the same bits as
+    of the undisturbed sweep here."""
     out, flags = tmp_path / "a cluster", LONG + "-steps 40000 -clip 0,1,10 -qk_norm 0".split()
 
     def slurm(*words):
@@ -866,9 +876,8 @@ def test_slurm(cluster, tmp_path):
     time.sleep(1.1)  # slurmd refuses what begins again in the second in which it ended
     deadline = time.time() + 120
     while found := jobs("%i|%t"):
-        for job in {f"{array}_0|PD", f"{array}_1|PD"} & set(
-            found
-        ):  # Slurm makes what is requeued wait for two minutes
+        # Slurm makes what is requeued wait for two minutes
+        for job in {f"{array}_0|PD", f"{array}_1|PD"} & set(found):
             subprocess.run(
                 ["scontrol", "update", f"JobId={job[:-3]}", "StartTime=now"],
                 env=cluster,
@@ -884,7 +893,8 @@ def test_slurm(cluster, tmp_path):
 
 
 def test_slurm_predicts_between_the_stages(cluster, predictor, tmp_path):
-    """Two runs a task; the held-out runs depend on the prediction, and the prediction on all runs before it."""
+    """Two runs a task; the held-out runs depend on the prediction, and the prediction on all runs
+    before it."""
     out = tmp_path / "x"
     said = sweep(out, "-on", "slurm", "-pack", 2, env=cluster, **STAGES)
     assert len(re.findall(r"^job \d+: ", said, re.M)) == 3
