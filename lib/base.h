@@ -93,7 +93,7 @@ static double now(void) {
 // loaded. Does nothing where the user has decided, or where /proc does not say which file this is.
 static void restart_with_short_waits(char **argv) {
     static const char *const settings[3][2] = {
-        {"GOMP_SPINCOUNT", "5000"}, {"KMP_BLOCKTIME", "1"}, {"KMP_USE_YIELD", "2"}
+        {"GOMP_SPINCOUNT", "1000"}, {"KMP_BLOCKTIME", "1"}, {"KMP_USE_YIELD", "2"}
     };
     char program[4096];
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
