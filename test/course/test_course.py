@@ -61,7 +61,7 @@ def test_show(flag, width):
         sys.executable, TEST / "course" / "show.py", flag, env={**os.environ, "COLUMNS": str(width)}
     )
     assert not out.returncode, out.stderr
-    assert all(len(line) <= width for line in out.stdout.splitlines()[1:])
+    assert all(len(line) <= width for line in out.stdout.splitlines())
     wanted = [
         f"{n:5}  "
         for name in show.FILES
@@ -69,15 +69,34 @@ def test_show(flag, width):
         if f == flag
     ]
     assert all(n in out.stdout for n in wanted) and "[" + flag not in out.stdout
-    assert ("No lines of its own" in out.stdout) == (flag in SIZES)
+    assert ("no flagged lines" in out.stdout) == (flag in SIZES)
     assert (" | " in out.stdout) or width < 160 or flag in ("warmup", "wd_independent", "base_d")
+
+
+def test_show_table():
+    """Every intervention with its section and help, within the terminal's width."""
+    env = {**os.environ, "COLUMNS": "80"}
+    out = run(sys.executable, TEST / "course" / "show.py", env=env)
+    assert not out.returncode, out.stderr
+    assert all(len(line) <= 80 for line in out.stdout.splitlines())
+    words = " ".join(line[58:].strip() for line in out.stdout.splitlines())
+    for flag, (section, text) in show.flags().items():
+        if flag in show.FORMULA:
+            assert re.search(rf"^-{flag} +{re.escape(section)} ", out.stdout, re.M), flag
+            assert text in words, flag
+
+
+def test_flags_table():
+    """show reads every row of gpt.h's table of flags."""
+    rows = show.read("gpt.h").split("FLAGS[] = {")[1].split("\n};")[0]
+    assert len(show.flags()) == len(re.findall(r"^    (?:FLAG|NUMBER)", rows, re.M))
 
 
 def test_show_functions():
     lines = show.read("train_gpt.c").splitlines()
     where = {flag: show.enclosing(lines, n) for flag, n, _ in show.chunks("\n".join(lines))}
     assert where == dict(
-        qk_norm="gpt_backward",
+        qk_norm="qk_norm_rope_backward",
         z_loss="cross_entropy",
         mu_param="gpt_update",
         wd="gpt_update",
