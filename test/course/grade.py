@@ -792,8 +792,9 @@ def effect_beta2(s, ex):
 
 
 def attention_case(s, B, T, NH, HS, spread):
-    """q, k, v, dout, and by the reference's tape out, softmax (B,NH,T,2), dq, dk, dv; arrays
-    (B,T,NH,HS)."""
+    """qk (B,T,2,NH,HS), qkv (B,T,3,NH,HS), dout, out (B,T,NH,HS), softmax (B,NH,T,2); and the
+    gradients by the reference's tape, dq, dk, dv (B,T,NH,HS). The q and k in qkv are others, as
+    before qk-norm and RoPE."""
     q, k, v, dout = (s.rng.standard_normal((B, T, NH, HS)) * x for x in (spread, spread, 1, 1))
     Q, K, V = (ref.Var(x.transpose(0, 2, 1, 3)) for x in (q, k, v))
     scores = Q @ K.transpose(0, 1, 3, 2) * HS**-0.5
@@ -804,7 +805,9 @@ def attention_case(s, B, T, NH, HS, spread):
     (out * dout.transpose(0, 2, 1, 3)).sum().backward()
     back = lambda x: x.transpose(0, 2, 1, 3)
     softmax = np.concatenate([top, 1 / e.value.sum(-1, keepdims=True)], -1)
-    return (q, k, v, dout, back(out.value), softmax), dict(
+    others = s.rng.standard_normal((2, *q.shape)) * spread
+    qk, qkv = np.stack([q, k], 2), np.stack([*others, v], 2)
+    return (qk, qkv, dout, back(out.value), softmax), dict(
         dv=back(V.grad), dq=back(Q.grad), dk=back(K.grad)
     )
 
@@ -813,15 +816,16 @@ def attention_layer(s, ex, names, shapes):
     hints = dict(
         dv=(
             "dv_j = sum over i >= j of p_ij dout_i, with p_ij = exp(scale q_i k_j - softmax_i0)"
-            " softmax_i1: sum over the later queries, not the earlier keys"
+            " softmax_i1 and the q and k of qk, not of qkv: sum over the later queries, not the"
+            " earlier keys"
         ),
         dq=(
             "dq_i = sum over j <= i of ds_ij k_j, ds_ij = scale p_ij (dp_ij - dot_i), dp_ij ="
-            " dout_i v_j, dot_i = dout_i out_i: is the scale there once, and dot taken away?"
+            " dout_i v_j, dot_i = dout_i out_i: is the scale there once, and is dot subtracted?"
         ),
         dk=(
-            "dk_j = sum over i >= j of ds_ij q_i: the same ds as for dq, transposed; sums of"
-            " several blocks must be added up"
+            "dk_j = sum over i >= j of ds_ij q_i: the same ds as for dq, transposed; add up the"
+            " sums of several blocks. A row of dqkv is 3*C long, a row of qk 2*C"
         ),
     )
     for shape in shapes:
@@ -831,7 +835,8 @@ def attention_layer(s, ex, names, shapes):
         flat, _ = s.answer(
             3 * B * T * NH * HS, "attention", B, cfg, np.concatenate([x.ravel() for x in numbers])
         )
-        found = dict(zip(("dq", "dk", "dv"), flat.reshape(3, B, T, NH, HS)))
+        parts = np.moveaxis(flat.reshape(B, T, 3, NH, HS), 2, 0)
+        found = dict(zip(("dq", "dk", "dv"), parts))
         for name in names:
             at = differs({name: right[name]}, found, 1e-7)
             if at:
@@ -937,6 +942,7 @@ def products(s, shapes, program="double"):
 
 def multiply_right(s, ex):
     sizes = [(1, 1, 1), (2, 3, 4), (8, 16, 8), (13, 33, 17), (64, 64, 64), (100, 129, 600)]
+    sizes.append((448, 304, 24))  # several blocks of rows and of columns
     products(
         s,
         [
@@ -1124,7 +1130,8 @@ EXERCISES = {
             (20, "five steps of AdamW", steps),
             (20, "effect: training at a high learning rate", effect_qk_norm),
         ],
-        cases=[dict(qk_norm=1), dict(qk_norm=1, d=24, heads=3, layers=2, T=7, batch=3, vocab=13)],
+        # the second has 69 rows: more than one chunk
+        cases=[dict(qk_norm=1), dict(qk_norm=1, d=24, heads=3, layers=2, T=23, batch=3, vocab=13)],
         fields=("max_attn_logit", "loss", "log_z"),
         first=("q_norm", "k_norm", "c_attn"),
         mistakes=[
@@ -1137,22 +1144,21 @@ EXERCISES = {
             ),
             (
                 {"wrong_weight": 1},
-                "The keys are scaled with the queries' weight; they have one of their own, K_NORM.",
+                "The keys are scaled with the queries' weight; their weight is k_weight, K_NORM.",
             ),
         ],
         hints=dict(
             forward=(
-                "The norm is over the HS values of each head, not over C: rows * NH rows of HS."
+                "The norm is over the HS values of each head, not over C; rope_row turns `from`, so"
+                " `from` must point to the normalised values."
             ),
             gradient=(
                 "The forward pass is normalise, then turn; so the backward pass turns back, then"
-                " goes through the norm: layernorm_backward, whose inp is what the forward pass"
-                " normalised (qkv). The weight's gradient is that of q or of k."
+                " goes through the norm: layernorm_row_backward, whose x is what the forward pass"
+                " normalised (in qkv). Mean and rstd are those of this row, of q or of k, and of"
+                " this head: (B,T,2,NH). The weights' gradients are sums over all chunks."
             ),
-            steps=(
-                "If value and gradient are right: does a layer write over what another needs"
-                " (qk_mean, qk_rstd: (L,2,B,T,NH))?"
-            ),
+            steps="If value and gradient are right, this should be too.",
         ),
     ),
     "z_loss": dict(
@@ -1338,8 +1344,8 @@ EXERCISES = {
         ],
         hints=dict(
             update=(
-                "scale = clip / norm where norm > clip, norm of all gradients together; 0 means no"
-                " clipping."
+                "clip_scale = clip / norm where norm > clip, the norm of all gradients together; 0"
+                " means no clipping."
             ),
             steps="If one update is right, this should be too.",
         ),
