@@ -68,6 +68,7 @@ static void model(const Config *cfg, int steps, int every) {
         put_one(log_z);
         put_one(norm);
         put_one(learning_rate(cfg, step));
+        put_one(stats.act_rms[ACT_LOGITS]);
         for (int l = 0; l < cfg->layers; l++) put_one(stats.max_attn_logit[l]);
         put(g.params, N);
         put(g.m, N);

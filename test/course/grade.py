@@ -347,12 +347,12 @@ class Student:
             cfg["batch"] * cfg["T"],
             cfg["vocab"],
         )
-        each = rows * V + 4 * N + 4 + L
+        each = rows * V + 4 * N + 5 + L
         numbers = np.concatenate([ref.pack(p)] + [x.ravel() for batch in batches for x in batch])
         flat, _ = self.answer(each * len(batches), "model", len(batches), cfg, numbers, program)
         out = []
         for a in flat.reshape(len(batches), each):
-            cut = np.split(a, np.cumsum([rows * V, N, 1, 1, 1, 1, L, N, N]))
+            cut = np.split(a, np.cumsum([rows * V, N, 1, 1, 1, 1, 1, L, N, N]))
             one = dict(
                 zip(
                     (
@@ -362,6 +362,7 @@ class Student:
                         "log_z",
                         "norm",
                         "lr",
+                        "logits_rms",
                         "max_attn_logit",
                         "p",
                         "m",
@@ -1256,7 +1257,7 @@ EXERCISES = {
             dict(mu_param=mu, base_d=b, d=8, layers=2)
             for mu, b in (("full", 2), ("intermediate", 4), ("simple", 4), ("off", 4), ("full", 2))
         ],
-        fields=("max_attn_logit", "loss", "log_z", "dlogits"),
+        fields=("max_attn_logit", "loss", "log_z", "dlogits", "logits_rms"),
         first=("lm_head",),
         mistakes=[
             ({"mu_param": "off"}, OFF),
@@ -1278,7 +1279,7 @@ EXERCISES = {
         hints=dict(
             forward=(
                 "logits * 1/m (intermediate, full), attention's scale * sqrt(1/m) (full); the"
-                " gradient of the logits passes through 1/m too."
+                " gradient of the logits and the RMS in the log get the factor 1/m too."
             ),
             gradient=(
                 "What is scaled in the forward pass is scaled in the backward pass: dlogits by 1/m."

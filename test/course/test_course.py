@@ -275,6 +275,17 @@ WRONG = {
             either=[4],
             says="Every tensor",
         ),
+        "rms_without_the_factor": wrong(
+            [0],
+            ("    g->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);", "    ;"),
+            says="the RMS in the log",
+        ),
+        "factors_pile_up": wrong(
+            [2, 3], ("kind_lr *= mu_lr_scale", "kind_lr = lr *= mu_lr_scale"), either=[4]
+        ),
+        "target_without_the_factor": wrong(
+            [0, 1, 3], ("-= logit_scale / rows", "-= (real)1 / rows"), either=[4]
+        ),
         "scale_of_1_over_m": wrong(
             [0, 1, 3], ("scale *= sqrt(1 / mu_m(cfg))", "scale *= 1 / mu_m(cfg)"), file="gpt.h"
         ),
@@ -350,7 +361,6 @@ WRONG = {
         "first_block_of_columns": wrong(
             [0, 1, 2],
             ("pack(b_block, part(b, k0, j0)", "pack(b_block, part(b, k0, 0)"),
-            says="(24,304)",
         ),
     },
     "cuda": {
