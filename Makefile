@@ -1,21 +1,33 @@
 # make              train_gpt, for this machine
-# make train_gpt_cu the same in CUDA, for this machine's GPU; ARCH=sm_90, or ARCH="sm_80 sm_90": for those
-# make test         every check, after installing what it needs into build/venv; train_gpt.cu's without a GPU
+# make train_gpt_cu the same in CUDA, for this machine's GPU; ARCH=sm_90, or ARCH="sm_80 sm_90":
+#                   for those
+# make test         every check, after installing what it needs into build/venv; train_gpt.cu's
+#                   without a GPU
 # make test_gpu     train_gpt.cu's checks on this machine's GPU
 # make train_gpt_cu_emu the CUDA program on the CPU, slowly, by g++ alone
-# make survive      kills runs and sweeps at 200 random moments: nothing is lost (ARGS="-kills 500 -seed 1")
+# make survive      kills runs and sweeps at 200 random moments: nothing is lost
+#                   (ARGS="-kills 500 -seed 1")
 # make endurance    a long run, large data and a large model: memory and speed
-# make golden       remakes test/model/golden.csv, the numbers that no change may move unseen, after one that is meant to
+# make golden       remakes test/model/golden.csv, the numbers that no change may move unseen, after
+#                   one that is meant to
 # make coverage     the lines of the C sources that no test runs, and why
-# make mutate       breaks the sources in some three hundred small ways: a test must fail for each; JOBS=4: so many at a time
-# make bench        tokens a second, and how far that is from the machine's limit
-# make bench_gpu    the same of train_gpt.cu, kernel by kernel, and beside PyTorch where python3 has it (PYTHON=another)
+# make mutate       breaks the sources in some three hundred small ways: a test must fail for each;
+#                   JOBS=4 at a time
+# make bench        tokens a second, beside the machine's limits, JAX, and PyTorch where python3 has
+#                   it (PYTHON=another); ARGS="--rounds 5"; ARGS=-h lists the options
+# make bench_gpu    the same of train_gpt.cu, kernel by kernel, and beside PyTorch where python3 has
+#                   it (PYTHON=another)
 # make figures      the pictures of README.md, from runs made here
-# make show         the interventions and how many lines each has; make show-qk_norm prints them with the formula
-# make exercise-qk_norm DIR=folder CUDA=1    an exercise to hand out, without those lines (DIR, CUDA: if wanted)
+# make show         the interventions and how many lines each has; make show-qk_norm prints them
+#                   with the formula
+# make exercise-qk_norm DIR=folder CUDA=1    an exercise to hand out, without those lines (DIR and
+#                   CUDA if wanted)
 # make grade DIR=folder                      grades it, by the tests that are here
-# make fuzz         libFuzzer on every reader of bytes from outside, FUZZ_SECONDS=60 each; needs clang
-# make lint         clang-tidy, cppcheck, gcc's analyzer, valgrind and shellcheck; what they may not say, and why: .clang-tidy, .cppcheck
+# make fuzz         libFuzzer on every reader of bytes from outside, FUZZ_SECONDS=60 each; needs
+#                   clang
+# make lint         ruff, clang-tidy, cppcheck, gcc's analyzer, valgrind and shellcheck, and no line
+#                   of a source wider than 100 columns; what they may not say, and why: .ruff.toml,
+#                   .clang-tidy, .cppcheck
 # make clean
 # PORTABLE=1        a binary for any machine of this architecture, not just this one
 # CC=clang          another compiler
@@ -26,11 +38,12 @@ endif
 CFLAGS ?= -O3 -Wall -Wextra
 MARCH := $(if $(PORTABLE),,-march=native)
 # OpenMP where the compiler has its library; else one thread, and the vector loops alone
-OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' | $(CC) -fopenmp -include omp.h -x c - -o /dev/null 2>/dev/null \
+OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' \
+	| $(CC) -fopenmp -include omp.h -x c - -o /dev/null 2>/dev/null \
 	&& echo -fopenmp || echo -fopenmp-simd)
-# Nobody reads errno after a square root, nor the flags of floating-point exceptions; without them more loops become
-# vector code, with the same results. No -ffast-math: it makes instabilities that are not there, and hides those that
-# are (README.md, "Exactness").
+# Nobody reads errno after a square root, nor the flags of floating-point exceptions; without them
+# more loops become vector code, with the same results. No -ffast-math: it makes instabilities that
+# are not there, and hides those that are (README.md, "Exactness").
 # clang warns of the signs in the bounds that it makes of a taskloop's int counter.
 FLAGS := -std=gnu11 $(CFLAGS) $(MARCH) -fno-math-errno -fno-trapping-math $(OPENMP) \
 	$(if $(findstring clang,$(CC)),-Wno-sign-compare)
@@ -42,19 +55,21 @@ train_gpt: $(SOURCES)
 
 ARCH = native
 NVCC = $(shell command -v nvcc || echo /usr/local/cuda/bin/nvcc)
-CUDA_FLAGS = -O3 -std=c++17 $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(ARCH),-gencode arch=$(a:sm_%=compute_%),code=$(a)))
+CUDA_FLAGS = -O3 -std=c++17 $(if $(filter native,$(ARCH)),-arch=native,\
+	$(foreach a,$(ARCH),-gencode arch=$(a:sm_%=compute_%),code=$(a)))
 train_gpt_cu: train_gpt.cu $(HEADERS) Makefile
 	$(NVCC) $(CUDA_FLAGS) -o $@ train_gpt.cu -lcublas -lcublasLt
 
 build/bench_gpu: test/bench/bench_gpu.cu train_gpt.cu $(HEADERS) Makefile | build
 	$(NVCC) $(CUDA_FLAGS) -o $@ test/bench/bench_gpu.cu -lcublas -lcublasLt
 
-build/bench: test/bench.c $(SOURCES) | build
-	$(CC) $(FLAGS) -o $@ test/bench.c -lm -ldl
+build/bench: test/bench/bench.c $(SOURCES) | build
+	$(CC) $(FLAGS) -o $@ test/bench/bench.c -lm -ldl
 
 # The CUDA program on the CPU, by g++ alone: slow, for its tests on a machine without a GPU.
 train_gpt_cu_emu: train_gpt.cu $(HEADERS) test/cuda/cuda_emu.h Makefile build/flags
-	$(CXX) -std=c++17 $(CFLAGS) $(MARCH) -Wno-unknown-pragmas -Wno-unused-function -fno-strict-aliasing -rdynamic -DCUDA_EMU -x c++ train_gpt.cu -o $@ -lm
+	$(CXX) -std=c++17 $(CFLAGS) $(MARCH) -Wno-unknown-pragmas -Wno-unused-function \
+		-fno-strict-aliasing -rdynamic -DCUDA_EMU -x c++ train_gpt.cu -o $@ -lm
 
 # Changes when the compiler or a flag does, so that all is built again.
 build/flags: force | build
@@ -65,15 +80,20 @@ build:
 
 # Python's packages, pinned; the stamp is touched when all are there.
 build/venv/ready: test/requirements.txt | build
-	python3 -m venv build/venv || { echo "make: python3 has no venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	python3 -m venv build/venv || { \
+		echo "make: python3 has no venv; on Debian and Ubuntu: apt install python3-venv" >&2; \
+		exit 1; \
+	}
 	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
 	touch $@
 
-.PHONY: show grade test test_gpu coverage mutate golden survive endurance bench bench_gpu figures fuzz lint clean force
+.PHONY: show grade test test_gpu coverage mutate golden survive endurance bench bench_gpu figures
+.PHONY: fuzz lint clean force
 test: train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
 
-# The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer where it is installed.
+# The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer
+# where it is installed.
 test_gpu: train_gpt train_gpt_cu build/venv/ready
 	GPU=1 build/venv/bin/python -m pytest -q test/cuda/test_cuda.py
 
@@ -89,42 +109,61 @@ survive endurance: train_gpt build/venv/ready
 golden: build/venv/ready
 	PYTHONPATH=test build/venv/bin/python test/model/test_numbers.py
 
-bench: build/bench build/venv/ready
-	build/venv/bin/python test/bench.py
-
-# Needs nothing of build/venv: PyTorch is in a Python of its user's.
+# PyTorch is too large for build/venv: PYTHON is a Python that has it.
 PYTHON = python3
+bench: build/bench build/venv/ready
+	build/venv/bin/python test/bench/bench.py --python '$(PYTHON)' $(ARGS)
+
 bench_gpu: build/bench_gpu
 	$(PYTHON) test/bench/bench_gpu.py
 
-# README.md's pictures: the paper's experiments at laptop scale (experiment:seeds), and z_loss once more in long runs. About
-# three quarters of an hour on two cores; what is finished is not run again.
-EXPERIMENTS = qk_norm:3 predict_logits:3 z_loss:1 warmup:1 weight_decay:1 depth_width:1 mu_param:1 coord_check:3 predict_eps:1 steps:1 batch:1 beta2:1 clip:1
+# README.md's pictures: the paper's experiments at laptop scale (experiment:seeds), and z_loss once
+# more in long runs. About three quarters of an hour on two cores; finished runs are not repeated.
+EXPERIMENTS = qk_norm:3 predict_logits:3 z_loss:1 warmup:1 weight_decay:1 depth_width:1 mu_param:1 \
+	coord_check:3 predict_eps:1 steps:1 batch:1 beta2:1 clip:1
 figures: train_gpt build/venv/ready
-	for e in $(EXPERIMENTS); do ./sweep.sh $${e%:*} -seeds $${e#*:} -out runs/figures/$${e%:*} || exit 1; done
+	for e in $(EXPERIMENTS); do \
+	  ./sweep.sh $${e%:*} -seeds $${e#*:} -out runs/figures/$${e%:*} || exit 1; \
+	done
 	build/venv/bin/python plot.py runs/figures -o figures
-	./sweep.sh z_loss -out runs/z_loss_long -- -d 32 -lr 1e-1,3e-1 -z_loss 0,1e-4 -wd 0,1e-4 -steps 20000 -log_every 50
-	build/venv/bin/python plot.py runs/z_loss_long -o build && mv build/z_loss.png figures/z_loss_long.png
+	./sweep.sh z_loss -out runs/z_loss_long -- -d 32 -lr 1e-1,3e-1 -z_loss 0,1e-4 -wd 0,1e-4 \
+		-steps 20000 -log_every 50
+	build/venv/bin/python plot.py runs/z_loss_long -o build
+	mv build/z_loss.png figures/z_loss_long.png
 
 build/fuzz: test/files/fuzz.c train_gpt.c $(HEADERS) Makefile | build
-	clang -std=gnu11 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all -o $@ test/files/fuzz.c -lm
+	clang -std=gnu11 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -fno-sanitize-recover=all \
+		-fsanitize=fuzzer,address,undefined,float-cast-overflow -o $@ test/files/fuzz.c -lm
 
-# What was found to reach further stays in build/corpus and is the next run's beginning.
+# Inputs that reach new code stay in build/corpus; the next run begins with them.
 FUZZ_SECONDS = 60
 fuzz: build/fuzz build/venv/ready
 	for t in bin safetensors resume flags; do \
-	  mkdir -p build/corpus/$$t && FUZZ=$$t build/fuzz -max_total_time=$(FUZZ_SECONDS) -close_fd_mask=3 -timeout=60 -artifact_prefix=build/$$t- build/corpus/$$t || exit 1; \
+	  mkdir -p build/corpus/$$t && FUZZ=$$t build/fuzz -max_total_time=$(FUZZ_SECONDS) \
+	    -close_fd_mask=3 -timeout=60 -artifact_prefix=build/$$t- build/corpus/$$t || exit 1; \
 	done
-	FUZZ_EXAMPLES=$$((3 * $(FUZZ_SECONDS))) build/venv/bin/python -m pytest -q test/files/test_fuzz.py -k plot
+	FUZZ_EXAMPLES=$$((3 * $(FUZZ_SECONDS))) \
+		build/venv/bin/python -m pytest -q test/files/test_fuzz.py -k plot
 
-# The analyzer of gcc 12 takes what a loop has copied into an array for uninitialized; valgrind, which sees the copy made, does not.
-MEMCHECK = valgrind -q --error-exitcode=3 --leak-check=full build/train_gpt_plain -out build/memcheck
-lint: | build
+# Two files fit side by side at 100 columns. train_gpt.cu is wider until it is rewritten.
+WIDE = train_gpt.cu
+# The analyzer of gcc 12 takes an array that a loop has filled for uninitialized; valgrind, which
+# sees the loop run, does not.
+MEMCHECK = valgrind -q --error-exitcode=3 --leak-check=full build/train_gpt_plain \
+	-out build/memcheck
+lint: build/venv/ready | build
+	! git ls-files '*.[ch]' '*.cu' '*.sh' '*.py' .ci/run Makefile | grep -vx $(WIDE) \
+		| xargs grep -nE '^.{101}'
+	build/venv/bin/ruff check -q .
+	build/venv/bin/ruff format -q --check .
 	shellcheck .ci/run sweep.sh
-	cppcheck -q --error-exitcode=1 --enable=warning,performance,portability --suppressions-list=.cppcheck --library=posix --std=c11 train_gpt.c
+	cppcheck -q --error-exitcode=1 --enable=warning,performance,portability \
+		--suppressions-list=.cppcheck --library=posix --std=c11 train_gpt.c
 	clang-tidy --quiet train_gpt.c -- -std=gnu11
-	clang-tidy --quiet -checks=-clang-analyzer-core.uninitialized.Assign train_gpt.cu -- -x c++ -std=c++17 -DCUDA_EMU
-	gcc -std=gnu11 -O1 -fanalyzer -Wno-analyzer-use-of-uninitialized-value -Wall -Wextra -Werror -Wno-unknown-pragmas -c -o /dev/null train_gpt.c
+	clang-tidy --quiet -checks=-clang-analyzer-core.uninitialized.Assign train_gpt.cu \
+		-- -x c++ -std=c++17 -DCUDA_EMU
+	gcc -std=gnu11 -O1 -fanalyzer -Wno-analyzer-use-of-uninitialized-value -Wall -Wextra -Werror \
+		-Wno-unknown-pragmas -c -o /dev/null train_gpt.c
 	$(CC) -std=gnu11 -O1 -g -o build/train_gpt_plain train_gpt.c -lm
 	$(MEMCHECK) -d 8 -layers 1 -heads 2 -T 8 -batch 2 -steps 4 -eval_tokens 32 -checkpoint_every 2
 	$(MEMCHECK) -resume -steps 6

@@ -30,7 +30,7 @@ enum {
     N_FOLLOWERS = 4,     // a word's favourite next words
     N_REMEMBERED = 8,    // the last words of a line, likely to come back in it
     MAX_WORD = 10,       // bytes: three syllables of three letters, and the final 0
-    LINE_START = N_WORDS,    // stands for the last word where there is none
+    LINE_START = N_WORDS,    // stands for the last word if there is none
     LANGUAGE_SEED = 1,   // the one language of all runs
 
     // The next word, in shares of 40: 3 to each of the last word's followers, 1 to each remembered
@@ -105,7 +105,7 @@ static void language_init(Language *lang, uint64_t seed) {
                 other++;
         }
         word->kind = (int)random_below(&random, N_CLASSES);
-        // Zipf's law: 1 / (rank + 2.7), where the first rank is 1
+        // Zipf's law: 1 / (rank + 2.7) for ranks from 1
         word->frequency = (1u << 28) / (uint32_t)(10*rank + 37);
         class_frequency[word->kind] += word->frequency;
     }
@@ -199,7 +199,7 @@ static void language_write(const Language *lang, uint64_t *random, int *text, in
 // Has read some text from the start of a line on.
 typedef struct {
     Line line;                                     // its whole words
-    int letters;                                   // so many of the next word
+    int letters;                                   // read of the next word
     int lo, hi;                                    // the range of the words that begin with them
     uint64_t mass;                                 // of that range
     const char *due;                               // must come first: the space of ", "
@@ -292,7 +292,7 @@ typedef struct {
     const unsigned char *tokens;   // where its tokens begin
     int width;                     // bytes a token: 1 in a text, 2 in a .bin
     int64_t first, count;          // the tokens of this file that are used: first .. first+count-1
-    int64_t rows;                  // so many rows of T+1 tokens lie within them
+    int64_t rows;                  // the rows of T+1 tokens within them
 } Shard;
 
 typedef struct {                   // the training data or the validation data
@@ -420,7 +420,7 @@ static void part_count_rows(Part *part, const char *name, int T, int64_t stride)
             (long long)T + 1);
 }
 
-// The token at a place of a shard. Dies where it is not below vocab.
+// The token at a place of a shard. Dies if it is not below vocab.
 static int shard_token(const Shard *shard, int64_t at, int vocab) {
     reading = shard->path;
     uint32_t token = read_number(shard->tokens + at * shard->width, shard->width);
@@ -453,7 +453,7 @@ static void part_close(Part *part) {
 typedef struct {
     int vocab;                     // every token is below it
     int T;                         // tokens a row
-    int64_t val_windows;           // so many validation windows (INT64_MAX: without end)
+    int64_t val_windows;           // validation windows (INT64_MAX: without end)
     uint64_t seed;                 // of the training rows
     Language *language;            // if synthetic, otherwise NULL
     Part train, val;               // unless synthetic
@@ -462,7 +462,7 @@ typedef struct {
 // data: "synthetic", a text (its bytes are the tokens), or .bin shards (a path or a pattern).
 // val: the same for validation; NULL or "": the last tenth of data, all shards counted together.
 // vocab: 0 for the natural one: 256, or GPT-2's 50257 for .bin. T >= 1.
-// Dies (FAILED) where a file is missing, unreadable, empty, damaged or too short for T.
+// Dies (FAILED) if a file is missing, unreadable, empty, damaged or too short for T.
 static void dataloader_init(DataLoader *loader, const char *data, const char *val, int vocab, int T,
                             uint64_t seed) {
     int own_val = val && *val;
@@ -515,7 +515,7 @@ static void dataloader_language_row(const DataLoader *loader, uint64_t random, i
     memcpy(inputs + 1, targets, (size_t)(loader->T - 1) * sizeof(int));
 }
 
-// inputs and targets (T): row number `row` of a part. Dies where a token is not below vocab.
+// inputs and targets (T): row number `row` of a part. Dies if a token is not below vocab.
 static void dataloader_file_row(const DataLoader *loader, const Part *part, int64_t row,
                                 int *inputs, int *targets) {
     const Shard *shard = part->shards;
@@ -572,10 +572,8 @@ static double dataloader_entropy_floor(const DataLoader *loader, int64_t windows
 }
 
 static void dataloader_free(DataLoader *loader) {
-    if (!loader->language) {
-        part_close(&loader->train);
-        part_close(&loader->val);
-    }
+    part_close(&loader->train);    // empty if synthetic
+    part_close(&loader->val);
     free(loader->language);
 }
 

@@ -1,13 +1,13 @@
 // gpt.h: the part of the lesson that train_gpt.c and train_gpt.cu share. The flags and their
 // defaults; the parameters and their initial values; the learning rate, the weight decay and
-// muParam's factors; the angles of RoPE; the quantities that a run measures.
+// muParam's factors; the angles of RoPE; the measurements of a run.
 #ifndef GPT_H
 #define GPT_H
 
 #include "lib/base.h"    // real, random_stream, random_normal, MAX_TEXT
 
 // ---------------------------------------------------------------------------
-// Flags: a row of the table says everything about a flag. The parser, -h, the checks, the folder's
+// Flags. A row of the table says everything about a flag: the parser, -h, the checks, the folder's
 // name and the columns of summary.csv all follow from it.
 
 enum { MU_OFF, MU_SIMPLE, MU_INTERMEDIATE, MU_FULL };    // -mu_param
@@ -35,8 +35,8 @@ typedef struct {    // the values of the flags, described in the table below
 
 typedef enum { INT, REAL, TEXT, CHOICE } FlagType;
 
-// What a flag describes. Flags of the run name its folder and are saved in its checkpoint. Flags of
-// the machine name the folder too, but are not saved: a checkpoint is continued on any machine.
+// The subject of a flag. Flags of the run name its folder and are saved in its checkpoint. Flags of
+// the machine name the folder too, but are not saved: a checkpoint continues on any machine.
 typedef enum { THE_RUN, THE_MACHINE, THE_COMMAND } FlagScope;
 
 typedef struct {
@@ -103,7 +103,7 @@ static const Flag FLAGS[] = {
     NUMBER(checkpoint_every, INT, "0", 0, 1e9, "",
         "steps between checkpoints; 0: at the end only"),
     FLAG(dtype, CHOICE, "auto", NULL, 0, 2, "auto bf16 fp32", THE_MACHINE, "",
-        "train_gpt_cu: of products and activations; auto: bf16 where the GPU has it"),
+        "train_gpt_cu: of products and activations; auto: bf16 if the GPU has it"),
     FLAG(micro_batch, INT, "0", NULL, 0, 65536, NULL, THE_MACHINE, "",
         "train_gpt_cu: sequences at a time, to save memory; 0: the whole batch"),
     FLAG(resume, INT, "0", "1", 0, 1, NULL, THE_COMMAND, "", "go on from the checkpoint in -out"),
@@ -112,7 +112,7 @@ static const Flag FLAGS[] = {
     FLAG(temperature, REAL, "1", NULL, 0, ANY, NULL, THE_COMMAND, "",
         "of sampling; 0: always the likeliest token"),
     FLAG(out, TEXT, "", NULL, 0, 0, "DIR", THE_COMMAND, "",
-        "folder of the run; default: runs/, named by what differs from the defaults"),
+        "folder of the run; default: runs/, named by the flags that differ from the defaults"),
 };
 enum { NUM_FLAGS = sizeof(FLAGS) / sizeof(FLAGS[0]) };
 
@@ -129,7 +129,7 @@ typedef enum { ONES, NORMAL, TRUNCATED_NORMAL } Initial;    // both normals have
 typedef struct {
     const char *kind;      // in log.csv
     const char *name;      // in the checkpoint; %d is the layer
-    int copies;            // L, 1, or 0 where the model has none
+    int copies;            // L, 1, or 0 if the model has none
     int rows, cols;        // out x in; a vector has one row
     Initial initial;
     int hidden;            // 1: its fan-in and its fan-out grow with the width
@@ -239,7 +239,7 @@ static void rope_table(real *cosine, real *sine, int T, int HS) {
 }
 
 // ---------------------------------------------------------------------------
-// What a run measures: the columns of log.csv
+// The measurements of a run: the columns of log.csv
 
 // Activations whose RMS over a batch and over the layers is logged. ACT_C_ATTN is q, k and v before
 // qk-norm, ACT_ATT the output of attention, ACT_C_FC the MLP before GELU, ACT_RESIDUAL the last

@@ -70,8 +70,8 @@ matplotlib.rcParams.update(
 GRIDS = [(3e-4, 3e-1), (3e-3, 3e-1)]
 # flags that leave a result as it is
 HANDLING = (
-    "size micro_batch out resume sample temperature eval_every log_every checkpoint_every".split()
-)
+    "micro_batch out resume sample temperature eval_every log_every checkpoint_every".split()
+)  # flags that leave a result as it is
 LOGIT_LIMIT, LOG_Z_LIMIT = 100, -5  # past these the trainer's diagnosis speaks (gpt.h)
 
 
@@ -194,7 +194,7 @@ def read_sweeps(folders):
                 path,
                 "lr d layers qk_norm seed parameters initial_loss diverged",
                 "final_loss max_attn_logit log_z entropy_floor",
-                "machine",
+                "threads",
             ):
                 out = pathlib.Path(str(run.get("out", ""))).name
                 run |= {
@@ -214,10 +214,10 @@ def read_sweeps(folders):
 
 
 def flags(run):
-    """The flags that can change a result: the columns before machine, but those."""
+    """The flags that can change a result: the columns before threads, but those."""
     return [
         name
-        for name in itertools.takewhile(lambda name: name != "machine", run)
+        for name in itertools.takewhile(lambda name: name != "threads", run)
         if name not in HANDLING
     ]
 

@@ -799,7 +799,7 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     int step = state.step;                           // steps done
     int saved = cfg->resume ? step : -1;             // of these, in the checkpoint
     while (step < cfg->steps && !interrupted && !run.diverged_step) {
-        // what this step does besides training
+        // the other work of this step
         step++;
         int validates = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
         int logs = validates || step % cfg->log_every == 0;
@@ -869,8 +869,8 @@ static void sample(const Config *cfg) {
     gpt_free(&g);
 }
 
-// Dies, before any file is touched, where the data or the memory for `jobs` runs at a time are
-// missing. Returns the memory of one run, in bytes.
+// Dies, before any file is touched, if there are no data or no memory for `jobs` runs at a time.
+// Returns the memory of one run, in bytes.
 static double check_runs(const Config *cfg, int jobs) {
     DataLoader loader;
     GPT g;
@@ -1063,18 +1063,22 @@ static Matrix part(Matrix m, int i, int j) {                // from row i and co
 static Matrix flip(Matrix m) { return (Matrix){m.data, m.col, m.row}; }
 
 // Panels of `width` columns of m (K,cols), one after another, each (KC,width), with zeros past the
-// last column
-static void pack(real *packed, Matrix m, int width, int cols, int K) {
-    if (cols % width)
-        memset(packed + cols / width * width * KC, 0, (size_t)K * (size_t)width * sizeof(real));
+// last column. width is a constant once this is inlined.
+static inline __attribute__((always_inline))
+void pack(real *packed, Matrix m, int width, int cols, int K) {
     for (int j = 0; j < cols; j += width) {
         real *panel = packed + j * KC;
         int n = least(width, cols - j);
-        if (m.col == 1)
-            for (int k = 0; k < K; k++)
-                memcpy(panel + k * width, m.data + k * m.row + j, (size_t)n * sizeof(real));
-        else
+        if (n < width) memset(panel, 0, (size_t)K * (size_t)width * sizeof(real));
+        if (m.col != 1) {
             transpose(panel, width, m.data + j * m.col, m.col, n, K);
+            continue;
+        }
+        for (int k = 0; k < K; k++) {
+            const real *row = m.data + k * m.row + j;
+            if (n == width) memcpy(panel + k * width, row, width * sizeof(real));
+            else memcpy(panel + k * width, row, (size_t)n * sizeof(real));
+        }
     }
 }
 

@@ -50,7 +50,7 @@ static void die(int status, const char *format, ...) {
     exit(status);
 }
 
-// snprintf that dies where the text does not fit: a cut path would name another file.
+// snprintf that dies if the text does not fit: a cut path would name another file.
 __attribute__((format(printf, 3, 4)))
 static void format_text(char *out, size_t size, const char *format, ...) {
     va_list args;
@@ -64,7 +64,7 @@ static void format_text(char *out, size_t size, const char *format, ...) {
 // ---------------------------------------------------------------------------
 // Memory and time
 
-// Zeroed memory for count elements of size bytes. Dies where there is none.
+// Zeroed memory for count elements of size bytes. Dies if there is not enough.
 static void *allocate(size_t count, size_t size) {
     void *memory = calloc(count ? count : 1, size);
     if (!memory) {
@@ -133,7 +133,7 @@ static double random_normal(uint64_t *state) {
 
 enum { PATH_BYTES = 4096 };
 
-// Opens PATH.tmp for writing. Dies where that fails.
+// Opens PATH.tmp for writing. Dies if that fails.
 static FILE *atomic_open(const char *path) {
     char temporary[PATH_BYTES];
     format_text(temporary, sizeof temporary, "%s.tmp", path);

@@ -403,7 +403,7 @@ static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS],
     free(tensors);
 }
 
-// A number of the State in the metadata. Dies where it is missing or not in [0, most].
+// A number of the State in the metadata. Dies if it is missing or not in [0, most].
 static double state_number(const char *path, const Metadata *meta, int count, const char *key,
                            double most) {
     const char *text = metadata_value(meta, count, key);

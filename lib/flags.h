@@ -53,7 +53,7 @@ static void flag_range(const Flag *flag, char out[64]) {
     else snprintf(out, 64, "%.10g .. %.10g", flag->least, flag->most);
 }
 
-// The position of a word in a list of words with a space between; -1 where it is not there.
+// The position of a word in a list of words separated by spaces; -1 if it is not there.
 static int word_index(const char *words, const char *word) {
     size_t length = strlen(word);
     for (int i = 0; *words; i++) {
@@ -64,15 +64,15 @@ static int word_index(const char *words, const char *word) {
     return -1;
 }
 
-// A number from the start to the end of the text; NAN where the text is something else.
+// The text as a number; NAN if any part of it is something else.
 static double parse_number(const char *text) {
     char *end;
     double value = strtod(text, &end);
     return end == text || *end || isspace((unsigned char)*text) ? NAN : value;
 }
 
-// Sets the flag's field of cfg from text. Dies with the flag, the text and the range where the text
-// is no value of the flag. file: the checkpoint that holds the text; NULL: the command line.
+// Sets the flag's field of cfg from text. Dies if the text is no value of the flag, with the flag,
+// the text and the range. file: the checkpoint that holds the text; NULL: the command line.
 static void flag_set(Config *cfg, const Flag *flag, const char *text, const char *file) {
     char range[64], *field = (char *)cfg + flag->offset;
     flag_range(flag, range);
@@ -107,24 +107,20 @@ static void flag_set(Config *cfg, const Flag *flag, const char *text, const char
 // ---------------------------------------------------------------------------
 // Names
 
-// The names in nanoGPT, llm.c, PyTorch and other programs for what our flags do. NULL: nothing here
-// does it.
+// Other names of our flags, in nanoGPT, llm.c, PyTorch and elsewhere. NULL: we have no such flag.
 static const struct { const char *theirs, *ours; } OTHER_NAMES[] = {
-    {"learning_rate", "lr"}, {"lr_max", "lr"}, {"max_lr", "lr"}, {"min_learning_rate", "min_lr"},
-    {"max_iters", "steps"}, {"max_steps", "steps"}, {"num_iterations", "steps"}, {"iters", "steps"},
-    {"n_embd", "d"}, {"d_model", "d"}, {"hidden_size", "d"}, {"channels", "d"}, {"width", "d"},
+    {"learning_rate", "lr"}, {"lr_max", "lr"}, {"max_lr", "lr"},
+    {"max_iters", "steps"}, {"max_steps", "steps"}, {"num_iterations", "steps"},
+    {"n_embd", "d"}, {"d_model", "d"}, {"hidden_size", "d"}, {"channels", "d"},
     {"n_layer", "layers"}, {"num_layers", "layers"}, {"layer", "layers"}, {"depth", "layers"},
     {"n_head", "heads"}, {"num_heads", "heads"}, {"head", "heads"},
     {"block_size", "T"}, {"seq_len", "T"}, {"sequence_length", "T"}, {"context_length", "T"},
-    {"batch_size", "batch"}, {"vocab_size", "vocab"}, {"weight_decay", "wd"},
+    {"batch_size", "batch"}, {"vocab_size", "vocab"}, {"weight_decay", "wd"}, {"epsilon", "eps"},
     {"warmup_iters", "warmup"}, {"warmup_steps", "warmup"}, {"warmup_iterations", "warmup"},
-    {"beta_1", "beta1"}, {"beta_2", "beta2"}, {"epsilon", "eps"}, {"adam_eps", "eps"},
-    {"grad_clip", "clip"}, {"max_grad_norm", "clip"}, {"random_seed", "seed"},
-    {"eval_interval", "eval_every"}, {"val_loss_every", "eval_every"},
-    {"eval_iters", "eval_tokens"}, {"log_interval", "log_every"},
-    {"save_every", "checkpoint_every"}, {"dataset", "data"}, {"input_bin", "data"},
-    {"input_val_bin", "val"}, {"out_dir", "out"}, {"output_dir", "out"},
-    {"init_from", "resume"}, {"num_samples", "sample"}, {"dropout", NULL}, {"bias", NULL},
+    {"grad_clip", "clip"}, {"max_grad_norm", "clip"}, {"eval_interval", "eval_every"},
+    {"eval_iters", "eval_tokens"}, {"log_interval", "log_every"}, {"dataset", "data"},
+    {"input_bin", "data"}, {"out_dir", "out"}, {"output_dir", "out"},
+    {"dropout", NULL}, {"bias", NULL},
 };
 enum { NUM_OTHER_NAMES = sizeof(OTHER_NAMES) / sizeof(OTHER_NAMES[0]) };
 
@@ -175,7 +171,7 @@ static void print_help(const char *program) {
 }
 
 // ---------------------------------------------------------------------------
-// What -lr means
+// The learning rates of -lr
 
 static bool is_learning_rate(const char *text) {
     double value = parse_number(text);
@@ -235,7 +231,7 @@ static int learning_rates(const char *spec, char out[MAX_RUNS][MAX_RATE], const 
 // ---------------------------------------------------------------------------
 // All flags
 
-// Fills the fields that follow from others and checks what no single row of the table can.
+// Fills the fields that follow from others, and checks the flags that depend on each other.
 // file: the checkpoint that the flags are from; NULL: the command line.
 static void config_finish(Config *cfg, const char *file) {
     char *end;
@@ -284,7 +280,7 @@ static bool is_flag(const char *word) {    // a negative number is not
     return word[0] == '-' && isalpha((unsigned char)word[1]);
 }
 
-// Sets cfg to the defaults and then to the flags given. given: each flag's text, NULL where the
+// Sets cfg to the defaults and then to the flags given. given: each flag's text, NULL if the
 // command line does not have it. Dies (USAGE) of anything wrong; -h prints the help and exits.
 static void flags_parse(Config *cfg, const char *given[NUM_FLAGS], int argc, char **argv) {
     char rates[MAX_RUNS][MAX_RATE];

@@ -16,7 +16,7 @@ typedef struct {
 
 typedef enum { WAITING, RUNNING, DONE, BROKEN } RunState;
 
-// What a run of a sweep tells the sweep, in memory that the two processes share.
+// The messages from a run to its sweep, in memory that the two processes share.
 typedef struct {
     RunState state;
     pid_t sweep;
@@ -56,13 +56,13 @@ static void catch_signals(void) {
         if (numbers[i] != SIGHUP || !nohup) sigaction(numbers[i], &action, NULL);
     }
     signal(SIGXFSZ, SIG_IGN);        // a file that grows too large is a failed write
-    signal(SIGCHLD, SIG_DFL);        // where the parent ignores it, a sweep could not wait for runs
+    signal(SIGCHLD, SIG_DFL);        // if it is ignored, a sweep cannot wait for its runs
 }
 
-// Where to print that the run stopped: nobody reads a broken pipe.
+// The stream for a last message: after SIGPIPE nobody reads stdout.
 static FILE *listener(void) { return interrupted == SIGPIPE ? stderr : stdout; }
 
-// The number that follows this name at the start of a line; NAN where there is none.
+// The number that follows this name at the start of a line; NAN if there is none.
 static double number_in(const char *path, const char *name) {
     double number = NAN;
     char line[128];
@@ -75,8 +75,8 @@ static double number_in(const char *path, const char *name) {
     return number;
 }
 
-// Dies, before anything is allocated, where so many bytes are not available: on the machine, or in
-// the container, whose page cache does not count. fmin ignores NAN, a limit that is not known.
+// Dies, before anything is allocated, if the machine or the container has less free memory. The
+// page cache of the container does not count. fmin ignores NAN, which stands for no limit.
 static void check_memory(double bytes) {
     double limit = number_in("/sys/fs/cgroup/memory.max", "");
     double machine = 1024 * number_in("/proc/meminfo", "MemAvailable:");
@@ -92,10 +92,10 @@ static void check_memory(double bytes) {
 typedef struct {
     int rows, cols;
     char (*names)[64];
-    double *values;      // (rows,cols); NAN where a cell is empty
+    double *values;      // (rows,cols); NAN: an empty cell
 } Csv;
 
-// Reads a table of numbers with a header. Dies where there is none.
+// Reads a table of numbers with a header. Dies if the file has none.
 static Csv csv_read(const char *path) {
     Csv csv = {0, 0, NULL, NULL};
     char *line = NULL;
@@ -136,7 +136,7 @@ static void csv_free(Csv *csv) {
     free(csv->values);
 }
 
-// A cell; NAN where there is no such row or column.
+// A cell; NAN if there is no such row or column.
 static double csv_value(const Csv *csv, int row, const char *name) {
     int j = 0;
     while (j < csv->cols && strcmp(csv->names[j], name)) j++;
@@ -274,7 +274,7 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
 // ---------------------------------------------------------------------------
 // The run, from its start to each step
 
-// Opens the log and says what will run. bytes: of memory. device: the GPU; NULL: the CPU.
+// Opens the log and prints the size of the run. bytes: of memory. device: the GPU; NULL: the CPU.
 // progress: of a run of a sweep, which prints nothing.
 static Run run_begin(const Config *cfg, const Parameter *table, size_t num_parameters, double bytes,
                      const State *state, double entropy_floor, const char *device, int threads,
@@ -373,7 +373,7 @@ static State run_state(Run *run, int step) {
 // ---------------------------------------------------------------------------
 // summary.csv
 
-// Writes a cell, in quotes where the text needs them.
+// Writes a cell, in quotes if the text needs them.
 static void csv_write_text(FILE *file, const char *text) {
     if (!strpbrk(text, ",\"\n")) {
         fputs(text, file);
@@ -394,7 +394,7 @@ static void summary_header(FILE *file) {
             "tokens_per_second\n");
 }
 
-// A run diverged where its final loss is not below the loss at initialisation.
+// A run diverged if its final loss is not below the loss at initialisation.
 static bool summary_diverged(const Summary *s) { return !(s->final_loss < s->initial_loss); }
 
 static void summary_row(FILE *file, const Summary *s) {
@@ -450,8 +450,8 @@ static Summary run_summary(const Run *run, int step) {
 }
 
 // ---------------------------------------------------------------------------
-// The diagnosis: what the log of a run that went wrong shows, and the flag that fixes it. Each
-// function prints a line after the prefix, or nothing; it returns the number of lines.
+// The diagnosis: signs of trouble in the log, and the flag that fixes it. Each function prints a
+// line after the prefix, or nothing, and returns the number of lines.
 
 static int diagnose_attention(const Csv *log, const Config *cfg, const char *prefix) {
     const double limit = 100;
@@ -529,7 +529,7 @@ static int diagnose_loss(const Csv *log, const char *prefix) {
     return 1;
 }
 
-// Prints what log.csv shows. Returns the number of lines.
+// Prints the diagnosis of a run. Returns the number of lines.
 static int diagnose(const Config *cfg, const char *prefix) {
     char path[MAX_TEXT];
     path_in(cfg, "log.csv", path);

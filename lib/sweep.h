@@ -5,15 +5,15 @@
 #include "run.h"    // Progress, Summary, diagnose, catch_signals, time_text
 
 // ---------------------------------------------------------------------------
-// What a sweep shows at its end
+// The report at the end of a sweep
 
 // The loss that counts for a run (section 2.2): the final one, at most the one at initialisation.
 static double sweep_loss(const Summary *s) {
     return s->final_loss < s->initial_loss ? s->final_loss : s->initial_loss;
 }
 
-// LR sensitivity (section 2.2): the mean loss over the learning rates in [from, to], less the best.
-// count: the number of these; NAN where there is none.
+// LR sensitivity (section 2.2): the mean loss over the learning rates in [from, to], minus the
+// smallest. NAN if there are none. count: their number.
 static double lr_sensitivity(const Summary *runs, int n, double from, double to, int *count) {
     double best = INFINITY, sum = 0;
     *count = 0;
@@ -98,7 +98,7 @@ static void sweep_report(const Config *cfg, const Summary *runs, int n) {
     int found = 0;
     for (int i = 0; i < n; i++) {
         char prefix[64];
-        snprintf(prefix, sizeof prefix, "%s lr %s: ", found ? "          " : "diagnosis:",
+        snprintf(prefix, sizeof prefix, "%s lr %.15s: ", found ? "          " : "diagnosis:",
                  runs[i].cfg.lr_text);
         found += diagnose(&runs[i].cfg, prefix);
     }

@@ -79,23 +79,35 @@ class GPT(nn.Module):
         )
 
 
+def adamw(model):
+    hyper = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 1e-2}
+    return torch.optim.AdamW(model.parameters(), fused=True, **hyper)
+
+
+def training_step(forward, model, optimizer, tokens):
+    """Trains on tokens (inputs, targets); returns the loss. forward: the model, or it compiled."""
+    loss = forward(*tokens)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
 def train(C, L, NH, T, B, V, steps):
     """The median time of a step in seconds, and the most memory that the GPU gave, in bytes."""
     torch.manual_seed(0)
     torch.cuda.reset_peak_memory_stats()
     model = GPT(C, L, NH, T, V).cuda()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=1e-2, fused=True
-    )
-    tokens = torch.randint(V, (2, B, T), device="cuda")
+    optimizer, tokens = adamw(model), torch.randint(V, (2, B, T), device="cuda")
     compiled, ends = torch.compile(model), []
-    for step in range(steps + 11):
+
+    def forward(*tokens):
         with torch.autocast("cuda", torch.bfloat16):
-            loss = compiled(*tokens)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            return compiled(*tokens)
+
+    for step in range(steps + 11):
+        loss = training_step(forward, model, optimizer, tokens)
         ends.append(torch.cuda.Event(enable_timing=True))
         ends[-1].record()
     torch.cuda.synchronize()

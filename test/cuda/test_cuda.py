@@ -1,6 +1,6 @@
-"""train_gpt.cu against train_gpt.c (design.md section 6, layer 3): the same weights and batches
-must give the same losses, gradients and AdamW steps. On the CPU over the stand-in cuda_emu.h, or,
-with GPU=1 (make test_gpu), on this machine's GPU.
+"""train_gpt.cu against train_gpt.c: the same weights and batches must give the same losses,
+gradients and AdamW steps. On the CPU over the stand-in cuda_emu.h, or, with GPU=1 (make test_gpu),
+on this machine's GPU.
 """
 
 import concurrent.futures

@@ -19,6 +19,8 @@ import numpy as np
 
 PROGRAM = os.environ.get("TRAIN_GPT", str(Path(__file__).resolve().parents[2] / "train_gpt"))
 ENVIRONMENT = dict(os.environ, OMP_NUM_THREADS="1")
+SMALL = "-d 16 -layers 1 -heads 1".split()
+LARGE = "-d 768 -layers 14 -heads 12".split()
 failed = []
 
 
@@ -66,7 +68,7 @@ def long_run(home, steps):
     the first ten and of the last ten."""
     folder, samples = home / "long", []
     process = subprocess.Popen(
-        [PROGRAM, "-size", "10k", "-steps", str(steps), "-checkpoint_every", "200", "-out", folder],
+        [PROGRAM, *SMALL, "-steps", str(steps), "-checkpoint_every", "200", "-out", folder],
         stdout=subprocess.DEVNULL,
         env=ENVIRONMENT,
     )
@@ -115,7 +117,7 @@ def long_run(home, steps):
 
 
 def large_data(home):
-    flags = "-size 10k -vocab 256 -steps 20 -eval_tokens 1024".split()
+    flags = [*SMALL, *"-vocab 256 -steps 20 -eval_tokens 1024".split()]
     _, cpu, peak = train(home / "synthetic", *flags)
     for name, header in (
         ("large.bin", np.array([20240520, 1, 4 * 10**9] + [0] * 253, "<u4").tobytes()),
@@ -132,7 +134,7 @@ def large_data(home):
 
 def large_model(home):
     said, cpu, peak = train(
-        home / "large", *"-size 100m -T 32 -batch 2 -steps 3 -eval_tokens 64".split()
+        home / "large", *LARGE, *"-T 32 -batch 2 -steps 3 -eval_tokens 64".split()
     )
     parameters, announced = re.search(r"(\d+) parameters.* ([\d.]+) MB of memory", said).groups()
     print(

@@ -348,12 +348,12 @@ def shell_sweep_story(rng, home, undisturbed, book, kills):
 
 
 def own_sweep_story(rng, home, undisturbed, book, kills):
-    """The trainer's own sweep."""
+    """The trainer's own sweep, which starts again with the same command."""
     command, out = [PROGRAM, *words(OWN_SWEEP)], home / f"own{book.done}"
     wanted, seconds = undisturbed.of("own", command, environment())
     for _ in range(kills):
         process = subprocess.Popen(
-            [*command, "-resume", "-out", out],
+            [*command, "-out", out],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment(),
@@ -386,8 +386,12 @@ def own_sweep_story(rng, home, undisturbed, book, kills):
         if killed:
             book.add("train_gpt -lr: " + target)
         look_at_sweep(out, wanted)
+    for path in out.glob("lr*"):  # a run goes on alone
+        if (path / MODEL).exists():
+            subprocess.run([PROGRAM, "-resume", "-out", path], check=True, env=environment())
+            assert_same_run(path, wanted / path.name)
     last = subprocess.run(
-        [*command, "-resume", "-out", out], capture_output=True, text=True, env=environment()
+        [*command, "-out", out], capture_output=True, text=True, env=environment()
     )
     assert last.returncode == 0, (out, last.stderr)
     for path in wanted.glob("lr*"):

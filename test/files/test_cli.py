@@ -166,7 +166,7 @@ RANGES = dict(
 )
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent
     qk_norm z_loss mu_param base_d seed data val vocab eval_tokens eval_every log_every
-    checkpoint_every dtype micro_batch resume sample temperature out size""".split()
+    checkpoint_every dtype micro_batch resume sample temperature out""".split()
 
 
 @pytest.mark.parametrize("flag", ["-h", "-help", "--help", "-d 7 -h"])
@@ -206,10 +206,16 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        ("-layer 2", "-layer | -layers"),
-        ("-qknorm 0", "-qknorm | -qk_norm"),
-        ("-Steps 3", "-Steps | -steps"),
-        ("-lrr", "-lrr | -lr"),
+        ("-layer 2", "-layer is not | -layers"),
+        ("-qknorm 0", "-qknorm is not | -qk_norm"),
+        ("-Steps 3", "-Steps is not | -steps"),
+        ("-lrr", "-lrr is not a flag (-h lists all)"),
+        ("-learning_rate 1e-3", "-learning_rate is not | it is called -lr here"),
+        ("-learning-rate 1e-3", "-learning-rate is not | it is called -lr here"),
+        ("-weight_decay 0.1", "it is called -wd here"),
+        ("-max_iters 100", "it is called -steps here"),
+        ("-n_embd 64", "it is called -d here"),
+        ("-dropout 0.1", "-dropout is not a flag: this model has none"),
         ("-" + "x" * 300, "is not a flag"),
         ("book.txt", "book.txt | is not a flag"),
         ("-lr 1e-2 1e-3", "1e-3 | is not a flag"),
@@ -223,15 +229,12 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-mu_param most", "-mu_param | 'most' | off simple intermediate full"),
         ("-mu_param ''", "-mu_param"),
         ("-mu_param 'off simple'", "-mu_param"),
-        ("-size 11k", "-size | '11k' | 10k"),
-        ("-size ''", "-size"),
         ("-heads 3 -d 16", "-heads | 3 heads | -d 16"),
         ("-heads 32 -d 16", "-heads | 32"),
         ("-T 65536 -batch 65536", "-batch | 65536 | 2^31"),
         ("-T 65536 -batch 16384 -heads 2", "2^31"),
         ("-heads 2 -d 18", "9 | odd | even"),
         ("-heads 16 -d 16", "odd"),
-        ("-size 10k -heads 3", "-heads"),
         *[
             (f"-steps 30 -warmup '{x}'", "-warmup | from 0 to 30 | 100%")
             for x in "31 -1 1.5 101% -1% nan nan% inf% x 5%% 5x % 1e99%".split() + ["", "5 %"]
@@ -249,12 +252,24 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-lr 1e-30:1e30", "-lr | 64"),
         ("-sample 5 -lr 1e-3,1e-2", "-sample"),
         ("-sample 5 -lr", "-sample"),
+        ("-resume -lr 1e-3,1e-2 -out x", "-resume | -resume -out x/lr1e-3 | sweep.sh"),
+        ("-resume -lr", "-resume | lr3e-4 | sweep.sh"),
         ("-sample 1e10", "-sample"),
         ("-lr 1e-2 -out " + "x" * 600, "-out"),
     ],
 )
 def test_wrong_command(tmp_path, arguments, says):
     assert_refused(tmp_path, arguments, 2, says)
+
+
+def test_names_of_other_programs_lead_to_flags(tmp_path):
+    """Each name of the table to a flag that -h lists, or to none."""
+    names = re.findall(r'\{"(\w+)", (?:"(\w+)"|NULL)\}', (REPO / "lib/flags.h").read_text())
+    assert len(names) > 30 and not {theirs for theirs, _ in names} & set(FLAGS)
+    for theirs, ours in names:
+        says = f"it is called -{ours} here" if ours in FLAGS else "this model has none"
+        assert ours in ("", *FLAGS)
+        assert_refused(tmp_path, f"-{theirs} 1", 2, f"-{theirs} is not a flag | {says}")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +332,7 @@ def little_memory():
 
 
 @without_sanitizer
-@pytest.mark.parametrize("size", ["-d 1024 -layers 12 -heads 16", "-size 100m"])
+@pytest.mark.parametrize("size", ["-d 1024 -layers 12 -heads 16", "-d 768 -layers 14 -heads 12"])
 def test_memory_that_a_limit_denies(tmp_path, size):
     result = program(*words(size), "-out", "new", cwd=tmp_path, preexec_fn=little_memory)
     assert (
@@ -342,43 +357,6 @@ def test_data_that_a_limit_denies(tmp_path):
 
 # ---------------------------------------------------------------------------
 # Right commands
-
-
-def ladder(tmp_path):
-    (line,) = re.findall(r"^sizes \(-size\): (.*)$", program("-h", cwd=tmp_path).stdout, re.M)
-    return [
-        (name, *map(int, numbers))
-        for name, *numbers in re.findall(r"(\w+) \(d (\d+), layers (\d+), heads (\d+)\)", line)
-    ]
-
-
-def test_ladder_of_sizes(tmp_path):
-    """Its rungs are what -size runs; from 10 thousand to 100 million parameters; width, depth and
-    heads grow together."""
-    rungs, counts = ladder(tmp_path), []
-    for name, d, layers, heads in rungs:
-        assert d % heads == 0 and d // heads % 2 == 0
-        counts.append(2 * 256 * d + d + layers * (12 * d * d + 2 * d + 2 * (d // heads)))
-        claimed = float(name[:-1]) * dict(k=1e3, m=1e6)[name[-1]]
-        assert 0.75 < counts[-1] / claimed < 1.35, (name, counts[-1])
-        if counts[-1] < 1e6:
-            result = program(
-                *words(f"-size {name} -steps 1 -T 8 -batch 1 -eval_tokens 8 -out {name}"),
-                cwd=tmp_path,
-            )
-            row = summary(tmp_path / name)
-            assert [row[k] for k in ("size", "d", "layers", "heads", "parameters")] == [
-                name,
-                *map(str, (d, layers, heads, counts[-1])),
-            ], result.stderr
-    assert len(rungs) >= 6 and counts[0] < 2e4 and counts[-1] > 9e7
-    for column in np.array([r[1:] for r in rungs]).T:
-        assert (np.diff(column) >= 0).all(), column
-
-
-def test_flags_go_over_the_size(tmp_path):
-    program(*words("-size 40k -heads 4 -steps 1 -T 8 -batch 1 -eval_tokens 8 -out x"), cwd=tmp_path)
-    assert [summary(tmp_path / "x")[k] for k in ("d", "layers", "heads")] == ["32", "2", "4"]
 
 
 HALF_DECADES = "3e-4 1e-3 3e-3 1e-2 3e-2 1e-1 3e-1 1".split()

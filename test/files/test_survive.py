@@ -452,8 +452,11 @@ def test_nobody_reads_its_output(tmp_path, lr):
         and "go on with" in err
         and err.count("\n") == 2
     ), err
-    result = program(*words(flags), "-resume", "-out", "x", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    if "," in lr:  # a sweep starts again
+        train(folder, **flags)
+    else:
+        result = program("-resume", "-out", "x", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
     train(tmp_path / "y", **flags)
     for path in folder.glob("lr*") if "," in lr else [folder]:
         assert_same_run(path, tmp_path / "y" / path.relative_to(folder))
@@ -483,39 +486,17 @@ def test_nobody_reads_a_sweeps_output(tmp_path, parallel):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "groups, limits, free",
+    "limits, free",
     [
-        ("0::/", {"memory.max": "3000000", "memory.stat": "anon 1000000\nfile 9999999"}, 2e6),
-        ("0::/", {"memory.max": "max", "memory.stat": "anon 1000000"}, None),
+        ({"memory.max": "3000000", "memory.stat": "anon 1000000\nfile 9999999"}, 2e6),
+        ({"memory.max": "max", "memory.stat": "anon 1000000"}, None),
         (
-            "4:memory:/a/b\n0::/job/step",
-            {
-                "job/memory.max": "3000000",
-                "job/memory.stat": "anon 0",
-                "job/step/memory.max": "max",
-                "job/step/memory.stat": "anon 5",
-            },
-            3e6,
-        ),
-        (
-            "9:cpu:/z\n4:memory:/a/b\n0::/",
-            {
-                "memory/a/memory.limit_in_bytes": "9000000",
-                "memory/a/memory.stat": "cache 9\ntotal_rss 8000000",
-            },
-            1e6,
-        ),
-        (
-            "4:memory:/docker/x",
-            {"memory/memory.limit_in_bytes": "2000000", "memory/memory.stat": "total_rss 500000"},
-            1.5e6,
-        ),
-        # a limit, and nothing that says what of it is used
-        ("0::/", {"memory.max": "3000000"}, None),
+            {"memory.max": "3000000"},
+            None,
+        ),  # a limit, and nothing that says what of it is used
     ],
 )
-def test_limit_of_a_container(tmp_path, groups, limits, free):
-    (tmp_path / "groups").write_text(groups + "\n")
+def test_limit_of_a_container(tmp_path, limits, free):
     for name, value in limits.items():
         path = tmp_path / "cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -530,10 +511,7 @@ def test_limit_of_a_container(tmp_path, groups, limits, free):
             *unshare,
             "sh",
             "-c",
-            (
-                'mount --bind "$0/cgroup" /sys/fs/cgroup && mount --bind "$0/groups"'
-                ' "/proc/$$/cgroup" && exec "$@"'
-            ),
+            'mount --bind "$0/cgroup" /sys/fs/cgroup && exec "$@"',
             tmp_path,
             PROGRAM,
             "-steps",

@@ -1,5 +1,5 @@
 """The same model a second time, in JAX and float64, written from the paper's definitions alone
-(design.md sections 3 and 4) and not from train_gpt.c: what both agree on is hardly a slip of one.
+and not from train_gpt.c: what both agree on is hardly a slip of one.
 
 A model is a dict of arrays under the names of model.safetensors; a config is a dict as CONFIG:
 

@@ -1,5 +1,5 @@
 // The trainer as a library for the tests: each function of train_gpt.c under a name that ctypes can
-// call. IN_TEAM runs a call as the program does: by one thread, which the others help with its tasks.
+// call. IN_TEAM runs a call as the program does: one thread calls, the others help with its tasks.
 #define main train_gpt_main
 #include "../../train_gpt.c"
 #undef main
@@ -149,7 +149,8 @@ void shim_rope(real *out, const real *inp, int direction, int B, int T, int NH, 
 }
 
 static real *scratch_of_all(int T, int HS) {
-    return (real *)allocate((size_t)max_threads() * attention_scratch_size(T, HS), sizeof(real));
+    size_t threads = (size_t)omp_get_max_threads();
+    return (real *)allocate(threads * attention_scratch_size(T, HS), sizeof(real));
 }
 
 void shim_attention_forward(real *out, real *softmax, const real *qk, const real *qkv,

@@ -1,6 +1,6 @@
-"""Every gradient against finite differences in double precision (design.md section 6, layer 1):
-every tensor, under every combination of the interventions that a gradient passes through, within
-1e-6. Needs numpy alone.
+"""Every gradient against finite differences in double precision: every tensor, under
+every combination of the interventions that a gradient passes through, within 1e-6. Needs numpy
+alone.
 """
 
 import itertools

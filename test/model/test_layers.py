@@ -1,6 +1,6 @@
 """Each layer of the float library against float64 numpy, forward and backward, at ordinary and at
-extreme inputs (design.md section 6; findings.md, traps: -ffast-math was wrong there while finite
-differences passed). Needs numpy alone, so that it also runs under AddressSanitizer.
+extreme inputs: -ffast-math was wrong there while finite differences passed. Needs numpy alone, so
+that it also runs under AddressSanitizer.
 
 Bounds are multiples of U, the rounding error of a float, times what the exact result can be large
 by; where a layer cannot but amplify rounding (a logit of 1e6 is itself rounded by 0.03) the bound

@@ -1,6 +1,6 @@
-"""The trainer against the JAX oracle (design.md section 6, layer 2): loss, log Z, attention logits,
-every gradient and five AdamW steps, in float (1e-4) and in double (1e-9), over shapes that divide
-no tile and every intervention.
+"""The trainer against the JAX oracle (oracle.py): loss, log Z, attention logits, every gradient and
+five AdamW steps, in float (1e-4) and in double (1e-9), over shapes that divide no tile and every
+intervention.
 """
 
 import functools
@@ -195,7 +195,7 @@ def test_mu_param_at_base_width_is_the_standard_model(mu_param, qk_norm, float_l
 
 
 def test_independent_decay_is_standard_decay_times_the_peak(double_library):
-    """findings.md: independent wd = standard wd * lr, an identity."""
+    """Independent wd = standard wd * lr, an identity."""
     lr, wd = 1e-2, 5.0
     _, a = run(double_library, config(lr=lr, wd=wd, wd_independent=0))
     _, b = run(double_library, config(lr=lr, wd=wd * lr, wd_independent=1))

@@ -33,10 +33,6 @@ REASONS = [
     ),
     ('"the file has become shorter"', "the same"),
     ("    return NAN;", "csv_value is asked only for columns that this program writes"),
-    ("if (file) fclose(file);", "machine_name where /proc/cpuinfo names no model, as on Arm"),
-    ('uname(&system) ? "unknown"', "the same"),
-    ("    return name;", "the same"),
-    ("    return -1;", "first_row_past is asked only for a limit that a row has passed"),
     ("    return best;", "sample_token: only rounding leaves a rest after the last token"),
     (
         "static void on_bus_error(int number)",

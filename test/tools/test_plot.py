@@ -25,7 +25,6 @@ RUN = dict(
     d=32,
     layers=2,
     heads=2,
-    size="",
     batch=16,
     steps=300,
     warmup="5%",
@@ -39,8 +38,8 @@ RUN = dict(
     mu_param="off",
     base_d=32,
     seed=1,
+    data="a, b.txt",
     out="x",
-    machine="a, b",
     threads=1,
     parameters=41184,
     initial_loss=6,
@@ -280,17 +279,17 @@ def test_table(tmp_path):
 
 
 HEADER = (
-    "lr,d,layers,heads,size,steps,warmup,qk_norm,seed,out,machine,threads,parameters,initial_loss,"
-    "final_loss,entropy_floor,diverged,max_attn_logit,log_z"
+    "lr,d,layers,heads,steps,warmup,qk_norm,seed,out,threads,parameters,initial_loss,final_loss,"
+    "entropy_floor,diverged,max_attn_logit,log_z"
 )
-GOOD = "1e-2,32,2,2,,300,5%,1,7,x,m,1,41184,6,2,0.9,0,10,5"
+GOOD = "1e-2,32,2,2,300,5%,1,7,x,1,41184,6,2,0.9,0,10,5"
 BAD = {
     "empty": (b"", "is empty"),
     "header": (HEADER.encode() + b"\n", "has no rows yet"),
     "foreign": (b"name,age\nAda,36\n", "has no column lr: not written by train_gpt"),
     "cut": (
         f"{HEADER}\n{GOOD}\n{GOOD[:30]}".encode(),
-        f"line 3 has {GOOD[:30].count(',') + 1} cells, not 19: left out",
+        f"line 3 has {GOOD[:30].count(',') + 1} cells, not 17: left out",
     ),
     "word": (
         f"{HEADER}\n{GOOD.replace('1e-2', 'fast')}\n".encode(),
