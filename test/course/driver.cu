@@ -1,5 +1,5 @@
-// A student's train_gpt.cu on the CPU, as driver.c is for train_gpt.c: driver FD WORK COUNT, then
-// flags.
+// A student's train_gpt.cu on the CPU, as a program that answers grade.py like driver.c: driver FD
+// WORK COUNT, then flags.
 #define main static __attribute__((unused)) train_gpt_main
 #include "train_gpt.cu"
 #undef main

@@ -1,12 +1,12 @@
-"""Grades an exercise: grade.py [DIR [EXERCISE]]. Writes DIR/grade.json (in Gradescope's form) and
-says what is wrong.
+"""Grades an exercise: grade.py [DIR [EXERCISE]]. Prints points and mistakes, and writes
+DIR/grade.json (in Gradescope's form).
 
-Of the student's folder it reads only the sources that the exercise is about. These are built, with
-this folder's driver, in a temporary folder, and run as processes that may do nothing but compute:
-limits on time, memory, output, files and processes, and as another user where the grader is root.
-Inputs are drawn anew each time (SEED=n repeats a grading), and what is right is computed by
-reference.py after the student's program has ended: it cannot know what to print. Whatever an effect
-is measured by is measured here, on the weights that the program trained."""
+It reads only the sources of the exercise from the student's folder. It builds them with this
+folder's driver in a temporary folder and runs them as processes that may only compute: limits on
+time, memory, output, files and processes, and as another user where the grader is root. Each
+grading draws new inputs (SEED=n repeats one). reference.py computes the right answers after the
+student's program has ended, so that the program cannot print them. The effect of a training is
+measured here, on the weights that the program trained."""
 
 import ctypes
 import hashlib
@@ -39,20 +39,19 @@ NOBODY = 65534
 
 
 class Wrong(Exception):
-    """What a student reads."""
+    """A message for the student."""
 
 
 class Endless(Wrong):
-    """The same, and no test after it is worth the time."""
+    """The same of a program that does not end: the tests after it are not run."""
 
 
 # ---- running what is not trusted
 
 
 def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd=None):
-    """Runs a command within limits. Returns its answer (of the file whose number it gets for FD),
-    the seconds of processor time that it took and the text that it printed; raises Wrong where it
-    ends badly."""
+    """Runs a command within limits. Returns its answer (written to the descriptor FD), its seconds
+    of processor time and the text that it printed; raises Wrong where it fails."""
 
     def confine():
         os.setsid()
@@ -244,7 +243,7 @@ def kit_file(name):
 
 
 class Student:
-    """The student's program, built in a folder of its own, and what it answers."""
+    """The student's program, built in a temporary folder, and its answers."""
 
     def __init__(self, folder, files, rng):
         self.folder, self.rng, self.built, self.hashes = folder, rng, {}, {}
@@ -315,8 +314,7 @@ class Student:
         return self.built[name]
 
     def answer(self, size, work, count, cfg, numbers, program="double", cpu=SECONDS):
-        """The numbers that the program answers to these: exactly so many; and the processor time
-        that it took."""
+        """The program's answer, `size` numbers, and its seconds of processor time."""
         path = self.build(program)
         flags = [
             x
@@ -339,8 +337,7 @@ class Student:
         return np.frombuffer(raw), seconds
 
     def steps(self, cfg, p, batches, program="double"):
-        """All that the program computes in a step on each batch, as dicts: after each step p, m, v
-        too."""
+        """The results of a training step on each batch, as dicts; p, m, v are those after it."""
         N, L, rows, V = (
             sum(x.size for x in p.values()),
             cfg["layers"],
@@ -454,9 +451,8 @@ def place(name, i):
 
 
 def expect(right, found, cfg, mistakes, hint, tolerance=1e-6, prefix=""):
-    """Raises Wrong unless what was found is right(cfg). The message names the first difference, and
-    the mistake: the one with which the reference gives just what was found, or else the
-    likeliest."""
+    """Raises Wrong unless found equals right(cfg). The message names the first difference, then the
+    mistake with which the reference gives the found values, or else the likeliest mistake."""
     at = differs(right(cfg), found, tolerance)
     if not at:
         return
@@ -491,8 +487,7 @@ def case(s, change):
 
 
 def forward(s, ex, program="double", tolerance=1e-7):
-    """What a step computes of a batch, before any gradient of a weight, from the smallest case
-    on."""
+    """The results of a step before any gradient of a weight, the smallest case first."""
     for change in ex["cases"]:
         cfg, p, batches = case(s, change)
         found = s.steps(cfg, p, batches[:1], program)[0]
@@ -1118,11 +1113,11 @@ def kernel_model(s, ex):
     )
 
 
-OFF = "It is what comes out with the flag off: your lines are not reached, or change nothing."
+OFF = "This is the value with the flag off: your lines are not reached, or change nothing."
 NONE = {"forward": "", "gradient": "", "steps": "", "update": "", "schedule": ""}
 
-# For each exercise: the student's files, and its tests in the order of difficulty: points, what is
-# tested, by what.
+# For each exercise: the student's files (default: train_gpt.c), and its tests in the order of
+# difficulty, each with points, title and function.
 EXERCISES = {
     "qk_norm": dict(
         tests=[
@@ -1141,7 +1136,7 @@ EXERCISES = {
             ({"wrong_only": "k"}, "Only the keys are normalised; the queries must be too."),
             (
                 {"wrong_after_rope": 1},
-                "It is what comes out when the norm is taken after RoPE; it comes before.",
+                "This is the value with the norm after RoPE; the norm comes before.",
             ),
             (
                 {"wrong_weight": 1},
@@ -1188,7 +1183,7 @@ EXERCISES = {
                 "dlogits = (p - [target] + 2 z_loss log Z p) / rows: log Z is log_z[i] of the row,"
                 " not the largest logit or the sum."
             ),
-            gradient="The logits' gradient is wrong; all others follow from it.",
+            gradient="The gradient of the logits is wrong, and all others follow from it.",
             steps="If value and gradient are right, this should be too.",
         ),
     ),
@@ -1240,7 +1235,7 @@ EXERCISES = {
             ),
         ],
         hints=dict(
-            update="decay_t is the share of the weight that goes: adamw takes decay * param away.",
+            update="decay is the share of the weight that decays: adamw subtracts decay * param.",
             steps="If one update is right: is decay computed anew at each step?",
         ),
     ),
@@ -1261,14 +1256,17 @@ EXERCISES = {
         first=("lm_head",),
         mistakes=[
             ({"mu_param": "off"}, OFF),
-            ({"mu_param": "full"}, "It is what 'full' should give: which of the three does what?"),
+            (
+                {"mu_param": "full"},
+                "This is the value of 'full': which factors has each of the three?",
+            ),
             (
                 {"mu_param": "intermediate"},
-                "It is what 'intermediate' should give: 'full' also scales attention.",
+                "This is the value of 'intermediate': 'full' also scales attention.",
             ),
             (
                 {"mu_param": "simple"},
-                "It is what 'simple' should give: 'intermediate' and 'full' also scale the logits.",
+                "This is the value of 'simple': 'intermediate' and 'full' also scale the logits.",
             ),
             (
                 {"wrong_all": 1},
@@ -1422,7 +1420,7 @@ def tests(name, cuda=False):
 
 
 def grade(folder, name, seed, cuda=False):
-    """Grades; returns what grade.json holds."""
+    """Grades; returns the content of grade.json."""
     ex, started = EXERCISES[name], time.monotonic()
     result = dict(
         exercise=name,

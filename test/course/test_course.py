@@ -1,6 +1,6 @@
-"""The course kit, both parts played: every exercise untouched scores near zero, with the solution
-put back it scores all, and wrong solutions lose the points that they should, and only those.
-Hostile programs get a verdict, and the grader survives.
+"""The course kit, as teacher and as student: every exercise scores zero as it is handed out and all
+points with the solution; wrong solutions lose the points of the tests that they should fail, and no
+others. Hostile programs get a verdict, and the grader survives.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ import grade
 import show
 from conftest import ROOT, TEST
 
-SIZES = "d layers heads batch steps base_d".split()  # flags without lines of their own
+SIZES = "d layers heads batch steps base_d".split()  # interventions without flagged lines
 
 
 # ---- show
@@ -106,8 +106,8 @@ def test_show_functions():
     )
 
 
-# ---- exercises: the solution with these texts replaced. lost: the tests that must fail, by number;
-# all others must pass, but for those in `either`. says: part of a message.
+# ---- exercises: the solution with these texts replaced. lost: the tests that must fail, by number.
+# All others must pass, except that those in `either` may fail. says: part of a message.
 
 
 def wrong(lost, *patches, either=(), says="", file="train_gpt.c"):
@@ -423,6 +423,7 @@ NEAR_ZERO = 0
 GRADINGS = [
     (name, variant) for name in WRONG for variant in ("untouched", "solution", *WRONG[name])
 ] + [("z_loss cuda", "untouched"), ("z_loss cuda", "solution"), ("beta2 cuda", "untouched")]
+GRADINGS += [("qk_norm cuda", "solution"), ("mu_param cuda", "solution")]
 
 
 def student_folder(where, name, variant):
@@ -462,7 +463,7 @@ def graded(folder, *arguments, kit=None, **environment):
 
 @pytest.fixture(scope="module")
 def gradings(request, tmp_path_factory):
-    """All gradings that the selected tests want, two at a time: {(exercise, variant): future}."""
+    """The gradings of the selected tests, two at a time: {(exercise, variant): future}."""
     where = tmp_path_factory.mktemp("course")
     wanted = [
         item.callspec.params["grading"]
@@ -520,8 +521,8 @@ def test_three_wrong_solutions():
     ],
 )
 def test_exercise(name, tmp_path):
-    """Compiles without a warning; holds nothing of what is to be written, in the kit neither; its
-    README is one page."""
+    """The folder compiles without a warning; neither it nor its kit holds a line of the solution;
+    its README is one page."""
     folder, (name, *cuda) = tmp_path / "handed out", name.split()
     exercise.write(name, folder, bool(cuda))
     compilers = {
@@ -594,7 +595,7 @@ def test_make(tmp_path):
 # ---- programs that are not to be trusted
 
 START = "#include <sys/socket.h>\n__attribute__((constructor)) static void first(void) { %s }\n"
-HOSTILE = {  # what stands at the program's end, and what the verdict says
+HOSTILE = {  # the program's last lines, and a part of the verdict
     "loops": (START % "for (;;);", "does not end"),
     "waits": (START % "for (;;) pause();", "does not end"),
     "crashes": (START % "volatile int *volatile nowhere = 0; *nowhere = 1;", "crashed"),
@@ -638,8 +639,7 @@ def test_nan(tmp_path):
 
 
 def test_confined(tmp_path):
-    """A right program that also does what it must not: nothing of it happens, and it is graded as
-    what it is."""
+    """A right program that also tries what is forbidden: it does no harm, and gets all points."""
     victim = tmp_path / "victim"
     victim.write_text("here")
     victim.chmod(0o666)
