@@ -23,8 +23,9 @@ typedef struct { const real *data; ptrdiff_t row, col; } Matrix;
 static Matrix matrix(const real *data, ptrdiff_t row) { return (Matrix){data, row, 1}; }
 static Matrix transposed(const real *data, ptrdiff_t row) { return (Matrix){data, 1, row}; }
 
-// out (M,N) = add + a (M,K) b (K,N): matmul by tasks, multiply on this thread, where ldc is the
-// distance between two rows of out and add. add may be NULL, which adds nothing, or out.
+// out (M,N) = add + a (M,K) b (K,N); add may be NULL, which adds nothing, or out. matmul starts
+// tasks, for whose end a taskgroup waits. multiply computes on this thread; ldc is the distance
+// between two rows of out and add.
 static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N, int K);
 static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix b,
                      int M, int N, int K);
@@ -142,14 +143,18 @@ static void layernorm_backward(real *dinp, const real *add, real *dweight, const
 // out (rows,OC) = add + inp (rows,IC) weight^T, weight (OC,IC)
 static void matmul_forward(real *out, const real *add, const real *inp, const real *weight,
                            int rows, int IC, int OC) {
+    #pragma omp taskgroup
     matmul(out, add, matrix(inp, IC), transposed(weight, IC), rows, OC, IC);
 }
 
 // dinp (rows,IC) = dout (rows,OC) weight;  dweight (OC,IC) = dout^T inp
 static void matmul_backward(real *dinp, real *dweight, const real *dout, const real *inp,
                             const real *weight, int rows, int IC, int OC) {
-    matmul(dinp, NULL, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
-    matmul(dweight, NULL, transposed(dout, OC), matrix(inp, IC), OC, IC, rows);
+    #pragma omp taskgroup
+    {
+        matmul(dinp, NULL, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
+        matmul(dweight, NULL, transposed(dout, OC), matrix(inp, IC), OC, IC, rows);
+    }
 }
 
 // Rotary positions (Su et al. 2021) of the NH heads of one token: the pair (i, i + HS/2) turns by
@@ -890,16 +895,6 @@ static int train_sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int runs)
 }
 
 int main(int argc, char **argv) {
-#ifdef _OPENMP
-    // A thread that waits for others should spin for a moment and then sleep: waking takes longer than most layers of a
-    // small model, but one that spins on a busy machine keeps away the thread that it waits for, and training is a
-    // hundred times slower. OpenMP (GCC's, LLVM's) reads this when it is loaded, so the program starts itself again.
-    if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT")) {
-        setenv("GOMP_SPINCOUNT", "5000", 1);
-        setenv("KMP_BLOCKTIME", "1", 0);
-        execv("/proc/self/exe", argv);
-    }
-#endif
     Config cfg;
     char lr[MAX_RUNS][MAX_RATE];
     config_parse(&cfg, argc, argv);
@@ -1127,7 +1122,7 @@ static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N,
     int across = ceil_div(tasks, down);
     int height = ceil_div(ceil_div(M, down), MR) * MR;      // whole tiles
     int width = ceil_div(ceil_div(N, across), NR) * NR;
-    #pragma omp taskloop collapse(2)
+    #pragma omp taskloop collapse(2) nogroup
     for (int i = 0; i < M; i += height)
         for (int j = 0; j < N; j += width) {
             size_t at = (size_t)i * N + j;

@@ -190,6 +190,9 @@ void shim_cross_entropy(real *logits, double *loss, double *log_z, const int *ta
 // trans_a: a is stored (K,M); trans_b: b is stored (N,K)
 void shim_matmul(real *out, const real *a, const real *b, const real *add, int M, int N, int K,
                  int trans_a, int trans_b) {
-    IN_TEAM matmul(out, add, trans_a ? transposed(a, M) : matrix(a, K),
-                   trans_b ? transposed(b, K) : matrix(b, N), M, N, K);
+    IN_TEAM {
+        #pragma omp taskgroup
+        matmul(out, add, trans_a ? transposed(a, M) : matrix(a, K),
+               trans_b ? transposed(b, K) : matrix(b, N), M, N, K);
+    }
 }
