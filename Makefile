@@ -44,9 +44,11 @@ OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' \
 # Nobody reads errno after a square root, nor the flags of floating-point exceptions; without them
 # more loops become vector code, with the same results. No -ffast-math: it makes instabilities that
 # are not there, and hides those that are (README.md, "Exactness").
-# clang warns of the signs in the bounds that it makes of a taskloop's int counter.
+# clang warns of the signs in the bounds that it makes of a taskloop's int counter; gcc without
+# OpenMP of pragmas that it then ignores.
 FLAGS := -std=gnu11 $(CFLAGS) $(MARCH) -fno-math-errno -fno-trapping-math $(OPENMP) \
-	$(if $(findstring clang,$(CC)),-Wno-sign-compare)
+	$(if $(findstring clang,$(CC)),-Wno-sign-compare) \
+	$(if $(filter -fopenmp,$(OPENMP)),,-Wno-unknown-pragmas)
 HEADERS := gpt.h dataloader.h $(wildcard lib/*.h)
 SOURCES := train_gpt.c $(HEADERS) Makefile build/flags
 

@@ -488,12 +488,13 @@ typedef struct {
 
 enum { CACHE_LINE = 64 };                            // bytes. A vector that straddles two is slow
 
-// The next `count` reals of the model's memory, from a cache line on. While memory is NULL, only
-// counts bytes.
-static real *reserve(GPT *g, double count) {
+// The next `count` reals of the model's memory, from a cache line on. The line left free after them
+// keeps arrays of a power of two bytes out of one another's places in the cache. While memory is
+// NULL, only counts bytes.
+static void *reserve(GPT *g, double count) {
     char *at = g->memory ? (char *)g->memory + (size_t)g->bytes : NULL;
-    g->bytes += ceil(count * sizeof(real) / CACHE_LINE) * CACHE_LINE;
-    return (real *)at;
+    g->bytes += (ceil(count * sizeof(real) / CACHE_LINE) + 1) * CACHE_LINE;
+    return at;
 }
 
 // The tensors of layer l by kind; all (N) is params or grads. NULL where there is none.
@@ -563,7 +564,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
     g->scratch = reserve(g, omp_get_max_threads() * (double)attention_scratch_size(T, (int)HS));
     g->partial = reserve(g, (BT / CHUNK + 1) * 4 * C);
     double longest = fmax(N, BT * fmax(4 * C, V));
-    g->sums = (double *)reserve(g, (longest / SUM_CHUNK + 1) * (sizeof(double) / sizeof(real)));
+    g->sums = reserve(g, (longest / SUM_CHUNK + 1) * (sizeof(double) / sizeof(real)));
 }
 
 static void gpt_free(GPT *g) {
@@ -895,6 +896,7 @@ static int train_sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int runs)
 }
 
 int main(int argc, char **argv) {
+    restart_with_short_waits(argv);
     Config cfg;
     char lr[MAX_RUNS][MAX_RATE];
     config_parse(&cfg, argc, argv);

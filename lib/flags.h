@@ -306,8 +306,8 @@ static void flags_parse(Config *cfg, const char *given[NUM_FLAGS], int argc, cha
     if (runs > 1 && cfg->sample)
         die(USAGE, "-sample: name one learning rate, or the run's folder with -out");
     if (runs > 1 && cfg->resume)
-        die(USAGE, "-resume: it continues one run: -resume -out %s/lr%s; a sweep that can be "
-            "continued is made by sweep.sh", cfg->out, rates[0]);
+        die(USAGE, "-resume: continues a single run, such as -resume -out %s/lr%s; sweep.sh "
+            "continues whole sweeps", cfg->out, rates[0]);
 }
 
 #endif

@@ -21,7 +21,7 @@ typedef struct {
     RunState state;
     pid_t sweep;
     int step;
-    double loss;            // the training loss; NAN: not known yet
+    double loss;            // the training loss of this step
     double seconds_left;
     Summary summary;        // once the run is DONE
 } Progress;

@@ -122,14 +122,36 @@ static void sweep_line(const char *lr, const Progress *p, int steps) {
     static const char *const words[4] = {"waiting", "starting", "done", "stopped"};
     char left[16];
     printf("\r\033[Klr %-6s", lr);
-    if (isnan(p->loss)) {
+    if (p->step == 0) {
         printf("  %s\n", words[p->state]);
         return;
     }
     time_text(p->seconds_left, left);
-    printf("  step %*d/%d  train %6.4f  ", (int)log10(steps + 1.0) + 1, p->step, steps, p->loss);
+    printf("  step %*d/%d  train %6.4f  ", (int)log10(steps + 1.0) + 1, p->step, steps,
+           fabs(p->loss));
     if (p->state == RUNNING) printf("%s left\n", left);
     else printf("%s\n", words[p->state]);
+}
+
+// One run of the sweep, in a process for it.
+static int sweep_run(const Config *cfg, const char *lr, int threads, Progress *progress,
+                     int (*train)(const Config *, int, Progress *)) {
+    Config run = *cfg;
+    strcpy(run.lr_text, lr);
+    run.lr = strtod(lr, NULL);
+    format_text(run.out, MAX_TEXT, "%s/lr%s", cfg->out, lr);
+    return train(&run, threads, progress);
+}
+
+// Whether a run has ended. Sets its state, and reports a run that a signal killed.
+static bool sweep_ended(pid_t pid, const char *lr, Progress *progress) {
+    int status;
+    if (waitpid(pid, &status, WNOHANG) != pid) return false;
+    progress->state = status ? BROKEN : DONE;
+    if (WIFSIGNALED(status))
+        fprintf(stderr, "train_gpt: the run at -lr %s was killed by signal %d\n", lr,
+                WTERMSIG(status));
+    return true;
 }
 
 // Trains once for each of n learning rates, `jobs` at a time, each in a process with this number of
@@ -151,10 +173,9 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
     for (int i = 0; i < n; i++) {
         progress[i].state = WAITING;
         progress[i].sweep = getpid();
-        progress[i].loss = NAN;
     }
     bool live = isatty(STDOUT_FILENO), drawn = false;
-    int running = 0, next = 0, failed = 0;
+    int running = 0, next = 0;    // runs that run now; the next one to start
     printf("%d learning rates, %d at a time, %d steps each, %.1f MB of memory per run\n", n, jobs,
            cfg->steps, 1e-6 * bytes);
     while (running || (next < n && !interrupted)) {
@@ -164,44 +185,36 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
             pid[next] = fork();
             if (pid[next] < 0 && running) break;    // too many processes: later
             if (pid[next] < 0) die(FAILED, "cannot start a process: %s", strerror(errno));
-            if (pid[next] == 0) {
-                Config run = *cfg;
-                strcpy(run.lr_text, lr[next]);
-                run.lr = strtod(lr[next], NULL);
-                format_text(run.out, MAX_TEXT, "%s/lr%s", cfg->out, lr[next]);
-                exit(train(&run, threads, &progress[next]));
-            }
+            if (pid[next] == 0)
+                exit(sweep_run(cfg, lr[next], threads, &progress[next], train));
             progress[next++].state = RUNNING;
             running++;
         }
         usleep(50000);
-        // see which have ended
+        // look for runs that have ended
         for (int i = 0; i < next; i++) {
-            int status;
             if (progress[i].state != RUNNING) continue;
             if (interrupted) kill(pid[i], SIGTERM);    // Ctrl-C reaches all, a SIGTERM only this
-            if (waitpid(pid[i], &status, WNOHANG) != pid[i]) continue;
-            progress[i].state = status ? BROKEN : DONE;
+            if (!sweep_ended(pid[i], lr[i], &progress[i])) continue;
             running--;
-            failed |= status && !interrupted;
-            if (WIFSIGNALED(status))
-                fprintf(stderr, "train_gpt: the run at -lr %s was killed by signal %d\n", lr[i],
-                        WTERMSIG(status));
-            if (live || status) continue;
+            if (live || progress[i].state != DONE) continue;
             printf("lr %-6s done: step %d/%d  train %.4f\n", lr[i], progress[i].step, cfg->steps,
-                   progress[i].loss);
+                   fabs(progress[i].loss));
         }
-        // show them
+        // show all
         if (live && drawn) printf("\033[%dA", n);
         for (int i = 0; live && i < n; i++) sweep_line(lr[i], &progress[i], cfg->steps);
         drawn = true;
         fflush(stdout);
     }
     if (interrupted) {
-        int first = 0;
-        while (first < n - 1 && progress[first].state == DONE) first++;
-        fprintf(listener(), "\nstopped; start the sweep again with the same command, or go on with "
-                "one run: ./train_gpt -resume -out %s/lr%s\n", cfg->out, lr[first]);
+        int i = 0;
+        while (i < n && progress[i].state != BROKEN) i++;
+        fprintf(listener(), "\nstopped; start the sweep again with the same command");
+        if (i < n)
+            fprintf(listener(), ", or go on with one run: ./train_gpt -resume -out %s/lr%s",
+                    cfg->out, lr[i]);
+        fputc('\n', listener());
         return 128 + interrupted;
     }
     Summary *done = (Summary *)allocate((size_t)n, sizeof(Summary));
@@ -212,7 +225,7 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
     }
     sweep_report(cfg, done, count);
     free(done);
-    return failed ? FAILED : 0;
+    return count < n ? FAILED : 0;
 }
 
 // ---------------------------------------------------------------------------

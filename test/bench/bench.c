@@ -60,7 +60,7 @@ static double peak_rate(void) {
         double seconds = now() - start;
         for (int i = 0; i < SUMS; i++) total += sum[i];
         for (int i = 0; i < VL; i++)
-            if (!(FABS(total[i] - SUMS) < (real)1e-3)) die(FAILED, "bench: the sums are wrong");
+            if (!(fabs(total[i] - SUMS) < (real)1e-3)) die(FAILED, "bench: the sums are wrong");
         rate += 2.0 * STEPS * SUMS * VL / seconds;
     }
     return rate;

@@ -241,7 +241,6 @@ CASES |= dict(
     tiny_clip=dict(clip="1e-6"),
     wd_independent=dict(wd="1e-1", wd_independent=0),
     large_z_loss=dict(z_loss=1),
-    size=dict(size="10k", d=None, layers=None, heads=None),
     **{f"mu_{kind}": dict(mu_param=kind, base_d=8) for kind in ("simple", "intermediate", "full")},
     base_d=dict(mu_param="full", base_d=4),
 )

@@ -16,7 +16,7 @@ ORDER = [
     {"lib/run.h"},
     {"lib/sweep.h"},
 ]
-ROW = {header: row for row, headers in enumerate(ORDER) for header in headers}
+ROW = {header: row for row, headers in enumerate(ORDER) for header in sorted(headers)}
 PROGRAMS = "train_gpt.c", "train_gpt.cu"
 
 
