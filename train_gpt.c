@@ -435,10 +435,10 @@ static void cross_entropy(real *logits, real *losses, real *log_z, const int *ta
         log_z[i] = top + log(sum);
         losses[i] = top - target + log(sum);         // the large terms first
         if (!gradient) continue;
-        real p_factor = 1;
-        p_factor += 2 * z_loss * log_z[i];                                      // [z_loss]
-        p_factor *= logit_scale;                                                // [mu_param]
-        real factor = p_factor / sum / rows;
+        real weight = 1;                             // of p
+        weight += 2 * z_loss * log_z[i];                                        // [z_loss]
+        weight *= logit_scale;                                                  // [mu_param]
+        real factor = weight / sum / rows;
         for (int j = 0; j < V; j++) x[j] *= factor;
         x[targets[i]] -= logit_scale / rows;
     }
