@@ -1042,14 +1042,34 @@ static double sum_squares(const real *x, size_t n, double *sums) {
     return total;
 }
 
-// In blocks whose lines stay in the L1 cache.
+// out (16,16) = in (16,16) transposed; the rows of out lie ldo apart, those of in ldi. The place of a
+// value in the block is a number of 8 bits: 4 of its row, 4 of its column. Dealing out the block's
+// two halves in turn, like cards, moves each bit up by one and the highest to the lowest; after four
+// deals row and column have changed places. Compilers make vector shuffles of a deal, but not of
+// plain loops, with which a step takes 3 to 6% longer.
+static inline void transpose_block(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi) {
+    real deal[2][256];
+    for (int i = 0; i < 16; i++) memcpy(deal[0] + 16 * i, in + i * ldi, 16 * sizeof(real));
+    for (int n = 0; n < 4; n++) {
+        const real *from = deal[n % 2];
+        real *to = deal[1 - n % 2];
+        for (int i = 0; i < 128; i++) {
+            to[2 * i] = from[i];
+            to[2 * i + 1] = from[i + 128];
+        }
+    }
+    for (int i = 0; i < 16; i++) memcpy(out + i * ldo, deal[0] + 16 * i, 16 * sizeof(real));
+}
+
 static void transpose(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi, int rows, int cols) {
-    enum { BLOCK = 16 };
-    for (int i0 = 0; i0 < rows; i0 += BLOCK)
-        for (int j0 = 0; j0 < cols; j0 += BLOCK)
-            for (int i = i0; i < least(rows, i0 + BLOCK); i++)
-                for (int j = j0; j < least(cols, j0 + BLOCK); j++)
-                    out[j * ldo + i] = in[i * ldi + j];
+    for (int i0 = 0; i0 < rows; i0 += 16)
+        for (int j0 = 0; j0 < cols; j0 += 16)
+            if (i0 + 16 <= rows && j0 + 16 <= cols)
+                transpose_block(out + j0 * ldo + i0, ldo, in + i0 * ldi + j0, ldi);
+            else
+                for (int i = i0; i < least(rows, i0 + 16); i++)
+                    for (int j = j0; j < least(cols, j0 + 16); j++)
+                        out[j * ldo + i] = in[i * ldi + j];
 }
 
 // The matrix multiply, in the order of Goto and van de Geijn (2008). A tile of MR x NR sums stays
