@@ -1045,8 +1045,8 @@ static double sum_squares(const real *x, size_t n, double *sums) {
 // out (16,16) = in (16,16) transposed; the rows of out lie ldo apart, those of in ldi. The place of
 // a value in the block is a number of 8 bits: 4 of its row, 4 of its column. Dealing out the two
 // halves of the block in turn, like cards, moves each bit up by one and the highest to the lowest;
-// after four deals row and column have changed places. Compilers make vector shuffles of a deal, but
-// not of plain loops, with which a step takes 3 to 6% longer.
+// after four deals row and column have changed places. Compilers make vector shuffles of a deal,
+// but not of plain loops, with which a step takes 3 to 6% longer.
 static inline void transpose_block(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi) {
     real deal[2][256];
     for (int i = 0; i < 16; i++) memcpy(deal[0] + 16 * i, in + i * ldi, 16 * sizeof(real));
