@@ -106,6 +106,7 @@ static void restart_with_short_waits(char **argv) {
 #else
 static void omp_set_num_threads(int threads) { (void)threads; }
 static int omp_get_max_threads(void) { return 1; }
+static int omp_get_num_threads(void) { return 1; }
 static int omp_get_thread_num(void) { return 0; }
 static void restart_with_short_waits(char **argv) { (void)argv; }
 #endif
