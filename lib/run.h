@@ -2,7 +2,7 @@
 #ifndef RUN_H
 #define RUN_H
 
-#include "checkpoint.h"    // State, checkpoint_path, flag_text
+#include "checkpoint.h"    // State, path_in, flag_text
 
 // The results of a run: its row of summary.csv.
 typedef struct {
@@ -164,10 +164,6 @@ static double csv_last(const Csv *csv, const char *name) {
 // ---------------------------------------------------------------------------
 // Writing log.csv
 
-static void path_in(const Config *cfg, const char *file, char out[MAX_TEXT]) {
-    format_text(out, MAX_TEXT, "%s/%s", cfg->out, file);
-}
-
 __attribute__((noreturn))
 static void log_fail(const Config *cfg) {
     die(FAILED, "%s/log.csv: cannot be written: %s; the last checkpoint is intact", cfg->out,
@@ -250,7 +246,7 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     make_folders(cfg->out);
     path_in(cfg, "log.csv", path);
     path_in(cfg, "summary.csv", summary);
-    checkpoint_path(cfg, model);
+    path_in(cfg, "model.safetensors", model);
     if (access(path, F_OK) && !access(summary, F_OK))
         die(FAILED, "%s: of a sweep, as there is no log.csv beside it: choose another -out",
             summary);
