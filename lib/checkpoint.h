@@ -51,7 +51,7 @@ static char *metadata_add(Metadata *meta, const char *key) {
     return meta->pair[meta->count++].value;
 }
 
-static const char *metadata_value(const Metadata *meta, const char *key) {    // NULL: there is none
+static const char *metadata_value(const Metadata *meta, const char *key) {    // NULL: not found
     for (int i = 0; i < meta->count; i++)
         if (!strcmp(meta->pair[i].key, key)) return meta->pair[i].value;
     return NULL;
@@ -298,7 +298,7 @@ typedef struct {
     int step;             // steps done
     double seconds;       // spent on them
     long log_bytes;       // the length of log.csv
-    int diverged_step;    // 0: none
+    int diverged_step;    // 0: not diverged
 } State;
 
 // State's numbers in the metadata, and their range. log.csv has at least its header.

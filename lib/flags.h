@@ -76,7 +76,7 @@ static void flag_set(Config *cfg, const Flag *flag, const char *text, const char
 // ---------------------------------------------------------------------------
 // Names
 
-// Other names of our flags, in nanoGPT, llm.c, PyTorch and elsewhere. NULL: we have no such flag.
+// Other names of our flags, in nanoGPT, llm.c, PyTorch and elsewhere. NULL: we do not have it.
 static const struct { const char *theirs, *ours; } OTHER_NAMES[] = {
     {"learning_rate", "lr"}, {"lr_max", "lr"}, {"max_lr", "lr"},
     {"max_iters", "steps"}, {"max_steps", "steps"}, {"num_iterations", "steps"},
@@ -112,7 +112,8 @@ static int flag_index(const char *name) {
             die(USAGE, "-%s is not a flag; did you mean -%s? (-h lists all)", name, FLAGS[i].name);
     for (int i = 0; i < NUM_OTHER_NAMES; i++) {
         if (!same_name(OTHER_NAMES[i].theirs, name)) continue;
-        if (!OTHER_NAMES[i].ours) die(USAGE, "-%s is not a flag: this model has none", name);
+        if (!OTHER_NAMES[i].ours)
+            die(USAGE, "-%s is not a flag: this model does not have it", name);
         die(USAGE, "-%s is not a flag; it is called -%s here (-h lists all)", name,
             OTHER_NAMES[i].ours);
     }
@@ -167,12 +168,12 @@ static int learning_rates(const char *spec, char out[MAX_RUNS][MAX_RATE], const 
     int count = 0;
     const char *colon = strchr(spec, ':');
     if (!colon) {
-        for (const char *item = spec;; item++) {
-            int length = (int)strcspn(item, ",");
+        int length;
+        for (const char *item = spec; item; item = item[length] ? item + length + 1 : NULL) {
+            length = (int)strcspn(item, ",");
             rate_add(out, &count, item, length, file);
-            item += length;
-            if (!*item) return count;
         }
+        return count;
     }
     double first = strtod(spec, NULL), last = strtod(colon + 1, NULL);
     if (!(first > 0 && first < last && last <= 1e30))

@@ -10,7 +10,7 @@ typedef struct {
     int threads;
     size_t parameters, non_embedding;    // all of them; without the embedding
     double initial_loss, best_loss, final_loss, entropy_floor;
-    int diverged_step;                   // 0: none
+    int diverged_step;                   // 0: not diverged
     double max_attn_logit, log_z, grad_norm, seconds, tokens_per_second;
 } Summary;
 
@@ -47,7 +47,7 @@ static volatile sig_atomic_t interrupted = 0;    // the signal that asks the run
 
 static void on_signal(int number) { interrupted = number; }
 
-// From here on a signal ends the run in order, after a step.
+// From here on a signal stops the run after the current step, with a checkpoint.
 static void catch_signals(void) {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
     struct sigaction action, old;
@@ -65,7 +65,7 @@ static void catch_signals(void) {
 // The stream for a last message: after SIGPIPE nobody reads stdout.
 static FILE *listener(void) { return interrupted == SIGPIPE ? stderr : stdout; }
 
-// The number that follows this name at the start of a line; NAN if there is none.
+// The number after this name at the start of a line; NAN if it is not found.
 static double number_in(const char *path, const char *name) {
     double number = NAN;
     char line[128];
@@ -188,7 +188,7 @@ static double max_attn_logit(const Csv *log, int layers, char column[64]) {
 
 __attribute__((noreturn))
 static void log_fail(const Config *cfg) {
-    die(FAILED, "%s/log.csv: cannot be written: %s; the last checkpoint is intact", cfg->out,
+    die(FAILED, "cannot write %s/log.csv: %s (the last checkpoint is intact)", cfg->out,
         strerror(errno));
 }
 
@@ -196,7 +196,7 @@ static void log_fail(const Config *cfg) {
 static void log_lock(FILE *log, const char *path) {
     for (int tries = 0; flock(fileno(log), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK; tries++) {
         if (tries == 50 || interrupted)
-            die(FAILED, "%s: another process is writing it; wait until that has ended, or choose "
+            die(FAILED, "%s: another process is writing it; wait until it has ended, or choose "
                 "another -out", path);
         usleep(100000);
     }
@@ -256,8 +256,8 @@ static void log_row(Run *run, const Stats *s, int step, int measured) {
     if (fflush(run->log) || ferror(run->log)) log_fail(cfg);
 }
 
-// Opens log.csv: a new one, without an older run's results beside it, or, on a resume, the one that
-// is there, cut back to the checkpoint.
+// Opens log.csv: a new one, after removing an older run's results, or, to resume, the existing one,
+// truncated to its length at the checkpoint.
 static FILE *log_open(const Config *cfg, const Parameter *table, const State *state) {
     char path[MAX_TEXT], summary[MAX_TEXT], model[MAX_TEXT];
     bool resumed = state->log_bytes > 0;
@@ -270,16 +270,16 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     catch_signals();
     FILE *log = fopen(path, resumed ? "r+" : "a");
     if (!log)
-        die(FAILED, "%s: cannot be written%s: %s", path, resumed ? ", and is needed to resume" : "",
+        die(FAILED, "cannot write %s%s: %s", path, resumed ? ", which -resume needs" : "",
             strerror(errno));
     log_lock(log, path);
     if (resumed) log_check(log, path, state);
     if (unlink(summary) && errno != ENOENT)
-        die(FAILED, "%s: cannot replace it: %s", summary, strerror(errno));
+        die(FAILED, "cannot replace %s: %s", summary, strerror(errno));
     if (!resumed && unlink(model) && errno != ENOENT)
-        die(FAILED, "%s: cannot replace it: %s", model, strerror(errno));
+        die(FAILED, "cannot replace %s: %s", model, strerror(errno));
     if (ftruncate(fileno(log), state->log_bytes) || fseek(log, 0, SEEK_END))
-        die(FAILED, "%s: cannot be cut back: %s", path, strerror(errno));
+        die(FAILED, "cannot truncate %s: %s", path, strerror(errno));
     if (!resumed) log_header(log, cfg, table);
     return log;
 }
@@ -287,8 +287,8 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
 // ---------------------------------------------------------------------------
 // The run, from its start to each step
 
-// Opens the log and prints the size of the run. bytes: of memory. device: the GPU; NULL: the CPU.
-// progress: of a run of a sweep, which prints nothing.
+// Opens the log and prints the run's size. bytes: memory. device: the GPU; NULL: the CPU.
+// progress: NULL unless the run belongs to a sweep; it then prints nothing.
 static Run run_begin(const Config *cfg, const Parameter *table, size_t num_parameters, double bytes,
                      const State *state, double entropy_floor, const char *device, int threads,
                      Progress *progress) {
@@ -357,7 +357,7 @@ static void run_initial(Run *run, Stats *s, double val_loss) {
     run->shown = 0;
 }
 
-// Logs and shows a step. logged: whether log.csv gets a row of it.
+// Logs and shows a step. logged: whether log.csv gets a row for it.
 static void run_step(Run *run, const Stats *s, int step, int logged) {
     if (logged || run->diverged_step) log_row(run, s, step, logged);
     run_show(run, s, step);

@@ -215,8 +215,8 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
 // ---------------------------------------------------------------------------
 // Sampling
 
-// A token drawn from softmax(logits / temperature) (V); at temperature 0 the most likely
-// one.
+// A token drawn from softmax(logits / temperature) (V); the most likely at temperature
+// 0.
 static int sample_token(const real *logits, int V, double temperature, uint64_t *random) {
     int best = 0;
     double sum = 0;

@@ -215,7 +215,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-weight_decay 0.1", "it is called -wd here"),
         ("-max_iters 100", "it is called -steps here"),
         ("-n_embd 64", "it is called -d here"),
-        ("-dropout 0.1", "-dropout is not a flag: this model has none"),
+        ("-dropout 0.1", "-dropout is not a flag: this model does not have it"),
         ("-" + "x" * 300, "is not a flag"),
         ("book.txt", "book.txt | is not a flag"),
         ("-lr 1e-2 1e-3", "1e-3 | is not a flag"),
@@ -269,7 +269,7 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
     names = re.findall(r'\{"(\w+)", (?:"(\w+)"|NULL)\}', (REPO / "lib/flags.h").read_text())
     assert len(names) > 30 and not {theirs for theirs, _ in names} & set(FLAGS)
     for theirs, ours in names:
-        says = f"it is called -{ours} here" if ours in FLAGS else "this model has none"
+        says = f"it is called -{ours} here" if ours in FLAGS else "this model does not have it"
         assert ours in ("", *FLAGS)
         assert_refused(tmp_path, f"-{theirs} 1", 2, f"-{theirs} is not a flag | {says}")
 
