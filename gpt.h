@@ -110,7 +110,7 @@ static const Flag FLAGS[] = {
     FLAG(sample, INT, "0", "200", 0, 1e9, NULL, THE_COMMAND, "",
         "write this many tokens from the model saved in -out"),
     FLAG(temperature, REAL, "1", NULL, 0, ANY, NULL, THE_COMMAND, "",
-        "of sampling; 0: always the likeliest token"),
+        "of sampling; 0: always the most likely token"),
     FLAG(out, TEXT, "", NULL, 0, 0, "DIR", THE_COMMAND, "",
         "folder of the run; default: runs/, named by the flags that differ from the defaults"),
 };

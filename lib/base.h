@@ -82,15 +82,18 @@ static double now(void) {
 }
 
 // ---------------------------------------------------------------------------
-// Threads: those of OpenMP, or one where the compiler has none
+// Threads: OpenMP's, or one if the compiler has no OpenMP
 
 #ifdef _OPENMP
 #include <omp.h>
 
-// Starts the program again with OpenMP told to wait well: to spin for a moment, since waking takes
-// longer than most layers of a small model, and then to sleep, since a thread that spins on a busy
-// machine keeps away the one that it waits for. OpenMP (GCC's, LLVM's) reads this only when it is
-// loaded. Does nothing where the user has decided, or where /proc does not say which file this is.
+// The number of processes or threads to run at a time: OMP_NUM_THREADS, if it is set.
+static int cores(void) { return omp_get_max_threads(); }
+
+// Starts the program again with settings that make OpenMP's threads spin for a moment and then
+// sleep. Waking takes longer than most layers of a small model; but a thread that spins on a busy
+// machine keeps away the one that it waits for. GCC's and LLVM's OpenMP read the settings only when
+// they are loaded. Does nothing if the user has chosen them, or if /proc does not name the program.
 static void restart_with_short_waits(char **argv) {
     static const char *const settings[3][2] = {
         {"GOMP_SPINCOUNT", "1000"}, {"KMP_BLOCKTIME", "1"}, {"KMP_USE_YIELD", "2"}
@@ -100,7 +103,8 @@ static void restart_with_short_waits(char **argv) {
     ssize_t length = readlink("/proc/self/exe", program, sizeof program);
     if (length <= 0 || length == (ssize_t)sizeof program) return;
     program[length] = 0;
-    for (int i = 0; i < 3; i++) setenv(settings[i][0], settings[i][1], 0);
+    for (int i = 0; i < 3; i++)
+        if (setenv(settings[i][0], settings[i][1], 0)) return;    // else it would start for ever
     execv(program, argv);
 }
 #else
@@ -108,6 +112,7 @@ static void omp_set_num_threads(int threads) { (void)threads; }
 static int omp_get_max_threads(void) { return 1; }
 static int omp_get_num_threads(void) { return 1; }
 static int omp_get_thread_num(void) { return 0; }
+static int cores(void) { return (int)fmax(1, (double)sysconf(_SC_NPROCESSORS_ONLN)); }
 static void restart_with_short_waits(char **argv) { (void)argv; }
 #endif
 
@@ -150,54 +155,50 @@ static double random_normal(uint64_t *state) {
 // ---------------------------------------------------------------------------
 // Files that appear whole or not at all: written as PATH.tmp, synced, then renamed to PATH
 
-enum { PATH_BYTES = 4096 };
+static char atomic_tmp[MAX_TEXT + 4];    // PATH.tmp of the file being written: one at a time
 
 // Opens PATH.tmp for writing. Dies if that fails.
 static FILE *atomic_open(const char *path) {
-    char temporary[PATH_BYTES];
-    format_text(temporary, sizeof temporary, "%s.tmp", path);
-    FILE *file = fopen(temporary, "wb");
-    if (!file) die(FAILED, "cannot write %s: %s", temporary, strerror(errno));
+    format_text(atomic_tmp, sizeof atomic_tmp, "%s.tmp", path);
+    FILE *file = fopen(atomic_tmp, "wb");
+    if (!file) die(FAILED, "cannot write %s: %s", atomic_tmp, strerror(errno));
     return file;
 }
 
 __attribute__((noreturn))
 static void atomic_fail(const char *path) {
     int reason = errno;
-    char temporary[PATH_BYTES];
-    format_text(temporary, sizeof temporary, "%s.tmp", path);
-    unlink(temporary);
-    die(FAILED, "cannot write %s: %s (an older one, if any, is untouched)", path, strerror(reason));
+    unlink(atomic_tmp);
+    die(FAILED, "cannot write %s: %s (the previous one, if any, is intact)", path,
+        strerror(reason));
 }
 
 // Syncs the file, renames it to PATH and syncs the folder, which holds the new name. The folder is
-// opened before the rename, so that whatever can fail fails while the old file stands. Some file
-// systems cannot sync a folder: EINVAL.
+// opened before the rename, so that everything that can fail does so while the old file is still
+// in place. Some file systems cannot sync a folder: EINVAL.
 static void atomic_close(FILE *file, const char *path) {
-    char temporary[PATH_BYTES], folder[PATH_BYTES];
-    format_text(temporary, sizeof temporary, "%s.tmp", path);
+    char folder[MAX_TEXT];
     const char *slash = strrchr(path, '/');
     int length = slash ? (int)(slash - path) + 1 : 1;
     snprintf(folder, sizeof folder, "%.*s", length, slash ? path : ".");
     if (ferror(file) || fflush(file) || fsync(fileno(file)) || fclose(file)) atomic_fail(path);
     int handle = open(folder, O_RDONLY);
-    if (handle < 0 || rename(temporary, path)) atomic_fail(path);
+    if (handle < 0 || rename(atomic_tmp, path)) atomic_fail(path);
     if ((fsync(handle) && errno != EINVAL) || close(handle))
         die(FAILED, "wrote %s, but cannot sync its folder: %s", path, strerror(errno));
 }
 
-// mkdir -p. Tries before it looks, because another run may make the folder at the same time.
+// mkdir -p. Creates first and looks afterwards, because another run may be making the same folder.
 static void make_folders(const char *path) {
     struct stat info;
     for (size_t n = strspn(path, "/"); path[n]; n += strspn(path + n, "/")) {
-        char folder[PATH_BYTES];
+        char folder[MAX_TEXT];
         n += strcspn(path + n, "/");
-        format_text(folder, sizeof folder, "%.*s", (int)n, path);
+        snprintf(folder, sizeof folder, "%.*s", (int)n, path);
         if (mkdir(folder, 0777) && errno != EEXIST)
             die(FAILED, "cannot make the folder %s: %s", folder, strerror(errno));
     }
-    if (stat(path, &info)) die(FAILED, "cannot make the folder %s: %s", path, strerror(errno));
-    if (!S_ISDIR(info.st_mode))
+    if (stat(path, &info) || !S_ISDIR(info.st_mode))
         die(FAILED, "cannot make the folder %s: a file has that name", path);
 }
 

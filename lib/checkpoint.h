@@ -1,18 +1,18 @@
-// lib/checkpoint.h: model.safetensors. It holds the weights, AdamW's moments and all that an exact
-// resume needs; -resume and -sample take their flags from it.
+// lib/checkpoint.h: model.safetensors. It holds the weights, AdamW's moments and everything that an
+// exact resume needs; -resume and -sample take their flags from it.
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 
 #include "flags.h"    // flags_parse, flag_set, flag_text, learning_rates, config_finish
 
 // ---------------------------------------------------------------------------
-// Writing the safetensors format (https://github.com/huggingface/safetensors)
+// The safetensors format (https://github.com/huggingface/safetensors)
 //
 //   8 bytes   length of the header, a little-endian integer
 //   header    {"__metadata__": {"key": "value", ...},
 //              "name": {"dtype": "F32", "shape": [rows, cols], "data_offsets": [begin, end]}, ...}
 //             padded with spaces to a multiple of 8; offsets count from the header's end
-//   data      the tensors, each byte belonging to exactly one
+//   data      the tensors' bytes, each of which belongs to exactly one tensor
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "checkpoints are little-endian, and this machine is not"
@@ -20,21 +20,41 @@
 
 typedef struct {
     char name[96];
-    int rows, cols;    // rows 0: a vector of cols
+    int rank;               // 1: a vector; 2: a matrix
+    uint64_t shape[2];
     real *data;
+    uint64_t begin, end;    // its data_offsets in a file; end 0: not found yet
 } Tensor;
 
-typedef struct { char key[32], value[1024]; } Metadata;
+enum { MAX_METADATA = NUM_FLAGS + 16 };
+
+typedef struct {
+    int count;
+    struct { char key[32], value[MAX_TEXT]; } pair[MAX_METADATA];
+} Metadata;
 
 static const char *const DTYPE = sizeof(real) == 8 ? "F64" : "F32";
 
-static size_t tensor_elements(const Tensor *t) {
-    return (size_t)(t->rows ? t->rows : 1) * (size_t)t->cols;
+static uint64_t tensor_bytes(const Tensor *t) {
+    return t->shape[0] * (t->rank == 2 ? t->shape[1] : 1) * sizeof(real);
 }
 
-static void tensor_shape(char *text, size_t size, const Tensor *t) {
-    if (t->rows) snprintf(text, size, "[%d,%d]", t->rows, t->cols);
-    else snprintf(text, size, "[%d]", t->cols);
+// The shape in JSON: [rows,cols], [length], or [].
+static void shape_text(char out[64], int rank, const uint64_t shape[2]) {
+    static const char *const formats[3] = {"[]", "[%" PRIu64 "]", "[%" PRIu64 ",%" PRIu64 "]"};
+    snprintf(out, 64, formats[rank], shape[0], shape[1]);
+}
+
+// Adds a key. Returns the room for its value.
+static char *metadata_add(Metadata *meta, const char *key) {
+    strcpy(meta->pair[meta->count].key, key);
+    return meta->pair[meta->count++].value;
+}
+
+static const char *metadata_value(const Metadata *meta, const char *key) {    // NULL: not found
+    for (int i = 0; i < meta->count; i++)
+        if (!strcmp(meta->pair[i].key, key)) return meta->pair[i].value;
+    return NULL;
 }
 
 static void json_write_string(FILE *file, const char *text) {
@@ -47,37 +67,35 @@ static void json_write_string(FILE *file, const char *text) {
     putc('"', file);
 }
 
-// Writes tensors and metadata. A failed write sets the FILE's error, which atomic_close checks. The
-// header's length is known last, and written last.
+// A failed write sets the FILE's error, which atomic_close checks. The header's length is known
+// last, and written last.
 static void safetensors_write(const char *path, const Tensor *tensors, int count,
-                              const Metadata *meta, int meta_count) {
+                              const Metadata *meta) {
     FILE *file = atomic_open(path);
     uint64_t length = 0, begin = 0;
     fwrite(&length, sizeof length, 1, file);
     fputs("{\"__metadata__\":{", file);
-    for (int i = 0; i < meta_count; i++) {
+    for (int i = 0; i < meta->count; i++) {
         if (i) putc(',', file);
-        json_write_string(file, meta[i].key);
+        json_write_string(file, meta->pair[i].key);
         putc(':', file);
-        json_write_string(file, meta[i].value);
+        json_write_string(file, meta->pair[i].value);
     }
     putc('}', file);
     for (int i = 0; i < count; i++) {
-        char shape[48];
-        tensor_shape(shape, sizeof shape, &tensors[i]);
-        uint64_t end = begin + tensor_elements(&tensors[i]) * sizeof(real);
-        putc(',', file);
-        json_write_string(file, tensors[i].name);
-        fprintf(file, ":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}",
-                DTYPE, shape, begin, end);
+        const Tensor *t = &tensors[i];
+        uint64_t end = begin + tensor_bytes(t);
+        char shape[64];
+        shape_text(shape, t->rank, t->shape);
+        fprintf(file, ",\"%s\":{\"dtype\":\"%s\",\"shape\":%s,\"data_offsets\":[%" PRIu64
+                ",%" PRIu64 "]}", t->name, DTYPE, shape, begin, end);
         begin = end;
     }
     putc('}', file);
     off_t position = ftello(file);
     if (position < 0) atomic_fail(path);
     for (; position % 8; position++) putc(' ', file);
-    for (int i = 0; i < count; i++)
-        fwrite(tensors[i].data, sizeof(real), tensor_elements(&tensors[i]), file);
+    for (int i = 0; i < count; i++) fwrite(tensors[i].data, 1, tensor_bytes(&tensors[i]), file);
     length = (uint64_t)position - sizeof length;
     if (fseeko(file, 0, SEEK_SET)) atomic_fail(path);
     fwrite(&length, sizeof length, 1, file);
@@ -85,25 +103,17 @@ static void safetensors_write(const char *path, const Tensor *tensors, int count
 }
 
 // ---------------------------------------------------------------------------
-// Reading it. The reader trusts nothing. It accepts only the JSON that the format needs, so that
-// nothing recurses. A NUL ends the header; no rule accepts one, so that none reads past it.
-
-typedef struct {
-    char name[96], dtype[16], shape[176];
-    uint64_t begin, end;
-} StoredTensor;
+// Reading it. The reader trusts nothing. It accepts only the JSON that the format needs, so nothing
+// recurses. A NUL ends the header; no rule accepts one, so none reads past it.
 
 typedef struct {
     const char *path;
-    FILE *file;
     char *header, *at;
-    uint64_t header_size, data_size;
-    StoredTensor *tensors;
-    Metadata *meta;    // NULL: not wanted
-    int count, meta_count, meta_max;
+    uint64_t data_size;
+    Tensor *tensors;    // the wanted ones; NULL: only the metadata is wanted
+    int count;
+    Metadata *meta;
 } Safetensors;
-
-enum { TENSORS_MAX = 32768 };
 
 __attribute__((noreturn))
 static void json_fail(const Safetensors *s, const char *what) {
@@ -133,8 +143,8 @@ static void json_string(Safetensors *s, char *text, size_t size) {
     json_expect(s, '"');
     for (; *s->at != '"'; s->at++) {
         char c = *s->at, digits[5] = "";
-        if ((unsigned char)c < 0x20) json_fail(s, "a string that does not end");
-        if (n + 1 == size) json_fail(s, "a longer string than this program keeps");
+        if ((unsigned char)c < 0x20) json_fail(s, "a control character, or no end, in a string");
+        if (n + 1 == size) json_fail(s, "a string too long for this program");
         if (c == '\\' && *++s->at == 'u') {    // ASCII only: the official writer escapes no more
             if (strspn(s->at + 1, "0123456789abcdefABCDEF") >= 4) memcpy(digits, s->at + 1, 4);
             unsigned long code = strtoul(digits, NULL, 16);
@@ -152,13 +162,14 @@ static void json_string(Safetensors *s, char *text, size_t size) {
     text[n] = 0;
 }
 
-static int json_numbers(Safetensors *s, uint64_t *numbers, int max) {
+// A list of at most two numbers. Returns how many.
+static int json_numbers(Safetensors *s, uint64_t numbers[2]) {
     int n = 0;
     json_expect(s, '[');
     if (json_accept(s, ']')) return 0;
     do {
         char c = json_next(s);
-        if (n == max || c < '0' || c > '9') json_fail(s, "no whole number, or one too many");
+        if (n == 2 || c < '0' || c > '9') json_fail(s, "not a whole number, or a third one");
         errno = 0;
         const char *start = s->at;
         numbers[n++] = strtoull(start, &s->at, 10);
@@ -169,161 +180,115 @@ static int json_numbers(Safetensors *s, uint64_t *numbers, int max) {
 }
 
 static void parse_metadata(Safetensors *s) {
-    Metadata pair;
+    char key[sizeof s->meta->pair->key];
     json_expect(s, '{');
     if (json_accept(s, '}')) return;
     do {
-        json_string(s, pair.key, sizeof pair.key);
+        json_string(s, key, sizeof key);
+        if (metadata_value(s->meta, key)) json_fail(s, "a metadata key given twice");
+        if (s->meta->count == MAX_METADATA) json_fail(s, "too much metadata for this program");
         json_expect(s, ':');
-        json_string(s, pair.value, sizeof pair.value);
-        if (!s->meta) continue;
-        for (int i = 0; i < s->meta_count; i++)
-            if (!strcmp(s->meta[i].key, pair.key)) json_fail(s, "metadata given twice");
-        if (s->meta_count == s->meta_max) json_fail(s, "more metadata than this program keeps");
-        s->meta[s->meta_count++] = pair;
+        json_string(s, metadata_add(s->meta, key), MAX_TEXT);
     } while (json_accept(s, ','));
     json_expect(s, '}');
 }
 
-static void parse_tensor(Safetensors *s, StoredTensor *t) {
-    int dtype = 0, shape = 0, offsets = 0;    // the number of times that each was given
-    uint64_t elements = 1, numbers[8];
-    char key[16];
+#define OTHER_MODEL ": it was saved with another -d, -heads, -layers, -vocab or -qk_norm; " \
+    "-resume and -sample read these from the file, so leave them out"
+
+// One tensor's fields. Unless only the metadata is wanted, the tensor must be a wanted one that was
+// not found yet, with its dtype and shape, in bytes of the file that no other tensor has.
+static void parse_tensor(Safetensors *s, const char *name) {
+    uint64_t shape[2] = {0, 0}, place[2] = {0, 0};
+    int rank = -1, places = -1;    // numbers in each; -1: not given
+    char key[16], dtype[16] = "", theirs[64], ours[64];
     json_expect(s, '{');
     do {
         json_string(s, key, sizeof key);
         json_expect(s, ':');
-        if (!strcmp(key, "dtype")) {
-            dtype++;
-            json_string(s, t->dtype, sizeof t->dtype);
-        } else if (!strcmp(key, "shape")) {
-            shape++;
-            int rank = json_numbers(s, numbers, 8);
-            size_t n = 0;
-            for (int i = 0; i < rank; i++) {
-                if (numbers[i] && elements > UINT64_MAX / sizeof(real) / numbers[i])
-                    json_fail(s, "a shape that overflows");
-                elements *= numbers[i];
-                n += (size_t)snprintf(t->shape + n, sizeof t->shape - n, "%c%" PRIu64,
-                                      i ? ',' : '[', numbers[i]);
-            }
-            snprintf(t->shape + n, sizeof t->shape - n, rank ? "]" : "[]");
-        } else if (!strcmp(key, "data_offsets")) {
-            offsets++;
-            if (json_numbers(s, numbers, 2) != 2) json_fail(s, "no two data_offsets");
-            t->begin = numbers[0];
-            t->end = numbers[1];
-        } else json_fail(s, "an unknown field of a tensor");
+        if (!strcmp(key, "dtype") && !*dtype) json_string(s, dtype, sizeof dtype);
+        else if (!strcmp(key, "shape") && rank < 0) rank = json_numbers(s, shape);
+        else if (!strcmp(key, "data_offsets") && places < 0) places = json_numbers(s, place);
+        else json_fail(s, "an unknown or repeated field of a tensor");
     } while (json_accept(s, ','));
     json_expect(s, '}');
-    if (dtype != 1 || shape != 1 || offsets != 1)
-        json_fail(s, "a tensor without just one dtype, shape and data_offsets");
-    if (t->begin > t->end) json_fail(s, "data_offsets that end before they begin");
-    if (!strcmp(t->dtype, DTYPE) && t->end - t->begin != elements * sizeof(real))
-        json_fail(s, "data_offsets that do not fit the shape");
+    if (!*dtype || rank < 0 || places != 2 || place[0] > place[1])
+        json_fail(s, "a tensor without a dtype, a shape or two data_offsets in order");
+    if (!s->tensors) return;
+    Tensor *t = NULL;
+    for (int i = 0; i < s->count; i++) {
+        Tensor *other = &s->tensors[i];
+        if (!strcmp(other->name, name)) t = other;
+        if (place[0] < other->end && other->begin < place[1])
+            json_fail(s, "a tensor with another one's bytes");
+    }
+    if (!t) die(FAILED, "%s has a tensor that this model does not have" OTHER_MODEL, s->path);
+    if (strcmp(dtype, DTYPE))
+        die(FAILED, "%s: the tensor %s is not of dtype %s", s->path, name, DTYPE);
+    if (rank != t->rank || memcmp(shape, t->shape, sizeof shape)) {
+        shape_text(theirs, rank, shape);
+        shape_text(ours, t->rank, t->shape);
+        die(FAILED, "%s: the tensor %s has shape %s, this model's has %s" OTHER_MODEL, s->path,
+            name, theirs, ours);
+    }
+    if (t->end || place[1] - place[0] != tensor_bytes(t))
+        json_fail(s, "a tensor given twice, or data_offsets that do not fit the shape");
+    if (place[1] > s->data_size)
+        die(FAILED, "%s is truncated: the tensor %s should end at byte %" PRIu64 " of %" PRIu64,
+            s->path, name, place[1], s->data_size);
+    t->begin = place[0];
+    t->end = place[1];
 }
 
-static void parse_header(Safetensors *s) {
-    uint64_t sum = 0, last = 0;    // the bytes of all tensors; the end of the last one
-    bool has_metadata = false;
+static void parse_header(Safetensors *s, const char *end) {
+    char name[96];
     json_expect(s, '{');
     if (json_next(s) != '}') do {
-        if (s->count == TENSORS_MAX) json_fail(s, "more tensors than this program keeps");
-        StoredTensor *t = &s->tensors[s->count];
-        json_string(s, t->name, sizeof t->name);
+        json_string(s, name, sizeof name);
         json_expect(s, ':');
-        if (!strcmp(t->name, "__metadata__")) {
-            if (has_metadata) json_fail(s, "__metadata__ given twice");
-            has_metadata = true;
-            parse_metadata(s);
-            continue;
-        }
-        parse_tensor(s, t);
-        for (const StoredTensor *other = s->tensors; other < t; other++)
-            if (!strcmp(t->name, other->name) || (t->begin < other->end && other->begin < t->end))
-                json_fail(s, "a tensor with the name or the bytes of another");
-        s->count++;
-        sum += t->end - t->begin;
-        if (t->end > last) last = t->end;
+        if (strcmp(name, "__metadata__")) parse_tensor(s, name);
+        else if (s->meta->count) json_fail(s, "__metadata__ given twice");
+        else parse_metadata(s);
     } while (json_accept(s, ','));
     json_expect(s, '}');
     json_next(s);
-    if (s->at != s->header + s->header_size) json_fail(s, "something after the last '}'");
-    if (last != s->data_size || sum != last)    // without overlaps, an equal sum means no holes
-        die(FAILED, "%s is %s: its header says %" PRIu64 " bytes of tensors up to byte %" PRIu64
-            ", the file has %" PRIu64, s->path, last > s->data_size ? "truncated" : "damaged",
-            sum, last, s->data_size);
+    if (s->at != end) json_fail(s, "something after the last '}'");
 }
 
-static Safetensors safetensors_open(const char *path, Metadata *meta, int meta_max) {
-    const uint64_t limit = 100000000;    // of the format, for a header
+// Reads the metadata and, unless tensors is NULL, these tensors into their memory. Dies unless the
+// file has these and no others.
+static void safetensors_read(const char *path, Tensor *tensors, int count, Metadata *meta) {
+    const uint64_t limit = 100000000;    // the format's, for a header
     struct stat info;                    // checked first: opening a FIFO waits for its writer
-    uint64_t length;
-    Safetensors s;
-    memset(&s, 0, sizeof s);
-    s.path = path;
-    s.meta = meta;
-    s.meta_max = meta_max;
+    uint64_t length, sum = 0;
+    meta->count = 0;
     if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) die(FAILED, "%s is not a file", path);
-    s.file = fopen(path, "rb");
-    if (!s.file || fstat(fileno(s.file), &info))
+    FILE *file = fopen(path, "rb");
+    if (!file || fstat(fileno(file), &info))
         die(FAILED, "cannot read %s: %s", path, strerror(errno));
-    if (fread(&length, sizeof length, 1, s.file) != 1 || length > limit)
-        die(FAILED, "%s is not a safetensors file: it does not begin with the 8-byte length of a "
-            "header (of at most %" PRIu64 " bytes)", path, limit);
-    if (length + sizeof length > (uint64_t)info.st_size)
-        die(FAILED, "%s is truncated: its header should end at byte %" PRIu64
-            ", but the file ends at byte %" PRIu64,
-            path, length + (uint64_t)sizeof length, (uint64_t)info.st_size);
-    s.header_size = length;
-    s.data_size = (uint64_t)info.st_size - sizeof length - length;
-    s.header = s.at = (char *)allocate(length + 1, 1);
-    s.tensors = (StoredTensor *)allocate(TENSORS_MAX, sizeof *s.tensors);
-    if (fread(s.header, 1, length, s.file) != length)
+    uint64_t size = (uint64_t)info.st_size;
+    if (fread(&length, sizeof length, 1, file) != 1 || length > limit || length + 8 > size)
+        die(FAILED, "%s is truncated, or not a safetensors file: its first 8 bytes should be the "
+            "length of a header that follows them", path);
+    char *header = (char *)allocate(length + 1, 1);
+    if (fread(header, 1, length, file) != length)
         die(FAILED, "cannot read the header of %s", path);
-    parse_header(&s);
-    return s;
-}
-
-static void safetensors_close(Safetensors *s) {
-    fclose(s->file);
-    free(s->header);
-    free(s->tensors);
-}
-
-// Reads the metadata of a file, at most max pairs. Returns their number.
-static int safetensors_read_metadata(const char *path, Metadata *meta, int max) {
-    Safetensors s = safetensors_open(path, meta, max);
-    safetensors_close(&s);
-    return s.meta_count;
-}
-
-#define OTHER_MODEL ": it was made with another -d, -heads, -layers, -vocab or -qk_norm; " \
-    "-resume and -sample take them from it: leave them out"
-
-// Reads the wanted tensors into their memory. Dies unless the file has these and no others.
-static void safetensors_read(const char *path, const Tensor *wanted, int count) {
-    Safetensors s = safetensors_open(path, NULL, 0);
+    Safetensors s = {path, header, header, size - 8 - length, tensors, count, meta};
+    parse_header(&s, header + length);
     for (int i = 0; i < count; i++) {
-        const StoredTensor *t = s.tensors, *end = s.tensors + s.count;
-        char shape[48];
-        tensor_shape(shape, sizeof shape, &wanted[i]);
-        while (t < end && strcmp(t->name, wanted[i].name)) t++;
-        if (t == end) die(FAILED, "%s has no tensor %s" OTHER_MODEL, path, wanted[i].name);
-        if (strcmp(t->dtype, DTYPE))
-            die(FAILED, "%s: the tensor %s is not of dtype %s", path, t->name, DTYPE);
-        if (strcmp(t->shape, shape))
-            die(FAILED, "%s: the tensor %s has shape %s, this model's has %s" OTHER_MODEL,
-                path, t->name, t->shape, shape);
-        size_t elements = tensor_elements(&wanted[i]);
-        if (fseeko(s.file, (off_t)(8 + s.header_size + t->begin), SEEK_SET) ||
-            fread(wanted[i].data, sizeof(real), elements, s.file) != elements)
+        const Tensor *t = &tensors[i];
+        if (!t->end) die(FAILED, "%s has no tensor %s" OTHER_MODEL, path, t->name);
+        sum += tensor_bytes(t);
+        if (fseeko(file, (off_t)(8 + length + t->begin), SEEK_SET) ||
+            fread(t->data, 1, tensor_bytes(t), file) != tensor_bytes(t))
             die(FAILED, "cannot read the tensor %s of %s: %s", t->name, path,
-                ferror(s.file) ? strerror(errno) : "the file has become shorter");
+                ferror(file) ? strerror(errno) : "the file has become shorter");
     }
-    if (s.count != count)
-        die(FAILED, "%s has %d tensors, this model has %d" OTHER_MODEL, path, s.count, count);
-    safetensors_close(&s);
+    if (tensors && sum != s.data_size)    // nothing overlaps, so equal sums mean no gaps
+        die(FAILED, "%s is damaged: its tensors take %" PRIu64 " bytes, it has %" PRIu64, path, sum,
+            s.data_size);
+    free(header);
+    fclose(file);
 }
 
 // ---------------------------------------------------------------------------
@@ -333,30 +298,17 @@ typedef struct {
     int step;             // steps done
     double seconds;       // spent on them
     long log_bytes;       // the length of log.csv
-    int diverged_step;    // 0: none
+    int diverged_step;    // 0: not diverged
 } State;
 
-enum { MAX_METADATA = NUM_FLAGS + 16 };
+// State's numbers in the metadata, and their range. log.csv has at least its header.
+static const struct { const char *name; double least, most; } STATE[4] = {
+    {"step", 0, INT32_MAX}, {"seconds", 0, 1e15}, {"log_bytes", 1, 1e15},
+    {"diverged_step", 0, INT32_MAX},
+};
 
-static void checkpoint_path(const Config *cfg, char out[MAX_TEXT]) {
-    format_text(out, MAX_TEXT, "%s/model.safetensors", cfg->out);
-}
-
-static const char *metadata_value(const Metadata *meta, int count, const char *key) {
-    for (int i = 0; i < count; i++)
-        if (!strcmp(meta[i].key, key)) return meta[i].value;
-    return NULL;
-}
-
-static void metadata_add(Metadata *meta, int *count, const char *key, const char *format, ...)
-    __attribute__((format(printf, 4, 5)));
-static void metadata_add(Metadata *meta, int *count, const char *key, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    strcpy(meta[*count].key, key);
-    vsnprintf(meta[*count].value, sizeof meta->value, format, args);
-    va_end(args);
-    ++*count;
+static void path_in(const Config *cfg, const char *file, char out[MAX_TEXT]) {
+    format_text(out, MAX_TEXT, "%s/%s", cfg->out, file);
 }
 
 // The weights, then both moments, as tensors with a name. Allocates *out; returns their number.
@@ -374,8 +326,9 @@ static int checkpoint_tensors(const Parameter table[NUM_KINDS], real *params, re
                 char name[64];
                 snprintf(name, sizeof name, table[k].name, l);
                 snprintf(t->name, sizeof t->name, "%s%s", prefix[g], name);
-                t->rows = table[k].initial == ONES ? 0 : table[k].rows;
-                t->cols = table[k].cols;
+                t->rank = table[k].initial == ONES ? 1 : 2;
+                t->shape[t->rank - 1] = (uint64_t)table[k].cols;
+                if (t->rank == 2) t->shape[0] = (uint64_t)table[k].rows;
                 t->data = groups[g] + table[k].offset + (size_t)l * parameter_size(&table[k]);
             }
     return count;
@@ -384,69 +337,59 @@ static int checkpoint_tensors(const Parameter table[NUM_KINDS], real *params, re
 // Writes model.safetensors to the run's folder, whole or not at all.
 static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
                             real *m, real *v, const State *state) {
-    char path[MAX_TEXT], text[MAX_TEXT];
-    static Metadata meta[MAX_METADATA];
-    int count = 0;
-    for (int i = 0; i < NUM_FLAGS; i++) {
-        if (FLAGS[i].scope != THE_RUN) continue;
-        flag_text(cfg, &FLAGS[i], text);
-        metadata_add(meta, &count, FLAGS[i].name, "%s", text);
-    }
-    metadata_add(meta, &count, "step", "%d", state->step);
-    metadata_add(meta, &count, "seconds", "%.3f", state->seconds);
-    metadata_add(meta, &count, "log_bytes", "%ld", state->log_bytes);
-    metadata_add(meta, &count, "diverged_step", "%d", state->diverged_step);
-    checkpoint_path(cfg, path);
+    const double numbers[4] = {(double)state->step, state->seconds, (double)state->log_bytes,
+                               (double)state->diverged_step};
+    char path[MAX_TEXT];
+    static Metadata meta;
     Tensor *tensors;
-    int tensor_count = checkpoint_tensors(table, params, m, v, &tensors);
-    safetensors_write(path, tensors, tensor_count, meta, count);
+    meta.count = 0;
+    for (int i = 0; i < NUM_FLAGS; i++)
+        if (FLAGS[i].scope == THE_RUN)
+            flag_text(cfg, &FLAGS[i], metadata_add(&meta, FLAGS[i].name));
+    for (int i = 0; i < 4; i++)
+        snprintf(metadata_add(&meta, STATE[i].name), MAX_TEXT, "%.15g", numbers[i]);
+    path_in(cfg, "model.safetensors", path);
+    int count = checkpoint_tensors(table, params, m, v, &tensors);
+    safetensors_write(path, tensors, count, &meta);
     free(tensors);
-}
-
-// A number of the State in the metadata. Dies if it is missing or not in [0, most].
-static double state_number(const char *path, const Metadata *meta, int count, const char *key,
-                           double most) {
-    const char *text = metadata_value(meta, count, key);
-    double value = text ? strtod(text, NULL) : -1;
-    if (!(value >= 0 && value <= most))
-        die(FAILED, "%s: not a checkpoint of this program: '%s' is missing from its metadata or "
-            "not a count", path, key);
-    return value;
 }
 
 // Reads model.safetensors from the run's folder into params, m and v.
 static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
                              real *m, real *v) {
     char path[MAX_TEXT];
-    static Metadata meta[MAX_METADATA];
-    State state;
-    checkpoint_path(cfg, path);
-    int count = safetensors_read_metadata(path, meta, MAX_METADATA);
-    state.step = (int)state_number(path, meta, count, "step", INT32_MAX);
-    state.seconds = state_number(path, meta, count, "seconds", 1e15);
-    state.log_bytes = (long)state_number(path, meta, count, "log_bytes", 1e15);
-    state.diverged_step = (int)state_number(path, meta, count, "diverged_step", INT32_MAX);
+    static Metadata meta;
+    double number[4];
+    Tensor *tensors;
+    path_in(cfg, "model.safetensors", path);
+    int count = checkpoint_tensors(table, params, m, v, &tensors);
+    safetensors_read(path, tensors, count, &meta);
+    free(tensors);
+    for (int i = 0; i < 4; i++) {
+        const char *text = metadata_value(&meta, STATE[i].name);
+        number[i] = text ? parse_number(text) : NAN;
+        if (!(number[i] >= STATE[i].least && number[i] <= STATE[i].most))
+            die(FAILED, "%s: not a checkpoint of this program: '%s' is missing from its metadata, "
+                "or out of range", path, STATE[i].name);
+    }
+    State state = {(int)number[0], number[1], (long)number[2], (int)number[3]};
     if (state.step > cfg->steps)
         die(FAILED, "%s: %d steps are done, more than -steps %d", path, state.step, cfg->steps);
-    Tensor *tensors;
-    int tensor_count = checkpoint_tensors(table, params, m, v, &tensors);
-    safetensors_read(path, tensors, tensor_count);
-    free(tensors);
     return state;
 }
 
 // Sets the flags of the run in -out from its checkpoint, except for those given.
 static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
     char path[MAX_TEXT], rates[MAX_RUNS][MAX_RATE];
-    static Metadata meta[MAX_METADATA];
-    checkpoint_path(cfg, path);
+    static Metadata meta;
+    path_in(cfg, "model.safetensors", path);
     if (access(path, F_OK))
-        die(FAILED, "%s: there is no saved model: -out names the folder of a run, or of one run of "
-            "a sweep (%s/lr1e-2)", path, cfg->out);
-    int count = safetensors_read_metadata(path, meta, MAX_METADATA);
+        die(FAILED, "%s: no saved model: -out must be the folder of a run, or of one run of a "
+            "sweep, such as %s/lr1e-2", path, cfg->out);
+    safetensors_read(path, NULL, 0, &meta);
     for (int i = 0; i < NUM_FLAGS; i++) {
         if (given[i] || FLAGS[i].scope != THE_RUN) continue;
-        const char *text = metadata_value(meta, count, FLAGS[i].name);
+        const char *text = metadata_value(&meta, FLAGS[i].name);
         if (!text)
             die(FAILED, "%s: not a checkpoint of this program: its metadata has no '%s'", path,
                 FLAGS[i].name);
@@ -463,7 +406,7 @@ static void config_parse(Config *cfg, int argc, char **argv) {
     const char *given[NUM_FLAGS];
     flags_parse(cfg, given, argc, argv);
     if (cfg->resume || cfg->sample) config_load(cfg, given);
-    config_finish(cfg, NULL);
+    else config_finish(cfg, NULL);
 }
 
 #endif

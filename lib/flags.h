@@ -6,41 +6,26 @@
 
 enum { MAX_RUNS = 64, MAX_RATE = 16 };    // learning rates of a sweep; bytes of one as text
 
-// Dies of a wrong value. file: the checkpoint that holds it; NULL: the command line.
-__attribute__((format(printf, 2, 3), noreturn))
-static void flag_fail(const char *file, const char *format, ...) {
-    char message[4 * MAX_TEXT];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(message, sizeof message, format, args);
-    va_end(args);
-    die(file ? FAILED : USAGE, "%s%s%s", file ? file : "", file ? ": " : "", message);
-}
+// Dies because of a wrong value. file: the checkpoint that holds it; NULL: the command line.
+#define flag_fail(file, format, ...) \
+    die((file) ? FAILED : USAGE, "%s%s" format, (file) ? (file) : "", (file) ? ": " : "", \
+        __VA_ARGS__)
 
 // ---------------------------------------------------------------------------
 // One value
 
 // The flag's value as text. flag_set reads it back to the same bits.
 static void flag_text(const Config *cfg, const Flag *flag, char out[MAX_TEXT]) {
-    const char *field = (const char *)cfg + flag->offset, *word = flag->choices;
-    int number;
-    double value;
-    switch (flag->type) {
-    case TEXT:
-        strcpy(out, field);
-        break;
-    case INT:
-        memcpy(&number, field, sizeof number);
-        snprintf(out, MAX_TEXT, "%d", number);
-        break;
-    case REAL:
-        memcpy(&value, field, sizeof value);
+    const void *field = (const char *)cfg + flag->offset;
+    const char *word = flag->choices;
+    if (flag->type == TEXT) strcpy(out, (const char *)field);
+    else if (flag->type == INT) snprintf(out, MAX_TEXT, "%d", *(const int *)field);
+    else if (flag->type == REAL) {
+        double value = *(const double *)field;
         snprintf(out, MAX_TEXT, "%g", value);
         if (strtod(out, NULL) != value) snprintf(out, MAX_TEXT, "%.17g", value);
-        break;
-    case CHOICE:
-        memcpy(&number, field, sizeof number);
-        while (number--) word = strchr(word, ' ') + 1;
+    } else {
+        for (int i = *(const int *)field; i > 0; i--) word = strchr(word, ' ') + 1;
         snprintf(out, MAX_TEXT, "%.*s", (int)strcspn(word, " "), word);
     }
 }
@@ -53,61 +38,45 @@ static void flag_range(const Flag *flag, char out[64]) {
     else snprintf(out, 64, "%.10g .. %.10g", flag->least, flag->most);
 }
 
-// The position of a word in a list of words separated by spaces; -1 if it is not there.
-static int word_index(const char *words, const char *word) {
-    size_t length = strlen(word);
-    for (int i = 0; *words; i++) {
-        size_t n = strcspn(words, " ");
-        if (n == length && !strncmp(words, word, n)) return i;
-        words += n + (words[n] == ' ');
-    }
-    return -1;
-}
-
-// The text as a number; NAN if any part of it is something else.
+// The text as a number; NAN unless all of it is one.
 static double parse_number(const char *text) {
     char *end;
     double value = strtod(text, &end);
     return end == text || *end || isspace((unsigned char)*text) ? NAN : value;
 }
 
-// Sets the flag's field of cfg from text. Dies if the text is no value of the flag, with the flag,
-// the text and the range. file: the checkpoint that holds the text; NULL: the command line.
+// Sets the flag's field of cfg from text. Dies if the flag does not accept it. file: the checkpoint
+// that holds the text; NULL: the command line.
 static void flag_set(Config *cfg, const Flag *flag, const char *text, const char *file) {
-    char range[64], *field = (char *)cfg + flag->offset;
-    flag_range(flag, range);
+    static const char *const kinds[4] = {"a whole number, ", "a number, ", "", "one of: "};
+    void *field = (char *)cfg + flag->offset;
+    char range[64], word[MAX_TEXT];
+    double value = flag->type == CHOICE ? NAN : parse_number(text);
     if (flag->type == TEXT) {
         if (strlen(text) >= MAX_TEXT || strchr(text, '\n'))
-            flag_fail(file, "-%s: the value is longer than %d characters or has a newline",
+            flag_fail(file, "-%s: the value is longer than %d characters or contains a newline",
                       flag->name, MAX_TEXT - 1);
-        strcpy(field, text);
+        strcpy((char *)field, text);
         return;
     }
-    if (flag->type == CHOICE) {
-        int choice = word_index(flag->choices, text);
-        if (choice < 0) flag_fail(file, "-%s: '%s' is none of: %s", flag->name, text, range);
-        memcpy(field, &choice, sizeof choice);
-        return;
+    for (int i = 0; flag->type == CHOICE && i <= flag->most; i++) {
+        *(int *)field = i;
+        flag_text(cfg, flag, word);
+        if (!strcmp(word, text)) value = i;
     }
-    double value = parse_number(text);
-    if (isnan(value))
-        flag_fail(file, "-%s: '%s' is not a number; expected %s", flag->name, text, range);
-    if (!(value >= flag->least && value <= flag->most))
-        flag_fail(file, "-%s: %s is out of range; expected %s", flag->name, text, range);
-    if (flag->type == REAL) {
-        memcpy(field, &value, sizeof value);
-        return;
-    }
-    int number = (int)value;
-    if (number != value)
-        flag_fail(file, "-%s: %s is not a whole number; expected %s", flag->name, text, range);
-    memcpy(field, &number, sizeof number);
+    flag_range(flag, range);
+    if (!(value >= flag->least && value <= flag->most) ||
+        (flag->type != REAL && value != floor(value)))
+        flag_fail(file, "-%s: '%s' is not accepted; expected %s%s", flag->name, text,
+                  kinds[flag->type], range);
+    if (flag->type == REAL) *(double *)field = value;
+    else *(int *)field = (int)value;
 }
 
 // ---------------------------------------------------------------------------
 // Names
 
-// Other names of our flags, in nanoGPT, llm.c, PyTorch and elsewhere. NULL: we have no such flag.
+// Other names of our flags, in nanoGPT, llm.c, PyTorch and elsewhere. NULL: we do not have it.
 static const struct { const char *theirs, *ours; } OTHER_NAMES[] = {
     {"learning_rate", "lr"}, {"lr_max", "lr"}, {"max_lr", "lr"},
     {"max_iters", "steps"}, {"max_steps", "steps"}, {"num_iterations", "steps"},
@@ -134,7 +103,7 @@ static bool same_name(const char *a, const char *b) {
     }
 }
 
-// The row of a flag in FLAGS. Dies of any other name, and names the flag that is meant if it can.
+// The row of a flag in FLAGS. Dies on any other name, and names the flag that is meant if it can.
 static int flag_index(const char *name) {
     for (int i = 0; i < NUM_FLAGS; i++)
         if (!strcmp(FLAGS[i].name, name)) return i;
@@ -143,7 +112,8 @@ static int flag_index(const char *name) {
             die(USAGE, "-%s is not a flag; did you mean -%s? (-h lists all)", name, FLAGS[i].name);
     for (int i = 0; i < NUM_OTHER_NAMES; i++) {
         if (!same_name(OTHER_NAMES[i].theirs, name)) continue;
-        if (!OTHER_NAMES[i].ours) die(USAGE, "-%s is not a flag: this model has none", name);
+        if (!OTHER_NAMES[i].ours)
+            die(USAGE, "-%s is not a flag: this model does not have it", name);
         die(USAGE, "-%s is not a flag; it is called -%s here (-h lists all)", name,
             OTHER_NAMES[i].ours);
     }
@@ -152,13 +122,13 @@ static int flag_index(const char *name) {
 
 // The table of flags, as -h prints it.
 static void print_help(const char *program) {
-    printf("usage: %s [-flag value ...]\n\n", program);
-    printf("Trains a small GPT and shows when, and why, training is unstable. Sections are of\n"
+    printf("usage: %s [-flag value ...]\n\n"
+           "Trains a small GPT and shows when, and why, training is unstable. Sections are of\n"
            "\"Small-scale proxies for large-scale Transformer training instabilities\", "
-           "arXiv 2309.14322.\n\n");
-    printf("  %s -lr               sweep the learning rate\n", program);
-    printf("  %s -lr -qk_norm 0    the same without qk-norm: the instability\n", program);
-    printf("  %s -lr 1e-2          train once\n\n", program);
+           "arXiv 2309.14322.\n\n"
+           "  %s -lr               sweep the learning rate\n"
+           "  %s -lr -qk_norm 0    the same without qk-norm: the instability\n"
+           "  %s -lr 1e-2          train once\n\n", program, program, program, program);
     printf("%-17s %-10s %-29s %-8s\n", "flag", "default", "range", "section");
     for (int i = 0; i < NUM_FLAGS; i++) {
         const Flag *flag = &FLAGS[i];
@@ -173,59 +143,53 @@ static void print_help(const char *program) {
 // ---------------------------------------------------------------------------
 // The learning rates of -lr
 
-static bool is_learning_rate(const char *text) {
-    double value = parse_number(text);
-    return value > 0 && value <= 1e30 && strlen(text) < MAX_RATE;
+// Appends a learning rate, the first `length` bytes of text. Dies if it is not one, if it is given
+// twice, or if there are more than MAX_RUNS.
+static void rate_add(char out[MAX_RUNS][MAX_RATE], int *count, const char *text, int length,
+                     const char *file) {
+    if (*count == MAX_RUNS) flag_fail(file, "-lr: more than %d learning rates", MAX_RUNS);
+    char *rate = out[*count];
+    snprintf(rate, MAX_RATE, "%.*s", length, text);
+    double value = parse_number(rate);
+    if (length >= MAX_RATE || !(value > 0 && value <= 1e30))
+        flag_fail(file, "-lr: '%.*s' is not a learning rate; expected a number above 0 of at most "
+                  "%d characters, several (1e-3,1e-2) or a range (3e-4:3e-1)", length, text,
+                  MAX_RATE - 1);
+    for (int i = 0; i < *count; i++)
+        if (strtod(out[i], NULL) == value)
+            flag_fail(file, "-lr: '%s' is given twice; each run needs its own folder", rate);
+    ++*count;
 }
 
-// The rates of a list "X,Y,Z", as texts. Returns their number.
-static int rate_list(const char *list, char out[MAX_RUNS][MAX_RATE], const char *file) {
+// The learning rates that -lr names, as texts: "X", "X,Y,Z", or "X:Y" for X, the half-decades
+// between (1, 3, 10, 30 ...), and Y. Returns their number.
+// file: the checkpoint that holds the flag; NULL: the command line.
+static int learning_rates(const char *spec, char out[MAX_RUNS][MAX_RATE], const char *file) {
     int count = 0;
-    for (const char *item = list; item; item = strchr(item, ',') ? strchr(item, ',') + 1 : NULL) {
-        char text[MAX_TEXT];
-        format_text(text, sizeof text, "%.*s", (int)strcspn(item, ","), item);
-        if (!is_learning_rate(text))
-            flag_fail(file, "-lr: '%s' is not a learning rate; expected a number above 0, "
-                      "several (1e-3,1e-2) or a range (3e-4:3e-1)", text);
-        if (count == MAX_RUNS) flag_fail(file, "-lr: more than %d learning rates", MAX_RUNS);
-        for (int i = 0; i < count; i++)
-            if (strtod(out[i], NULL) == strtod(text, NULL))
-                flag_fail(file, "-lr: '%s' is given twice; each run needs a separate folder", text);
-        strcpy(out[count++], text);
+    const char *colon = strchr(spec, ':');
+    if (!colon) {
+        int length;
+        for (const char *item = spec; item; item = item[length] ? item + length + 1 : NULL) {
+            length = (int)strcspn(item, ",");
+            rate_add(out, &count, item, length, file);
+        }
+        return count;
     }
-    return count;
-}
-
-// The rates of a range "X:Y": X, the half-decades between (1, 3, 10, 30 ...), and Y.
-static int rate_range(const char *range, char out[MAX_RUNS][MAX_RATE], const char *file) {
-    char from[MAX_TEXT], to[MAX_TEXT];
-    const char *colon = strchr(range, ':');
-    format_text(from, sizeof from, "%.*s", (int)(colon - range), range);
-    format_text(to, sizeof to, "%s", colon + 1);
-    double first = strtod(from, NULL), last = strtod(to, NULL);
-    if (!is_learning_rate(from) || !is_learning_rate(to) || first >= last)
+    double first = strtod(spec, NULL), last = strtod(colon + 1, NULL);
+    if (!(first > 0 && first < last && last <= 1e30))
         flag_fail(file, "-lr: '%s' is not a range; expected two numbers above 0, the smaller "
-                  "first, like 3e-4:3e-1", range);
-    int count = 0;
-    strcpy(out[count++], from);
+                  "first, like 3e-4:3e-1", spec);
+    rate_add(out, &count, spec, (int)(colon - spec), file);
     for (int half = 2 * (int)floor(log10(first)); half <= 2 * (int)ceil(log10(last)); half++) {
         int odd = half & 1, exponent = (half - odd) / 2;
         char text[MAX_RATE];
         snprintf(text, sizeof text, exponent ? "%de%d" : "%d", odd ? 3 : 1, exponent);
         double value = strtod(text, NULL);
-        if (value <= first * (1 + 1e-9) || value >= last * (1 - 1e-9)) continue;
-        if (count == MAX_RUNS - 1)
-            flag_fail(file, "-lr: '%s' has more than %d half-decades", range, MAX_RUNS);
-        strcpy(out[count++], text);
+        if (value > first * (1 + 1e-9) && value < last * (1 - 1e-9))
+            rate_add(out, &count, text, (int)strlen(text), file);
     }
-    strcpy(out[count++], to);
+    rate_add(out, &count, colon + 1, (int)strlen(colon + 1), file);
     return count;
-}
-
-// The learning rates that -lr names, as texts: "X", "X,Y,Z" or "X:Y". Returns their number.
-// file: the checkpoint that holds the flag; NULL: the command line.
-static int learning_rates(const char *spec, char out[MAX_RUNS][MAX_RATE], const char *file) {
-    return strchr(spec, ':') ? rate_range(spec, out, file) : rate_list(spec, out, file);
 }
 
 // ---------------------------------------------------------------------------
@@ -281,7 +245,7 @@ static bool is_flag(const char *word) {    // a negative number is not
 }
 
 // Sets cfg to the defaults and then to the flags given. given: each flag's text, NULL if the
-// command line does not have it. Dies (USAGE) of anything wrong; -h prints the help and exits.
+// command line does not have it. Dies (USAGE) on anything wrong; -h prints the help and exits.
 static void flags_parse(Config *cfg, const char *given[NUM_FLAGS], int argc, char **argv) {
     char rates[MAX_RUNS][MAX_RATE];
     for (int i = 0; i < NUM_FLAGS; i++) given[i] = NULL;

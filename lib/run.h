@@ -2,7 +2,7 @@
 #ifndef RUN_H
 #define RUN_H
 
-#include "checkpoint.h"    // State, checkpoint_path, flag_text
+#include "checkpoint.h"    // State, path_in, flag_text
 
 // The results of a run: its row of summary.csv.
 typedef struct {
@@ -10,11 +10,12 @@ typedef struct {
     int threads;
     size_t parameters, non_embedding;    // all of them; without the embedding
     double initial_loss, best_loss, final_loss, entropy_floor;
-    int diverged_step;                   // 0: none
+    int diverged_step;                   // 0: not diverged
     double max_attn_logit, log_z, grad_norm, seconds, tokens_per_second;
 } Summary;
 
-typedef enum { WAITING, RUNNING, DONE, BROKEN } RunState;
+// STOPPED: by a signal, with a checkpoint; BROKEN: failed.
+typedef enum { WAITING, RUNNING, DONE, STOPPED, BROKEN } RunState;
 
 // The messages from a run to its sweep, in memory that the two processes share.
 typedef struct {
@@ -30,11 +31,13 @@ typedef struct {
     const Config *cfg;
     const Parameter *table;
     size_t num_parameters;
-    int threads, first_step, diverged_step;
-    double entropy_floor;                      // NAN: not known
-    double seconds_before, started, shown;     // before the resume; two moments
+    int threads;
+    double entropy_floor;         // NAN: not known
+    Progress *progress;           // NULL: a single run, which shows itself
+    int first_step, diverged_step;
+    double seconds_before;        // spent before a resume
     FILE *log;
-    Progress *progress;                        // NULL: a single run, which shows itself
+    double started, shown;        // by now(); shown: the live line
 } Run;
 
 // ---------------------------------------------------------------------------
@@ -44,7 +47,7 @@ static volatile sig_atomic_t interrupted = 0;    // the signal that asks the run
 
 static void on_signal(int number) { interrupted = number; }
 
-// From here on a signal ends the run in order, after a step.
+// From here on a signal stops the run after the current step, with a checkpoint.
 static void catch_signals(void) {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
     struct sigaction action, old;
@@ -62,7 +65,7 @@ static void catch_signals(void) {
 // The stream for a last message: after SIGPIPE nobody reads stdout.
 static FILE *listener(void) { return interrupted == SIGPIPE ? stderr : stdout; }
 
-// The number that follows this name at the start of a line; NAN if there is none.
+// The number after this name at the start of a line; NAN if it is not found.
 static double number_in(const char *path, const char *name) {
     double number = NAN;
     char line[128];
@@ -95,37 +98,31 @@ typedef struct {
     double *values;      // (rows,cols); NAN: an empty cell
 } Csv;
 
-// Reads a table of numbers with a header. Dies if the file has none.
-static Csv csv_read(const char *path) {
-    Csv csv = {0, 0, NULL, NULL};
-    char *line = NULL;
-    size_t room = 0, capacity = 0;
+// Reads the numbers in a run's log. Dies if it has no header.
+static Csv csv_read(const Config *cfg) {
+    Csv csv = {-1, 1, NULL, NULL};    // -1: the header is not a row
+    char path[MAX_TEXT], *line = NULL;
+    size_t room = 0;
+    path_in(cfg, "log.csv", path);
     FILE *file = fopen(path, "r");
     if (!file) die(FAILED, "%s: %s", path, strerror(errno));
-    while (getline(&line, &room, file) > 0) {
+    while (getline(&line, &room, file) > 0) csv.rows++;
+    rewind(file);
+    if (getline(&line, &room, file) <= 0) die(FAILED, "%s: cannot be read, or is empty", path);
+    for (char *c = line; *c; c++) csv.cols += *c == ',';
+    csv.names = (char (*)[64])allocate((size_t)csv.cols, 64);
+    csv.values = (double *)allocate((size_t)csv.rows * (size_t)csv.cols, sizeof(double));
+    double *value = csv.values;
+    for (int i = -1; i < csv.rows; i++) {
         char *rest = line;
         line[strcspn(line, "\r\n")] = 0;
-        if (!csv.names) {
-            csv.cols = 1;
-            for (char *c = line; *c; c++) csv.cols += *c == ',';
-            csv.names = (char (*)[64])allocate((size_t)csv.cols, 64);
-            for (int j = 0; j < csv.cols; j++)
-                snprintf(csv.names[j], 64, "%s", strsep(&rest, ","));
-            continue;
-        }
-        size_t used = (size_t)csv.rows * (size_t)csv.cols;
-        if (used + (size_t)csv.cols > capacity) {
-            capacity = 2 * used + (size_t)csv.cols;
-            csv.values = (double *)realloc(csv.values, capacity * sizeof(double));
-            if (!csv.values) die(FAILED, "%s: no memory to read it", path);
-        }
         for (int j = 0; j < csv.cols; j++) {
             const char *cell = strsep(&rest, ",");
-            csv.values[used + (size_t)j] = cell ? parse_number(cell) : NAN;
+            if (i < 0) snprintf(csv.names[j], 64, "%s", cell);
+            else *value++ = cell ? parse_number(cell) : NAN;
         }
-        csv.rows++;
+        if (getline(&line, &room, file) <= 0) break;
     }
-    if (ferror(file) || !csv.names) die(FAILED, "%s: cannot be read, or has no header", path);
     fclose(file);
     free(line);
     return csv;
@@ -136,19 +133,29 @@ static void csv_free(Csv *csv) {
     free(csv->values);
 }
 
+// The position of a column; -1 if the log does not have it.
+static int csv_column(const Csv *csv, const char *name) {
+    int column = csv->cols - 1;
+    while (column >= 0 && strcmp(csv->names[column], name)) column--;
+    return column;
+}
+
 // A cell; NAN if there is no such row or column.
+static double csv_cell(const Csv *csv, int row, int column) {
+    bool exists = row >= 0 && row < csv->rows && column >= 0;
+    return exists ? csv->values[(size_t)row * (size_t)csv->cols + (size_t)column] : NAN;
+}
+
 static double csv_value(const Csv *csv, int row, const char *name) {
-    int j = 0;
-    while (j < csv->cols && strcmp(csv->names[j], name)) j++;
-    if (j == csv->cols || row < 0 || row >= csv->rows) return NAN;
-    return csv->values[(size_t)row * (size_t)csv->cols + (size_t)j];
+    return csv_cell(csv, row, csv_column(csv, name));
 }
 
 // The largest (sign 1) or least (-1) value of a column.
 static double csv_extreme(const Csv *csv, const char *name, double sign) {
+    int column = csv_column(csv, name);
     double best = NAN;
     for (int i = 0; i < csv->rows; i++) {
-        double x = csv_value(csv, i, name);
+        double x = csv_cell(csv, i, column);
         if (!isnan(x) && !(sign * x <= sign * best)) best = x;
     }
     return best;
@@ -156,21 +163,32 @@ static double csv_extreme(const Csv *csv, const char *name, double sign) {
 
 // The last value of a column.
 static double csv_last(const Csv *csv, const char *name) {
-    for (int i = csv->rows - 1; i >= 0; i--)
-        if (!isnan(csv_value(csv, i, name))) return csv_value(csv, i, name);
-    return NAN;
+    int column = csv_column(csv, name), row = csv->rows - 1;
+    while (row > 0 && isnan(csv_cell(csv, row, column))) row--;
+    return csv_cell(csv, row, column);
+}
+
+// The largest attention logit of any layer, 0 if there is none, and the name of its column.
+static double max_attn_logit(const Csv *log, int layers, char column[64]) {
+    double most = 0;
+    *column = 0;
+    for (int l = 0; l < layers; l++) {
+        char name[64];
+        snprintf(name, sizeof name, "max_attn_logit_%d", l);
+        double largest = csv_extreme(log, name, 1);
+        if (!(largest > most)) continue;
+        most = largest;
+        strcpy(column, name);
+    }
+    return most;
 }
 
 // ---------------------------------------------------------------------------
 // Writing log.csv
 
-static void path_in(const Config *cfg, const char *file, char out[MAX_TEXT]) {
-    format_text(out, MAX_TEXT, "%s/%s", cfg->out, file);
-}
-
 __attribute__((noreturn))
 static void log_fail(const Config *cfg) {
-    die(FAILED, "%s/log.csv: cannot be written: %s; the last checkpoint is intact", cfg->out,
+    die(FAILED, "cannot write %s/log.csv: %s (the last checkpoint is intact)", cfg->out,
         strerror(errno));
 }
 
@@ -178,7 +196,7 @@ static void log_fail(const Config *cfg) {
 static void log_lock(FILE *log, const char *path) {
     for (int tries = 0; flock(fileno(log), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK; tries++) {
         if (tries == 50 || interrupted)
-            die(FAILED, "%s: another process is writing it; wait until that has ended, or choose "
+            die(FAILED, "%s: another process is writing it; wait until it has ended, or choose "
                 "another -out", path);
         usleep(100000);
     }
@@ -189,13 +207,9 @@ static void log_lock(FILE *log, const char *path) {
 static void log_check(FILE *log, const char *path, const State *state) {
     char *line = NULL;
     size_t room = 0;
-    long at = 0, row_bytes = 0;
-    while (at < state->log_bytes && (row_bytes = getline(&line, &room, log)) > 0) at += row_bytes;
-    if (at < state->log_bytes)
-        die(FAILED, "%s: not the log of this checkpoint: it has %ld bytes, and had %ld when the "
-            "checkpoint was written", path, at, state->log_bytes);
-    long step = strtol(line, NULL, 10);
-    if (at > state->log_bytes || line[row_bytes - 1] != '\n' || step > state->step)
+    long at = 0, n = 0;
+    while (at < state->log_bytes && (n = getline(&line, &room, log)) > 0) at += n;
+    if (at != state->log_bytes || line[n - 1] != '\n' || strtol(line, NULL, 10) > state->step)
         die(FAILED, "%s: not the log of this checkpoint: no row up to step %d ends at byte %ld",
             path, state->step, state->log_bytes);
     free(line);
@@ -242,31 +256,30 @@ static void log_row(Run *run, const Stats *s, int step, int measured) {
     if (fflush(run->log) || ferror(run->log)) log_fail(cfg);
 }
 
-// Opens log.csv: a new one, without an older run's results beside it, or, on a resume, the one that
-// is there, cut back to the checkpoint.
+// Opens log.csv: a new one, after removing an older run's results, or, to resume, the existing one,
+// truncated to its length at the checkpoint.
 static FILE *log_open(const Config *cfg, const Parameter *table, const State *state) {
     char path[MAX_TEXT], summary[MAX_TEXT], model[MAX_TEXT];
     bool resumed = state->log_bytes > 0;
     make_folders(cfg->out);
     path_in(cfg, "log.csv", path);
     path_in(cfg, "summary.csv", summary);
-    checkpoint_path(cfg, model);
+    path_in(cfg, "model.safetensors", model);
     if (access(path, F_OK) && !access(summary, F_OK))
-        die(FAILED, "%s: of a sweep, as there is no log.csv beside it: choose another -out",
-            summary);
+        die(FAILED, "%s belongs to a sweep: choose another -out", summary);
     catch_signals();
     FILE *log = fopen(path, resumed ? "r+" : "a");
     if (!log)
-        die(FAILED, "%s: cannot be written%s: %s", path, resumed ? ", and is needed to resume" : "",
+        die(FAILED, "cannot write %s%s: %s", path, resumed ? ", which -resume needs" : "",
             strerror(errno));
     log_lock(log, path);
     if (resumed) log_check(log, path, state);
     if (unlink(summary) && errno != ENOENT)
-        die(FAILED, "%s: cannot replace it: %s", summary, strerror(errno));
+        die(FAILED, "cannot replace %s: %s", summary, strerror(errno));
     if (!resumed && unlink(model) && errno != ENOENT)
-        die(FAILED, "%s: cannot replace it: %s", model, strerror(errno));
+        die(FAILED, "cannot replace %s: %s", model, strerror(errno));
     if (ftruncate(fileno(log), state->log_bytes) || fseek(log, 0, SEEK_END))
-        die(FAILED, "%s: cannot be cut back: %s", path, strerror(errno));
+        die(FAILED, "cannot truncate %s: %s", path, strerror(errno));
     if (!resumed) log_header(log, cfg, table);
     return log;
 }
@@ -274,24 +287,14 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
 // ---------------------------------------------------------------------------
 // The run, from its start to each step
 
-// Opens the log and prints the size of the run. bytes: of memory. device: the GPU; NULL: the CPU.
-// progress: of a run of a sweep, which prints nothing.
+// Opens the log and prints the run's size. bytes: memory. device: the GPU; NULL: the CPU.
+// progress: NULL unless the run belongs to a sweep; it then prints nothing.
 static Run run_begin(const Config *cfg, const Parameter *table, size_t num_parameters, double bytes,
                      const State *state, double entropy_floor, const char *device, int threads,
                      Progress *progress) {
-    Run run;
-    memset(&run, 0, sizeof run);
-    run.cfg = cfg;
-    run.table = table;
-    run.num_parameters = num_parameters;
-    run.threads = threads;
-    run.first_step = state->step + 1;
-    run.diverged_step = state->diverged_step;
-    run.entropy_floor = entropy_floor;
-    run.seconds_before = state->seconds;
-    run.log = log_open(cfg, table, state);
+    Run run = {cfg, table, num_parameters, threads, entropy_floor, progress, state->step + 1,
+               state->diverged_step, state->seconds, log_open(cfg, table, state), 0, 0};
     run.started = now();
-    run.progress = progress;
     if (progress) return run;
     printf("%s: %zu parameters, %d layers of width %d, %d heads, ", cfg->out, num_parameters,
            cfg->layers, cfg->d, cfg->heads);
@@ -344,7 +347,7 @@ static void run_show(Run *run, const Stats *s, int step) {
     fflush(stdout);
 }
 
-// Logs and shows step 0: the loss at initialisation, before any update.
+// Logs and shows step 0: the loss at initialization, before any update.
 static void run_initial(Run *run, Stats *s, double val_loss) {
     s->train_loss = s->grad_norm = s->log_z = NAN;
     s->val_loss = val_loss;
@@ -354,7 +357,7 @@ static void run_initial(Run *run, Stats *s, double val_loss) {
     run->shown = 0;
 }
 
-// Logs and shows a step. logged: whether log.csv gets a row of it.
+// Logs and shows a step. logged: whether log.csv gets a row for it.
 static void run_step(Run *run, const Stats *s, int step, int logged) {
     if (logged || run->diverged_step) log_row(run, s, step, logged);
     run_show(run, s, step);
@@ -375,26 +378,16 @@ static State run_state(Run *run, int step) {
 
 // Writes a cell, in quotes if the text needs them.
 static void csv_write_text(FILE *file, const char *text) {
-    if (!strpbrk(text, ",\"\n")) {
-        fputs(text, file);
-        return;
-    }
-    fputc('"', file);
+    const char *quote = strpbrk(text, ",\"") ? "\"" : "";
+    fputs(quote, file);
     for (; *text; text++) {
         if (*text == '"') fputc('"', file);
         fputc(*text, file);
     }
-    fputc('"', file);
+    fputs(quote, file);
 }
 
-static void summary_header(FILE *file) {
-    for (int i = 0; i < NUM_FLAGS; i++) fprintf(file, "%s,", FLAGS[i].name);
-    fprintf(file, "threads,parameters,parameters_non_embedding,initial_loss,best_loss,final_loss,"
-            "entropy_floor,diverged,diverged_step,max_attn_logit,log_z,grad_norm,seconds,"
-            "tokens_per_second\n");
-}
-
-// A run diverged if its final loss is not below the loss at initialisation.
+// A run diverged if its final loss is not below the loss at initialization.
 static bool summary_diverged(const Summary *s) { return !(s->final_loss < s->initial_loss); }
 
 static void summary_row(FILE *file, const Summary *s) {
@@ -419,13 +412,25 @@ static void summary_row(FILE *file, const Summary *s) {
     fprintf(file, ",%.3f,%.0f\n", s->seconds, s->tokens_per_second);
 }
 
+// Writes summary.csv to the folder of cfg: the flags and the results of n runs.
+static void summary_write(const Config *cfg, const Summary *runs, int n) {
+    char path[MAX_TEXT];
+    path_in(cfg, "summary.csv", path);
+    FILE *file = atomic_open(path);
+    for (int i = 0; i < NUM_FLAGS; i++) fprintf(file, "%s,", FLAGS[i].name);
+    fprintf(file, "threads,parameters,parameters_non_embedding,initial_loss,best_loss,final_loss,"
+            "entropy_floor,diverged,diverged_step,max_attn_logit,log_z,grad_norm,seconds,"
+            "tokens_per_second\n");
+    for (int i = 0; i < n; i++) summary_row(file, &runs[i]);
+    atomic_close(file, path);
+}
+
 // The results after the last step, derived from log.csv.
 static Summary run_summary(const Run *run, int step) {
     const Config *cfg = run->cfg;
     Summary s;
-    char path[MAX_TEXT];
-    path_in(cfg, "log.csv", path);
-    Csv log = csv_read(path);
+    char column[64];
+    Csv log = csv_read(cfg);
     s.cfg = *cfg;
     s.threads = run->threads;
     s.parameters = run->num_parameters;
@@ -435,12 +440,7 @@ static Summary run_summary(const Run *run, int step) {
     s.final_loss = run->diverged_step ? NAN : csv_last(&log, "val_loss");
     s.entropy_floor = run->entropy_floor;
     s.diverged_step = run->diverged_step;
-    s.max_attn_logit = 0;
-    for (int l = 0; l < cfg->layers; l++) {
-        char name[64];
-        snprintf(name, sizeof name, "max_attn_logit_%d", l);
-        s.max_attn_logit = fmax(s.max_attn_logit, csv_extreme(&log, name, 1));
-    }
+    s.max_attn_logit = max_attn_logit(&log, cfg->layers, column);
     s.log_z = csv_last(&log, "log_z");
     s.grad_norm = csv_last(&log, "grad_norm");
     s.seconds = run_seconds(run);
@@ -450,122 +450,92 @@ static Summary run_summary(const Run *run, int step) {
 }
 
 // ---------------------------------------------------------------------------
-// The diagnosis: signs of trouble in the log, and the flag that fixes it. Each function prints a
-// line after the prefix, or nothing, and returns the number of lines.
+// The diagnosis: signs of trouble in the log, and the flag that fixes each
 
-static int diagnose_attention(const Csv *log, const Config *cfg, const char *prefix) {
-    const double limit = 100;
-    double worst = limit, start = NAN;
-    int worst_layer = -1;
+// Prints a line for each sign, after the prefix. Returns the number of lines.
+static int diagnose(const Config *cfg, const char *prefix) {
+    Csv log = csv_read(cfg);
+    int found = 0, row = 0, last = log.rows - 1;
     char name[64];
-    for (int l = 0; l < cfg->layers; l++) {
-        snprintf(name, sizeof name, "max_attn_logit_%d", l);
-        double largest = csv_extreme(log, name, 1);
-        if (!(largest > worst)) continue;
-        worst = largest;
-        worst_layer = l;
+
+    double most = max_attn_logit(&log, cfg->layers, name);
+    if (most > 100) {
+        while (!(csv_value(&log, row, name) > 100)) row++;
+        printf("%sattention logits grew past 100 in layer %s (the first is 0) from step %.0f on, "
+               "up to %.3g: %s fixes it%s\n", prefix, strrchr(name, '_') + 1,
+               csv_value(&log, row, "step"), most, cfg->qk_norm ? "a lower -lr" : "-qk_norm 1",
+               cfg->qk_norm ? " (-qk_norm is on)" : "");
+        found++;
     }
-    if (worst_layer < 0) return 0;
-    snprintf(name, sizeof name, "max_attn_logit_%d", worst_layer);
-    for (int i = log->rows - 1; i >= 0; i--)
-        if (csv_value(log, i, name) > limit) start = csv_value(log, i, "step");
-    printf("%sattention logits grew past %.0f in layer %d (the first is 0) from step %.0f on, "
-           "up to %.3g: %s\n", prefix, limit, worst_layer, start, worst,
-           cfg->qk_norm ? "a lower -lr fixes it (-qk_norm is on)" : "-qk_norm 1 fixes it");
-    return 1;
-}
 
-static int diagnose_log_z(const Csv *log, const Config *cfg, const char *prefix) {
-    double lowest = csv_extreme(log, "log_z", -1);
-    if (!(lowest < -5)) return 0;
-    printf("%smean log Z fell to %.3g: %s fixes it\n", prefix, lowest,
-           cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
-    return 1;
-}
+    double lowest = csv_extreme(&log, "log_z", -1);
+    if (lowest < -5) {
+        printf("%smean log Z fell to %.3g: %s fixes it\n", prefix, lowest,
+               cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
+        found++;
+    }
 
-static int diagnose_epsilon(const Csv *log, const Config *cfg, const char *prefix) {
-    int last = log->rows - 1;
-    for (int j = 0; j < log->cols && last > 0; j++) {
-        const char *update = log->names[j], *kind = update + strlen("update_rms_");
-        char gradient[64];
+    for (int j = 0; j < log.cols; j++) {    // AdamW's epsilon
+        const char *update = log.names[j], *kind = update + strlen("update_rms_");
         if (strncmp(update, "update_rms_", strlen("update_rms_"))) continue;
-        snprintf(gradient, sizeof gradient, "grad_rms_%.40s", kind);
-        double most = csv_extreme(log, update, 1);
-        double update_rms = csv_value(log, last, update), rms = csv_value(log, last, gradient);
-        if (!(update_rms < 0.3 * most && rms < 10 * cfg->eps)) continue;
+        snprintf(name, sizeof name, "grad_rms_%.40s", kind);
+        double before = csv_extreme(&log, update, 1), after = csv_value(&log, last, update);
+        double rms = csv_value(&log, last, name);
+        if (!(after < 0.3 * before && rms < 10 * cfg->eps)) continue;
         printf("%sthe update of %s collapsed to %.2g (RMS, from %.2g) while its gradient's RMS, "
                "%.2g, met epsilon %.2g: a smaller -eps fixes it\n",
-               prefix, kind, update_rms, most, rms, cfg->eps);
-        return 1;
+               prefix, kind, after, before, rms, cfg->eps);
+        found++;
+        break;
     }
-    return 0;
-}
 
-static int diagnose_warmup(const Csv *log, const Config *cfg, const char *prefix) {
-    double least = INFINITY;
-    for (int i = 0; i < log->rows && csv_value(log, i, "step") <= cfg->warmup; i++) {
-        double loss = csv_value(log, i, "train_loss");
-        if (!isnan(loss)) least = fmin(least, loss);
+    double least = INFINITY, loss;    // within warm-up
+    for (row = 0; row < log.rows && csv_value(&log, row, "step") <= cfg->warmup; row++) {
+        loss = csv_value(&log, row, "train_loss");
+        least = fmin(least, loss);    // fmin ignores NAN
         if (!(loss > least + 0.5)) continue;
         printf("%sthe loss spiked from %.2f to %.2f at step %.0f, within warm-up: a longer "
                "-warmup or a lower -lr fixes it\n", prefix, least, loss,
-               csv_value(log, i, "step"));
-        return 1;
+               csv_value(&log, row, "step"));
+        found++;
+        break;
     }
-    return 0;
-}
 
-static int diagnose_loss(const Csv *log, const char *prefix) {
-    int last = log->rows - 1;
-    double initial = csv_value(log, 0, "val_loss");
-    if (last < 1) return 0;
-    if (!isfinite(csv_value(log, last, "train_loss")) || isinf(csv_value(log, last, "val_loss")))
+    double first = csv_value(&log, 0, "val_loss");
+    if (last > 0 && (!isfinite(csv_value(&log, last, "train_loss")) ||
+                     isinf(csv_value(&log, last, "val_loss")))) {
         printf("%sthe loss was not finite at step %.0f: a lower -lr fixes it\n", prefix,
-               csv_value(log, last, "step"));
-    else if (!(csv_last(log, "val_loss") < initial))
+               csv_value(&log, last, "step"));
+        found++;
+    } else if (last > 0 && !(csv_last(&log, "val_loss") < first)) {
         printf("%sthe final loss is not below the initial %.3f: a lower -lr fixes it\n", prefix,
-               initial);
-    else return 0;
-    return 1;
-}
-
-// Prints the diagnosis of a run. Returns the number of lines.
-static int diagnose(const Config *cfg, const char *prefix) {
-    char path[MAX_TEXT];
-    path_in(cfg, "log.csv", path);
-    Csv log = csv_read(path);
-    int found = diagnose_attention(&log, cfg, prefix);
-    found += diagnose_log_z(&log, cfg, prefix);
-    found += diagnose_epsilon(&log, cfg, prefix);
-    found += diagnose_warmup(&log, cfg, prefix);
-    found += diagnose_loss(&log, prefix);
+               first);
+        found++;
+    }
     csv_free(&log);
     return found;
 }
 
 // Ends a run that is finished, has diverged or was stopped by a signal. Returns the exit status.
+// The log, and with it the folder's lock, is closed last.
 static int run_end(Run *run, int step) {
     const Config *cfg = run->cfg;
-    char path[MAX_TEXT];
-    if (fclose(run->log)) log_fail(cfg);
+    const char *stopped = "\nstopped after step %d; go on with: ./train_gpt -resume -out %s\n";
+    int status = 0;
     if (interrupted && step < cfg->steps && !run->diverged_step) {
-        const char *format = "\nstopped after step %d; go on with: ./train_gpt -resume -out %s\n";
-        if (!run->progress) fprintf(listener(), format, step, cfg->out);
-        return 128 + interrupted;
+        status = 128 + interrupted;
+        if (!run->progress) fprintf(listener(), stopped, step, cfg->out);
+    } else {
+        Summary summary = run_summary(run, step);
+        summary_write(cfg, &summary, 1);
+        if (run->progress) run->progress->summary = summary;
+        else {
+            printf("\nwrote log.csv, summary.csv and model.safetensors to %s\n", cfg->out);
+            diagnose(cfg, "diagnosis: ");
+        }
     }
-    Summary summary = run_summary(run, step);
-    path_in(cfg, "summary.csv", path);
-    FILE *file = atomic_open(path);
-    summary_header(file);
-    summary_row(file, &summary);
-    atomic_close(file, path);
-    if (run->progress) {
-        run->progress->summary = summary;
-        return 0;
-    }
-    printf("\nwrote log.csv, summary.csv and model.safetensors to %s\n", cfg->out);
-    diagnose(cfg, "diagnosis: ");
-    return 0;
+    if (fclose(run->log)) log_fail(cfg);
+    return status;
 }
 
 #endif

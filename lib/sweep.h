@@ -7,24 +7,9 @@
 // ---------------------------------------------------------------------------
 // The report at the end of a sweep
 
-// The loss that counts for a run (section 2.2): the final one, at most the one at initialisation.
+// The loss that counts for a run (section 2.2): the final one, at most the one at initialization.
 static double sweep_loss(const Summary *s) {
     return s->final_loss < s->initial_loss ? s->final_loss : s->initial_loss;
-}
-
-// LR sensitivity (section 2.2): the mean loss over the learning rates in [from, to], minus the
-// smallest. NAN if there are none. count: their number.
-static double lr_sensitivity(const Summary *runs, int n, double from, double to, int *count) {
-    double best = INFINITY, sum = 0;
-    *count = 0;
-    for (int i = 0; i < n; i++) {
-        double lr = runs[i].cfg.lr, loss = sweep_loss(&runs[i]);
-        if (lr < from * (1 - 1e-9) || lr > to * (1 + 1e-9)) continue;
-        best = fmin(best, loss);
-        sum += loss;
-        ++*count;
-    }
-    return *count ? sum / *count - best : NAN;
 }
 
 static void sweep_table(const Summary *runs, int n) {
@@ -74,28 +59,36 @@ static void sweep_chart(const Summary *runs, int n) {
     printf(" learning rate\n");
 }
 
-// Writes DIR/summary.csv, a row for each run, and shows table, chart, sensitivity and diagnosis.
-static void sweep_report(const Config *cfg, const Summary *runs, int n) {
+// LR sensitivity (section 2.2): the mean loss over the learning rates from X to 3e-1, minus the
+// smallest.
+static void sweep_sensitivity(const Summary *runs, int n) {
     static const char *const from[2] = {"3e-4", "3e-3"};
-    char path[MAX_TEXT];
-    path_in(cfg, "summary.csv", path);
-    FILE *joined = atomic_open(path);
-    summary_header(joined);
-    for (int i = 0; i < n; i++) summary_row(joined, &runs[i]);
-    atomic_close(joined, path);
+    printf("\nLR sensitivity, nats (0: the learning rate does not matter)\n");
+    for (int g = 0; g < 2; g++) {
+        double best = INFINITY, sum = 0;
+        int count = 0;
+        for (int i = 0; i < n; i++) {
+            double lr = runs[i].cfg.lr, loss = sweep_loss(&runs[i]);
+            if (lr < strtod(from[g], NULL) || lr > 0.3) continue;
+            best = fmin(best, loss);
+            sum += loss;
+            count++;
+        }
+        printf("  %s to 3e-1: ", from[g]);
+        if (count < 2) printf("needs two learning rates in that range\n");
+        else printf("%.3f (of %d learning rates)\n", sum / count - best, count);
+    }
+}
+
+// Writes DIR/summary.csv, one row per run, and shows table, chart, sensitivity and diagnosis.
+static void sweep_report(const Config *cfg, const Summary *runs, int n) {
+    int found = 0;
+    summary_write(cfg, runs, n);
     if (n == 0) return;
     sweep_table(runs, n);
     sweep_chart(runs, n);
-    printf("\nLR sensitivity, nats (0: the learning rate does not matter)\n");
-    for (int g = 0; g < 2; g++) {
-        int count;
-        double value = lr_sensitivity(runs, n, strtod(from[g], NULL), 0.3, &count);
-        printf("  %s to 3e-1: ", from[g]);
-        if (count < 2) printf("needs two learning rates of that range\n");
-        else printf("%.3f (of %d learning rates)\n", value, count);
-    }
+    sweep_sensitivity(runs, n);
     printf("\nthe runs are in %s\n", cfg->out);
-    int found = 0;
     for (int i = 0; i < n; i++) {
         char prefix[64];
         snprintf(prefix, sizeof prefix, "%s lr %.15s: ", found ? "          " : "diagnosis:",
@@ -108,20 +101,11 @@ static void sweep_report(const Config *cfg, const Summary *runs, int n) {
 // ---------------------------------------------------------------------------
 // The sweep itself
 
-// How many processes or threads may run at a time: OMP_NUM_THREADS where it is set.
-static int cores(void) {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return (int)fmax(1, (double)sysconf(_SC_NPROCESSORS_ONLN));
-#endif
-}
-
-// A line of the live display.
-static void sweep_line(const char *lr, const Progress *p, int steps) {
-    static const char *const words[4] = {"waiting", "starting", "done", "stopped"};
+// A run's line: of the live display, or at its end.
+static void sweep_line(const char *lr, const Progress *p, int steps, bool live) {
+    static const char *const words[] = {"waiting", "starting", "done", "stopped", "failed"};
     char left[16];
-    printf("\r\033[Klr %-6s", lr);
+    printf("%slr %-6s", live ? "\r\033[K" : "", lr);
     if (p->step == 0) {
         printf("  %s\n", words[p->state]);
         return;
@@ -133,7 +117,7 @@ static void sweep_line(const char *lr, const Progress *p, int steps) {
     else printf("%s\n", words[p->state]);
 }
 
-// One run of the sweep, in a process for it.
+// One of the runs, in its process.
 static int sweep_run(const Config *cfg, const char *lr, int threads, Progress *progress,
                      int (*train)(const Config *, int, Progress *)) {
     Config run = *cfg;
@@ -147,7 +131,7 @@ static int sweep_run(const Config *cfg, const char *lr, int threads, Progress *p
 static bool sweep_ended(pid_t pid, const char *lr, Progress *progress) {
     int status;
     if (waitpid(pid, &status, WNOHANG) != pid) return false;
-    progress->state = status ? BROKEN : DONE;
+    progress->state = status == 0 ? DONE : WEXITSTATUS(status) > 128 ? STOPPED : BROKEN;
     if (WIFSIGNALED(status))
         fprintf(stderr, "train_gpt: the run at -lr %s was killed by signal %d\n", lr,
                 WTERMSIG(status));
@@ -161,29 +145,28 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
                  double bytes, int (*train)(const Config *, int, Progress *)) {
     pid_t pid[MAX_RUNS];
     char path[MAX_TEXT];
-    void *shared = mmap(NULL, sizeof(Progress) * MAX_RUNS, PROT_READ | PROT_WRITE,
-                        MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED) die(FAILED, "no memory for the sweep: %s", strerror(errno));
-    Progress *progress = (Progress *)shared;
+    Progress *progress = (Progress *)mmap(NULL, sizeof(Progress) * MAX_RUNS, PROT_READ | PROT_WRITE,
+                                          MAP_SHARED | MAP_ANONYMOUS, -1, 0);    // zeros: WAITING
+    if (progress == MAP_FAILED) die(FAILED, "no memory for the sweep: %s", strerror(errno));
+    bool live = isatty(STDOUT_FILENO), drawn = false;
+    int running = 0, next = 0;    // runs in progress; the next one to start
     catch_signals();
     make_folders(cfg->out);
     path_in(cfg, "log.csv", path);
     if (!access(path, F_OK))
-        die(FAILED, "%s: of a single run: choose another -out for a sweep", path);
-    for (int i = 0; i < n; i++) {
-        progress[i].state = WAITING;
-        progress[i].sweep = getpid();
-    }
-    bool live = isatty(STDOUT_FILENO), drawn = false;
-    int running = 0, next = 0;    // runs that run now; the next one to start
+        die(FAILED, "%s belongs to a single run: choose another -out for a sweep", path);
+    path_in(cfg, "summary.csv", path);
+    if (unlink(path) && errno != ENOENT)    // an older sweep's
+        die(FAILED, "cannot replace %s: %s", path, strerror(errno));
     printf("%d learning rates, %d at a time, %d steps each, %.1f MB of memory per run\n", n, jobs,
            cfg->steps, 1e-6 * bytes);
     while (running || (next < n && !interrupted)) {
         // start the next runs
         while (next < n && running < jobs && !interrupted) {
             fflush(stdout);
+            progress[next].sweep = getpid();
             pid[next] = fork();
-            if (pid[next] < 0 && running) break;    // too many processes: later
+            if (pid[next] < 0 && running) break;    // too many processes: try again later
             if (pid[next] < 0) die(FAILED, "cannot start a process: %s", strerror(errno));
             if (pid[next] == 0)
                 exit(sweep_run(cfg, lr[next], threads, &progress[next], train));
@@ -197,41 +180,43 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
             if (interrupted) kill(pid[i], SIGTERM);    // Ctrl-C reaches all, a SIGTERM only this
             if (!sweep_ended(pid[i], lr[i], &progress[i])) continue;
             running--;
-            if (live || progress[i].state != DONE) continue;
-            printf("lr %-6s done: step %d/%d  train %.4f\n", lr[i], progress[i].step, cfg->steps,
-                   fabs(progress[i].loss));
+            if (progress[i].state == BROKEN) drawn = false;    // go on below its message
+            else if (!live) sweep_line(lr[i], &progress[i], cfg->steps, live);
         }
         // show all
         if (live && drawn) printf("\033[%dA", n);
-        for (int i = 0; live && i < n; i++) sweep_line(lr[i], &progress[i], cfg->steps);
+        for (int i = 0; live && i < n; i++) sweep_line(lr[i], &progress[i], cfg->steps, live);
         drawn = true;
         fflush(stdout);
     }
-    if (interrupted) {
-        int i = 0;
-        while (i < n && progress[i].state != BROKEN) i++;
-        fprintf(listener(), "\nstopped; start the sweep again with the same command");
-        if (i < n)
-            fprintf(listener(), ", or go on with one run: ./train_gpt -resume -out %s/lr%s",
-                    cfg->out, lr[i]);
-        fputc('\n', listener());
-        return 128 + interrupted;
-    }
     Summary *done = (Summary *)allocate((size_t)n, sizeof(Summary));
-    int count = 0;
+    int count = 0, unfinished = 0;    // runs that are done; that a signal stopped or left waiting
+    const char *stopped = NULL;       // the first stopped one's learning rate
     for (int i = 0; i < n; i++) {
-        if (progress[i].state == DONE) done[count++] = progress[i].summary;
-        else printf("%9s  failed: see the message above\n", lr[i]);
+        RunState state = progress[i].state;
+        if (state == DONE) done[count++] = progress[i].summary;
+        if (state == BROKEN) printf("%9s  failed: see the message above\n", lr[i]);
+        if (state == STOPPED && !stopped) stopped = lr[i];
+        unfinished += state == STOPPED || state == WAITING;
     }
-    sweep_report(cfg, done, count);
+    if (unfinished) {
+        fprintf(listener(), "\nstopped; start the sweep again with the same command");
+        if (stopped)
+            fprintf(listener(), ", or go on with one run: ./train_gpt -resume -out %s/lr%s",
+                    cfg->out, stopped);
+        fputc('\n', listener());
+    }
+    bool cut_short = interrupted && unfinished;
+    if (!cut_short) sweep_report(cfg, done, count);
     free(done);
-    return count < n ? FAILED : 0;
+    return cut_short ? 128 + interrupted : count < n ? FAILED : 0;
 }
 
 // ---------------------------------------------------------------------------
 // Sampling
 
-// A token drawn from softmax(logits / temperature) (V); at temperature 0 the likeliest.
+// A token drawn from softmax(logits / temperature) (V); the most likely at temperature
+// 0.
 static int sample_token(const real *logits, int V, double temperature, uint64_t *random) {
     int best = 0;
     double sum = 0;

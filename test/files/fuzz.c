@@ -82,8 +82,7 @@ static int no_signals(void) { return -1; }
 
 #define exit survive
 #define malloc(size) hold(MEMORY, (malloc)(size), 0)
-// TENSORS_MAX, of which an input has room for few
-#define calloc(count, size) hold(MEMORY, (calloc)((count) == 32768 ? 512 : (count), size), 0)
+#define calloc(count, size) hold(MEMORY, (calloc)(count, size), 0)
 #define realloc(old, size) hold(MEMORY, (realloc)(let_go(old), size), 0)
 #define free(memory) (free)(let_go(memory))
 #define getline hold_line
@@ -188,11 +187,9 @@ static void fuzz_bin(const uint8_t *data, size_t size) {
 // A byte, then a file; or (from 128 on) a header: its length is put before it, the byte's excess
 // over 128 in bytes after it. What is taken must come back from a file that is written of it.
 static void fuzz_safetensors(const uint8_t *data, size_t size) {
-    enum { MOST = 8 };
     static const char *const name = "x.safetensors";
-    static Metadata meta[MOST], again[MOST];
+    static Metadata meta, again;
     static real values[2][32];
-    Tensor wanted[3] = {{"a", 2, 3, NULL}, {"b", 0, 5, NULL}, {"", 1, 1, NULL}};
     int mode = take(&data, &size);
     uint64_t length = size;
     memset(values, 0, sizeof values);
@@ -201,57 +198,57 @@ static void fuzz_safetensors(const uint8_t *data, size_t size) {
     write_file(name, &length, mode < 128 ? 0 : sizeof length, file,
                mode < 128 ? size : size + (size_t)mode - 128);
     free(file);
-    int count = safetensors_read_metadata(path_of(name), meta, MOST);
     for (int pass = 0; pass < 2; pass++) {
-        for (int i = 0; i < 3; i++) wanted[i].data = values[pass] + 8 * i;
-        safetensors_read(path_of(name), wanted, 2 + (size % 2 == 0));
-        safetensors_write(path_of(name), wanted, 2 + (size % 2 == 0), meta, count);
+        Tensor wanted[3] = {{"a", 2, {2, 3}, values[pass], 0, 0},
+                            {"b", 1, {5, 0}, values[pass] + 8, 0, 0},
+                            {"", 2, {1, 1}, values[pass] + 16, 0, 0}};
+        safetensors_read(path_of(name), wanted, 2 + (size % 2 == 0), &meta);
+        safetensors_write(path_of(name), wanted, 2 + (size % 2 == 0), &meta);
     }
     check(!memcmp(values[0], values[1], sizeof values[0]));
-    check(safetensors_read_metadata(path_of(name), again, MOST) == count);
-    for (int i = 0; i < count; i++)
-        check(!strcmp(meta[i].key, again[i].key) && !strcmp(meta[i].value, again[i].value));
+    safetensors_read(path_of(name), NULL, 0, &again);
+    check(meta.count == again.count);
+    for (int i = 0; i < meta.count; i++)
+        check(!strcmp(meta.pair[i].key, again.pair[i].key)
+              && !strcmp(meta.pair[i].value, again.pair[i].value));
 }
 
-enum { META_ROOM = NUM_FLAGS + 16 };
-static Metadata saved[META_ROOM];    // of a true run
+static Metadata saved;    // of a true run
 static char saved_log[1 << 14];
-static int saved_count;
 static Parameter saved_table[NUM_KINDS];
 
-static void set_metadata(Metadata *meta, int *count, const char *key, const char *value) {
+static void set_metadata(Metadata *meta, const char *key, const char *value) {
     int i = 0;
-    while (i < *count && strcmp(meta[i].key, key)) i++;
-    if (i == META_ROOM) return;
-    if (i == *count) ++*count;
-    snprintf(meta[i].key, sizeof meta[i].key, "%s", key);
-    snprintf(meta[i].value, sizeof meta[i].value, "%s", value);
+    while (i < meta->count && strcmp(meta->pair[i].key, key)) i++;
+    if (i == MAX_METADATA) return;
+    if (i == meta->count) meta->count++;
+    snprintf(meta->pair[i].key, sizeof meta->pair->key, "%s", key);
+    snprintf(meta->pair[i].value, sizeof meta->pair->value, "%s", value);
 }
 
 // Lines of KEY=VALUE for the metadata of a true run's checkpoint, an empty line, and the run's log.
 // "weights" is not of the metadata but the value of all weights. The log's length is right if not
 // given.
 static void fuzz_resume(const uint8_t *data, size_t size) {
-    static Metadata meta[META_ROOM];
+    static Metadata meta;
     static real params[4096], moments[4096];
     char number[32], *text = (char *)allocate(size + 1, 1), *line = text, *next;
-    int count = saved_count;
     memcpy(text, data, size);
-    memcpy(meta, saved, sizeof saved);
+    meta = saved;
     memset(params, 0, sizeof params);
     mkdir(path_of("run"), 0777);
     char *blank = strstr(text, "\n\n"), *log = blank ? blank + 2 : text + strlen(text);
     size_t log_size = size - (size_t)(log - text);
     write_file("run/log.csv", "", 0, log, log_size);
     snprintf(number, sizeof number, "%zu", log_size);
-    set_metadata(meta, &count, "log_bytes", number);
+    set_metadata(&meta, "log_bytes", number);
     if (blank) *blank = 0;
     for (; line; line = next) {
         if ((next = strchr(line, '\n'))) *next++ = 0;
         char *value = strchr(line, '=');
         if (!value) continue;
         *value++ = 0;
-        if (strcmp(line, "weights")) set_metadata(meta, &count, line, value);
+        if (strcmp(line, "weights")) set_metadata(&meta, line, value);
         else
             for (size_t i = 0; i < 4096; i++)
                 params[i] = (real)fmax(-FLT_MAX, fmin(strtod(value, NULL), FLT_MAX));
@@ -260,7 +257,7 @@ static void fuzz_resume(const uint8_t *data, size_t size) {
 
     Tensor *tensors;
     int tensor_count = checkpoint_tensors(saved_table, params, moments, moments, &tensors);
-    safetensors_write(path_of("run/model.safetensors"), tensors, tensor_count, meta, count);
+    safetensors_write(path_of("run/model.safetensors"), tensors, tensor_count, &meta);
     free(tensors);
 
     char *argv[] = {"train_gpt", "-resume", "-out", (char *)path_of("run"), NULL};
@@ -268,6 +265,7 @@ static void fuzz_resume(const uint8_t *data, size_t size) {
     GPT g;
     config_parse(&cfg, 4, argv);
     gpt_layout(&g, &cfg, cfg.vocab, cfg.batch, cfg.T, NULL);
+    gpt_free(&g);
     if (g.bytes > 1e6 || !strcmp(cfg.data, "synthetic")) return;    // right, and takes too long
     interrupted = cfg.steps > 8 ? SIGTERM : 0;
     train(&cfg, 1, NULL);
@@ -302,6 +300,7 @@ static void fuzz_flags(const uint8_t *data, size_t size) {
     Parameter table[NUM_KINDS];
     GPT g;
     gpt_layout(&g, &cfg, cfg.vocab, cfg.batch, cfg.T, NULL);
+    gpt_free(&g);
     check(isfinite(g.bytes) && parameter_table(&cfg, cfg.vocab, table) >= (size_t)cfg.d);
     for (int step = 0; step <= cfg.steps; step += 1 + cfg.steps / 8)
         check(learning_rate(&cfg, step) >= 0);
@@ -336,8 +335,9 @@ static void seed_text(const char *corpus, const char *text) { seed(corpus, text,
 // What a run of the trainer left, and commands of README.md.
 static void seeds(const char *corpus) {
     static char data[1 << 15];
-    Tensor tensors[2] = {{"a", 2, 3, (real[6]){1, 2}}, {"b", 0, 5, (real[5]){3}}};
-    Metadata meta[2] = {{"key", "value"}, {"quote", "\"\n\\"}};
+    Tensor tensors[2] = {{"a", 2, {2, 3}, (real[6]){1, 2}, 0, 0},
+                         {"b", 1, {5, 0}, (real[5]){3}, 0, 0}};
+    Metadata meta = {2, {{"key", "value"}, {"quote", "\"\n\\"}}};
     const char commands[][40] = {"-lr", "-lr\0003e-4,1e-2\0-wd\0000x1p-9",
                                  "-d\000128\0-warmup\00025%\0-mu_param\0simple", "-h",
                                  "-sample\0-out\0x\0-d\00016"};
@@ -353,21 +353,21 @@ static void seeds(const char *corpus) {
         }
         break;
     case SAFETENSORS:
-        safetensors_write(path_of("x.safetensors"), tensors, 2, meta, 2);
+        safetensors_write(path_of("x.safetensors"), tensors, 2, &meta);
         seed(corpus, data, 1 + read_file(path_of("x.safetensors"), data + 1, sizeof data - 1));
         seed_text(corpus, "\xac{\"__metadata__\":{\"k\":\"\\u0041\\n\"},\"b\":{\"shape\":[5],"
                           "\"data_offsets\":[24,44],\"dtype\":\"F32\"},"
                           "\"a\":{\"dtype\":\"F32\",\"shape\":[2,3],\"data_offsets\":[0,24]}} ");
         break;
     case RESUME:
-        for (int i = 0; i < saved_count; i++) {
-            if (!strcmp(saved[i].key, "data")) continue;    // a file of this run alone
-            sprintf(data, "%s=%s\n\n%s", saved[i].key, saved[i].value, saved_log);
+        for (int i = 0; i < saved.count; i++) {
+            if (!strcmp(saved.pair[i].key, "data")) continue;    // a file of this run alone
+            sprintf(data, "%s=%s\n\n%s", saved.pair[i].key, saved.pair[i].value, saved_log);
             seed_text(corpus, data);
         }
         sprintf(data, "step=2\nqk_norm=0\nwarmup=4\n\n%s", saved_log);
         seed_text(corpus, data);
-        seed_text(corpus, "step=0\nweights=1e30\n\n");
+        seed_text(corpus, "step=0\nweights=1e30\n\nstep,val_loss\n0,5\n");
         seed_text(corpus, "step=1\nsteps=9\n\nstep,val_loss\n0,\"5\"");
         break;
     case ARGUMENTS:
@@ -428,7 +428,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     train(&cfg, 1, &quiet);
     check(!interrupted && parameter_table(&cfg, cfg.vocab, saved_table) <= 4096);
     saved_log[read_file(path_of("run/log.csv"), saved_log, sizeof saved_log - 1)] = 0;
-    saved_count = safetensors_read_metadata(path_of("run/model.safetensors"), saved, META_ROOM);
+    safetensors_read(path_of("run/model.safetensors"), NULL, 0, &saved);
     for (int i = 1; i < *argc; i++) {
         struct stat info;
         if (stat((*argv)[i], &info) || !S_ISDIR(info.st_mode)) continue;

@@ -382,6 +382,8 @@ STRANGERS = {
     "width of text": edit(lambda h, a, b: h["__metadata__"].update(d="wide")),
     "width of 0": edit(lambda h, a, b: h["__metadata__"].update(d="0")),
     "width out of range": edit(lambda h, a, b: h["__metadata__"].update(d="99999999999")),
+    "a log of 0 bytes": edit(lambda h, a, b: h["__metadata__"].update(log_bytes="0")),
+    "no log_bytes": edit(lambda h, a, b: h["__metadata__"].pop("log_bytes")),
     "heads that do not divide": edit(lambda h, a, b: h["__metadata__"].update(heads="3")),
     "an extra tensor": grown(24, dtype="I64", shape=[3]),
     "an extra unknown dtype": grown(3, dtype="F8_E5M2"),
@@ -426,6 +428,12 @@ def test_what_is_not_a_file_is_refused(copy, make):
     (copy / FILE).unlink()
     make(copy / FILE)
     assert_refused(run(copy, "-resume", "1", cwd=copy.parent))
+
+
+def test_another_shape_is_named_beside_the_expected_one(copy):
+    (copy / FILE).write_bytes(STRANGERS["another width"]((copy / FILE).read_bytes()))
+    said = run(copy, "-resume", "1", cwd=copy.parent).stderr
+    assert "wte.weight has shape [256,16], this model's has [256,32]" in said
 
 
 @pytest.mark.parametrize("name", SOUND)

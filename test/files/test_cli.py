@@ -215,7 +215,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-weight_decay 0.1", "it is called -wd here"),
         ("-max_iters 100", "it is called -steps here"),
         ("-n_embd 64", "it is called -d here"),
-        ("-dropout 0.1", "-dropout is not a flag: this model has none"),
+        ("-dropout 0.1", "-dropout is not a flag: this model does not have it"),
         ("-" + "x" * 300, "is not a flag"),
         ("book.txt", "book.txt | is not a flag"),
         ("-lr 1e-2 1e-3", "1e-3 | is not a flag"),
@@ -226,7 +226,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-d -lr 1e-2", "-d needs a value"),
         ("-out", "-out needs a value"),
         ("-data -T 3", "-data needs"),
-        ("-mu_param most", "-mu_param | 'most' | off simple intermediate full"),
+        ("-mu_param most", "-mu_param | 'most' | one of: off simple intermediate full"),
         ("-mu_param ''", "-mu_param"),
         ("-mu_param 'off simple'", "-mu_param"),
         ("-heads 3 -d 16", "-heads | 3 heads | -d 16"),
@@ -250,6 +250,8 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-lr 1e-1:1e-3", "-lr | '1e-1:1e-3' | smaller first"),
         ("-lr 1e-3:1e-3", "smaller first"),
         ("-lr 1e-30:1e30", "-lr | 64"),
+        ("-lr 0.00100000000000", "-lr | '0.00100000000000' | at most 15 characters"),
+        ("-lr 1e-3,0.001", "-lr | '0.001' is given twice"),
         ("-sample 5 -lr 1e-3,1e-2", "-sample"),
         ("-sample 5 -lr", "-sample"),
         ("-resume -lr 1e-3,1e-2 -out x", "-resume | -resume -out x/lr1e-3 | sweep.sh"),
@@ -267,7 +269,7 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
     names = re.findall(r'\{"(\w+)", (?:"(\w+)"|NULL)\}', (REPO / "lib/flags.h").read_text())
     assert len(names) > 30 and not {theirs for theirs, _ in names} & set(FLAGS)
     for theirs, ours in names:
-        says = f"it is called -{ours} here" if ours in FLAGS else "this model has none"
+        says = f"it is called -{ours} here" if ours in FLAGS else "this model does not have it"
         assert ours in ("", *FLAGS)
         assert_refused(tmp_path, f"-{theirs} 1", 2, f"-{theirs} is not a flag | {says}")
 

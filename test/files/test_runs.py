@@ -315,7 +315,7 @@ def test_a_log_of_another_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "edit, says",
     [
-        (lambda rows: rows[:-1], "has \\d+ bytes, and had \\d+"),
+        (lambda rows: rows[:-1], "no row up to step 30 ends"),
         (lambda rows: rows[:-1] + [rows[-1].replace("30,", "40,", 1)], "no row up to step 30 ends"),
         (lambda rows: rows[:-2] + [rows[-2][:-1] + "0\n", rows[-1]], "no row up to step 30 ends"),
     ],
@@ -771,7 +771,7 @@ def test_one_run_of_a_sweep_fails_and_the_others_go_on(tmp_path):
     )
 
 
-def on_a_terminal(folder, threads=2, **flags):
+def on_a_terminal(folder, threads=2, status=0, **flags):
     """What a terminal shows: each line as it stands in the end, how often one was written over, and
     the bytes."""
     reader, writer = pty.openpty()
@@ -790,7 +790,7 @@ def on_a_terminal(folder, threads=2, **flags):
     except OSError:  # the other end is closed
         pass
     os.close(reader)
-    assert process.wait() == 0, written
+    assert process.wait() == status, written
     lines, at = [""], 0
     for up, line in re.findall(
         r"(?:\033\[(\d+)A)?([^\n\033]*(?:\033\[K[^\n\033]*)*\n?)",
@@ -827,6 +827,19 @@ def test_a_sweep_on_a_terminal(tmp_path):
     assert over % 3 == 0 and any(line.startswith("LR sensitivity") for line in lines)
 
 
+def test_a_failed_run_leaves_its_message_on_a_terminal(tmp_path):
+    """The lines of the runs begin anew below it."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/lr1e-2").write_text("in the way")
+    lines, _, _ = on_a_terminal(
+        tmp_path / "x", lr="1e-3,1e-2,1e-1", steps=3000, threads=1, status=1
+    )
+    message = next(i for i, line in enumerate(lines) if "lr1e-2: a file has that name" in line)
+    rows = [line.split()[1] for line in lines[message:] if line.endswith(("done", "failed"))]
+    assert rows == ["1e-3", "1e-2", "1e-1"], lines
+    assert [row["lr"] for row in table(tmp_path / "x/summary.csv")] == ["1e-3", "1e-1"]
+
+
 def test_a_sweep_shows_no_loss_before_it_knows_one(tmp_path):
     """On a terminal, one run at a time: the other waits, without a loss of 0."""
     _, _, written = on_a_terminal(tmp_path / "x", lr="1e-3,1e-2", steps=3000, threads=1)
@@ -837,6 +850,8 @@ def test_interrupted_sweep_says_how_to_go_on(tmp_path):
     """With one run, by the command that it names, or by the sweep's command, from the start."""
     flags = dict(LONG, lr="1e-3,1e-2,1e-1,1", steps=3000, checkpoint_every=0)
     train(tmp_path / "whole", **flags)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/summary.csv").write_text("of an older sweep")
     process = start(tmp_path / "x", *words({**TINY, **flags}), threads=2)
     wait(
         process,
@@ -847,6 +862,7 @@ def test_interrupted_sweep_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "") and "the same command" in out
+    assert not (tmp_path / "x/summary.csv").exists()
     assert [p for p in (tmp_path / "x").glob("lr*") if not (p / "summary.csv").exists()]
     command = shlex.split(re.search(r"go on with one run: (.*)$", out, re.M)[1])
     folder = Path(command[-1])
@@ -856,6 +872,33 @@ def test_interrupted_sweep_says_how_to_go_on(tmp_path):
     train(tmp_path / "x", **flags)
     for lr in flags["lr"].split(","):
         assert_same_run(tmp_path / "x" / f"lr{lr}", tmp_path / "whole" / f"lr{lr}")
+
+
+def test_a_failed_run_is_not_offered_for_resume(tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / "lr1e-3").write_text("in the way")
+    process = start(folder, *words({**TINY, "lr": "1e-3,1e-2", "steps": 100000}), threads=2)
+    wait(process, (folder / "lr1e-2/log.csv").exists)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "a file has that name" in err
+    assert "-resume -out x/lr1e-2" in out and "-resume -out x/lr1e-3" not in out
+
+
+def test_a_signal_after_the_last_run_does_not_stop_the_report(tmp_path):
+    folder, rates = tmp_path / "x", ("1e-3", "1e-2")
+    process = start(folder, *words({**TINY, "lr": ",".join(rates), "steps": 300}), threads=2)
+    wait(process, lambda: all((folder / f"lr{lr}/log.csv").exists() for lr in rates))
+    process.send_signal(signal.SIGSTOP)
+    wait(process, lambda: all((folder / f"lr{lr}/summary.csv").exists() for lr in rates))
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "") and "LR sensitivity" in out
+    assert [row["lr"] for row in table(folder / "summary.csv")] == list(rates)
 
 
 # ---------------------------------------------------------------------------
@@ -876,8 +919,8 @@ def test_a_model_of_another_shape_is_refused(tmp_path, command, flags):
 def test_a_folder_is_of_one_run_or_of_one_sweep(tmp_path):
     flags = words({**TINY, "steps": 2})
     for first, second, says in (
-        ("1e-2", "1e-2,1e-1", "x/log.csv: of a single run"),
-        ("1e-2,1e-1", "1e-2", "y/summary.csv: of a sweep"),
+        ("1e-2", "1e-2,1e-1", "x/log.csv belongs to a single run"),
+        ("1e-2,1e-1", "1e-2", "y/summary.csv belongs to a sweep"),
     ):
         out = "x" if "," in second else "y"
         assert program(*flags, "-lr", first, "-out", out, cwd=tmp_path).returncode == 0

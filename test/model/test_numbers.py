@@ -114,7 +114,7 @@ def test_edges(corpus, tmp_path, edge):
 
 def test_width_1_is_refused(tmp_path):
     for arguments, says in (
-        ("-d 1", "-d: 1 is out of range"),
+        ("-d 1", "-d: '1' is not accepted; expected a whole number, 2 .. 65536"),
         ("-d 2 -heads 2", "the head size 2/2 = 1 is odd"),
     ):
         result = program(*arguments.split(), cwd=tmp_path)
