@@ -1,58 +1,69 @@
-// train_gpt.c: a small GPT, trained on the CPU in plain C, that shows why training a Transformer
-// becomes unstable and what cures it.
+// train_gpt.c: a small GPT in C, trained on the CPU. It shows why training a Transformer becomes
+// unstable, and what cures it: each cure is a few lines, marked with its flag.
 //
 // Read it from the top: the layers, each forward then backward; the model, which calls them in
 // order; AdamW; the training loop; main. The matrix multiply, where most of the time goes, is last.
 //
-// Shapes: B batch, T sequence length, C channels (the width d), L layers, NH heads, HS = C/NH head
-// size, V vocabulary; rows = B*T. Arrays are row-major: x (B,T,C) has its element (b,t,c) at
-// x[(b*T + t)*C + c]. Lines marked [flag] belong to the intervention that the flag switches.
+// Shapes: B batch, T sequence length, C channels (the width, -d), L layers, NH heads, HS = C/NH
+// head size, V vocabulary; rows = B*T; IC, OC channels into and out of a matrix. Arrays are
+// row-major: x (B,T,C) has its element (b,t,c) at x[(b*T + t)*C + c]. dx is the gradient of the
+// loss with respect to x. A real is a float (a double in the gradient check).
 //
-// Threads: one thread runs the program. Where it meets `omp taskloop` it cuts the loop into tasks,
-// which idle threads help to finish. No sum is split between tasks, so results have the same bits
-// with any number of threads.
+// A line marked [flag], or the lines from [flag to flag], are what that flag adds.
+//
+// Threads: one thread runs the program. At `omp taskloop` it cuts a loop into tasks, runs them with
+// the help of idle threads, and goes on when all are done. `omp simd` asks for vector instructions.
+// A sum that tasks share is cut at places that do not depend on the number of threads, so that
+// results have the same bits with any number.
 
-#include <tgmath.h>        // sqrt, log and fabs of a float are a float
+#include <tgmath.h>        // sqrt, log and fabs of a float return a float
 #include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors, Stats
 #include "dataloader.h"    // DataLoader: batches of tokens
 #include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, sweep, sample_text
 
-// Defined in the last section, "Arithmetic". A matrix has its element (i,j) at
-// data[i * row + j * col], so that a transposed matrix is the same data with row and col exchanged.
+// The element (i,j) of a matrix is data[i * row + j * col]: row and col are distances, not sizes.
+// Exchanging them transposes the matrix without a copy.
 typedef struct { const real *data; ptrdiff_t row, col; } Matrix;
 static Matrix matrix(const real *data, ptrdiff_t row) { return (Matrix){data, row, 1}; }
 static Matrix transposed(const real *data, ptrdiff_t row) { return (Matrix){data, 1, row}; }
 
-// out (M,N) = add + a (M,K) b (K,N); add may be NULL, which adds nothing, or out. matmul starts
-// tasks, for whose end a taskgroup waits. multiply computes on this thread; ldc is the distance
-// between two rows of out and add.
+// The last section, "Arithmetic", defines these.
+// out (M,N) = add + a (M,K) b (K,N). add may be NULL (adds nothing) or out. matmul only starts
+// tasks: an `omp taskgroup` around it waits for them. multiply works on the calling thread; the
+// rows of its out and add lie ldc apart.
 static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N, int K);
 static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix b,
                      int M, int N, int K);
+// out (cols,rows) = in (rows,cols) transposed; the rows of out lie ldo apart, those of in ldi.
 static void transpose(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi, int rows, int cols);
-static inline real row_sum(const real *x, int n);
+static inline real row_sum(const real *x, int n);    // of n values, as the next two
 static inline real row_dot(const real *x, const real *y, int n);
 static inline real row_max(const real *x, int n);
-static inline real exponential(real x);                                         // for x <= 0
-static inline real reciprocal(real x);                                          // for 1 <= x <= 2
+// The sum of squares of x (n), in double, since the square of a float may overflow; sums
+// (n / SUM_CHUNK + 1) is scratch.
+enum { SUM_CHUNK = 4096 };                           // values that a task sums
+static double sum_squares(const real *x, size_t n, double *sums);
+static inline real exponential(real x);              // e^x, for x <= 0
+static inline real reciprocal(real x);               // 1/x, for 1 <= x <= 2
 static int least(int a, int b) { return a < b ? a : b; }
+static real larger(real a, real b) { return a > b ? a : b; }    // b if a is NaN
 static int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // ---------------------------------------------------------------------------
 // Layers, each forward then backward
 
-// out (rows,C) = the row of wte (V,C) that each token names
+// out (rows,C): for each token of tokens (rows), its row of wte (V,C), the token embedding
 static void embedding_forward(real *out, const int *tokens, const real *wte, int rows, int C) {
     #pragma omp taskloop
     for (int i = 0; i < rows; i++)
         memcpy(out + (size_t)i * C, wte + (size_t)tokens[i] * C, (size_t)C * sizeof(real));
 }
 
-// dwte (V,C): the row of a token is the sum of dout (rows,C) over the places of that token.
-// Tasks divide the channels, since two places may have the same token.
+// dwte (V,C): row v is the sum of dout (rows,C) over the positions where tokens (rows) is v. Tasks
+// divide the channels: divided by rows, two could add to the row of the same token at once.
 static void embedding_backward(real *dwte, const real *dout, const int *tokens,
                                int rows, int C, int V) {
-    enum { CHANNELS = 32 };
+    enum { CHANNELS = 32 };                          // of a task: whole cache lines
     #pragma omp taskloop
     for (int from = 0; from < C; from += CHANNELS) {
         int end = least(C, from + CHANNELS);
@@ -64,7 +75,7 @@ static void embedding_backward(real *dwte, const real *dout, const int *tokens,
     }
 }
 
-// LayerNorm without a bias (Ba et al. 2016), one row of C values:
+// LayerNorm without a bias (Ba et al. 2016) of one row, x (C) and weight (C):
 //   out = weight * n, where n = (x - mean) * rstd and rstd = 1 / sqrt(variance + 1e-6)
 static void layernorm_row(real *out, real *mean, real *rstd, const real *x, const real *weight,
                           int C) {
@@ -72,8 +83,8 @@ static void layernorm_row(real *out, real *mean, real *rstd, const real *x, cons
     #pragma omp simd
     for (int j = 0; j < C; j++) out[j] = x[j] - m;
     real variance = row_dot(out, out, C) / C;
-    // Where the squares overflow, the first term is 0 and a broken run would look sound: loss
-    // log V. The second term is 0, or there NaN.
+    // If the squares overflow, 1/sqrt is 0: all logits would be 0, the loss log V, and a broken run
+    // would look sound. 0 * variance makes r NaN then, and is 0 otherwise.
     real r = 1 / sqrt(variance + (real)1e-6) + 0 * variance;
     #pragma omp simd
     for (int j = 0; j < C; j++) out[j] = weight[j] * (out[j] * r);
@@ -81,8 +92,10 @@ static void layernorm_row(real *out, real *mean, real *rstd, const real *x, cons
     *rstd = r;
 }
 
-// With g = dout * weight:  dx = add + rstd * (g - mean(g) - n * mean(g * n)),  dweight += dout * n.
-// add may be NULL or dx, and dx may be dout. scratch (2,C).
+// The gradients of one row; dx, add, dout, x, weight, dweight (C). With g = dout * weight:
+//   dx = add + rstd * (g - average(g) - n * average(g * n));  dweight += dout * n
+// The averages over the row are there because the mean and rstd depend on every x too. add may be
+// NULL or dx, dx may be dout. scratch (2,C).
 static void layernorm_row_backward(real *dx, const real *add, real *dweight, const real *dout,
                                    const real *x, const real *weight, real mean, real rstd,
                                    real *scratch, int C) {
@@ -100,7 +113,7 @@ static void layernorm_row_backward(real *dx, const real *add, real *dweight, con
         dx[j] = (add ? add[j] : 0) + rstd * (g[j] - mean_g - n[j] * mean_gn);
 }
 
-// inp, out (rows,C); weight (C); mean, rstd (rows)
+// LayerNorm of each row: inp, out (rows,C); weight (C); mean, rstd (rows)
 static void layernorm_forward(real *out, real *mean, real *rstd, const real *inp,
                               const real *weight, int rows, int C) {
     #pragma omp taskloop
@@ -110,19 +123,20 @@ static void layernorm_forward(real *out, real *mean, real *rstd, const real *inp
     }
 }
 
-// A gradient that sums over rows is summed in chunks of this many rows, then over the chunks: one
-// order, whatever the number of threads.
+// The gradient of a norm's weight sums over rows: a task sums the rows of a chunk, then the chunks
+// are added in their order, whatever the number of threads.
 enum { CHUNK = 64 };
 
-// out (n) = the sum of the chunks' sums, which are `stride` values apart
+// out (n) = the sum over chunks of the first n values of partial (chunks,stride)
 static void sum_chunks(real *out, const real *partial, size_t stride, int chunks, int n) {
     memcpy(out, partial, (size_t)n * sizeof(real));
     for (int chunk = 1; chunk < chunks; chunk++)
         for (int j = 0; j < n; j++) out[j] += partial[chunk * stride + j];
 }
 
-// dinp, add, dout, inp (rows,C); dweight, weight (C); partial (chunks,3,C): a chunk's dweight and
-// the scratch of a row
+// dinp (rows,C) = add + the gradient of inp. add (rows,C) may be NULL or dinp; dout, inp (rows,C);
+// dweight, weight (C); mean, rstd (rows); partial (chunks,3,C): a chunk's dweight and the scratch
+// of a row
 static void layernorm_backward(real *dinp, const real *add, real *dweight, const real *dout,
                                const real *inp, const real *weight, const real *mean,
                                const real *rstd, real *partial, int rows, int C) {
@@ -140,7 +154,7 @@ static void layernorm_backward(real *dinp, const real *add, real *dweight, const
     sum_chunks(dweight, partial, (size_t)3 * C, chunks, C);
 }
 
-// out (rows,OC) = add + inp (rows,IC) weight^T, weight (OC,IC)
+// out (rows,OC) = add + inp (rows,IC) weight^T; weight (OC,IC); add (rows,OC) may be NULL
 static void matmul_forward(real *out, const real *add, const real *inp, const real *weight,
                            int rows, int IC, int OC) {
     #pragma omp taskgroup
@@ -157,8 +171,9 @@ static void matmul_backward(real *dinp, real *dweight, const real *dout, const r
     }
 }
 
-// Rotary positions (Su et al. 2021) of the NH heads of one token: the pair (i, i + HS/2) turns by
-// its position's angle; direction 1 turns forward, -1 back. out may be inp. cosine, sine (HS/2).
+// Rotary positions (Su et al. 2021) of the heads of one token, inp (NH,HS): the pair (i, i + HS/2)
+// of each head turns by an angle that grows with the position, forward if direction is 1, back if
+// -1. out may be inp. cosine, sine (HS/2): of the angles at this position.
 static void rope_row(real *out, const real *inp, const real *cosine, const real *sine,
                      real direction, int NH, int HS) {
     int half = HS / 2;
@@ -167,23 +182,24 @@ static void rope_row(real *out, const real *inp, const real *cosine, const real 
         real *y = out + h * HS;
         #pragma omp simd
         for (int i = 0; i < half; i++) {
-            real x0 = x[i], x1 = x[i + half], turn = direction * sine[i];
-            y[i] = x0 * cosine[i] - x1 * turn;
-            y[i + half] = x0 * turn + x1 * cosine[i];
+            real x0 = x[i], x1 = x[i + half], s = direction * sine[i];
+            y[i] = x0 * cosine[i] - x1 * s;
+            y[i + half] = x0 * s + x1 * cosine[i];
         }
     }
 }
 
-// The q and k that attention sees, qk (B,T,2,C), from those of the product, qkv (B,T,3,C): each
-// head normalised (q_weight, k_weight (HS); NULL: no qk-norm), then turned to its position.
-// mean, rstd (B,T,2,NH); cosine, sine (T,HS/2).
+// The q and k that attention sees, qk (B,T,2,C), from the output of c_attn, qkv (B,T,3,C). qk-norm
+// applies LayerNorm to each head, so that scores stay small however large the weights grow;
+// q_weight and k_weight (HS) serve all heads; NULL: no qk-norm. Then RoPE turns the heads.
+// mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2).
 static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *qkv,
                                  const real *q_weight, const real *k_weight, const real *cosine,
                                  const real *sine, int B, int T, int NH, int HS) {
     int C = NH * HS;
     #pragma omp taskloop
     for (int row = 0; row < B * T; row++)
-        for (int i = 0; i < 2; i++) {                                           // q, then k
+        for (int i = 0; i < 2; i++) {                // q, then k
             const real *from = qkv + ((size_t)row * 3 + i) * C;
             real *to = qk + ((size_t)row * 2 + i) * C;
             size_t position = (size_t)(row % T) * (HS / 2);
@@ -198,9 +214,9 @@ static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *q
         }
 }
 
-// Turns the gradients of q and k in dqkv (B,T,3,C) from those of qk into those of qkv, in place.
-// A rotation's inverse is its transpose, so RoPE's backward pass turns back.
-// dq_weight, dk_weight (HS); partial (chunks,4,HS): a chunk's dq_weight, dk_weight, and scratch.
+// Replaces, in the q and k of dqkv (B,T,3,C), the gradients of qk by those of qkv. RoPE's backward
+// pass turns back, as the inverse of a rotation is its transpose. dq_weight, dk_weight (HS), NULL
+// without qk-norm; partial (chunks,4,HS): a chunk's dq_weight, dk_weight, and scratch (2,HS).
 static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, const real *qkv,
                                   const real *mean, const real *rstd, const real *q_weight,
                                   const real *k_weight, const real *cosine, const real *sine,
@@ -211,7 +227,7 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
         real *dw = partial + (size_t)chunk * 4 * HS;
         memset(dw, 0, (size_t)2 * HS * sizeof(real));
         for (int row = chunk * CHUNK; row < least(rows, (chunk + 1) * CHUNK); row++)
-            for (int i = 0; i < 2; i++) {                                       // q, then k
+            for (int i = 0; i < 2; i++) {            // q, then k
                 size_t at = ((size_t)row * 3 + i) * C;
                 size_t position = (size_t)(row % T) * (HS / 2);
                 real *d = dqkv + at;
@@ -231,25 +247,28 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
     }                                                                           // qk_norm]
 }
 
-// Causal attention, one head at a time: out_i = sum over j <= i of p_ij v_j, where p_i is the
-// softmax of the scores s_ij = scale * q_i k_j.
+// Causal attention, a task for each head of each sequence: out_i = sum over j <= i of p_ij v_j,
+// where p_i is the softmax over j of the scores (attention logits) s_ij = scale * dot(q_i, k_j).
 //
-// Scores exist for at most QB queries at a time, never as a T x T matrix (Dao et al. 2022). The
-// backward pass computes p again from softmax (B,NH,T,2): each row's largest score, and 1 / the sum
-// of exp(score - largest). (Their log-sum-exp, one number, would be rounded by 0.03 at scores of
-// 1e6, and p by 3%.)
-enum { QB = 64 };
+// A thread holds the scores of at most QB queries, never a T x T matrix (Dao et al. 2022). The
+// backward pass computes p again from softmax (B,NH,T,2), which keeps two numbers for each query:
+// the largest score, and 1 / the sum of exp(score - largest). One number, the log of the sum of
+// exp(score), would not do: a float rounds it by 0.03 at scores of 1e6, and p by 3%.
+enum { QB = 64 };                                    // queries in a block
 
-// Memory of the thread that runs a task
+// The memory of one thread while it runs a task
 typedef struct {
-    real *p;                                         // (QB,T) scores, then probabilities
-    real *dp;                                        // (QB,T) their gradients
-    real *k_t, *v_t;                                 // (HS,T) this head's k and v transposed
-    real *mask;                                      // (2T) T zeros, then T times -infinity:
-} AttentionScratch;                                  // mask[T - 1 - i + j] hides keys j > i
+    real *p;                                         // (rows,cols) scores, then exp or p
+    real *dp;                                        // (rows,cols) dp, then ds: backward only
+    real *k_t, *v_t;                                 // (HS,T) k and v of this head, transposed
+    real *mask;                                      // (2T) T zeros, then T times -infinity: adding
+} AttentionScratch;                                  // mask[T - 1 - i + j] hides the keys j > i
 
+// The reals that one thread needs
 static size_t attention_scratch_size(int T, int HS) { return (size_t)2 * (QB + HS + 1) * T; }
 
+// This thread's part of memory (threads, attention_scratch_size). A task stays on its thread, so no
+// other task uses that part meanwhile.
 static AttentionScratch attention_scratch(real *memory, int T, int HS) {
     AttentionScratch s;
     s.p = memory + omp_get_thread_num() * attention_scratch_size(T, HS);
@@ -265,20 +284,23 @@ static AttentionScratch attention_scratch(real *memory, int T, int HS) {
 }
 
 // out (B,T,C) from q and k in qk (B,T,2,C) and v in qkv (B,T,3,C). max_logit (B,NH), unless NULL:
-// the largest |s_ij| of each head. scratch: attention_scratch_size for each thread.
+// the largest |s_ij| of each head. scratch (threads, attention_scratch_size).
 static void attention_forward(real *out, real *softmax, real *max_logit, const real *qk,
                               const real *qkv, real scale, real *scratch,
                               int B, int T, int NH, int HS) {
-    int C = NH * HS, block = T > 2 * QB ? QB : QB / 2;  // small: fewer scores that the mask hides
+    int C = NH * HS;
+    int block = T > 2 * QB ? QB : QB / 2;            // shorter ones waste fewer masked scores
     #pragma omp taskloop
     for (int head = 0; head < B * NH; head++) {
         size_t first = (size_t)(head / NH) * T, channel = (size_t)(head % NH) * HS;
         const real *q = qk + first * 2 * C + channel, *k = q + C;
         const real *v = qkv + first * 3 * C + 2 * C + channel;
-        real *o = out + first * C + channel, largest = 0;
+        real *o = out + first * C + channel;
+        real largest = 0;
         AttentionScratch s = attention_scratch(scratch, T, HS);
-        transpose(s.k_t, T, k, 2 * C, T, HS);
-        for (int i0 = 0; i0 < T; i0 += block) {         // queries i0 .. i0+rows-1, keys 0 .. cols-1
+        transpose(s.k_t, T, k, 2 * C, T, HS);        // once: multiply would for each block
+        // queries i0 .. i0+rows-1, keys 0 .. cols-1
+        for (int i0 = 0; i0 < T; i0 += block) {
             int rows = least(block, T - i0), cols = i0 + rows;
             real *stats = softmax + 2 * ((size_t)head * T + i0);
             // 1. scores = q k^T
@@ -289,8 +311,8 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
                 // 2. scale and mask; the largest score
                 for (int j = 0; j < cols; j++) p[j] = scale * p[j] + mask[j];
                 real top = row_max(p, cols);
-                for (int j = 0; max_logit && j <= i0 + i; j++)
-                    if (fabs(p[j]) > largest) largest = fabs(p[j]);
+                if (max_logit)
+                    for (int j = 0; j <= i0 + i; j++) largest = larger(fabs(p[j]), largest);
                 // 3. exponentials and their sum
                 for (int j = 0; j < cols; j++) p[j] = exponential(p[j] - top);
                 stats[2 * i] = top;
@@ -307,12 +329,15 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
 }
 
 // dqkv (B,T,3,C), the gradients of q and k in qk and of v in qkv, from dout and out (B,T,C):
-//   dp_ij = dout_i v_j;  ds_ij = scale * p_ij (dp_ij - dout_i out_i)
+//   dp_ij = dot(dout_i, v_j);  ds_ij = scale * p_ij (dp_ij - dot(dout_i, out_i))
 //   dq = ds k;  dk = ds^T q;  dv = p^T dout
+// ds is the gradient of dot(q_i, k_j), before the scale. dot(dout_i, out_i) is the sum over j of
+// p_ij dp_ij, which softmax's backward pass takes away, since out_i = sum over j of p_ij v_j.
 static void attention_backward(real *dqkv, const real *dout, const real *out, const real *softmax,
                                const real *qk, const real *qkv, real scale, real *scratch,
                                int B, int T, int NH, int HS) {
-    int C = NH * HS, block = T > 2 * QB ? QB : QB / 2, last = (T - 1) / block * block;
+    int C = NH * HS;
+    int block = T > 2 * QB ? QB : QB / 2, last = (T - 1) / block * block;
     #pragma omp taskloop
     for (int head = 0; head < B * NH; head++) {
         size_t first = (size_t)(head / NH) * T, channel = (size_t)(head % NH) * HS;
@@ -322,8 +347,10 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
         AttentionScratch s = attention_scratch(scratch, T, HS);
         transpose(s.k_t, T, k, 2 * C, T, HS);
         transpose(s.v_t, T, v, 3 * C, T, HS);
-        for (int i0 = last; i0 >= 0; i0 -= block) {     // the last block writes all of dk and dv,
-            int rows = least(block, T - i0), cols = i0 + rows;  // the others add to them
+        // from the last block, which sees all keys and so writes all of dk and dv, to the first:
+        // the others add to them
+        for (int i0 = last; i0 >= 0; i0 -= block) {
+            int rows = least(block, T - i0), cols = i0 + rows;
             size_t at = (first + i0) * C + channel;
             const real *oi = out + at, *doi = dout + at, *qi = q + (size_t)i0 * 2 * C;
             const real *stats = softmax + 2 * ((size_t)head * T + i0);
@@ -353,16 +380,16 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
     }
 }
 
-// GELU in its tanh form (Hendrycks and Gimpel 2016), written so that it is right at any x:
+// GELU in its tanh form (Hendrycks and Gimpel 2016), in a form that is right at any x:
 //   gelu(x) = x (1 + tanh u) / 2 = x s, where s = 1 / (1 + exp(-2u)) and 2u = x (A + B x^2)
 // With e = exp(-|2u|), which is at most 1: s = 1/(1 + e) or e/(1 + e), and s (1 - s) = e/(1 + e)^2.
-// Nothing cancels or overflows; 1 - s would leave 6e-8 where it should be 0, and x^3 would make a
-// gradient of that. Beyond |x| = 30 e is 0, and x^2 need not grow.
+// Nothing is subtracted: for large x, 1 - s would be 6e-8 where it should be 0, and the x^3 in
+// x (2u)' would blow this up in the gradient. Beyond |x| = 30, e is 0 and |x| need not grow.
 #define GELU_A ((real)1.5957691216057308)            // 2 sqrt(2/pi)
 #define GELU_B (GELU_A * (real)0.044715)
 
-// inp, out, slope (rows,C): out = gelu(inp), and slope = gelu'(inp) = s + x s (1 - s) (2u)', which
-// is cheap here and would cost another exponential in the backward pass
+// inp, out, slope (rows,C): out = gelu(inp), and slope = gelu'(inp) = s + x s (1 - s) (2u)', all
+// that the backward pass needs: it costs no exponential here
 static void gelu_forward(real *out, real *slope, const real *inp, int rows, int C) {
     #pragma omp taskloop
     for (int i = 0; i < rows; i++) {
@@ -370,13 +397,13 @@ static void gelu_forward(real *out, real *slope, const real *inp, int rows, int 
         #pragma omp simd
         for (size_t j = at; j < at + C; j++) {
             real x = inp[j];
-            real size = fabs(x) < 30 ? fabs(x) : 30;
-            real x2 = size * size;
-            real e = exponential(-size * (GELU_A + GELU_B * x2));
+            real a = fabs(x) < 30 ? fabs(x) : 30;
+            real a2 = a * a;
+            real e = exponential(-a * (GELU_A + GELU_B * a2));
             real inverse = reciprocal(1 + e);
             real s = (x > 0 ? 1 : e) * inverse;
             out[j] = x * s;
-            slope[j] = s + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x2);
+            slope[j] = s + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * a2);
         }
     }
 }
@@ -388,12 +415,13 @@ static void gelu_backward(real *dinp, const real *dout, const real *slope, int r
         for (size_t j = (size_t)i * C; j < (size_t)(i + 1) * C; j++) dinp[j] = dout[j] * slope[j];
 }
 
-// Softmax, loss and gradient in one pass over each row of logits (rows,V). With Z = sum of
-// exp(logits) and p = exp(logits) / Z:
+// Softmax, loss and gradient of each row of logits (rows,V) while it is in the cache. With
+// Z = sum of exp(logits) and p = exp(logits) / Z:
 //   losses (rows) = log Z - logit[target];  log_z (rows) = log Z
-// If gradient is 1, the logits become the gradient of mean(losses) + z_loss * mean(log_z^2):
-//   dlogits = (p - [target] + 2 z_loss log Z p) / rows
-// muParam multiplies the logits by logit_scale first.
+// The logits are overwritten: if gradient is 1, by the gradient of
+// mean(losses) + z_loss * mean(log_z^2),
+//   dlogits = logit_scale * ((1 + 2 z_loss log Z) p - onehot(target)) / rows
+// targets (rows). muParam's logit_scale multiplies the logits first.
 static void cross_entropy(real *logits, real *losses, real *log_z, const int *targets, real z_loss,
                           real logit_scale, int gradient, int rows, int V) {
     #pragma omp taskloop
@@ -405,7 +433,7 @@ static void cross_entropy(real *logits, real *losses, real *log_z, const int *ta
         for (int j = 0; j < V; j++) x[j] = exponential(x[j] - top);
         real sum = row_sum(x, V);
         log_z[i] = top + log(sum);
-        losses[i] = top - target + log(sum);
+        losses[i] = top - target + log(sum);         // the large terms first
         if (!gradient) continue;
         real weight = 1;                             // of p
         weight += 2 * z_loss * log_z[i];                                        // [z_loss]
@@ -416,29 +444,10 @@ static void cross_entropy(real *logits, real *losses, real *log_z, const int *ta
     }
 }
 
-enum { SUM_CHUNK = 4096 };                           // values summed at a time
-
-// The sum of squares of x (n), in double, so that it overflows no sooner than the values.
-// sums (n / SUM_CHUNK + 1) is scratch.
-static double sum_squares(const real *x, size_t n, double *sums) {
-    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;
-    double total = 0;
-    #pragma omp taskloop
-    for (size_t chunk = 0; chunk < chunks; chunk++) {
-        size_t from = chunk * SUM_CHUNK, end = n - from < SUM_CHUNK ? n : from + SUM_CHUNK;
-        double sum = 0;
-        #pragma omp simd reduction(+:sum)
-        for (size_t i = from; i < end; i++) sum += (double)x[i] * (double)x[i];
-        sums[chunk] = sum;
-    }
-    for (size_t chunk = 0; chunk < chunks; chunk++) total += sums[chunk];
-    return total;
-}
-
 // ---------------------------------------------------------------------------
 // The model
 
-// One layer: its weights, their gradients, and the activations that its backward pass needs
+// One layer: its weights, their gradients, what its backward pass needs, and a measurement
 typedef struct {
     real *w[NUM_KINDS], *dw[NUM_KINDS];              // by kind; NULL where the model has none
     real *x;                                         // (B,T,C) the residual stream before the layer
@@ -448,13 +457,13 @@ typedef struct {
     real *qk_mean, *qk_rstd;                         // (B,T,2,NH)
     real *qk;                                        // (B,T,2,C) q and k as attention sees them
     real *softmax;                                   // (B,NH,T,2)
-    real *max_logit;                                 // (B,NH)
+    real *max_logit;                                 // (B,NH) largest |score|, if measured
     real *att;                                       // (B,T,C)
     real *x_mid;                                     // (B,T,C) the residual stream after attention
     real *ln_2;                                      // (B,T,C)
     real *ln_2_mean, *ln_2_rstd;                     // (B,T)
     real *gelu;                                      // (B,T,4C)
-    real *slope;                                     // (B,T,4C) of GELU
+    real *slope;                                     // (B,T,4C) GELU's derivative
     real *x_out;                                     // (B,T,C) after the MLP: the next layer's x
 } Layer;
 
@@ -465,54 +474,55 @@ typedef struct {
     size_t num_parameters;                           // N
     real *params, *grads;                            // (N)
     real *m, *v;                                     // (N) AdamW's moments
-    real *w[NUM_KINDS], *dw[NUM_KINDS];              // of what is in no layer: WTE, LN_F, LM_HEAD
+    real *w[NUM_KINDS], *dw[NUM_KINDS];              // for WTE, LN_F and LM_HEAD: one copy each
     Layer *layers;                                   // (L)
     real *cosine, *sine;                             // (T,HS/2) RoPE's table
     real *embedded;                                  // (B,T,C)
     real *ln_f;                                      // (B,T,C)
     real *ln_f_mean, *ln_f_rstd;                     // (B,T)
-    real *logits;                                    // (B,T,V), then their gradient
+    real *logits;                                    // (B,T,V); gpt_loss overwrites them
     real *losses, *log_z;                            // (B,T)
     real *fc;                                        // (B,T,4C) before GELU, of the layer at hand
     real *dx;                                        // (B,T,C) of the residual stream
-    real *dnorm;                                     // (B,T,C) of a LayerNorm's output, or of att
+    real *dnorm;                                     // (B,T,C) of ln_1, ln_2, ln_f, or of att
     real *dqkv;                                      // (B,T,3,C)
     real *dfc;                                       // (B,T,4C)
-    real *scratch;                                   // attention's, for each thread
-    real *partial;                                   // (chunks,4,C) LayerNorm's and qk-norm's
-    double *sums;                                    // (largest tensor / SUM_CHUNK + 1)
+    real *scratch;                                   // (threads, attention_scratch_size)
+    real *partial;                                   // (chunks,4,C) of the norms' backward passes
+    double *sums;                                    // (longest array summed / SUM_CHUNK + 1)
     double act_rms[NUM_ACTIVATIONS];                 // of the last gpt_forward with statistics
-    void *memory;                                    // holds all of the arrays above
-    double bytes;                                    // its size
+    void *memory;                                    // holds the arrays above, except layers
+    double bytes;                                    // its size: a double does not overflow
 } GPT;
 
 enum { CACHE_LINE = 64 };                            // bytes. A vector that straddles two is slow
 
-// The next `count` reals of the model's memory, from a cache line on. The line left free after them
-// keeps arrays of a power of two bytes out of one another's places in the cache. While memory is
-// NULL, only counts bytes.
+// Reserves `count` reals of the model's memory, from the start of a cache line on. A free line
+// follows them: arrays whose size is a power of two would otherwise compete for the same places in
+// the cache. While memory is NULL, only counts the bytes.
 static void *reserve(GPT *g, double count) {
     char *at = g->memory ? (char *)g->memory + (size_t)g->bytes : NULL;
     g->bytes += (ceil(count * sizeof(real) / CACHE_LINE) + 1) * CACHE_LINE;
     return at;
 }
 
-// The tensors of layer l by kind; all (N) is params or grads. NULL where there is none.
-static void tensors(const GPT *g, real *all, int l, real *out[NUM_KINDS]) {
+// Finds the tensors of layer l, by kind, in all (N): params or grads. NULL where there is none.
+static void find_tensors(const GPT *g, real *all, int l, real *out[NUM_KINDS]) {
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         out[k] = all && l < p->copies ? all + p->offset + (size_t)l * parameter_size(p) : NULL;
     }
 }
 
-// Places every array in memory, or, where that is NULL, only finds how many bytes they take.
+// Places every array in memory or, if that is NULL, only counts the bytes that they take. Allocates
+// g->layers in both cases: call gpt_free. Sizes are doubles, since a product could overflow.
 static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *memory) {
     double BT = (double)B * T, C = cfg->d, NH = cfg->heads, HS = C / NH;
     memset(g, 0, sizeof *g);
     g->cfg = *cfg;
     g->cfg.vocab = g->V = V;
     g->memory = memory;
-    g->bytes = CACHE_LINE - (double)((uintptr_t)memory % CACHE_LINE);
+    g->bytes = CACHE_LINE - (double)((uintptr_t)memory % CACHE_LINE);           // the first line
     g->num_parameters = parameter_table(cfg, V, g->table);
     double N = (double)g->num_parameters;
     g->params = reserve(g, N);
@@ -526,8 +536,8 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
     real *x = g->embedded;
     for (int l = 0; l < cfg->layers; l++) {
         Layer *a = &g->layers[l];
-        tensors(g, g->params, l, a->w);
-        tensors(g, g->grads, l, a->dw);
+        find_tensors(g, g->params, l, a->w);
+        find_tensors(g, g->grads, l, a->dw);
         a->x = x;
         a->ln_1 = reserve(g, BT * C);
         a->ln_1_mean = reserve(g, BT);
@@ -548,8 +558,8 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
         a->x_out = reserve(g, BT * C);
         x = a->x_out;
     }
-    tensors(g, g->params, 0, g->w);
-    tensors(g, g->grads, 0, g->dw);
+    find_tensors(g, g->params, 0, g->w);
+    find_tensors(g, g->grads, 0, g->dw);
     g->ln_f = reserve(g, BT * C);
     g->ln_f_mean = reserve(g, BT);
     g->ln_f_rstd = reserve(g, BT);
@@ -572,8 +582,8 @@ static void gpt_free(GPT *g) {
     free(g->layers);
 }
 
-// A model of cfg and vocabulary V for batches of at most B sequences of T tokens, with its initial
-// weights. Dies if memory is short.
+// Makes a model of vocabulary V for up to B sequences of up to T tokens, with initial weights and
+// AdamW's moments at 0. Dies if memory is short.
 static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     gpt_layout(g, cfg, V, B, T, NULL);
     double bytes = g->bytes;
@@ -584,8 +594,8 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     rope_table(g->cosine, g->sine, T, cfg->d / cfg->heads);
 }
 
-// logits (B,T,V) from tokens (B,T). statistics: also each layer's largest attention logits and the
-// RMS of activations.
+// Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T). statistics 1: also the
+// max_logit of each layer, and g->act_rms.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     size_t BTC = (size_t)rows * C;
@@ -594,9 +604,9 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
 
     embedding_forward(x, tokens, g->w[WTE], rows, C);
     for (int l = 0; l < L; l++) {
-        const Layer a = g->layers[l];
-        real *const *w = a.w;
-        // x_mid = x + proj(attention(norm(x)))
+        const Layer a = g->layers[l];                // a copy of its pointers
+        real *const *w = a.w;                        // its weights by kind
+        // x_mid = x + attn_c_proj(attention(c_attn(ln_1(x))))
         layernorm_forward(a.ln_1, a.ln_1_mean, a.ln_1_rstd, a.x, w[LN_1], rows, C);
         matmul_forward(a.qkv, NULL, a.ln_1, w[C_ATTN], rows, C, 3 * C);
         qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, w[Q_NORM], w[K_NORM],
@@ -604,13 +614,13 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
         attention_forward(a.att, a.softmax, statistics ? a.max_logit : NULL, a.qk, a.qkv, scale,
                           g->scratch, B, T, NH, HS);
         matmul_forward(a.x_mid, a.x, a.att, w[ATTN_C_PROJ], rows, C, C);
-        // x_out = x_mid + fc2(gelu(fc1(norm(x_mid))))
+        // x_out = x_mid + mlp_c_proj(gelu(c_fc(ln_2(x_mid))))
         layernorm_forward(a.ln_2, a.ln_2_mean, a.ln_2_rstd, a.x_mid, w[LN_2], rows, C);
         matmul_forward(g->fc, NULL, a.ln_2, w[C_FC], rows, C, 4 * C);
         gelu_forward(a.gelu, a.slope, g->fc, rows, 4 * C);
         matmul_forward(a.x_out, a.x_mid, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
         x = a.x_out;
-        if (statistics) {
+        if (statistics) {                            // now: the next layer overwrites fc
             squares[ACT_C_ATTN] += sum_squares(a.qkv, 3 * BTC, g->sums);
             squares[ACT_ATT] += sum_squares(a.att, BTC, g->sums);
             squares[ACT_C_FC] += sum_squares(g->fc, 4 * BTC, g->sums);
@@ -631,8 +641,8 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     g->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                          // [mu_param]
 }
 
-// Mean cross-entropy in nats of the logits of the last gpt_forward against targets (B,T), and in
-// log_z the mean of log Z. gradient: gpt_backward follows.
+// Returns the mean cross-entropy, in nats, of g->logits against targets (B,T), and in *log_z the
+// mean of log Z. Overwrites g->logits: by their gradient, for gpt_backward, if gradient is 1.
 static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, double *log_z) {
     double sum = 0, sum_log_z = 0;
     int rows = B * T;
@@ -646,27 +656,28 @@ static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, d
     return sum / rows;
 }
 
-// All gradients, after gpt_forward and gpt_loss of the same batch. The lines of gpt_forward in
-// reverse: dx is the gradient of the residual stream, from which each branch takes and to which it
-// adds its own.
+// Computes all gradients, after gpt_forward and gpt_loss of the same batch, by the lines of
+// gpt_forward in reverse. dx is the gradient of the residual stream: each branch starts from it and
+// adds its share where the branch left the stream, at a LayerNorm.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     real scale = (real)attention_scale(&g->cfg);
-    real *x = L ? g->layers[L - 1].x_out : g->embedded, *dx = g->dx, *dnorm = g->dnorm;
+    real *x = g->layers[L - 1].x_out, *dx = g->dx, *dnorm = g->dnorm;
+    real *dlogits = g->logits;                       // gpt_loss left them there
 
-    matmul_backward(dnorm, g->dw[LM_HEAD], g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
+    matmul_backward(dnorm, g->dw[LM_HEAD], dlogits, g->ln_f, g->w[LM_HEAD], rows, C, V);
     layernorm_backward(dx, NULL, g->dw[LN_F], dnorm, x, g->w[LN_F], g->ln_f_mean, g->ln_f_rstd,
                        g->partial, rows, C);
     for (int l = L - 1; l >= 0; l--) {
         const Layer a = g->layers[l];
         real *const *w = a.w, *const *dw = a.dw;
-        // x_out = x_mid + fc2(gelu(fc1(norm(x_mid))))
+        // x_out = x_mid + mlp_c_proj(gelu(c_fc(ln_2(x_mid))))
         matmul_backward(g->dfc, dw[MLP_C_PROJ], dx, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
         gelu_backward(g->dfc, g->dfc, a.slope, rows, 4 * C);
         matmul_backward(dnorm, dw[C_FC], g->dfc, a.ln_2, w[C_FC], rows, C, 4 * C);
         layernorm_backward(dx, dx, dw[LN_2], dnorm, a.x_mid, w[LN_2], a.ln_2_mean, a.ln_2_rstd,
                            g->partial, rows, C);
-        // x_mid = x + proj(attention(norm(x)))
+        // x_mid = x + attn_c_proj(attention(c_attn(ln_1(x))))
         matmul_backward(dnorm, dw[ATTN_C_PROJ], dx, a.att, w[ATTN_C_PROJ], rows, C, C);
         attention_backward(g->dqkv, dnorm, a.att, a.softmax, a.qk, a.qkv, scale, g->scratch,
                            B, T, NH, HS);
@@ -682,7 +693,8 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
 // ---------------------------------------------------------------------------
 // AdamW (Loshchilov and Hutter 2019)
 
-// What a step has in common for all tensors
+// The constants of a step, the same for all tensors. The moments start at 0: correction1 is
+// 1 / (1 - beta1^step), which removes the bias that this gives to m, and correction2 that of v.
 typedef struct { real clip_scale, beta1, beta2, correction1, correction2, eps, decay; } AdamW;
 
 // One step for n parameters:
@@ -712,9 +724,9 @@ static double adamw(real *param, const real *grad, real *m, real *v, size_t n, r
     return total;
 }
 
-// Clips the gradient, updates every parameter at this step (counted from 1) and returns the norm of
-// the gradient before clipping. stats, unless NULL, gets the RMS of each kind of tensor: of its
-// gradient, its update and its new values.
+// Updates every parameter at this step (counted from 1), with the gradient clipped to norm -clip,
+// and returns the norm before clipping. stats, unless NULL, gets for each kind of tensor the RMS of
+// its gradient (before clipping), of its update and of its new values.
 static double gpt_update(GPT *g, int step, Stats *stats) {
     const Config *cfg = &g->cfg;
     double norm = sqrt(sum_squares(g->grads, g->num_parameters, g->sums));
@@ -742,7 +754,6 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
     return norm;
 }
 
-
 // ---------------------------------------------------------------------------
 // The training loop
 
@@ -760,8 +771,8 @@ static void gpt_statistics(const GPT *g, int B, Stats *stats) {
     }
 }
 
-// Mean loss in nats over the first `windows` windows of the validation data. inputs, targets (B,T)
-// are scratch.
+// Mean loss in nats over the first `windows` sequences of T tokens of the validation data. inputs,
+// targets (B,T) are scratch.
 static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *inputs,
                        int *targets) {
     int B = g->cfg.batch, T = g->cfg.T;
@@ -776,7 +787,8 @@ static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *i
     return isnan(sum) ? INFINITY : sum;    // NAN stands for a loss that was not measured
 }
 
-// One run from its flags to its files. Returns the exit status. progress: of a run of a sweep.
+// Runs one training from its flags to its files. Returns the exit status. progress: for the sweep
+// that started it, or NULL.
 static int train_run(const Config *flags, int threads, Progress *progress) {
     int B = flags->batch, T = flags->T;
     DataLoader loader;
@@ -803,7 +815,7 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     }
 
     int step = state.step;                           // steps done
-    int saved = cfg->resume ? step : -1;             // of these, in the checkpoint
+    int saved = cfg->resume ? step : -1;             // those of the checkpoint; -1: none
     while (step < cfg->steps && !interrupted && !run.diverged_step) {
         // the other work of this step
         step++;
@@ -846,27 +858,31 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     return status;
 }
 
-// The same with a team of threads: one trains, the others help with its tasks.
+// Runs train_run on one thread of a team. The others wait at the end of the parallel region, and
+// while they wait they run its tasks.
 static int train(const Config *flags, int threads, Progress *progress) {
     int status = 0;
-    omp_set_num_threads(threads);
-    #pragma omp parallel
+    #pragma omp parallel num_threads(threads)
     #pragma omp master
-    status = train_run(flags, threads, progress);
+    {
+        omp_set_num_threads(threads);                // what omp_get_max_threads says in here
+        status = train_run(flags, threads, progress);
+    }
     return status;
 }
 
 // ---------------------------------------------------------------------------
 // From the command line
 
-// The logits (V) of the token after the first `used` tokens of context.
+// Returns the logits (V), before muParam's factor, of the token after context (used). model: a GPT.
+// Computes all of context again for each token.
 static const real *logits_after(void *model, const int *context, int used) {
     GPT *g = (GPT *)model;
     gpt_forward(g, context, 1, used, 0);
     return g->logits + (size_t)(used - 1) * g->V;
 }
 
-// Writes tokens drawn from the model saved in -out.
+// Writes tokens drawn from the model saved in -out, on one thread.
 static void sample(const Config *cfg) {
     GPT g;
     gpt_init(&g, cfg, cfg->vocab, 1, cfg->T);
@@ -875,8 +891,8 @@ static void sample(const Config *cfg) {
     gpt_free(&g);
 }
 
-// Dies, before any file is touched, if there are no data or no memory for `jobs` runs at a time.
-// Returns the memory of one run, in bytes.
+// Dies, before any file is touched, if the data are missing or memory is too small for `jobs` runs
+// at a time. Returns the bytes that one run needs.
 static double check_runs(const Config *cfg, int jobs) {
     DataLoader loader;
     GPT g;
@@ -896,7 +912,7 @@ static int train_sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int runs)
 }
 
 int main(int argc, char **argv) {
-    restart_with_short_waits(argv);
+    restart_with_short_waits(argv);                  // once: OpenMP reads how to wait when loaded
     Config cfg;
     char lr[MAX_RUNS][MAX_RATE];
     config_parse(&cfg, argc, argv);
@@ -907,16 +923,18 @@ int main(int argc, char **argv) {
 
     int runs = learning_rates(cfg.lr_text, lr, NULL);
     if (runs > 1) return train_sweep(&cfg, lr, runs);
-    if (!cfg.sample) return train(&cfg, omp_get_max_threads(), NULL);
-    sample(&cfg);
-    return 0;
+    if (cfg.sample) {
+        sample(&cfg);
+        return 0;
+    }
+    return train(&cfg, omp_get_max_threads(), NULL);
 }
 
 // ---------------------------------------------------------------------------
 // Arithmetic: exponentials, sums of a row, and the matrix multiply
 
-// One vector register, and a tile of MR x NR sums that stays in registers: AVX-512 and Arm have 32
-// of them, AVX2 and SSE 16.
+// A tile of MR x NR sums stays in vector registers: AVX-512 and Arm have 32 registers, AVX and SSE
+// 16. A vector holds VL reals, and NR is two vectors.
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, MR = 8 };
 #elif defined(__AVX__)
@@ -938,7 +956,8 @@ static inline real reciprocal(real x) { return 1 / x; }
 static inline float exponential(float x) {
     float shifted = x * 1.44269504f + 12582912.0f;          // 1.5 * 2^23: rounds to a whole number
     float n = shifted - 12582912.0f;
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;    // ln 2 in two parts: the first is exact
+    // ln 2 in two parts: n times the first is exact
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -949,10 +968,11 @@ static inline float exponential(float x) {
     p = p * r + 1;
     uint32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000;                       // 2^n: n is the exponent of a float
+    bits = (bits << 23) + 0x3f800000;                       // 2^n: n moves to the exponent
     float power;
     memcpy(&power, &bits, sizeof power);
-    // e^-60 = 1e-26 adds nothing to a sum of at least 1, and its products would be denormal: slow
+    // e^-60 = 1e-26 adds nothing to a sum of at least 1; its products would be denormal, which is
+    // slow, and below n = -126 the bits above are not 2^n
     return x < -60 ? 0 : p * power;
 }
 
@@ -965,8 +985,9 @@ static inline float reciprocal(float x) {
 }
 #endif
 
-// The sum, dot product and largest value of rows of n values, in the VL lanes of a vector that is
-// then halved: short chains of dependent operations, in an order that no compiler may change.
+// The sum, dot product and largest of n values. Lane l takes every VL-th value; then the upper half
+// of the lanes is folded onto the lower until one is left. So VL additions run at once, in an order
+// that no compiler may change.
 static inline real lane_sum(real lane[VL]) {
     for (int half = VL / 2; half > 0; half /= 2)
         #pragma omp simd
@@ -992,8 +1013,6 @@ static inline real row_dot(const real *x, const real *y, int n) {
     return lane_sum(lane);
 }
 
-static inline real larger(real a, real b) { return a > b ? a : b; }             // b if a is NaN
-
 static inline real row_max(const real *x, int n) {
     real lane[VL];
     int j = 0;
@@ -1008,32 +1027,66 @@ static inline real row_max(const real *x, int n) {
     return lane[0];
 }
 
-// out (cols,rows) = in (rows,cols) transposed, in blocks whose lines stay in the first cache. ldo
-// and ldi are the distances between rows of out and in.
-static void transpose(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi, int rows, int cols) {
-    enum { BLOCK = 16 };
-    for (int i0 = 0; i0 < rows; i0 += BLOCK)
-        for (int j0 = 0; j0 < cols; j0 += BLOCK)
-            for (int j = j0; j < least(cols, j0 + BLOCK); j++)
-                for (int i = i0; i < least(rows, i0 + BLOCK); i++)
-                    out[j * ldo + i] = in[i * ldi + j];
+static double sum_squares(const real *x, size_t n, double *sums) {
+    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;
+    double total = 0;
+    #pragma omp taskloop
+    for (size_t chunk = 0; chunk < chunks; chunk++) {
+        size_t from = chunk * SUM_CHUNK, end = n - from < SUM_CHUNK ? n : from + SUM_CHUNK;
+        double sum = 0;
+        #pragma omp simd reduction(+:sum)
+        for (size_t i = from; i < end; i++) sum += (double)x[i] * (double)x[i];
+        sums[chunk] = sum;
+    }
+    for (size_t chunk = 0; chunk < chunks; chunk++) total += sums[chunk];
+    return total;
 }
 
-// The matrix multiply, as Goto and van de Geijn (2008) order it. A tile of MR x NR sums stays in
-// registers while k runs over KC values; a block of b of KC x NC is copied ("packed") in the order
-// in which tiles read it and stays in the second cache; so is a block of a of MC x KC, if its rows
-// are far apart.
+// out (16,16) = in (16,16) transposed; the rows of out lie ldo apart, those of in ldi. The place of
+// a value in the block is a number of 8 bits: 4 of its row, 4 of its column. Dealing out the two
+// halves of the block in turn, like cards, moves each bit up by one and the highest to the lowest;
+// after four deals row and column have changed places. Compilers make vector shuffles of a deal,
+// but not of plain loops, with which a step takes 3 to 6% longer.
+static inline void transpose_block(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi) {
+    real deal[2][256];
+    for (int i = 0; i < 16; i++) memcpy(deal[0] + 16 * i, in + i * ldi, 16 * sizeof(real));
+    for (int n = 0; n < 4; n++) {
+        const real *from = deal[n % 2];
+        real *to = deal[1 - n % 2];
+        for (int i = 0; i < 128; i++) {
+            to[2 * i] = from[i];
+            to[2 * i + 1] = from[i + 128];
+        }
+    }
+    for (int i = 0; i < 16; i++) memcpy(out + i * ldo, deal[0] + 16 * i, 16 * sizeof(real));
+}
+
+static void transpose(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi, int rows, int cols) {
+    for (int i0 = 0; i0 < rows; i0 += 16)
+        for (int j0 = 0; j0 < cols; j0 += 16)
+            if (i0 + 16 <= rows && j0 + 16 <= cols)
+                transpose_block(out + j0 * ldo + i0, ldo, in + i0 * ldi + j0, ldi);
+            else
+                for (int i = i0; i < least(rows, i0 + 16); i++)
+                    for (int j = j0; j < least(cols, j0 + 16); j++)
+                        out[j * ldo + i] = in[i * ldi + j];
+}
+
+// The matrix multiply, in the order of Goto and van de Geijn (2008). A tile of MR x NR sums stays
+// in registers while k runs over KC values. A block of b, KC x NC, is copied ("packed") in the
+// order in which tiles read it, and stays in the L2 cache. So is a block of a, MC x KC, if a is
+// transposed: the values of a row, which a tile reads in turn, are then far apart.
 enum { KC = 512, NC = 8 * NR, MC = 12 * MR };
 
-// A tile: out (m,n) = add + a (m,K) b (K,n), m <= MR, n <= vectors * VL. vectors, 1 or 2, is a
-// constant once this is inlined.
+// A tile: out (m,n) = add + a (m,K) b (K,n), m <= MR, n <= vectors * VL. b.col is 1, and b can be
+// read up to vectors * VL columns. vectors, 1 or 2, is a constant once this is inlined.
 static inline __attribute__((always_inline))
 void tile(int vectors, real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix b,
           int m, int n, int K) {
     vector sum[MR][2];
     const real *row[MR];
     for (int i = 0; i < MR; i++) {
-        row[i] = a.data + least(i, m - 1) * a.row;          // past the last row: not stored
+        row[i] = a.data + least(i, m - 1) * a.row;          // row m - 1 again: not stored
         for (int w = 0; w < vectors; w++) sum[i][w] = (vector){0};
     }
     for (int k = 0; k < K; k++)
@@ -1054,13 +1107,14 @@ void tile(int vectors, real *out, const real *add, ptrdiff_t ldc, Matrix a, Matr
             out[i * ldc + j] = (add ? add[i * ldc + j] : 0) + sum[i][j / VL][j % VL];
 }
 
-static Matrix part(Matrix m, int i, int j) {                // from row i and column j on
+static Matrix part(Matrix m, int i, int j) {                // without i rows and j columns
     return (Matrix){m.data + i * m.row + j * m.col, m.row, m.col};
 }
 static Matrix flip(Matrix m) { return (Matrix){m.data, m.col, m.row}; }
 
-// Panels of `width` columns of m (K,cols), one after another, each (KC,width), with zeros past the
-// last column. width is a constant once this is inlined.
+// Copies m (K,cols) as panels of `width` columns, KC * width reals apart, each (K,width), with
+// zeros past the last column. m.row or m.col is 1. width is a constant once this is inlined, so
+// that the copy of a whole row becomes vector moves.
 static inline __attribute__((always_inline))
 void pack(real *packed, Matrix m, int width, int cols, int K) {
     for (int j = 0; j < cols; j += width) {
@@ -1084,8 +1138,8 @@ static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix
     static _Thread_local real a_block[KC * MC] __attribute__((aligned(64)));
     static _Thread_local real b_block[KC * NC] __attribute__((aligned(64)));
     int pack_a = a.col != 1 && M > 2 * MC && N > 2 * NR;    // enough tiles to repay the copy
-    int pack_b = b.col != 1 || M > MC || N % VL != 0;
-    // 1. depth, by KC: each adds to the one before
+    int pack_b = b.col != 1 || M > MC || N % VL != 0;       // or a tile could not read it whole
+    // 1. depth, by KC: all but the first add to the sums in out
     for (int k0 = 0; k0 < K; k0 += KC, add = out) {
         int depth = least(KC, K - k0);
         // 2. blocks of columns, by NC
@@ -1116,10 +1170,11 @@ static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix
     }
 }
 
-// Each task computes a block of out: some rows, where there are enough for all threads, else some
-// rows of some columns. In a weight gradient, where a is transposed, the longer side is divided.
+// Starts tasks that compute blocks of out, about one per thread: blocks of whole rows if there are
+// enough rows, else divided by columns too. A weight gradient, where a is transposed, is divided on
+// its longer side. nogroup: the caller's taskgroup waits.
 static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N, int K) {
-    int tasks = omp_get_max_threads();
+    int tasks = omp_get_num_threads();                      // of the team that runs this
     int down = a.col != 1 && N > M ? 1 : least(tasks, ceil_div(M, 4 * MR));
     int across = ceil_div(tasks, down);
     int height = ceil_div(ceil_div(M, down), MR) * MR;      // whole tiles

@@ -93,7 +93,7 @@ static double now(void) {
 // loaded. Does nothing where the user has decided, or where /proc does not say which file this is.
 static void restart_with_short_waits(char **argv) {
     static const char *const settings[3][2] = {
-        {"GOMP_SPINCOUNT", "5000"}, {"KMP_BLOCKTIME", "1"}, {"KMP_USE_YIELD", "2"}
+        {"GOMP_SPINCOUNT", "1000"}, {"KMP_BLOCKTIME", "1"}, {"KMP_USE_YIELD", "2"}
     };
     char program[4096];
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
@@ -106,6 +106,7 @@ static void restart_with_short_waits(char **argv) {
 #else
 static void omp_set_num_threads(int threads) { (void)threads; }
 static int omp_get_max_threads(void) { return 1; }
+static int omp_get_num_threads(void) { return 1; }
 static int omp_get_thread_num(void) { return 0; }
 static void restart_with_short_waits(char **argv) { (void)argv; }
 #endif

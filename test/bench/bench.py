@@ -34,7 +34,7 @@ LOADED = SHAPES[1:3]  # measured on two threads with busy loops beside, too
 LOOPS = (1, 4)
 
 # Our threads spin for a moment and then sleep, as in train_gpt.
-WAITING = {"GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "1", "KMP_USE_YIELD": "2"}
+WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1", "KMP_USE_YIELD": "2"}
 ONE_XLA_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 HOLD_OPENBLAS_BACK = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}  # set on some machines
 

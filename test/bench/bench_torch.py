@@ -80,7 +80,8 @@ class GPT(nn.Module):
 
 
 def adamw(model):
-    hyper = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 1e-2}
+    # without a warm-up a wide model's loss rises at first where the learning rate is 1e-2
+    hyper = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 1e-2}
     return torch.optim.AdamW(model.parameters(), fused=True, **hyper)
 
 

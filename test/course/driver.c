@@ -1,16 +1,15 @@
-// A student's train_gpt.c as a program that grade.py asks: driver FD WORK COUNT, then flags of
-// train_gpt. The numbers to work on come on stdin, as doubles, and the answers go to FD, as
-// doubles. What it is asked is chosen anew each time, and what is right is computed elsewhere,
-// after this program has ended.
+// A student's train_gpt.c as a program that answers grade.py: driver FD WORK COUNT, then flags of
+// train_gpt. It reads its inputs from stdin and writes its answers to FD, both as doubles. grade.py
+// draws new inputs each time and computes the right answers after this program has ended.
 
-// static, so that the compiler drops it, and all that only it calls
+// static, so that the compiler drops main and everything that only main calls
 #define main static __attribute__((unused)) train_gpt_main
 #include "train_gpt.c"
 #undef main
 
 static FILE *answers;
 
-// many at a time, so that a measured time is not that of reading and writing
+// many at a time, so that a measured time is not the time of reading and writing
 static double some_numbers[4096];
 
 static void get(real *x, size_t n) {
@@ -42,8 +41,8 @@ static void get_tokens(int *tokens, int n, int V) {
     }
 }
 
-// model: weights, then for COUNT steps a batch; answers all that a step computes. train: the same,
-// answers the last weights.
+// model: weights, then for COUNT steps a batch; answers all results of every step. train: the same,
+// but answers the last weights only.
 static void model(const Config *cfg, int steps, int every) {
     GPT g;
     int V = cfg->vocab, B = cfg->batch, T = cfg->T;
@@ -69,6 +68,7 @@ static void model(const Config *cfg, int steps, int every) {
         put_one(log_z);
         put_one(norm);
         put_one(learning_rate(cfg, step));
+        put_one(stats.act_rms[ACT_LOGITS]);
         for (int l = 0; l < cfg->layers; l++) put_one(stats.max_attn_logit[l]);
         put(g.params, N);
         put(g.m, N);
@@ -77,8 +77,8 @@ static void model(const Config *cfg, int steps, int every) {
     if (!every) put(g.params, N);
 }
 
-// update: weights, gradients, moments; answers the norm and all of them after the update of step
-// COUNT
+// update: weights, gradients, moments; answers the norm of the gradients, and weights and moments
+// after the update of step COUNT
 static void update(const Config *cfg, int step) {
     GPT g;
     gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
@@ -93,22 +93,27 @@ static void update(const Config *cfg, int step) {
     put(g.v, N);
 }
 
-// attention: q, k, v, dout, out, softmax of a batch of COUNT; answers dq, dk, dv
+// attention: qk (B,T,2,C), qkv (B,T,3,C), dout and out (B,T,C) and softmax (B,NH,T,2) of a batch of
+// B = COUNT; answers dqkv (B,T,3,C)
 static void attention(const Config *cfg, int B) {
     int T = cfg->T, NH = cfg->heads, HS = cfg->d / NH;
-    size_t n = (size_t)B * T * NH * HS;
-    real *x = some(8 * n), *softmax = some((size_t)(2 * B * NH * T));
-    real *scratch = some((size_t)max_threads() * 2 * (size_t)(QB + HS + 1) * (size_t)T);
-    for (size_t i = 5 * n; i < 8 * n; i++) x[i] = NAN;    // what is left out shows
-    get(x, 5 * n);
-    get(softmax, (size_t)(2 * B * NH * T));
-    attention_backward(x + 5 * n, x + 6 * n, x + 7 * n, x + 3 * n, x + 4 * n, softmax, x, x + n,
-                       x + 2 * n, 1 / SQRT((real)HS), scratch, B, T, NH, HS);
-    put(x + 5 * n, 3 * n);
+    size_t n = (size_t)(B * T * NH * HS), rows = (size_t)(B * NH * T);
+    real *qk = some(2 * n), *qkv = some(3 * n), *dqkv = some(3 * n);
+    real *dout = some(n), *out = some(n), *softmax = some(2 * rows);
+    real *scratch = some(attention_scratch_size(T, HS));
+    for (size_t i = 0; i < 3 * n; i++) dqkv[i] = NAN;    // an element that is not written shows
+    get(qk, 2 * n);
+    get(qkv, 3 * n);
+    get(dout, n);
+    get(out, n);
+    get(softmax, 2 * rows);
+    attention_backward(dqkv, dout, out, softmax, qk, qkv, 1 / sqrt((real)HS), scratch,
+                       B, T, NH, HS);
+    put(dqkv, 3 * n);
 }
 
-// multiply: COUNT times M, N, K, whether a and b are transposed and something is added, then a, b
-// and what is added
+// multiply: COUNT times M, N, K; 1 or 0 for a transposed, b transposed, add; then a, b and add.
+// Answers each product.
 static void products(int count) {
     while (count--) {
         real head[6];

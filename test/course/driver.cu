@@ -1,5 +1,5 @@
-// A student's train_gpt.cu on the CPU, as driver.c is for train_gpt.c: driver FD WORK COUNT, then
-// flags.
+// A student's train_gpt.cu on the CPU, as a program that answers grade.py like driver.c: driver FD
+// WORK COUNT, then flags.
 #define main static __attribute__((unused)) train_gpt_main
 #include "train_gpt.cu"
 #undef main
@@ -89,6 +89,7 @@ static void model(Config *cfg, int steps) {
         put_one(log_z);
         put_one(stats.grad_norm);
         put_one(learning_rate(cfg, step));
+        put_one(stats.act_rms[ACT_LOGITS]);
         for (int l = 0; l < cfg->layers; l++) put_one(stats.max_attn_logit[l]);
         put_device(g.params, N);
         put_device(g.m, N);

@@ -1,9 +1,8 @@
-"""make exercise-NAME [DIR=...] [CUDA=1]: a folder to hand out, in which an intervention's lines are
-to be written.
+"""make exercise-NAME [DIR=...] [CUDA=1]: a folder to hand out, from which the lines of an
+intervention are missing.
 
-Each row of EXERCISES says what is cut out of which file, with the comment that takes its place and,
-where the rest would not compile, a stub. The texts say what is to be computed; nothing here is a
-solution."""
+Each row of EXERCISES lists the cuts. A comment takes the place of each cut and says what to
+compute; where the rest would not compile, a stub follows. No solution is written in this file."""
 
 import argparse
 import pathlib
@@ -17,66 +16,84 @@ import show
 HERE, ROOT = pathlib.Path(__file__).resolve().parent, show.ROOT
 
 # cut: {file: [(comment, stub), ...]}, one for each flagged chunk in the order of the file; a chunk
-# is one of the flags that `flags` names (default: the exercise's name). functions: {file: {name:
-# (comment, body)}}: the body is to be written.
+# counts if its flag is in `flags` (default: the exercise's name).
+# functions: {file: {name: (comment, stub of the body)}}. remove: {file: names of the solution's
+# helpers}.
 EXERCISES = {
     "qk_norm": dict(
         title="qk-norm",
         section="3.1.1",
         read=(
-            "gpt_forward and gpt_backward (train_gpt.c); layernorm_forward, layernorm_backward and"
-            " what their arguments are; Q_NORM and K_NORM in gpt.h's parameter_table"
+            "gpt_forward and gpt_backward (train_gpt.c); layernorm_row, layernorm_row_backward and"
+            " sum_chunks; rope_row and the comments on qk_norm_rope_forward and"
+            " qk_norm_rope_backward; Q_NORM and K_NORM in gpt.h's parameter_table"
         ),
         cut={
             "train_gpt.c": [
                 (
                     (
-                        "qk-norm, forward (section 3.1.1): where cfg.qk_norm is 1, `from`, q or k"
-                        " (B,T,NH,HS), is normalised over the HS values of each head, with the"
-                        " scale Q_NORM or K_NORM (HS) of layer l, before RoPE turns it. Leave each"
-                        " head's mean and 1/sqrt(variance) for the backward pass: qk_mean, qk_rstd"
-                        " (L,2,B,T,NH)."
+                        "The forward pass (section 3.1.1). Without qk-norm q_weight is NULL: then"
+                        " change nothing. Otherwise normalise each of the NH heads of this row's q"
+                        " (i is 0) or k (i is 1): LayerNorm over its HS values, with the weight"
+                        " q_weight or k_weight (HS). `from` (C) is the q or k of the product. Write"
+                        " the result to `to` (C), and let `from` point to it, so that rope_row"
+                        " turns the normalised values. Keep each head's mean and 1/sqrt(variance)"
+                        " for the backward pass, in mean and rstd (B,T,2,NH)."
                     ),
-                    "",
+                    "(void)mean, (void)rstd, (void)q_weight, (void)k_weight;",
                 ),
                 (
                     (
-                        "qk-norm, backward: dq is now the gradient of what was normalised. Make it"
-                        " the gradient of what came before, qkv (L,3,B,T,C), and write the gradient"
-                        " of the scale (HS), which is one for all heads and positions."
+                        "The backward pass. rope_row has turned the gradient back: d (C) is now"
+                        " the gradient of the normalised q (i is 0) or k (i is 1). Where q_weight"
+                        " is not NULL, replace it with the gradient of the q or k of the product,"
+                        " which is in qkv (B,T,3,C). Add the gradient of q_weight to dw (HS), that"
+                        " of k_weight to dw + HS (HS): all heads of all rows share these weights."
+                        " dw + 2 * HS (2,HS) is scratch."
                     ),
-                    "(void)qkv;",
+                    "(void)mean, (void)rstd, (void)k_weight, (void)qkv;",
+                ),
+                (
+                    (
+                        "The gradients of the weights. Where q_weight is not NULL,"
+                        " dq_weight and dk_weight (HS) are the sums over all chunks of the dw that"
+                        " each chunk has left in partial (chunks,4,HS)."
+                    ),
+                    "(void)q_weight, (void)dq_weight, (void)dk_weight;",
                 ),
             ],
             "train_gpt.cu": [
                 (
                     (
-                        "qk-norm, forward: where q_weight is not NULL, this head's q or k, x[0] and"
-                        " x[1] (its two halves; a group of `lanes` lanes holds HS values), is"
-                        " normalised over HS and scaled with q_weight or k_weight (HS). lanes_sum"
-                        " sums over the group."
+                        "The forward pass. Where q_weight is not NULL, normalise this head's q or k"
+                        " over its HS values and multiply it by q_weight or k_weight (HS). x[0] and"
+                        " x[1] are its two halves; a group of `lanes` lanes holds the HS values."
+                        " lanes_sum sums over the group."
                     ),
                     "(void)q_weight, (void)k_weight, (void)NH;",
                 ),
                 (
                     (
-                        "qk-norm, backward: g[0], g[1] become the gradient of what was normalised"
-                        " (mean and rstd are computed again from qkv), dw[0], dw[1] collect g * n"
-                        " for the scale."
+                        "The backward pass. Replace g[0] and g[1], the gradient of the normalised"
+                        " q or k, with the gradient of the q or k in qkv. Compute mean and rstd"
+                        " again from qkv. Collect the gradient of the weight in dw[0] and dw[1]."
                     ),
                     "(void)qkv, (void)k_weight;",
                 ),
                 (
                     (
-                        "qk-norm, the scale's gradient: where q_weight is not NULL, the block's sum"
-                        " of dw over its groups goes to partial (2,blocks,HS)."
+                        "The gradient of the weight. Where q_weight is not NULL, write the"
+                        " block's sum of dw over its groups to partial (2,blocks,HS)."
                     ),
                     "(void)q_weight, (void)partial, (void)dw;",
                 ),
-                ("qk-norm: dq_weight = the sum over partial's rows", ""),
-                ("and dk_weight", "(void)dq_weight, (void)dk_weight, (void)adds;"),
-                ("qk-norm: this layer's Q_NORM and K_NORM where cfg.qk_norm is 1", ""),
-                ("qk-norm: this layer's Q_NORM and K_NORM where cfg.qk_norm is 1", ""),
+                ("dq_weight (HS) is the sum over the blocks of partial[0]", ""),
+                (
+                    "dk_weight (HS) is the same of partial[1]",
+                    "(void)dq_weight, (void)dk_weight, (void)adds;",
+                ),
+                ("Where cfg.qk_norm is 1, this layer's tensors Q_NORM and K_NORM", ""),
+                ("Where cfg.qk_norm is 1, this layer's tensors Q_NORM and K_NORM", ""),
             ],
         },
         plot=(
@@ -90,7 +107,7 @@ EXERCISES = {
             ),
             "Why does the loss end on a plateau, and not at infinity?",
             "How large can a logit be with qk-norm? Which parameter can still make it larger?",
-            "Why is the norm taken before RoPE? What would change after it?",
+            "Why does the norm come before RoPE? What would change if it came after?",
         ],
     ),
     "z_loss": dict(
@@ -101,10 +118,11 @@ EXERCISES = {
             "train_gpt.c": [
                 (
                     (
-                        "z-loss (section 3.1.2): the loss is the cross-entropy + z_loss * mean over"
-                        " rows of (log Z)^2, Z = sum of exp(logits). The softmax p of a row (V) is"
-                        " multiplied by weight / rows further down, as d log Z / d logit_j = p_j."
-                        " What does the z term add to weight? log_z[i] is the row's log Z."
+                        "The z-loss (section 3.1.2). The loss is the cross-entropy + z_loss * mean"
+                        " over rows of (log Z)^2, where Z = sum of exp(logits), and d log Z / d"
+                        " logit_j = p_j, the softmax. The lines below multiply the softmax of this"
+                        " row (V) by weight / rows. Add to weight what the z-loss needs. log_z[i]"
+                        " is the row's log Z."
                     ),
                     "(void)z_loss;",
                 )
@@ -112,8 +130,8 @@ EXERCISES = {
             "train_gpt.cu": [
                 (
                     (
-                        "z-loss (section 3.1.2): as in train_gpt.c, what the z term adds to weight;"
-                        " z is the row's log Z."
+                        "The z-loss (section 3.1.2). As in train_gpt.c, add to weight what the"
+                        " z-loss needs. z is the row's log Z."
                     ),
                     "(void)z_loss;",
                 )
@@ -137,9 +155,9 @@ EXERCISES = {
             "gpt.h": [
                 (
                     (
-                        "warm-up (section 3.2.1): before step `warmup` the learning rate rises on a"
-                        " line from 0 at step 0 to the peak, cfg->lr, at step `warmup`. Steps count"
-                        " from 1."
+                        "Warm-up (section 3.2.1). Before step cfg->warmup the learning rate rises"
+                        " in a straight line from 0 at step 0 to the peak, cfg->lr, at step"
+                        " cfg->warmup. The first step is number 1."
                     ),
                     "",
                 )
@@ -152,7 +170,7 @@ EXERCISES = {
         explain=[
             "Adam's first update is +-lr for every weight. Why?",
             "At which learning rates does a longer warm-up help, and at which does it cost?",
-            "Why does LR sensitivity hide part of its effect?",
+            "Why does LR sensitivity hide part of the effect of warm-up?",
         ],
     ),
     "wd": dict(
@@ -164,20 +182,16 @@ EXERCISES = {
             "gpt.h": [
                 (
                     (
-                        "weight decay (section 3.2.2): the share of a weight that decays at this"
-                        " step. With -wd_independent 1 it is wd at the peak of the schedule and"
-                        " follows its shape, whatever the peak is; with 0 it is wd times the"
-                        " learning rate."
+                        "Section 3.2.2. Return the share of a weight that decays at"
+                        " this step. With -wd_independent 1 it is cfg->wd at the peak of the"
+                        " learning rate, whatever that peak is, and follows the shape of the"
+                        " schedule. With 0 it is cfg->wd times the learning rate."
                     ),
                     "(void)lr;\nreturn 0;",
                 )
             ],
-            "train_gpt.c": [
-                ("weight decay: the share of each parameter that adamw takes away at this step", "")
-            ],
-            "train_gpt.cu": [
-                ("weight decay: the share of each parameter that adamw takes away at this step", "")
-            ],
+            "train_gpt.c": [("The share of each parameter that decays at this step", "")],
+            "train_gpt.cu": [("The share of each parameter that decays at this step", "")],
         },
         plot=(
             "./train_gpt -lr -wd 1e-2 -wd_independent 1 and 0: final loss and param_rms_c_fc"
@@ -185,7 +199,7 @@ EXERCISES = {
         ),
         explain=[
             "Write both decays as p *= 1 - x. How does x depend on the peak learning rate?",
-            "Which wd of the one kind is the same as 1e-4 of the other at LR 1e-2?",
+            "At LR 1e-2, which standard decay equals an independent decay of 1e-4?",
             "Why does decoupling the decay lower LR sensitivity?",
         ],
     ),
@@ -199,52 +213,56 @@ EXERCISES = {
         cut={
             "gpt.h": [
                 (
-                    "muParam (section 3.2.4): m = C / base_d",
-                    "static double mu_m(const Config *cfg) { (void)cfg; return 1; }",
+                    "m = C / base_d (section 3.2.4)",
+                    "static double mu_m(const Config *cfg) {\n    (void)cfg;\n    return 1;\n}",
                 ),
                 (
                     (
-                        "muParam: the factor of a tensor's learning rate (simple and above: hidden"
-                        " matrices, p->hidden, learn at lr / m), and that of the logits"
-                        " (intermediate and full: 1 / m)"
+                        "The factor of a tensor's learning rate (simple, intermediate and"
+                        " full: 1 / m for hidden matrices, where p->hidden is 1), and the factor of"
+                        " the logits (intermediate and full: 1 / m)"
                     ),
                     (
-                        "static double mu_lr_scale(const Config *cfg, const Parameter *p) {"
-                        " (void)p; return mu_m(cfg); }\n"
-                        "static double mu_logit_scale(const Config *cfg) { (void)cfg; return"
-                        " 1; }"
+                        "static double mu_lr_scale(const Config *cfg, const Parameter *p) {\n"
+                        "    (void)p;\n"
+                        "    return mu_m(cfg);\n"
+                        "}\n"
+                        "static double mu_logit_scale(const Config *cfg) {\n"
+                        "    (void)cfg;\n"
+                        "    return 1;\n"
+                        "}"
                     ),
                 ),
                 (
                     (
-                        "muParam, full: attention's scale is sqrt(HS_base) / HS, HS_base the head"
-                        " size at C = base_d with as many heads"
+                        "Where mu_param is full, attention's scale is sqrt(HS_base) / HS, where"
+                        " HS_base is the head size at C = base_d with the same number of heads"
                     ),
                     "",
                 ),
             ],
             "train_gpt.c": [
-                ("muParam: logits x (V) of this row times logit_scale", ""),
+                ("Multiply the logits x (V) of this row by logit_scale", ""),
                 (
                     (
-                        "muParam: the gradient passes through that factor too; weight multiplies"
-                        " the softmax"
+                        "The gradient of the logits passes through the same factor. weight"
+                        " multiplies the softmax; the target's term has the factor already."
                     ),
                     "",
                 ),
-                ("muParam: the RMS of the logits that is logged is of the scaled ones", ""),
-                ("muParam: this kind's learning rate times its factor", ""),
+                ("The log shows the RMS of the logits times their factor", ""),
+                ("Multiply the learning rate of this kind of tensor by its factor", ""),
             ],
             "train_gpt.cu": [
-                ("muParam: y[i] times logit_scale", ""),
-                ("muParam: the gradient passes through that factor too", ""),
-                ("muParam: this kind's learning rate times its factor", ""),
-                ("muParam: the RMS of the logits that is logged is of the scaled ones", ""),
+                ("Multiply y[i] by logit_scale", ""),
+                ("The gradient of the logits passes through the same factor", ""),
+                ("Multiply the learning rate of this kind of tensor by its factor", ""),
+                ("The log shows the RMS of the logits times their factor", ""),
             ],
         },
         plot=(
-            "./train_gpt -lr -base_d 32 -d 32, 64 and 128 (as many heads), with -mu_param off and"
-            " full: final loss against the learning rate"
+            "./train_gpt -lr -base_d 32 -d 32, 64 and 128, with -mu_param off and full: final loss"
+            " against the learning rate"
         ),
         explain=[
             (
@@ -252,7 +270,7 @@ EXERCISES = {
                 " with fan-in C? So why lr / m?"
             ),
             "Why is the embedding's learning rate not divided?",
-            "The best learning rate stays put. Does LR sensitivity fall? (the paper: hardly)",
+            "The best learning rate stays the same. Does LR sensitivity fall? (the paper: hardly)",
         ],
     ),
     "eps": dict(
@@ -260,8 +278,8 @@ EXERCISES = {
         section="3.4",
         read="adamw and gpt_update (train_gpt.c)",
         cut={
-            "train_gpt.c": [("epsilon (section 3.4): the one that the flag says, not 1e-8", "")],
-            "train_gpt.cu": [("epsilon (section 3.4): the one that the flag says, not 1e-8", "")],
+            "train_gpt.c": [("The value of the flag, in place of 1e-8", "")],
+            "train_gpt.cu": [("The value of the flag, in place of 1e-8", "")],
         },
         plot=(
             "./train_gpt -lr 0.3 -eps 1e-8, 1e-4 and 1e-2: update_rms_c_fc and grad_rms_c_fc in"
@@ -278,8 +296,8 @@ EXERCISES = {
         section="the appendix",
         read="adamw and gpt_update (train_gpt.c)",
         cut={
-            "train_gpt.c": [("beta2: the one that the flag says, not 0.95", "")],
-            "train_gpt.cu": [("beta2: the one that the flag says, not 0.95", "")],
+            "train_gpt.c": [("The value of the flag, in place of 0.95", "")],
+            "train_gpt.cu": [("The value of the flag, in place of 0.95", "")],
         },
         plot="./train_gpt -lr -beta2 0.9, 0.95 and 0.999: final loss against the learning rate",
         explain=[
@@ -299,8 +317,9 @@ EXERCISES = {
             "train_gpt.c": [
                 (
                     (
-                        "clipping: where cfg->clip is not 0 and norm, of all gradients together, is"
-                        " larger, scale makes it cfg->clip"
+                        "norm is the norm of all gradients together, and adamw multiplies"
+                        " each gradient by clip_scale. Where cfg->clip is not 0 and norm is larger,"
+                        " choose clip_scale so that the norm becomes cfg->clip."
                     ),
                     "",
                 )
@@ -308,8 +327,9 @@ EXERCISES = {
             "train_gpt.cu": [
                 (
                     (
-                        "clipping: where k->clip is not 0 and norm, of all gradients together, is"
-                        " larger, results->grad_scale makes it k->clip"
+                        "norm is the norm of all gradients together, and"
+                        " results->grad_scale multiplies each gradient. Where k->clip is not 0 and"
+                        " norm is larger, choose it so that the norm becomes k->clip."
                     ),
                     "(void)norm;",
                 )
@@ -320,7 +340,7 @@ EXERCISES = {
         ),
         explain=[
             "Adam divides by the size of the gradient. So what does clipping change at all?",
-            "Why one norm for all tensors, and not one each?",
+            "Why one norm for all tensors, and not one for each?",
             "What does clipping do to a gradient with one infinite element?",
         ],
     ),
@@ -328,30 +348,30 @@ EXERCISES = {
         title="Attention's backward pass",
         section="2.1",
         read=(
-            "attention_forward (train_gpt.c) and the comment above it; multiply, whose products of"
-            " small blocks it uses"
+            "attention_forward (train_gpt.c) and the comments above it; AttentionScratch; multiply,"
+            " matrix and transposed, which it calls for products of small blocks"
         ),
         functions={
             "train_gpt.c": {
                 "attention_backward": (
                     (
-                        "The gradients of causal attention. Given are dout, the gradient of out,"
-                        " with what attention_forward had and left: q, k, v, out (B,T,NH,HS) and"
-                        " softmax (B,NH,T,2), each row's largest score and 1 / its sum of exp(score"
-                        " - largest). With p_ij = softmax of scale * q_i k_j over j <= i (0"
-                        " elsewhere) and out_i = sum over j of p_ij v_j, write dq, dk, dv"
-                        " (B,T,NH,HS); what is there before is not to be read. p is not kept:"
-                        " compute it again from softmax. In this order: dv, from dout and p; then"
-                        " the gradient of p; then that of the scores, through the softmax (the sum"
-                        " over j of p_ij dp_ij is dout_i out_i: why?); then dq and dk. Four loops"
-                        " per head are enough; with multiply() in blocks of QB queries it is fast."
-                        " scratch (threads,2,QB + HS + 1,T)."
+                        "The gradients of causal attention. Read: dout (B,T,C), the gradient of"
+                        " out; the inputs and results of attention_forward, which are q and k in qk"
+                        " (B,T,2,C), v in qkv (B,T,3,C), out (B,T,C) and softmax (B,NH,T,2), each"
+                        " row's largest score and 1 / the sum of exp(score - largest). Write dq,"
+                        " dk, dv to dqkv (B,T,3,C), which holds no values yet. With p_i = the"
+                        " softmax over j <= i of scale * q_i k_j, and out_i = sum over j <= i of"
+                        " p_ij v_j: compute p again from softmax. Then, in this order: dv, from p"
+                        " and dout; the gradient of p; the gradient of the scores, through the"
+                        " softmax (the sum over j of p_ij dp_ij is dout_i out_i: why?); dq and dk."
+                        " Four loops for each head are enough. For speed, use multiply() on blocks"
+                        " of at most QB queries; scratch holds attention_scratch_size reals for"
+                        " each thread."
                     ),
                     (
-                        "(void)dout, (void)out, (void)softmax, (void)q, (void)k, (void)v,"
-                        " (void)scale, (void)scratch;\n"
-                        "size_t bytes = (size_t)B * T * NH * HS * sizeof(real);\n"
-                        "memset(dq, 0, bytes), memset(dk, 0, bytes), memset(dv, 0, bytes);"
+                        "(void)dout, (void)out, (void)softmax, (void)qk, (void)qkv, (void)scale,"
+                        " (void)scratch;\n"
+                        "memset(dqkv, 0, (size_t)B * T * 3 * NH * HS * sizeof(real));"
                     ),
                 )
             }
@@ -370,37 +390,39 @@ EXERCISES = {
         title="A matrix multiply ten times faster",
         section="2.1",
         read=(
-            "the section on the matrix multiply (train_gpt.c): Matrix, multiply, matmul, and who"
-            " calls them"
+            "Matrix, matrix and transposed at the top of train_gpt.c; multiply and matmul at its"
+            " end, and the layers that call them"
         ),
         functions={
             "train_gpt.c": {
                 "multiply": (
                     (
-                        "out (M,N) = add + a (M,K) b (K,N), ldc elements from one row of out and"
-                        " add to the next; add may be NULL or out. Element (i, j) of a is at"
-                        " a.data[i * a.row + j * a.col]: either may be transposed. These loops are"
-                        " right and slow: make them ten times faster. One thread; any M, N, K from"
-                        " 1 on. Ideas: run along rows in the innermost loop; keep a tile of sums,"
-                        " MR x NR, in vector registers (`vector` holds VL reals) while k runs; copy"
-                        " blocks of b and a to where they lie in the order in which they are read."
+                        "out (M,N) = add + a (M,K) b (K,N), where ldc is the distance between two"
+                        " rows of out and add; add may be NULL, which adds nothing, or out. Element"
+                        " (i,j) of a is at a.data[i * a.row + j * a.col]: a and b may be"
+                        " transposed. The loops below are right and slow: make them ten times"
+                        " faster, on one thread, for any M, N, K from 1 on. Ideas: run along rows"
+                        " in the innermost loop; keep a tile of sums, MR x NR, in vector registers"
+                        " while k runs (a `vector` holds VL reals); copy blocks of b and a to"
+                        " memory in the order in which the loops read them."
                     ),
                     (
                         "for (int i = 0; i < M; i++)\n"
                         "    for (int j = 0; j < N; j++) {\n"
                         "        real sum = 0;\n"
-                        "        for (int k = 0; k < K; k++) sum += a.data[i * a.row + k *"
-                        " a.col] * b.data[k * b.row + j * b.col];\n"
+                        "        for (int k = 0; k < K; k++)\n"
+                        "            sum += a.data[i * a.row + k * a.col]"
+                        " * b.data[k * b.row + j * b.col];\n"
                         "        out[i * ldc + j] = (add ? add[i * ldc + j] : 0) + sum;\n"
                         "    }"
                     ),
                 )
             }
         },
-        remove={"train_gpt.c": ("tile", "pack", "flip")},
+        remove={"train_gpt.c": ("KC", "tile", "pack", "flip")},
         plot=(
-            "tokens a second of ./train_gpt -lr 1e-2 -d 128 -layers 4 -heads 4 against each idea,"
-            " one by one"
+            "tokens a second of ./train_gpt -lr 1e-2 -d 128 -layers 4 -heads 4 after each of your"
+            " ideas"
         ),
         explain=[
             (
@@ -408,8 +430,8 @@ EXERCISES = {
                 " before and after?"
             ),
             (
-                "What is the processor's peak (clock, width of its vectors, multiply-adds a cycle),"
-                " and how much of it is reached?"
+                "What is the processor's peak (clock, width of its vectors, multiply-adds per"
+                " cycle), and what share of it do you reach?"
             ),
             "Why does another order of k loops change the last bits of a sum?",
         ],
@@ -418,31 +440,33 @@ EXERCISES = {
         title="CUDA kernels",
         section="2.1",
         read=(
-            "the first section of train_gpt.cu (load, store, row_sum), gelu_forward and"
-            " layernorm_forward in train_gpt.c; the head of kit/cuda_emu.h"
+            "the first section of train_gpt.cu (load, store, row_sum); gelu_forward and"
+            " layernorm_row in train_gpt.c; the comment at the top of kit/cuda_emu.h"
         ),
         functions={
             "train_gpt.cu": {
                 "gelu_forward_kernel": (
                     (
-                        "out = gelu(inp), n values, as gelu_forward of train_gpt.c. A thread takes"
-                        " W of them, from (blockIdx.x * blockDim.x + threadIdx.x) * W on; the last"
-                        " may have fewer, or none. load and store move up to W values."
+                        "out = gelu(inp), n values, as gelu_forward of train_gpt.c. A thread"
+                        " computes W of them, from (blockIdx.x * blockDim.x + threadIdx.x) * W on;"
+                        " the last threads may have fewer, or none. load and store move up to W"
+                        " values."
                     ),
                     "(void)out, (void)inp, (void)n;",
                 ),
                 "gelu_backward_kernel": (
-                    "dinp = dout * gelu'(inp), n values, W a thread",
+                    "dinp = dout * gelu'(inp), n values, W of them by each thread",
                     "(void)dinp, (void)dout, (void)inp, (void)n;",
                 ),
                 "layernorm_forward_kernel": (
                     (
-                        "out = weight * (inp - mean) * rstd for a row of C values a threadIdx.y;"
-                        " mean, rstd (rows). Where add is not NULL, sum = inp + add is written and"
-                        " normalised instead of inp. blockDim.x threads share a row: thread x takes"
-                        " the values from (j * blockDim.x + threadIdx.x) * W on, for j < KEEP."
-                        " row_sum adds over a row's threads and holds the barriers, so that all"
-                        " threads of the block must call it. rows need not fill the last block."
+                        "out = weight * (inp - mean) * rstd for rows of C values; mean, rstd"
+                        " (rows). Where add is not NULL, write sum = inp + add and normalise that"
+                        " instead of inp. The blockDim.x threads of one threadIdx.y share a row:"
+                        " thread x reads the values from (j * blockDim.x + threadIdx.x) * W on, for"
+                        " j < KEEP. row_sum sums over a row's threads and waits for the whole"
+                        " block, so every thread of the block must call it. The last block may have"
+                        " rows to spare."
                     ),
                     (
                         "(void)out, (void)sum, (void)mean, (void)rstd, (void)inp, (void)add,"
@@ -452,8 +476,8 @@ EXERCISES = {
             }
         },
         plot=(
-            "nothing: the stand-in is slow. On a machine with a GPU: the time of each kernel"
-            " against the bytes that it moves"
+            "Nothing without a GPU: the stand-in is slow. On a machine with a GPU: the time of each"
+            " kernel against the bytes that it moves"
         ),
         explain=[
             (
@@ -461,7 +485,7 @@ EXERCISES = {
                 " TB/s?"
             ),
             (
-                "What happens without a barrier in row_sum, and in which order of the threads does"
+                "What goes wrong without a barrier in row_sum? In which order of the threads does"
                 " it show?"
             ),
             "Why is W 8?",
@@ -489,8 +513,8 @@ def cut_chunks(text, flags, pieces, name):
     lines, chunks = text.split("\n"), [c for c in show.chunks(text, name) if c[0] in flags]
     if len(chunks) != len(pieces):
         sys.exit(
-            f"exercise: {name} has {len(chunks)} chunks of {', '.join(flags)}, and exercise.py says"
-            f" what {len(pieces)} compute"
+            f"exercise: {name} has {len(chunks)} chunks of {', '.join(flags)}, but exercise.py has"
+            f" comments for {len(pieces)}"
         )
     for (flag, first, last), (comment, stub) in reversed(list(zip(chunks, pieces))):
         indent = re.match(r" *", lines[first - 1])[0]
@@ -499,42 +523,41 @@ def cut_chunks(text, flags, pieces, name):
     return "\n".join(lines)
 
 
-def function_lines(lines, name):
-    """First line (with template, __global__ and attributes), line of the opening brace, last line;
-    from 0."""
+def definition(lines, name):
+    """First line (with template or attributes), line of the opening brace and last line, from 0, of
+    a function, or of the enum whose first constant has this name."""
     for i, line in enumerate(lines):
-        if re.match(rf"[a-zA-Z_].*\b{name}\(", line) and not line.rstrip().endswith(";"):
-            start = i
-            while lines[start - 1].startswith("template"):
-                start -= 1
-            brace = i
-            while not lines[brace].rstrip().endswith(("{", "}")):
-                brace += 1
-            end = (
-                brace
-                if lines[brace].rstrip().endswith("}")
-                else next(j for j in range(brace, len(lines)) if lines[j] == "}")
-            )
-            return start, brace, end
-    sys.exit(f"exercise: no function {name}")
+        if line.startswith(f"enum {{ {name} "):
+            return i, i, i
+        if not re.match(rf"[a-zA-Z_].*\b{name}\(", line):
+            continue
+        brace = i
+        while not lines[brace].rstrip().endswith(("{", "}", ";")):
+            brace += 1
+        if lines[brace].rstrip().endswith(";"):  # only declared here
+            continue
+        start, end = i, brace
+        while re.match(r"template|static inline __attribute__\S*$", lines[start - 1]):
+            start -= 1
+        if lines[brace].rstrip().endswith("{"):
+            end = lines.index("}", brace)
+        return start, brace, end
+    sys.exit(f"exercise: no definition of {name}")
 
 
 def cut_functions(text, bodies, removed):
     lines = text.split("\n")
-    for name, (comment, body) in bodies.items():
-        start, brace, end = function_lines(lines, name)
+    for name in [*bodies, *removed]:
+        start, brace, end = definition(lines, name)
         above = start
         while lines[above - 1].startswith("//"):  # the comment above is part of the solution
             above -= 1
-        lines[brace + 1 : end] = [
-            commented(f"[{name}] TO WRITE: {comment}", "    ") + indented(body, "    ")
-        ]
-        lines[above:start] = []
-    for name in removed:
-        start, _, end = function_lines(lines, name)
-        while start and lines[start - 1].startswith("//"):
-            start -= 1
-        lines[start : end + 1] = []
+        stub = []
+        if name in bodies:
+            comment, body = bodies[name]
+            todo = commented(f"[{name}] TO WRITE: {comment}", "    ")
+            stub = [*lines[start : brace + 1], todo + indented(body, "    "), "}"]
+        lines[above : end + 1] = stub
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
@@ -560,11 +583,11 @@ def readme(name, changed, cuda):
 
     points = "\n".join(f"{test[0]:6}  {test[1]}" for test in grade.tests(name, cuda))
     where = ex["section"] if ex["section"].startswith("the") else "section " + ex["section"]
-    formula = (
-        "\n\n" + textwrap.indent(re.sub(r"\n +", "\n", show.FORMULA[name]), "    ")
-        if name in show.FORMULA
-        else ""
+    formula = "".join(
+        "\n" + textwrap.fill(line.strip(), 100, initial_indent="    ", subsequent_indent="        ")
+        for line in show.FORMULA.get(name, "").splitlines()
     )
+    formula = formula and "\n" + formula
     flag = f"The flag is `-{name}` (`./train_gpt -h` lists all). " if name in show.FORMULA else ""
     runs_cuda = (
         "\n"
@@ -580,8 +603,8 @@ def readme(name, changed, cuda):
         fill(
             "An exercise from *Small-scale proxies for large-scale Transformer training"
             f" instabilities* (Wortsman et al., ICLR 2024, arXiv 2309.14322), {where}. "
-            f"In {' and '.join(sorted(changed))} lines are missing; the program compiles and trains"
-            f" without them. Write them. {flag}"
+            f"Lines are missing from {' and '.join(sorted(changed))}; the program compiles and"
+            f" trains without them. Write them. {flag}"
         )
     }{formula}
 
@@ -597,24 +620,26 @@ def readme(name, changed, cuda):
 
 ## Write
 
-What is missing stands where it is missing: `grep -n 'TO WRITE' {
-        " ".join(sorted(changed))
-    }`. Change nothing else: the
-grading takes only {
-        "these files" if len(changed) > 1 else "this file"
-    } and has the others of its own.
+{
+        fill(
+            "A comment marks each place: `grep -n 'TO WRITE' "
+            + " ".join(sorted(changed))
+            + "`. Change nothing else: the grading reads only "
+            + ("these files" if len(changed) > 1 else "this file")
+            + " and uses fresh copies of the others."
+        )
+    }
 
 ## Test
 
     make            builds train_gpt
-    make grade      says what is right and what is wrong, in the order of difficulty, and writes
-                    grade.json
+    make grade      tests your lines, the easiest test first, and writes grade.json
 
 {points}
 
-It compiles with `cc` and needs Python with numpy (which `make grade` installs into build/venv where
-it is missing). Inputs are drawn anew each time; `SEED=n make grade` repeats a grading, whose seed
-is in grade.json.{runs_cuda}
+The program compiles with `cc`. The grading needs Python with numpy; where numpy is missing, `make
+grade` installs it into build/venv. Each grading draws new inputs; `SEED=n make grade` repeats the
+one whose grade.json holds the seed n.{runs_cuda}
 
 ## Plot
 
@@ -636,11 +661,12 @@ MAKEFILE = """# make          train_gpt, for this machine
 # make grade    points, and what is wrong; writes grade.json
 # make clean
 {head}
-train_gpt: train_gpt.c gpt.h dataloader.h $(wildcard lib/*.h)
+
+train_gpt: train_gpt.c $(HEADERS)
 	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
 
-train_gpt_cu_emu: train_gpt.cu gpt.h dataloader.h $(wildcard lib/*.h) test/cuda/cuda_emu.h
-	$(CXX) -std=c++17 $(CFLAGS) $(ARCH) -Wno-unknown-pragmas -fno-strict-aliasing -rdynamic \\
+train_gpt_cu_emu: train_gpt.cu $(HEADERS) test/cuda/cuda_emu.h
+	$(CXX) -std=c++17 $(CFLAGS) $(MARCH) -Wno-unknown-pragmas -fno-strict-aliasing -rdynamic \\
 	-DCUDA_EMU -x c++ train_gpt.cu -o $@ -lm
 
 # python3 where it has numpy, else a virtual environment that does
@@ -683,8 +709,8 @@ def write(name, folder, cuda=False):
         for place in folder / "test" / "cuda", kit:
             shutil.copy(ROOT / "test" / "cuda" / "cuda_emu.h", place)
     makefile = show.read("Makefile")
-    head = makefile[makefile.index("ifeq ($(origin CC)") :]
-    head = head[: head.index("\n", head.index("\nFLAGS :=") + 1)]
+    head = makefile[makefile.index("ifeq ($(origin CC)") : makefile.index("\nSOURCES :=")]
+    head = re.sub(r"^#.*\n", "", head, flags=re.M)  # they cite the project's README.md
     numpy = re.search(r"^numpy==\S+", (ROOT / "test" / "requirements.txt").read_text(), re.M)[0]
     text = MAKEFILE.replace("{head}", head).replace("{numpy}", numpy)
     if not needs_cuda:
@@ -702,7 +728,7 @@ def main():
     parser.add_argument("--cuda", action="store_true")
     args = parser.parse_args()
     if args.name not in EXERCISES:
-        sizes = " (it has no lines of its own)" if args.name in show.FORMULA else ""
+        sizes = " (it has no flagged lines)" if args.name in show.FORMULA else ""
         sys.exit(
             f"exercise: there is none on '{args.name}'{sizes}; there are: {' '.join(EXERCISES)}"
         )

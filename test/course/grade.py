@@ -1,12 +1,12 @@
-"""Grades an exercise: grade.py [DIR [EXERCISE]]. Writes DIR/grade.json (in Gradescope's form) and
-says what is wrong.
+"""Grades an exercise: grade.py [DIR [EXERCISE]]. Prints points and mistakes, and writes
+DIR/grade.json (in Gradescope's form).
 
-Of the student's folder it reads only the sources that the exercise is about. These are built, with
-this folder's driver, in a temporary folder, and run as processes that may do nothing but compute:
-limits on time, memory, output, files and processes, and as another user where the grader is root.
-Inputs are drawn anew each time (SEED=n repeats a grading), and what is right is computed by
-reference.py after the student's program has ended: it cannot know what to print. Whatever an effect
-is measured by is measured here, on the weights that the program trained."""
+It reads only the sources of the exercise from the student's folder. It builds them with this
+folder's driver in a temporary folder and runs them as processes that may only compute: limits on
+time, memory, output, files and processes, and as another user where the grader is root. Each
+grading draws new inputs (SEED=n repeats one). reference.py computes the right answers after the
+student's program has ended, so that the program cannot print them. The effect of a training is
+measured here, on the weights that the program trained."""
 
 import ctypes
 import hashlib
@@ -39,20 +39,19 @@ NOBODY = 65534
 
 
 class Wrong(Exception):
-    """What a student reads."""
+    """A message for the student."""
 
 
 class Endless(Wrong):
-    """The same, and no test after it is worth the time."""
+    """The same of a program that does not end: the tests after it are not run."""
 
 
 # ---- running what is not trusted
 
 
 def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd=None):
-    """Runs a command within limits. Returns its answer (of the file whose number it gets for FD),
-    the seconds of processor time that it took and the text that it printed; raises Wrong where it
-    ends badly."""
+    """Runs a command within limits. Returns its answer (written to the descriptor FD), its seconds
+    of processor time and the text that it printed; raises Wrong where it fails."""
 
     def confine():
         os.setsid()
@@ -244,7 +243,7 @@ def kit_file(name):
 
 
 class Student:
-    """The student's program, built in a folder of its own, and what it answers."""
+    """The student's program, built in a temporary folder, and its answers."""
 
     def __init__(self, folder, files, rng):
         self.folder, self.rng, self.built, self.hashes = folder, rng, {}, {}
@@ -315,8 +314,7 @@ class Student:
         return self.built[name]
 
     def answer(self, size, work, count, cfg, numbers, program="double", cpu=SECONDS):
-        """The numbers that the program answers to these: exactly so many; and the processor time
-        that it took."""
+        """The program's answer, `size` numbers, and its seconds of processor time."""
         path = self.build(program)
         flags = [
             x
@@ -339,20 +337,19 @@ class Student:
         return np.frombuffer(raw), seconds
 
     def steps(self, cfg, p, batches, program="double"):
-        """All that the program computes in a step on each batch, as dicts: after each step p, m, v
-        too."""
+        """The results of a training step on each batch, as dicts; p, m, v are those after it."""
         N, L, rows, V = (
             sum(x.size for x in p.values()),
             cfg["layers"],
             cfg["batch"] * cfg["T"],
             cfg["vocab"],
         )
-        each = rows * V + 4 * N + 4 + L
+        each = rows * V + 4 * N + 5 + L
         numbers = np.concatenate([ref.pack(p)] + [x.ravel() for batch in batches for x in batch])
         flat, _ = self.answer(each * len(batches), "model", len(batches), cfg, numbers, program)
         out = []
         for a in flat.reshape(len(batches), each):
-            cut = np.split(a, np.cumsum([rows * V, N, 1, 1, 1, 1, L, N, N]))
+            cut = np.split(a, np.cumsum([rows * V, N, 1, 1, 1, 1, 1, L, N, N]))
             one = dict(
                 zip(
                     (
@@ -362,6 +359,7 @@ class Student:
                         "log_z",
                         "norm",
                         "lr",
+                        "logits_rms",
                         "max_attn_logit",
                         "p",
                         "m",
@@ -453,9 +451,8 @@ def place(name, i):
 
 
 def expect(right, found, cfg, mistakes, hint, tolerance=1e-6, prefix=""):
-    """Raises Wrong unless what was found is right(cfg). The message names the first difference, and
-    the mistake: the one with which the reference gives just what was found, or else the
-    likeliest."""
+    """Raises Wrong unless found equals right(cfg). The message names the first difference, then the
+    mistake with which the reference gives the found values, or else the likeliest mistake."""
     at = differs(right(cfg), found, tolerance)
     if not at:
         return
@@ -490,8 +487,7 @@ def case(s, change):
 
 
 def forward(s, ex, program="double", tolerance=1e-7):
-    """What a step computes of a batch, before any gradient of a weight, from the smallest case
-    on."""
+    """The results of a step before any gradient of a weight, the smallest case first."""
     for change in ex["cases"]:
         cfg, p, batches = case(s, change)
         found = s.steps(cfg, p, batches[:1], program)[0]
@@ -792,8 +788,9 @@ def effect_beta2(s, ex):
 
 
 def attention_case(s, B, T, NH, HS, spread):
-    """q, k, v, dout, and by the reference's tape out, softmax (B,NH,T,2), dq, dk, dv; arrays
-    (B,T,NH,HS)."""
+    """qk (B,T,2,NH,HS), qkv (B,T,3,NH,HS), dout, out (B,T,NH,HS), softmax (B,NH,T,2); and the
+    gradients by the reference's tape, dq, dk, dv (B,T,NH,HS). The q and k in qkv are others, as
+    before qk-norm and RoPE."""
     q, k, v, dout = (s.rng.standard_normal((B, T, NH, HS)) * x for x in (spread, spread, 1, 1))
     Q, K, V = (ref.Var(x.transpose(0, 2, 1, 3)) for x in (q, k, v))
     scores = Q @ K.transpose(0, 1, 3, 2) * HS**-0.5
@@ -804,7 +801,9 @@ def attention_case(s, B, T, NH, HS, spread):
     (out * dout.transpose(0, 2, 1, 3)).sum().backward()
     back = lambda x: x.transpose(0, 2, 1, 3)
     softmax = np.concatenate([top, 1 / e.value.sum(-1, keepdims=True)], -1)
-    return (q, k, v, dout, back(out.value), softmax), dict(
+    others = s.rng.standard_normal((2, *q.shape)) * spread
+    qk, qkv = np.stack([q, k], 2), np.stack([*others, v], 2)
+    return (qk, qkv, dout, back(out.value), softmax), dict(
         dv=back(V.grad), dq=back(Q.grad), dk=back(K.grad)
     )
 
@@ -813,15 +812,16 @@ def attention_layer(s, ex, names, shapes):
     hints = dict(
         dv=(
             "dv_j = sum over i >= j of p_ij dout_i, with p_ij = exp(scale q_i k_j - softmax_i0)"
-            " softmax_i1: sum over the later queries, not the earlier keys"
+            " softmax_i1 and the q and k of qk, not of qkv: sum over the later queries, not the"
+            " earlier keys"
         ),
         dq=(
             "dq_i = sum over j <= i of ds_ij k_j, ds_ij = scale p_ij (dp_ij - dot_i), dp_ij ="
-            " dout_i v_j, dot_i = dout_i out_i: is the scale there once, and dot taken away?"
+            " dout_i v_j, dot_i = dout_i out_i: is the scale there once, and is dot subtracted?"
         ),
         dk=(
-            "dk_j = sum over i >= j of ds_ij q_i: the same ds as for dq, transposed; sums of"
-            " several blocks must be added up"
+            "dk_j = sum over i >= j of ds_ij q_i: the same ds as for dq, transposed; add up the"
+            " sums of several blocks. A row of dqkv is 3*C long, a row of qk 2*C"
         ),
     )
     for shape in shapes:
@@ -831,7 +831,8 @@ def attention_layer(s, ex, names, shapes):
         flat, _ = s.answer(
             3 * B * T * NH * HS, "attention", B, cfg, np.concatenate([x.ravel() for x in numbers])
         )
-        found = dict(zip(("dq", "dk", "dv"), flat.reshape(3, B, T, NH, HS)))
+        parts = np.moveaxis(flat.reshape(B, T, 3, NH, HS), 2, 0)
+        found = dict(zip(("dq", "dk", "dv"), parts))
         for name in names:
             at = differs({name: right[name]}, found, 1e-7)
             if at:
@@ -937,6 +938,7 @@ def products(s, shapes, program="double"):
 
 def multiply_right(s, ex):
     sizes = [(1, 1, 1), (2, 3, 4), (8, 16, 8), (13, 33, 17), (64, 64, 64), (100, 129, 600)]
+    sizes.append((448, 304, 24))  # several blocks of rows and of columns
     products(
         s,
         [
@@ -1111,11 +1113,11 @@ def kernel_model(s, ex):
     )
 
 
-OFF = "It is what comes out with the flag off: your lines are not reached, or change nothing."
+OFF = "This is the value with the flag off: your lines are not reached, or change nothing."
 NONE = {"forward": "", "gradient": "", "steps": "", "update": "", "schedule": ""}
 
-# For each exercise: the student's files, and its tests in the order of difficulty: points, what is
-# tested, by what.
+# For each exercise: the student's files (default: train_gpt.c), and its tests in the order of
+# difficulty, each with points, title and function.
 EXERCISES = {
     "qk_norm": dict(
         tests=[
@@ -1124,7 +1126,8 @@ EXERCISES = {
             (20, "five steps of AdamW", steps),
             (20, "effect: training at a high learning rate", effect_qk_norm),
         ],
-        cases=[dict(qk_norm=1), dict(qk_norm=1, d=24, heads=3, layers=2, T=7, batch=3, vocab=13)],
+        # the second has 69 rows: more than one chunk
+        cases=[dict(qk_norm=1), dict(qk_norm=1, d=24, heads=3, layers=2, T=23, batch=3, vocab=13)],
         fields=("max_attn_logit", "loss", "log_z"),
         first=("q_norm", "k_norm", "c_attn"),
         mistakes=[
@@ -1133,26 +1136,25 @@ EXERCISES = {
             ({"wrong_only": "k"}, "Only the keys are normalised; the queries must be too."),
             (
                 {"wrong_after_rope": 1},
-                "It is what comes out when the norm is taken after RoPE; it comes before.",
+                "This is the value with the norm after RoPE; the norm comes before.",
             ),
             (
                 {"wrong_weight": 1},
-                "The keys are scaled with the queries' weight; they have one of their own, K_NORM.",
+                "The keys are scaled with the queries' weight; their weight is k_weight, K_NORM.",
             ),
         ],
         hints=dict(
             forward=(
-                "The norm is over the HS values of each head, not over C: rows * NH rows of HS."
+                "The norm is over the HS values of each head, not over C; rope_row turns `from`, so"
+                " `from` must point to the normalised values."
             ),
             gradient=(
                 "The forward pass is normalise, then turn; so the backward pass turns back, then"
-                " goes through the norm: layernorm_backward, whose inp is what the forward pass"
-                " normalised (qkv). The weight's gradient is that of q or of k."
+                " goes through the norm: layernorm_row_backward, whose x is what the forward pass"
+                " normalised (in qkv). Mean and rstd are those of this row, of q or of k, and of"
+                " this head: (B,T,2,NH). The weights' gradients are sums over all chunks."
             ),
-            steps=(
-                "If value and gradient are right: does a layer write over what another needs"
-                " (qk_mean, qk_rstd: (L,2,B,T,NH))?"
-            ),
+            steps="If value and gradient are right, this should be too.",
         ),
     ),
     "z_loss": dict(
@@ -1181,7 +1183,7 @@ EXERCISES = {
                 "dlogits = (p - [target] + 2 z_loss log Z p) / rows: log Z is log_z[i] of the row,"
                 " not the largest logit or the sum."
             ),
-            gradient="The logits' gradient is wrong; all others follow from it.",
+            gradient="The gradient of the logits is wrong, and all others follow from it.",
             steps="If value and gradient are right, this should be too.",
         ),
     ),
@@ -1233,7 +1235,7 @@ EXERCISES = {
             ),
         ],
         hints=dict(
-            update="decay_t is the share of the weight that goes: adamw takes decay * param away.",
+            update="decay is the share of the weight that decays: adamw subtracts decay * param.",
             steps="If one update is right: is decay computed anew at each step?",
         ),
     ),
@@ -1250,18 +1252,21 @@ EXERCISES = {
             dict(mu_param=mu, base_d=b, d=8, layers=2)
             for mu, b in (("full", 2), ("intermediate", 4), ("simple", 4), ("off", 4), ("full", 2))
         ],
-        fields=("max_attn_logit", "loss", "log_z", "dlogits"),
+        fields=("max_attn_logit", "loss", "log_z", "dlogits", "logits_rms"),
         first=("lm_head",),
         mistakes=[
             ({"mu_param": "off"}, OFF),
-            ({"mu_param": "full"}, "It is what 'full' should give: which of the three does what?"),
+            (
+                {"mu_param": "full"},
+                "This is the value of 'full': which factors has each of the three?",
+            ),
             (
                 {"mu_param": "intermediate"},
-                "It is what 'intermediate' should give: 'full' also scales attention.",
+                "This is the value of 'intermediate': 'full' also scales attention.",
             ),
             (
                 {"mu_param": "simple"},
-                "It is what 'simple' should give: 'intermediate' and 'full' also scale the logits.",
+                "This is the value of 'simple': 'intermediate' and 'full' also scale the logits.",
             ),
             (
                 {"wrong_all": 1},
@@ -1272,7 +1277,7 @@ EXERCISES = {
         hints=dict(
             forward=(
                 "logits * 1/m (intermediate, full), attention's scale * sqrt(1/m) (full); the"
-                " gradient of the logits passes through 1/m too."
+                " gradient of the logits and the RMS in the log get the factor 1/m too."
             ),
             gradient=(
                 "What is scaled in the forward pass is scaled in the backward pass: dlogits by 1/m."
@@ -1338,8 +1343,8 @@ EXERCISES = {
         ],
         hints=dict(
             update=(
-                "scale = clip / norm where norm > clip, norm of all gradients together; 0 means no"
-                " clipping."
+                "clip_scale = clip / norm where norm > clip, the norm of all gradients together; 0"
+                " means no clipping."
             ),
             steps="If one update is right, this should be too.",
         ),
@@ -1415,7 +1420,7 @@ def tests(name, cuda=False):
 
 
 def grade(folder, name, seed, cuda=False):
-    """Grades; returns what grade.json holds."""
+    """Grades; returns the content of grade.json."""
     ex, started = EXERCISES[name], time.monotonic()
     result = dict(
         exercise=name,

@@ -1,5 +1,5 @@
-// The naive matrix multiply that the exercise starts from and is timed against: naive FD COUNT; see
-// driver.c's products.
+// The naive matrix multiply, the reference of speed for the exercise: naive FD COUNT. Its input is
+// that of products in driver.c.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -14,7 +14,8 @@ static void get(float *x, size_t n) {
 
 int main(int argc, char **argv) {
     FILE *answers = fdopen(atoi(argv[1]), "wb");
-    for (int count = argc > 2 ? atoi(argv[2]) : 0; count--; ) {
+    int count = argc > 2 ? atoi(argv[2]) : 0;
+    while (count--) {
         float head[6] = {0};
         get(head, 6);
         int M = (int)head[0], N = (int)head[1], K = (int)head[2];

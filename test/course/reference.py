@@ -1,10 +1,10 @@
-"""What the exercises are graded against: the model in float64 numpy, written from its definition
-(the paper, section 2.1) and not from train_gpt.c, and AdamW. Gradients come from a small tape
-(Var), so no backward pass is written down here.
+"""The reference of the exercises: the model and AdamW in float64 numpy, written from the paper
+(section 2.1) and not from train_gpt.c. A small tape (Var) computes gradients, so that no backward
+pass is written here.
 
 A model is a dict of arrays under the names of model.safetensors, in its order; a config is a dict
-as CONFIG. A config may also hold a mistake that students make (keys beginning with "wrong_"): what
-it gives is compared with what was found.
+like CONFIG. A config may also hold a typical mistake (a key that begins with "wrong_"): if the
+reference with that mistake gives the student's numbers, the grader names the mistake.
 """
 
 import numpy as np
@@ -195,8 +195,9 @@ def rope(x):
 
 
 def model(cfg, p, inputs, targets):
-    """What the program computes of a batch (B,T), as Vars: total (which is descended), loss, log_z,
-    max_attn_logit (L), logits."""
+    """The results of a batch (B,T), as Vars: total (the loss with the z-loss, whose gradient is
+    taken), loss, log_z, max_attn_logit (L), logits (before muParam's factor), logits_rms (after
+    it)."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS, m, mu = C // NH, cfg["d"] / cfg["base_d"], cfg["mu_param"]
     scale = HS**-0.5 * (m**-0.5 if mu == "full" else 1)
@@ -240,6 +241,7 @@ def model(cfg, p, inputs, targets):
         log_z=log_z.mean(),
         max_attn_logit=var(largest),
         logits=head,
+        logits_rms=var((out.value**2).mean() ** 0.5),
         p=p,
     )
 

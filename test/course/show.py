@@ -65,8 +65,8 @@ ONE, OPEN, CLOSE = (
 
 
 def chunks(text, where=""):
-    """The flagged chunks of a file: (flag, first line, last line), counted from 1. Dies of a marker
-    without its partner."""
+    """The flagged chunks of a file: (flag, first line, last line), counted from 1. Exits where a
+    marker has no partner."""
     found, opened = [], {}
     for n, line in enumerate(text.splitlines(), 1):
         if m := ONE.search(line):
@@ -112,15 +112,14 @@ def read(name, root=ROOT):
 
 
 def flags(root=ROOT):
-    """{flag: (section, help)}, the last two strings of a row of gpt.h's table of flags."""
-    rows = read("gpt.h", root).partition("FLAGS[] = {")[2].partition("};")[0]
-    rows = re.findall(r"^    [A-Z_]+\((?:\w+_text, )?(\w+), (.*?)\),$", rows, re.M | re.S)
-    return {name: tuple(re.findall(r'"([^"]*)"', row)[-2:]) for name, row in rows}
+    """{flag: (section, help)}, from gpt.h's table of flags."""
+    rows = read("gpt.h", root).split("FLAGS[] = {")[1].split("\n};")[0]
+    row = r'^    (?:FLAG_IN\(\w+, |FLAG\(|NUMBER\()(\w+),[^;]*?"([^"]*)",\s+"([^"]*)"\),$'
+    return {name: (section, text) for name, section, text in re.findall(row, rows, re.M)}
 
 
 def listing(name, flag, width, root=ROOT):
-    """The lines of a file that carry the flag, or, where none does (a size), that read its field of
-    Config."""
+    """The flagged lines of a file. A size has none: the lines that read its field of Config."""
     lines, out, function = read(name, root).splitlines(), [], None
     places = [c[1:] for c in chunks("\n".join(lines), name) if c[0] == flag]
     if not places:
@@ -138,7 +137,7 @@ def listing(name, flag, width, root=ROOT):
             left = len(line) - len(line.lstrip()) - indent
             out += textwrap.wrap(
                 line[indent:].strip(),
-                max(20, width - 8 - left),
+                width,
                 initial_indent=f"{n:5}  " + " " * left,
                 subsequent_indent=" " * (11 + left),
                 break_long_words=True,
@@ -152,15 +151,14 @@ def show(flag, width, root=ROOT):
     section, text = flags(root)[flag]
     if section.startswith("app"):
         section = "the appendix"
-    print(
-        f"-{flag}: {text} (the paper, {section if section[0] == 't' else 'section ' + section})\n"
-    )
+    place = section if section[0] == "t" else "section " + section
+    print(textwrap.fill(f"-{flag}: {text} (the paper, {place})", width), end="\n\n")
     for line in FORMULA[flag].splitlines():
         print(
             textwrap.fill(line.strip(), width, initial_indent="    ", subsequent_indent="        ")
         )
     marked = any(c[0] == flag for name in FILES for c in chunks(read(name, root), name))
-    print("" if marked else "\nNo lines of its own: it is read here.\n", end="")
+    print("" if marked else "\nIt has no flagged lines. These lines read it.\n", end="")
     wide = width >= 160 and read("train_gpt.cu", root)
     each = (width - 3) // 2 if wide else width
     column = [listing(name, flag, each if name != "gpt.h" else width, root) for name in FILES]
@@ -181,27 +179,22 @@ def count(name, flag, root=ROOT):
     return sum(last - first + 1 for f, first, last in chunks(read(name, root), name) if f == flag)
 
 
-def table(root=ROOT):
-    print(
-        f"{'flag':<16}{'section':<9}"
-        + "".join(f"{name:>14}" for name in FILES)
-        + "   lines that carry its name"
-    )
+def table(width, root=ROOT):
+    columns = "{:<16}{:<9}{:>5}{:>13}{:>14}  "
+    print(columns.format("flag", "section", *FILES) + "meaning")
     for flag in FORMULA:
         section, text = flags(root)[flag]
-        print(
-            f"-{flag:<15}{section:<9}"
-            + "".join(f"{count(name, flag, root) or '-':>14}" for name in FILES)
-            + f"   {text}"
-        )
-    print("\nmake show-FLAG prints them with the formula; make exercise-FLAG takes them out.")
+        counts = (count(name, flag, root) or "-" for name in FILES)
+        row = columns.format("-" + flag, section, *counts)
+        indent = " " * len(row)
+        print(textwrap.fill(row + text, width, subsequent_indent=indent, break_on_hyphens=False))
+    end = "make show-FLAG prints the lines with the formula; make exercise-FLAG takes them out."
+    print("\n" + textwrap.fill("A number counts the flagged lines of a file. " + end, width))
 
 
 if __name__ == "__main__":
+    width = int(os.environ.get("COLUMNS") or shutil.get_terminal_size((100, 24)).columns)
     if len(sys.argv) > 1:
-        show(
-            sys.argv[1],
-            int(os.environ.get("COLUMNS") or shutil.get_terminal_size((100, 24)).columns),
-        )
+        show(sys.argv[1], width)
     else:
-        table()
+        table(width)

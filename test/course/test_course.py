@@ -1,6 +1,6 @@
-"""The course kit, both parts played: every exercise untouched scores near zero, with the solution
-put back it scores all, and wrong solutions lose the points that they should, and only those.
-Hostile programs get a verdict, and the grader survives.
+"""The course kit, as teacher and as student: every exercise scores zero as it is handed out and all
+points with the solution; wrong solutions lose the points of the tests that they should fail, and no
+others. Hostile programs get a verdict, and the grader survives.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ import grade
 import show
 from conftest import ROOT, TEST
 
-SIZES = "d layers heads batch steps base_d".split()  # flags without lines of their own
+SIZES = "d layers heads batch steps base_d".split()  # interventions without flagged lines
 
 
 # ---- show
@@ -61,7 +61,7 @@ def test_show(flag, width):
         sys.executable, TEST / "course" / "show.py", flag, env={**os.environ, "COLUMNS": str(width)}
     )
     assert not out.returncode, out.stderr
-    assert all(len(line) <= width for line in out.stdout.splitlines()[1:])
+    assert all(len(line) <= width for line in out.stdout.splitlines())
     wanted = [
         f"{n:5}  "
         for name in show.FILES
@@ -69,15 +69,34 @@ def test_show(flag, width):
         if f == flag
     ]
     assert all(n in out.stdout for n in wanted) and "[" + flag not in out.stdout
-    assert ("No lines of its own" in out.stdout) == (flag in SIZES)
+    assert ("no flagged lines" in out.stdout) == (flag in SIZES)
     assert (" | " in out.stdout) or width < 160 or flag in ("warmup", "wd_independent", "base_d")
+
+
+def test_show_table():
+    """Every intervention with its section and help, within the terminal's width."""
+    env = {**os.environ, "COLUMNS": "80"}
+    out = run(sys.executable, TEST / "course" / "show.py", env=env)
+    assert not out.returncode, out.stderr
+    assert all(len(line) <= 80 for line in out.stdout.splitlines())
+    words = " ".join(line[58:].strip() for line in out.stdout.splitlines())
+    for flag, (section, text) in show.flags().items():
+        if flag in show.FORMULA:
+            assert re.search(rf"^-{flag} +{re.escape(section)} ", out.stdout, re.M), flag
+            assert text in words, flag
+
+
+def test_flags_table():
+    """show reads every row of gpt.h's table of flags."""
+    rows = show.read("gpt.h").split("FLAGS[] = {")[1].split("\n};")[0]
+    assert len(show.flags()) == len(re.findall(r"^    (?:FLAG|NUMBER)", rows, re.M))
 
 
 def test_show_functions():
     lines = show.read("train_gpt.c").splitlines()
     where = {flag: show.enclosing(lines, n) for flag, n, _ in show.chunks("\n".join(lines))}
     assert where == dict(
-        qk_norm="gpt_backward",
+        qk_norm="qk_norm_rope_backward",
         z_loss="cross_entropy",
         mu_param="gpt_update",
         wd="gpt_update",
@@ -87,8 +106,8 @@ def test_show_functions():
     )
 
 
-# ---- exercises: the solution with these texts replaced. lost: the tests that must fail, by number;
-# all others must pass, but for those in `either`. says: part of a message.
+# ---- exercises: the solution with these texts replaced. lost: the tests that must fail, by number.
+# All others must pass, except that those in `either` may fail. says: part of a message.
 
 
 def wrong(lost, *patches, either=(), says="", file="train_gpt.c"):
@@ -100,51 +119,97 @@ def wrong(lost, *patches, either=(), says="", file="train_gpt.c"):
     )
 
 
-NORM_Q = (
-    "            if (g->cfg.qk_norm) {                                                       "
-    "  // [qk_norm\n"
-    "                size_t at = (size_t)(2 * l + i) * rows * NH;\n"
+MARGIN = " " * 53  # between `if (q_weight) {` and its marker in the loop of the forward pass
+FORWARD = "            if (q_weight) {" + MARGIN + "// [qk_norm\n"
+BACKWARD = "                if (q_weight) {" + MARGIN[4:] + "// [qk_norm\n"
+TURN = "            rope_row(to, from, cosine + position, sine + position, 1, NH, HS);\n"
+TURN_BACK = "                rope_row(d, d, cosine + position, sine + position, -1, NH, HS);\n"
+END_BACKWARD = (
+    "mean[head + h], rstd[head + h], dw + 2 * HS, HS);\n"
+    "                }                                                               // qk_norm]\n"
 )
-FORWARD_Q, BACK_Q = (
-    NORM_Q + "                layernorm_forward",
-    NORM_Q + "                int kind",
-)
+BACK_V = "        const real *v = qkv + first * 3 * C + 2 * C + channel;\n        real *dq = dqkv"
+ALL = [0, 1, 2, 3]
 WRONG = {
     "qk_norm": {
         "only_queries": wrong(
-            [0, 1, 2, 3],
-            (FORWARD_Q, FORWARD_Q.replace("qk_norm)", "qk_norm && !i)")),
+            ALL,
+            (FORWARD, FORWARD.replace("(q_weight)", "(q_weight && i == 0)")),
             says="Only the queries",
         ),
         "after_rope": wrong(
-            [0, 1, 2, 3],
-            (
-                FORWARD_Q,
-                "rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS); from = to;\n"
-                + FORWARD_Q,
-            ),
-            (
-                "            rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS);\n        }",
-                "if (!g->cfg.qk_norm) rope_forward(to, from, g->cosine, g->sine, B, T, NH, HS); }",
-            ),
+            ALL,
+            (FORWARD, TURN + "from = to;\n" + FORWARD),
+            ("// qk_norm]\n" + TURN, "// qk_norm]\nif (!q_weight)\n" + TURN),
             says="after RoPE",
         ),
         "queries_weight": wrong(
-            [0, 1, 2, 3],
+            ALL,
             (
-                "tensor(g, p, i ? K_NORM : Q_NORM, l), rows * NH",
-                "tensor(g, p, Q_NORM, l), rows * NH",
+                "from + h * HS,\n                                  i ? k_weight : q_weight, HS",
+                "from + h * HS, q_weight, HS",
             ),
-            says="K_NORM",
+            says="k_weight, K_NORM",
+        ),
+        "turns_what_was_not_normalised": wrong(
+            ALL, ("                from = to;\n", ""), says="flag off"
+        ),
+        "only_the_first_head": wrong(
+            ALL,
+            (
+                "for (int h = 0; h < NH; h++)\n                    layernorm_row(",
+                "for (int h = 0; h < 1; h++)\n                    layernorm_row(",
+            ),
+        ),
+        "rotation_again_after_it": wrong(
+            ALL, ("                from = to;\n", "from = to;\n" + TURN)
+        ),
+        "mean_of_another_head": wrong(
+            [1, 2],
+            (
+                "size_t head = ((size_t)row * 2 + i) * NH;\n                for",
+                "size_t head = (size_t)row * NH;\n                for",
+            ),
+            (
+                "size_t head = ((size_t)row * 2 + i) * NH;\n                    for",
+                "size_t head = (size_t)row * NH;\n                    for",
+            ),
+            either=[3],
+            says="(B,T,2,NH)",
         ),
         "no_backward": wrong(
-            [1, 2], (BACK_Q, BACK_Q.replace("qk_norm)", "qk_norm && 0)")), either=[3]
+            [1, 2], (BACKWARD, BACKWARD.replace("(q_weight)", "(0 && q_weight)")), either=[3]
         ),
         "backward_of_output": wrong(
             [1, 2],
-            ("dq, qkv + i * BTC, tensor", "dq, qk + i * BTC, tensor"),
+            ("qkv + at + h * HS, i ?", "d + h * HS, i ?"),
             either=[3],
-            says="qkv",
+            says="in qkv",
+        ),
+        "no_turning_back": wrong([1, 2], (TURN_BACK, ""), either=[3], says="turns back"),
+        "turning_back_last": wrong(
+            [1, 2],
+            (TURN_BACK, ""),
+            (END_BACKWARD, END_BACKWARD + TURN_BACK),
+            either=[3],
+            says="turns back",
+        ),
+        "backward_with_queries_weight": wrong(
+            [1, 2],
+            ("qkv + at + h * HS, i ? k_weight : q_weight", "qkv + at + h * HS, q_weight"),
+            either=[3],
+        ),
+        "one_gradient_for_both_weights": wrong(
+            [1, 2], ("NULL, dw + i * HS, d + h", "NULL, dw, d + h"), either=[3]
+        ),
+        "only_the_first_chunk": wrong(
+            [1, 2],
+            (
+                "sum_chunks(dq_weight, partial, (size_t)4 * HS, chunks, HS)",
+                "sum_chunks(dq_weight, partial, (size_t)4 * HS, 1, HS)",
+            ),
+            either=[3],
+            says="all chunks",
         ),
     },
     "z_loss": {
@@ -210,6 +275,17 @@ WRONG = {
             either=[4],
             says="Every tensor",
         ),
+        "rms_without_the_factor": wrong(
+            [0],
+            ("    g->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);", "    ;"),
+            says="the RMS in the log",
+        ),
+        "factors_pile_up": wrong(
+            [2, 3], ("kind_lr *= mu_lr_scale", "kind_lr = lr *= mu_lr_scale"), either=[4]
+        ),
+        "target_without_the_factor": wrong(
+            [0, 1, 3], ("-= logit_scale / rows", "-= (real)1 / rows"), either=[4]
+        ),
         "scale_of_1_over_m": wrong(
             [0, 1, 3], ("scale *= sqrt(1 / mu_m(cfg))", "scale *= 1 / mu_m(cfg)"), file="gpt.h"
         ),
@@ -217,12 +293,13 @@ WRONG = {
     "eps": {
         "squared": wrong([0, 1], ("    eps = cfg->eps;", "    eps = cfg->eps * cfg->eps;")),
         "in_the_root": wrong(
-            [0, 1], ("(SQRT(v[i] * correction2) + eps)", "SQRT(v[i] * correction2 + eps)")
+            [0, 1],
+            ("(sqrt(v[i] * o.correction2) + o.eps)", "sqrt(v[i] * o.correction2 + o.eps)"),
         ),
         "another": wrong([0, 1, 2], ("    eps = cfg->eps;", "    eps = 1e-4;")),
     },
     "beta2": {
-        "not_in_new": wrong([0, 1, 2], ("(real)(1 - beta2)", "(real)0.05")),
+        "not_in_new": wrong([0, 1, 2], ("(1 - o.beta2) * g * g", "(real)0.05 * g * g")),
         "not_in_correction": wrong([0, 1], ("pow(beta2, step)", "pow(0.95, step)")),
         "beta1": wrong([0, 1, 2], ("    beta2 = cfg->beta2;", "    beta2 = cfg->beta1;")),
     },
@@ -231,32 +308,60 @@ WRONG = {
             [0], ("cfg->clip > 0 && norm > cfg->clip", "cfg->clip > 0"), says="below the limit"
         ),
         "0_clips_all": wrong([0], ("cfg->clip > 0 && norm", "norm")),
-        "squares": wrong([0, 1], ("cfg->clip / norm; ", "cfg->clip / total; "), either=[2]),
+        "squares": wrong([0, 1], ("cfg->clip / norm; ", "cfg->clip / (norm * norm); "), either=[2]),
     },
     "attention_backward": {
         "no_scale": wrong(
-            [1, 2, 3], ("scale * pi[j] * (dsi[j] - dot)", "pi[j] * (dsi[j] - dot)"), says="missing"
+            [1, 2, 3], ("scale * p[j] * (dp[j] - dot)", "p[j] * (dp[j] - dot)"), says="missing"
         ),
-        "not_through_the_sum": wrong([1, 2, 3], ("(dsi[j] - dot)", "dsi[j]")),
+        "not_through_the_sum": wrong([1, 2, 3], ("(dp[j] - dot)", "dp[j]")),
         "dv_of_ds": wrong(
-            [0, 2, 3], ("transposed(p, cols), matrix(dout", "transposed(ds, cols), matrix(dout")
+            [0, 2, 3],
+            ("transposed(s.p, cols), matrix(doi", "transposed(s.dp, cols), matrix(doi"),
         ),
-        "blocks_overwrite": wrong([2], ("i0 == last ? NULL : dk + at", "NULL"), says="added up"),
+        "blocks_overwrite": wrong(
+            [2], ("*dk_add = i0 == last ? NULL : dk,", "*dk_add = NULL,"), says="add up"
+        ),
+        "queries_of_the_product": wrong(
+            [0, 1, 2, 3],
+            (BACK_V, "q = qkv + first * 3 * C + channel;\n" + BACK_V),
+            says="not of qkv",
+        ),
+        "keys_of_another_head": wrong([2, 3], (BACK_V, "k = qk + first * 2 * C + C;\n" + BACK_V)),
+        "rows_of_2C": wrong(
+            [1, 2, 3],
+            (
+                "multiply(dq + (size_t)i0 * 3 * C, NULL, 3 * C,",
+                "multiply(dq + (size_t)i0 * 2 * C, NULL, 2 * C,",
+            ),
+        ),
     },
     "matmul": {
         "no_add_at_edges": wrong(
             [0, 1, 2],
-            ("out[i * ldc + j] = (add ? add[i * ldc + j] : 0) + sum", "out[i * ldc + j] = sum"),
+            ("(add ? add[i * ldc + j] : 0) + sum[i][j / VL][j % VL]", "sum[i][j / VL][j % VL]"),
             says="added to a matrix",
         ),
         "last_rows": wrong(
             [0, 1, 2],
             (
-                "for (int i = 0; i < M; i += MR) {\n                if (a_apart",
-                "for (int i = 0; i + MR <= M; i += MR) {\n                if (a_apart",
+                "for (int i = i0; i < i0 + height; i += MR)",
+                "for (int i = i0; i + MR <= i0 + height; i += MR)",
             ),
         ),
-        "long_products": wrong([0, 1, 2], ("k += KC, add = out)", "k += KC)"), says="600"),
+        "long_products": wrong([0, 1, 2], ("k0 += KC, add = out)", "k0 += KC)"), says="600"),
+        "first_block_of_rows": wrong(
+            [0, 1, 2],
+            (
+                "if (pack_a) pack(a_block, flip(part(a, i0, k0))",
+                "if (pack_a) pack(a_block, flip(part(a, 0, k0))",
+            ),
+            says="(448,24)",
+        ),
+        "first_block_of_columns": wrong(
+            [0, 1, 2],
+            ("pack(b_block, part(b, k0, j0)", "pack(b_block, part(b, k0, 0)"),
+        ),
     },
     "cuda": {
         "tails": wrong(
@@ -318,6 +423,7 @@ NEAR_ZERO = 0
 GRADINGS = [
     (name, variant) for name in WRONG for variant in ("untouched", "solution", *WRONG[name])
 ] + [("z_loss cuda", "untouched"), ("z_loss cuda", "solution"), ("beta2 cuda", "untouched")]
+GRADINGS += [("qk_norm cuda", "solution"), ("mu_param cuda", "solution")]
 
 
 def student_folder(where, name, variant):
@@ -357,7 +463,7 @@ def graded(folder, *arguments, kit=None, **environment):
 
 @pytest.fixture(scope="module")
 def gradings(request, tmp_path_factory):
-    """All gradings that the selected tests want, two at a time: {(exercise, variant): future}."""
+    """The gradings of the selected tests, two at a time: {(exercise, variant): future}."""
     where = tmp_path_factory.mktemp("course")
     wanted = [
         item.callspec.params["grading"]
@@ -415,8 +521,8 @@ def test_three_wrong_solutions():
     ],
 )
 def test_exercise(name, tmp_path):
-    """Compiles without a warning; holds nothing of what is to be written, in the kit neither; its
-    README is one page."""
+    """The folder compiles without a warning; neither it nor its kit holds a line of the solution;
+    its README is one page."""
     folder, (name, *cuda) = tmp_path / "handed out", name.split()
     exercise.write(name, folder, bool(cuda))
     compilers = {
@@ -448,7 +554,7 @@ def test_exercise(name, tmp_path):
                 assert not any(
                     line in changed[file]
                     for line in lines
-                    if len(line) > 24 and not line.endswith("{")
+                    if len(line) > 24 and not line.endswith(("{", "++)"))
                 ), lines
     assert len((folder / "README.md").read_text().splitlines()) < 70
     kit = {path.name for path in (folder / "kit").iterdir()}
@@ -489,7 +595,7 @@ def test_make(tmp_path):
 # ---- programs that are not to be trusted
 
 START = "#include <sys/socket.h>\n__attribute__((constructor)) static void first(void) { %s }\n"
-HOSTILE = {  # what stands at the program's end, and what the verdict says
+HOSTILE = {  # the program's last lines, and a part of the verdict
     "loops": (START % "for (;;);", "does not end"),
     "waits": (START % "for (;;) pause();", "does not end"),
     "crashes": (START % "volatile int *volatile nowhere = 0; *nowhere = 1;", "crashed"),
@@ -533,8 +639,7 @@ def test_nan(tmp_path):
 
 
 def test_confined(tmp_path):
-    """A right program that also does what it must not: nothing of it happens, and it is graded as
-    what it is."""
+    """A right program that also tries what is forbidden: it does no harm, and gets all points."""
     victim = tmp_path / "victim"
     victim.write_text("here")
     victim.chmod(0o666)

@@ -285,6 +285,17 @@ def test_threads_change_no_bit(tmp_path, monkeypatch, number, case):
         assert_same_run(tmp_path / "1", tmp_path / str(threads))
 
 
+def test_threads_given_as_a_list(tmp_path):
+    """OMP_NUM_THREADS=3,1 gives the team three threads, and says one inside it: attention's scratch
+    must be for three."""
+    for threads in ("3,1", "1"):
+        result = program(
+            *words(case_flags("default")), "-out", threads, cwd=tmp_path, threads=threads
+        )
+        assert result.returncode == 0, result.stderr
+    assert_same_run(tmp_path / "3,1", tmp_path / "1")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_an_interruption_changes_no_bit(tmp_path, case):
     """With a checkpoint now and then, stopped by a signal and gone on with: as in one go without
