@@ -508,7 +508,7 @@ MUTANTS = [
     ),
     (
         "lib/base.h",
-        "test_cli.py -k 'folder or cannot_be_done'",
+        "test_cli.py -k 'folder or cannot_be_done or wrong_command'",
         [
             ("errno != EEXIST)", "errno == EEXIST)"),
             ("if (!S_ISDIR(info.st_mode))", "if (S_ISFIFO(info.st_mode))"),
@@ -517,7 +517,10 @@ MUTANTS = [
     ),
     (
         "lib/flags.h",
-        "test_cli.py -k 'schedule or learning_rates or help or range or names or folder'",
+        (
+            "test_cli.py -k 'schedule or learning_rates or help or range or names or"
+            " wrong_command or folder'"
+        ),
         [
             ("warmup / 100 * cfg->steps + 0.5", "warmup / 100 * cfg->steps"),
             ("value <= first * (1 + 1e-9)", "value < first * (1 - 1e-9)"),
@@ -532,7 +535,7 @@ MUTANTS = [
                 "value >= flag->least || value <= flag->most",
             ),
             ("number != value)", "number > value)"),
-            ("if (n == length && !strncmp", "if (n >= length && !strncmp"),
+            ("if (n == length && !strncmp", "if (n <= length && !strncmp"),
             ("same_name(OTHER_NAMES[i].theirs, name)", "strcmp(OTHER_NAMES[i].theirs, name) == 0"),
             ("flag->scope == THE_COMMAND || !strcmp", "!strcmp"),
             ("bool bare = i + 1 == argc || is_flag(argv[i + 1]);", "bool bare = i + 1 == argc;"),
