@@ -113,7 +113,8 @@ class Library:
         c.shim_num_parameters.restype = ct.c_long
         for name in (
             "free layernorm_forward layernorm_backward gelu_forward gelu_backward rope "
-            "attention_forward attention_backward cross_entropy matmul tensor".split()
+            "attention_forward attention_backward cross_entropy matmul matmul_forward "
+            "matmul_backward tensor".split()
         ):
             if path is None or hasattr(c, "shim_" + name):
                 getattr(c, "shim_" + name).restype = None
@@ -192,6 +193,19 @@ class Library:
     def matmul(self, out, a, b, add, M, N, K, trans_a, trans_b):
         self.call("matmul", out, a, b, add, M, N, K, int(trans_a), int(trans_b))
         return out
+
+    def matmul_forward(self, x, w):
+        """Out as the line after the call finds it."""
+        seen, out = self.empty(len(x), len(w)), self.empty(len(x), len(w))
+        self.call("matmul_forward", seen, out, x, w, *x.shape, len(w))
+        return seen
+
+    def matmul_backward(self, dout, x, w):
+        """The gradients of x and w, as the line after the call finds them."""
+        seen, dx = self.empty(*x.shape), self.empty(*x.shape)
+        seen_w, dw = self.empty(*w.shape), self.empty(*w.shape)
+        self.call("matmul_backward", seen, seen_w, dx, dw, dout, x, w, *x.shape, len(w))
+        return seen, seen_w
 
 
 def rows_of(x):

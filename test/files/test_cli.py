@@ -227,6 +227,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-out", "-out needs a value"),
         ("-data -T 3", "-data needs"),
         ("-mu_param most", "-mu_param | 'most' | one of: off simple intermediate full"),
+        ("-mu_param fuller", "-mu_param | 'fuller'"),
         ("-mu_param ''", "-mu_param"),
         ("-mu_param 'off simple'", "-mu_param"),
         ("-heads 3 -d 16", "-heads | 3 heads | -d 16"),
@@ -258,6 +259,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-resume -lr", "-resume | lr3e-4 | sweep.sh"),
         ("-sample 1e10", "-sample"),
         ("-lr 1e-2 -out " + "x" * 600, "-out"),
+        ("-sample 1 -out " + "x" * 500, "longer than 511 characters: xxx"),
     ],
 )
 def test_wrong_command(tmp_path, arguments, says):

@@ -318,8 +318,9 @@ def test_a_log_of_another_run_is_refused(tmp_path):
         (lambda rows: rows[:-1], "no row up to step 30 ends"),
         (lambda rows: rows[:-1] + [rows[-1].replace("30,", "40,", 1)], "no row up to step 30 ends"),
         (lambda rows: rows[:-2] + [rows[-2][:-1] + "0\n", rows[-1]], "no row up to step 30 ends"),
+        (lambda rows: rows[:-1] + [rows[-1][:-1] + "0"], "no row up to step 30 ends"),
     ],
-    ids=["a row less", "a later step", "a byte more"],
+    ids=["a row less", "a later step", "a byte more", "a row without an end"],
 )
 def test_a_log_that_does_not_fit_the_checkpoint_is_refused(tmp_path, edit, says):
     train(tmp_path / "a")

@@ -196,3 +196,23 @@ void shim_matmul(real *out, const real *a, const real *b, const real *add, int M
                trans_b ? transposed(b, K) : matrix(b, N), M, N, K);
     }
 }
+
+// seen (rows,OC): out as the next layer finds it, right after the call
+void shim_matmul_forward(real *seen, real *out, const real *inp, const real *weight,
+                         int rows, int IC, int OC) {
+    IN_TEAM {
+        matmul_forward(out, NULL, inp, weight, rows, IC, OC);
+        memcpy(seen, out, (size_t)rows * (size_t)OC * sizeof(real));
+    }
+}
+
+// seen (rows,IC) and seen_weight (OC,IC): the same of both gradients
+void shim_matmul_backward(real *seen, real *seen_weight, real *dinp, real *dweight,
+                          const real *dout, const real *inp, const real *weight,
+                          int rows, int IC, int OC) {
+    IN_TEAM {
+        matmul_backward(dinp, dweight, dout, inp, weight, rows, IC, OC);
+        memcpy(seen, dinp, (size_t)rows * (size_t)IC * sizeof(real));
+        memcpy(seen_weight, dweight, (size_t)OC * (size_t)IC * sizeof(real));
+    }
+}

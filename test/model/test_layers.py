@@ -99,6 +99,19 @@ def test_matmul(lib, rng, trans_a, trans_b, add):
         )
 
 
+def test_products_wait_for_their_tasks(lib, rng):
+    """The line after a product may read it: the tasks of all threads have ended."""
+    rows, IC, OC = 200, 130, 250
+    x, w = lib.array(rng.standard_normal((rows, IC))), lib.array(rng.standard_normal((OC, IC)))
+    dout = lib.array(rng.standard_normal((rows, OC)))
+    products = [x.astype(float) @ w.T, dout.astype(float) @ w, dout.T.astype(float) @ x]
+    sizes = [abs(x) @ abs(w).T, abs(dout) @ abs(w), abs(dout).T @ abs(x)]
+    for _ in range(20):
+        seen = lib.matmul_forward(x, w), *lib.matmul_backward(dout, x, w)
+        for actual, wanted, size, K in zip(seen, products, sizes, (IC, OC, rows)):
+            within(actual, wanted, (K + 2) * U * size, f"product over {K}")
+
+
 # ---- layer norm
 
 

@@ -8,24 +8,21 @@ import pytest
 import mutate
 
 SAMPLE = {  # one of each C file, and a part of the name of the test that sees it
-    "slope[i] = s + x * e": "gelu",
+    "slope[j] = s + x * e": "gelu",
     "double angle = t * pow": "rope",
     "split = tokens - tokens / 10": "windows",
 }
 
 
 def test_texts_apply():
-    """Also enough of them, all different."""
+    """Enough of them, all different, for every source and every header."""
     found = mutate.mutants()  # exits where one does not
-    assert (
-        min(
-            collections.Counter(
-                "gpt.h" if m.file.startswith("lib/") else m.file for m in found
-            ).values()
-        )
-        >= 20
-        and len(found) >= 200
-    )
+    sources = [
+        path for pattern in ("*.[ch]", "*.cu", "lib/*.h") for path in mutate.ROOT.glob(pattern)
+    ]
+    assert {*mutate.WIDER} == {str(path.relative_to(mutate.ROOT)) for path in sources}
+    count = collections.Counter(m.file for m in found)
+    assert min(count[file] for file in mutate.WIDER) >= 10 and len(found) >= 300
     assert len({(m.file, m.text) for m in found}) == len(found)
     assert all(m.text != (mutate.ROOT / m.file).read_text() for m in found)
 
@@ -51,7 +48,7 @@ def test_not_caught(tree, monkeypatch):
     """The file as it is survives, and one that does not compile is an error; the tree is left as it
     was."""
     monkeypatch.setenv("CFLAGS", "-O0")
-    mutant = sample("slope[i] = s + x * e")
+    mutant = sample("slope[j] = s + x * e")
     untouched = (mutate.ROOT / mutant.file).read_text()
     assert mutate.judge(mutant._replace(text=untouched), tree)[0] == "survived"
     assert mutate.judge(mutant._replace(text="oops\n" + untouched), tree)[0] == "error"
