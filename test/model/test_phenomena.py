@@ -61,7 +61,7 @@ def test_qk_norm_makes_high_learning_rates_work(qk_norm):
 
 def test_diagnosis_names_qk_norm(qk_norm):
     (_, off), (_, on) = qk_norm[0][0], qk_norm[0][1]
-    assert "lr 1e-1: attention logits grew past 100" in off and "-qk_norm 1 treats it" in off
+    assert "lr 1e-1: attention logits grew past 100" in off and "-qk_norm 1 fixes it" in off
     assert "lr 1e-1: attention" not in on and "-qk_norm 1" not in on
 
 
