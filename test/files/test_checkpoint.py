@@ -436,6 +436,13 @@ def test_another_shape_is_named_beside_the_expected_one(copy):
     assert "wte.weight has shape [256,16], this model's has [256,32]" in said
 
 
+def test_a_file_that_lacks_its_end_is_called_truncated(copy):
+    (copy / FILE).write_bytes((copy / FILE).read_bytes()[:-4])
+    result = run(copy, "-resume", "1", cwd=copy.parent)
+    assert_refused(result)
+    assert "is truncated: the tensor" in result.stderr
+
+
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_file_is_taken(copy, name):
     (copy / FILE).write_bytes(SOUND[name]((copy / FILE).read_bytes()))

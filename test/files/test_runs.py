@@ -575,6 +575,7 @@ def healthy(tmp_path_factory):
             {("max_attn_logit_0", 30): 1234},
             "layer 0 (the first is 0) from step 30 on | up to 1.23e+03 | -qk_norm 1",
         ),
+        ("plain", {("max_attn_logit_0", 30): 101}, "from step 30 on, up to 101: -qk_norm 1"),
         ("plain", {("max_attn_logit_0", 30): 99}, None),
         ("cured", {("log_z", 25): -7.5}, "log Z fell to -7.5 | a larger -z_loss"),
         ("plain", {("log_z", 5): -60}, "log Z fell to -60 | -z_loss 1e-4"),

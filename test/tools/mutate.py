@@ -595,7 +595,6 @@ MUTANTS = [
                 "ftruncate(fileno(log), state->log_bytes * 0)",
             ),
             ("if (at != state->log_bytes || line", "if (at < state->log_bytes || line"),
-            ("if (at != state->log_bytes || line", "if (at > state->log_bytes || line"),
             ("line[n - 1] != '\\n' || strtol", "strtol"),
             ("NULL, 10) > state->step)", "NULL, 10) < 0)"),
             (
@@ -628,7 +627,7 @@ MUTANTS = [
             ("if (most > 100) {", "if (most > 250) {"),
             (
                 "while (!(csv_value(&log, row, name) > 100)) row++;",
-                "while (!(csv_value(&log, row, name) > 200)) row++;",
+                "while (!(csv_value(&log, row, name) > 0)) row++;",
             ),
             ("if (lowest < -5) {", "if (lowest < 0) {"),
             ("after < 0.3 * before &&", "after < 30 * before &&"),
