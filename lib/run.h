@@ -261,10 +261,10 @@ static void log_row(Run *run, const Stats *s, int step, int measured) {
 static FILE *log_open(const Config *cfg, const Parameter *table, const State *state) {
     char path[MAX_TEXT], summary[MAX_TEXT], model[MAX_TEXT];
     bool resumed = state->log_bytes > 0;
-    make_folders(cfg->out);
-    path_in(cfg, "log.csv", path);
+    path_in(cfg, "log.csv", path);    // these die before a folder is made, if -out is too long
     path_in(cfg, "summary.csv", summary);
     path_in(cfg, "model.safetensors", model);
+    make_folders(cfg->out);
     if (access(path, F_OK) && !access(summary, F_OK))
         die(FAILED, "%s belongs to a sweep: choose another -out", summary);
     catch_signals();

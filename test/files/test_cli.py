@@ -260,6 +260,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-sample 1e10", "-sample"),
         ("-lr 1e-2 -out " + "x" * 600, "-out"),
         ("-sample 1 -out " + "x" * 500, "longer than 511 characters: xxx"),
+        ("-steps 1 -out " + "a/" * 250 + "abcde", "longer than 511 characters: a/a"),
     ],
 )
 def test_wrong_command(tmp_path, arguments, says):
