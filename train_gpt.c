@@ -36,7 +36,7 @@ static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix
                      int M, int N, int K);
 // out (cols,rows) = in (rows,cols) transposed; the rows of out lie ldo apart, those of in ldi.
 static void transpose(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi, int rows, int cols);
-static inline real row_sum(const real *x, int n);    // of n values, as the next two
+static inline real row_sum(const real *x, int n);    // sum of n values; dot, max likewise
 static inline real row_dot(const real *x, const real *y, int n);
 static inline real row_max(const real *x, int n);
 // The sum of squares of x (n), in double, since the square of a float may overflow; sums
@@ -59,8 +59,9 @@ static void embedding_forward(real *out, const int *tokens, const real *wte, int
         memcpy(out + (size_t)i * C, wte + (size_t)tokens[i] * C, (size_t)C * sizeof(real));
 }
 
-// dwte (V,C): row v is the sum of dout (rows,C) over the positions where tokens (rows) is v. Tasks
-// divide the channels: divided by rows, two could add to the row of the same token at once.
+// Sets row v of dwte (V,C) to the sum of dout (rows,C) over the positions where tokens (rows) is v.
+// Each task takes some of the channels: if it took some of the rows, two tasks could add to the
+// same row of dwte at once.
 static void embedding_backward(real *dwte, const real *dout, const int *tokens,
                                int rows, int C, int V) {
     enum { CHANNELS = 32 };                          // of a task: whole cache lines
@@ -83,8 +84,8 @@ static void layernorm_row(real *out, real *mean, real *rstd, const real *x, cons
     #pragma omp simd
     for (int j = 0; j < C; j++) out[j] = x[j] - m;
     real variance = row_dot(out, out, C) / C;
-    // If the squares overflow, 1/sqrt is 0: all logits would be 0, the loss log V, and a broken run
-    // would look sound. 0 * variance makes r NaN then, and is 0 otherwise.
+    // Makes r NaN if the squares overflow (0 * infinity); otherwise 0 * variance adds 0. Without
+    // it r would be 0, the logits 0 and the loss log V: a broken run would look sound.
     real r = 1 / sqrt(variance + (real)1e-6) + 0 * variance;
     #pragma omp simd
     for (int j = 0; j < C; j++) out[j] = weight[j] * (out[j] * r);
@@ -189,10 +190,10 @@ static void rope_row(real *out, const real *inp, const real *cosine, const real 
     }
 }
 
-// The q and k that attention sees, qk (B,T,2,C), from the output of c_attn, qkv (B,T,3,C). qk-norm
-// applies LayerNorm to each head, so that scores stay small however large the weights grow;
-// q_weight and k_weight (HS) serve all heads; NULL: no qk-norm. Then RoPE turns the heads.
-// mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2).
+// Computes the q and k that attention sees, qk (B,T,2,C), from c_attn's output, qkv (B,T,3,C).
+// qk-norm applies LayerNorm to each head, so that scores stay small however large the weights of
+// c_attn grow. All heads share q_weight and k_weight (HS), which are NULL without qk-norm. RoPE
+// then turns the heads. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2).
 static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *qkv,
                                  const real *q_weight, const real *k_weight, const real *cosine,
                                  const real *sine, int B, int T, int NH, int HS) {
@@ -214,9 +215,10 @@ static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *q
         }
 }
 
-// Replaces, in the q and k of dqkv (B,T,3,C), the gradients of qk by those of qkv. RoPE's backward
-// pass turns back, as the inverse of a rotation is its transpose. dq_weight, dk_weight (HS), NULL
-// without qk-norm; partial (chunks,4,HS): a chunk's dq_weight, dk_weight, and scratch (2,HS).
+// Turns the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), into those of qkv, in
+// place. First rotates back (a rotation's transpose is its inverse), then goes back through
+// qk-norm. dq_weight, dk_weight (HS): NULL without qk-norm. partial (chunks,4,HS): a chunk's
+// dq_weight and dk_weight, then scratch (2,HS).
 static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, const real *qkv,
                                   const real *mean, const real *rstd, const real *q_weight,
                                   const real *k_weight, const real *cosine, const real *sine,
@@ -250,10 +252,10 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
 // Causal attention, a task for each head of each sequence: out_i = sum over j <= i of p_ij v_j,
 // where p_i is the softmax over j of the scores (attention logits) s_ij = scale * dot(q_i, k_j).
 //
-// A thread holds the scores of at most QB queries, never a T x T matrix (Dao et al. 2022). The
-// backward pass computes p again from softmax (B,NH,T,2), which keeps two numbers for each query:
-// the largest score, and 1 / the sum of exp(score - largest). One number, the log of the sum of
-// exp(score), would not do: a float rounds it by 0.03 at scores of 1e6, and p by 3%.
+// Keeps the scores of at most QB queries per thread, not of all T (Dao et al. 2022). The backward
+// pass recomputes p from softmax (B,NH,T,2), which holds two numbers per query: the largest score,
+// and 1 / the sum of exp(score - largest). One number, the log of the sum of exp(score), would not
+// be enough: near 1e6 a float rounds it by up to 0.03, which puts p off by 3%.
 enum { QB = 64 };                                    // queries in a block
 
 // The memory of one thread while it runs a task
@@ -298,7 +300,7 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
         real *o = out + first * C + channel;
         real largest = 0;
         AttentionScratch s = attention_scratch(scratch, T, HS);
-        transpose(s.k_t, T, k, 2 * C, T, HS);        // once: multiply would for each block
+        transpose(s.k_t, T, k, 2 * C, T, HS);        // once here, not per block in multiply
         // queries i0 .. i0+rows-1, keys 0 .. cols-1
         for (int i0 = 0; i0 < T; i0 += block) {
             int rows = least(block, T - i0), cols = i0 + rows;
@@ -415,13 +417,13 @@ static void gelu_backward(real *dinp, const real *dout, const real *slope, int r
         for (size_t j = (size_t)i * C; j < (size_t)(i + 1) * C; j++) dinp[j] = dout[j] * slope[j];
 }
 
-// Softmax, loss and gradient of each row of logits (rows,V) while it is in the cache. With
-// Z = sum of exp(logits) and p = exp(logits) / Z:
+// Computes loss and gradient of each row of logits (rows,V) while it is in the cache. Multiplies
+// the logits by muParam's logit_scale first; then, with Z = sum of exp(logits) and
+// p = exp(logits) / Z:
 //   losses (rows) = log Z - logit[target];  log_z (rows) = log Z
-// The logits are overwritten: if gradient is 1, by the gradient of
+// Overwrites the logits: with scratch values if gradient is 0; if it is 1, with the gradient of
 // mean(losses) + z_loss * mean(log_z^2),
 //   dlogits = logit_scale * ((1 + 2 z_loss log Z) p - onehot(target)) / rows
-// targets (rows). muParam's logit_scale multiplies the logits first.
 static void cross_entropy(real *logits, real *losses, real *log_z, const int *targets, real z_loss,
                           real logit_scale, int gradient, int rows, int V) {
     #pragma omp taskloop
@@ -483,8 +485,8 @@ typedef struct {
     real *logits;                                    // (B,T,V); gpt_loss overwrites them
     real *losses, *log_z;                            // (B,T)
     real *fc;                                        // (B,T,4C) before GELU, of the layer at hand
-    real *dx;                                        // (B,T,C) of the residual stream
-    real *dnorm;                                     // (B,T,C) of ln_1, ln_2, ln_f, or of att
+    real *dx;                                        // (B,T,C) gradient of the residual stream
+    real *dnorm;                                     // (B,T,C) gradient of ln_1, ln_2, ln_f or att
     real *dqkv;                                      // (B,T,3,C)
     real *dfc;                                       // (B,T,4C)
     real *scratch;                                   // (threads, attention_scratch_size)
@@ -522,7 +524,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
     g->cfg = *cfg;
     g->cfg.vocab = g->V = V;
     g->memory = memory;
-    g->bytes = CACHE_LINE - (double)((uintptr_t)memory % CACHE_LINE);           // the first line
+    g->bytes = CACHE_LINE - (double)((uintptr_t)memory % CACHE_LINE);    // to the next cache line
     g->num_parameters = parameter_table(cfg, V, g->table);
     double N = (double)g->num_parameters;
     g->params = reserve(g, N);
@@ -656,9 +658,9 @@ static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, d
     return sum / rows;
 }
 
-// Computes all gradients, after gpt_forward and gpt_loss of the same batch, by the lines of
-// gpt_forward in reverse. dx is the gradient of the residual stream: each branch starts from it and
-// adds its share where the branch left the stream, at a LayerNorm.
+// Computes all gradients, after gpt_forward and gpt_loss on the same batch, by taking the steps of
+// gpt_forward in reverse. dx is the gradient of the residual stream. Each branch (MLP, attention)
+// carries dx back from its output to its input, a LayerNorm, and adds the result to dx there.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     real scale = (real)attention_scale(&g->cfg);
@@ -724,9 +726,9 @@ static double adamw(real *param, const real *grad, real *m, real *v, size_t n, r
     return total;
 }
 
-// Updates every parameter at this step (counted from 1), with the gradient clipped to norm -clip,
-// and returns the norm before clipping. stats, unless NULL, gets for each kind of tensor the RMS of
-// its gradient (before clipping), of its update and of its new values.
+// Updates every parameter at this step (counted from 1), after scaling the gradient down to norm
+// cfg->clip if it is longer. Returns the norm before clipping. stats, unless NULL, gets for each
+// kind of tensor the RMS of its gradient (before clipping), of its update and of its new values.
 static double gpt_update(GPT *g, int step, Stats *stats) {
     const Config *cfg = &g->cfg;
     double norm = sqrt(sum_squares(g->grads, g->num_parameters, g->sums));
@@ -815,9 +817,9 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     }
 
     int step = state.step;                           // steps done
-    int saved = cfg->resume ? step : -1;             // those of the checkpoint; -1: none
+    int saved = cfg->resume ? step : -1;             // step of the last checkpoint; -1: none
     while (step < cfg->steps && !interrupted && !run.diverged_step) {
-        // the other work of this step
+        // whether this step also validates, logs or saves a checkpoint
         step++;
         int validates = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
         int logs = validates || step % cfg->log_every == 0;
@@ -891,8 +893,8 @@ static void sample(const Config *cfg) {
     gpt_free(&g);
 }
 
-// Dies, before any file is touched, if the data are missing or memory is too small for `jobs` runs
-// at a time. Returns the bytes that one run needs.
+// Dies, before any file is touched, if the data are missing or memory is too small to run `jobs`
+// trainings at once. Returns the bytes that one needs (at most: counts scratch for all threads).
 static double check_runs(const Config *cfg, int jobs) {
     DataLoader loader;
     GPT g;
@@ -1072,10 +1074,11 @@ static void transpose(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi, i
                         out[j * ldo + i] = in[i * ldi + j];
 }
 
-// The matrix multiply, in the order of Goto and van de Geijn (2008). A tile of MR x NR sums stays
+// Multiplies matrices in the order of Goto and van de Geijn (2008). A tile of MR x NR sums stays
 // in registers while k runs over KC values. A block of b, KC x NC, is copied ("packed") in the
-// order in which tiles read it, and stays in the L2 cache. So is a block of a, MC x KC, if a is
-// transposed: the values of a row, which a tile reads in turn, are then far apart.
+// order in which tiles read it, if enough tiles read it or they cannot read b directly; it then
+// stays in the L2 cache. A block of a, MC x KC, is packed if a is transposed and large: the values
+// of a row, which a tile reads in turn, are otherwise far apart.
 enum { KC = 512, NC = 8 * NR, MC = 12 * MR };
 
 // A tile: out (m,n) = add + a (m,K) b (K,n), m <= MR, n <= vectors * VL. b.col is 1, and b can be
@@ -1086,7 +1089,7 @@ void tile(int vectors, real *out, const real *add, ptrdiff_t ldc, Matrix a, Matr
     vector sum[MR][2];
     const real *row[MR];
     for (int i = 0; i < MR; i++) {
-        row[i] = a.data + least(i, m - 1) * a.row;          // row m - 1 again: not stored
+        row[i] = a.data + least(i, m - 1) * a.row;          // repeats row m - 1 past the end
         for (int w = 0; w < vectors; w++) sum[i][w] = (vector){0};
     }
     for (int k = 0; k < K; k++)
@@ -1107,7 +1110,7 @@ void tile(int vectors, real *out, const real *add, ptrdiff_t ldc, Matrix a, Matr
             out[i * ldc + j] = (add ? add[i * ldc + j] : 0) + sum[i][j / VL][j % VL];
 }
 
-static Matrix part(Matrix m, int i, int j) {                // without i rows and j columns
+static Matrix part(Matrix m, int i, int j) {                // skips the first i rows, j columns
     return (Matrix){m.data + i * m.row + j * m.col, m.row, m.col};
 }
 static Matrix flip(Matrix m) { return (Matrix){m.data, m.col, m.row}; }
