@@ -57,7 +57,10 @@ train_gpt: $(SOURCES)
 
 ARCH = native
 NVCC = $(shell command -v nvcc || echo /usr/local/cuda/bin/nvcc)
-CUDA_FLAGS = -O3 -std=c++17 $(if $(filter native,$(ARCH)),-arch=native,\
+# The type of activations in train_gpt.cu, and of the weights that its products read: bf16 or fp32
+PRECISION = bf16
+PRECISION_FLAG = $(if $(filter fp32,$(PRECISION)),-DFP32)
+CUDA_FLAGS = -O3 -std=c++17 $(PRECISION_FLAG) $(if $(filter native,$(ARCH)),-arch=native,\
 	$(foreach a,$(ARCH),-gencode arch=$(a:sm_%=compute_%),code=$(a)))
 train_gpt_cu: train_gpt.cu $(HEADERS) Makefile
 	$(NVCC) $(CUDA_FLAGS) -o $@ train_gpt.cu -lcublas -lcublasLt
@@ -71,7 +74,7 @@ build/bench: test/bench/bench.c $(SOURCES) | build
 # The CUDA program on the CPU, by g++ alone: slow, for its tests on a machine without a GPU.
 train_gpt_cu_emu: train_gpt.cu $(HEADERS) test/cuda/cuda_emu.h Makefile build/flags
 	$(CXX) -std=c++17 $(CFLAGS) $(MARCH) -Wno-unknown-pragmas -Wno-unused-function \
-		-fno-strict-aliasing -rdynamic -DCUDA_EMU -x c++ train_gpt.cu -o $@ -lm
+		-fno-strict-aliasing -rdynamic -DCUDA_EMU $(PRECISION_FLAG) -x c++ train_gpt.cu -o $@ -lm
 
 # Changes when the compiler or a flag does, so that all is built again.
 build/flags: force | build

@@ -11,7 +11,6 @@
 // name and the columns of summary.csv all follow from it.
 
 enum { MU_OFF, MU_SIMPLE, MU_INTERMEDIATE, MU_FULL };    // -mu_param
-enum { AUTO, BF16, FP32 };                               // -dtype
 enum { MAX_LAYERS = 1024 };
 
 typedef struct {    // the values of the flags, described in the table below
@@ -28,7 +27,7 @@ typedef struct {    // the values of the flags, described in the table below
     // data, files and commands
     char data[MAX_TEXT], val[MAX_TEXT], out[MAX_TEXT];
     int eval_tokens, eval_every, log_every, checkpoint_every;
-    int dtype, micro_batch;
+    int micro_batch;
     int resume, sample;
     double temperature;
 } Config;
@@ -102,8 +101,6 @@ static const Flag FLAGS[] = {
     NUMBER(log_every, INT, "10", 1, 1e9, "", "steps between rows of log.csv"),
     NUMBER(checkpoint_every, INT, "0", 0, 1e9, "",
         "steps between checkpoints; 0: at the end only"),
-    FLAG(dtype, CHOICE, "auto", NULL, 0, 2, "auto bf16 fp32", THE_MACHINE, "",
-        "train_gpt_cu: of products and activations; auto: bf16 if the GPU has it"),
     FLAG(micro_batch, INT, "0", NULL, 0, 65536, NULL, THE_MACHINE, "",
         "train_gpt_cu: sequences at a time, to save memory; 0: the whole batch"),
     FLAG(resume, INT, "0", "1", 0, 1, NULL, THE_COMMAND, "", "go on from the checkpoint in -out"),

@@ -918,10 +918,9 @@ int main(int argc, char **argv) {
     Config cfg;
     char lr[MAX_RUNS][MAX_RATE];
     config_parse(&cfg, argc, argv);
-    if (cfg.dtype == BF16 || cfg.micro_batch)
-        die(USAGE, "-dtype bf16 and -micro_batch are train_gpt_cu's: this program computes in fp32 "
-            "and the whole batch at once");
-    cfg.dtype = FP32;
+    if (cfg.micro_batch)
+        die(USAGE, "-micro_batch %d: only train_gpt_cu has micro-batches; this program computes the "
+            "whole batch at once", cfg.micro_batch);
 
     int runs = learning_rates(cfg.lr_text, lr, NULL);
     if (runs > 1) return train_sweep(&cfg, lr, runs);

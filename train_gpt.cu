@@ -44,7 +44,13 @@
 // ---------------------------------------------------------------------------
 // What a GPU needs: errors, launches, 16 bytes at a time, sums over the threads of a block
 
-typedef __nv_bfloat16 bf16;    // `act` below is the type of activations and of the weights in products: bf16 or float
+typedef __nv_bfloat16 bf16;
+#ifdef FP32    // the type of activations, and of the weights that products read
+typedef float act;
+#else
+typedef bf16 act;
+#endif
+enum { BF16 = sizeof(act) == 2 };
 
 static cudaStream_t stream;    // all work is queued here, in order; the host does not wait for it
 static cublasHandle_t cublas;
@@ -78,16 +84,16 @@ __device__ inline float value(float x) { return x; }
 __device__ inline float value(bf16 x) { return __bfloat162float(x); }
 __device__ inline void round_to(float *out, float x) { *out = x; }
 __device__ inline void round_to(bf16 *out, float x) { *out = __float2bfloat16(x); }
-template <class act> __device__ inline float rounded(float x) { act y; round_to(&y, x); return value(y); }
+__device__ inline float rounded(float x) { act y; round_to(&y, x); return value(y); }
 
 // Memory is read and written 16 bytes at a time where the address allows it: where the rows' length is a multiple of W,
 // as in every model of a size worth a GPU. A row's last values, and rows of odd lengths, go one by one.
-template <class act> __device__ inline bool whole(const act *x, int n) { return n >= W && (size_t)x % 16 == 0; }
+template <class number> __device__ inline bool whole(const number *x, int n) { return n >= W && (size_t)x % 16 == 0; }
 
-template <class act> __device__ inline void copy(act *to, const act *from, int n) {    // the first n values, at most W
+template <class number> __device__ inline void copy(number *to, const number *from, int n) {    // the first n values, at most W
     if (whole(from, n) && whole(to, n)) {
         #pragma unroll
-        for (size_t i = 0; i < W * sizeof(act) / 16; i++) ((uint4 *)to)[i] = ((const uint4 *)from)[i];
+        for (size_t i = 0; i < W * sizeof(number) / 16; i++) ((uint4 *)to)[i] = ((const uint4 *)from)[i];
     } else for (int i = 0; i < W && i < n; i++) to[i] = from[i];
 }
 
@@ -108,12 +114,12 @@ __device__ inline void load_whole(float (&x)[W], const float *from) {
     }
 }
 // 16 bytes at a time as one number: four words the compiler stores one by one in places.
-template <class act> __device__ inline void store_whole(act *to, const float (&x)[W]) {
-    const int N = 16 / (int)sizeof(act), BITS = 8 * (int)sizeof(act);
+template <class number> __device__ inline void store_whole(number *to, const float (&x)[W]) {
+    const int N = 16 / (int)sizeof(number), BITS = 8 * (int)sizeof(number);
     for (int i = 0; i < W; i += N) {
         uint64_t half[2] = {0, 0};
         for (int j = 0; j < N; j++) {
-            act one;
+            number one;
             std::conditional_t<sizeof one == 2, uint16_t, uint32_t> bits;
             round_to(&one, x[i + j]);
             memcpy(&bits, &one, sizeof one);
@@ -123,11 +129,11 @@ template <class act> __device__ inline void store_whole(act *to, const float (&x
     }
 }
 
-template <class act> __device__ inline void load(float (&x)[W], const act *from, int n) {    // the first n of W values, then zeros
+template <class number> __device__ inline void load(float (&x)[W], const number *from, int n) {    // the first n of W values, then zeros
     if (whole(from, n)) load_whole(x, from);
     else for (int i = 0; i < W; i++) x[i] = i < n ? value(from[i]) : 0;
 }
-template <class act> __device__ inline void store(act *to, const float (&x)[W], int n) {    // the first n of W values
+template <class number> __device__ inline void store(number *to, const float (&x)[W], int n) {    // the first n of W values
     if (whole(to, n)) store_whole(to, x);
     else for (int i = 0; i < W; i++) if (i < n) round_to(&to[i], x[i]);
 }
@@ -170,14 +176,14 @@ template <class number> struct CudaType { static const cudaDataType_t type = CUD
 template <> struct CudaType<bf16> { static const cudaDataType_t type = CUDA_R_16BF; };
 
 // A matrix in memory, row by row, `row` elements from one to the next; possibly read transposed.
-template <class act> struct Matrix { const act *data; int row; bool flipped; };
-template <class act> static Matrix<act> matrix(const act *data, int row) { return {data, row, false}; }
-template <class act> static Matrix<act> transposed(const act *data, int row) { return {data, row, true}; }
+struct Matrix { const act *data; int row; bool flipped; };
+static Matrix matrix(const act *data, int row) { return {data, row, false}; }
+static Matrix transposed(const act *data, int row) { return {data, row, true}; }
 
 // out (M,N) = a (M,K) b (K,N), or out += where adds; `row` elements lead from one row of out to the next. Sums are in float
 // (no TF32). cuBLAS counts by columns, where a matrix stored by rows is its transpose: so it is asked for out^T = b^T a^T.
-template <class act, class number>
-static void matmul(number *out, int row, bool adds, Matrix<act> a, Matrix<act> b, int M, int N, int K) {
+template <class number>
+static void matmul(number *out, int row, bool adds, Matrix a, Matrix b, int M, int N, int K) {
     float one = 1, beta = adds;
     check(cublasGemmEx(cublas, b.flipped ? CUBLAS_OP_T : CUBLAS_OP_N, a.flipped ? CUBLAS_OP_T : CUBLAS_OP_N, N, M, K, &one,
                        b.data, CudaType<act>::type, b.row, a.data, CudaType<act>::type, a.row, &beta,
@@ -194,8 +200,7 @@ enum { WORKSPACE = 32 << 20 };    // bytes: what cuBLAS asks for on Hopper
 // - on GPUs other than of compute capability 9 and 10: there cuBLASLt was seen to run GELU in a kernel of its own, slower than
 //   ours (github.com/karpathy/llm.c/pull/591, 653; github.com/sgl-project/sglang/pull/34350).
 // - for matrices whose rows are no multiples of 16 bytes, which it refuses, and for what else it knows no algorithm.
-template <class act>
-static bool matmul_gelu(act *out, act *inp, bool backward, Matrix<act> a, Matrix<act> b, int M, int N, int K) {
+static bool matmul_gelu(act *out, act *inp, bool backward, Matrix a, Matrix b, int M, int N, int K) {
     if (!gelu_in_products || (a.row | b.row | N) % W || ((size_t)out | (size_t)inp | (size_t)a.data | (size_t)b.data) % 16) return false;
     cublasLtMatmulDesc_t product;
     cublasLtMatrixLayout_t left, right, result;    // by columns, as in matmul
@@ -239,28 +244,26 @@ static bool matmul_gelu(act *out, act *inp, bool backward, Matrix<act> a, Matrix
 // added to what is there where `adds` is set: by every micro-batch of a step but the first.
 
 // out (rows,OC) = inp (rows,IC) weight^T, weight (OC,IC); `row` elements lead from one row of out to the next
-template <class act>
 static void matmul_forward(act *out, int row, const act *inp, const act *weight, int rows, int IC, int OC) {
     matmul(out, row, false, matrix(inp, IC), transposed(weight, IC), rows, OC, IC);
 }
 
 // dinp (rows,IC) = dout (rows,OC) weight;  dweight (OC,IC) = dout^T inp
-template <class act>
 static void matmul_backward(act *dinp, float *dweight, bool adds, const act *dout, int row, const act *inp, const act *weight, int rows, int IC, int OC) {
     matmul(dinp, IC, false, matrix(dout, row), matrix(weight, IC), rows, IC, OC);
     matmul(dweight, IC, adds, transposed(dout, row), matrix(inp, IC), OC, IC, rows);
 }
 
 // out (rows,C) = wte (V,C) at each token. Moves 2 C values a token: read a row, write a row.
-template <class act> __global__ void embedding_forward_kernel(act *out, const int *tokens, const act *wte, int rows, int C) {
+__global__ void embedding_forward_kernel(act *out, const int *tokens, const act *wte, int rows, int C) {
     int parts = (C + W - 1) / W;
     size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / parts;
     int c = (int)(i % parts) * W;
     if (row < (size_t)rows) copy(out + row * C + c, wte + (size_t)tokens[row] * C + c, C - c);
 }
 
-template <class act> static void embedding_forward(act *out, const int *tokens, const act *wte, int rows, int C) {
-    launch(embedding_forward_kernel<act>, blocks((double)rows * ((C + W - 1) / W), 128), 128, out, tokens, wte, rows, C);
+static void embedding_forward(act *out, const int *tokens, const act *wte, int rows, int C) {
+    launch(embedding_forward_kernel, blocks((double)rows * ((C + W - 1) / W), 128), 128, out, tokens, wte, rows, C);
 }
 
 __device__ inline int first_from(const int *sorted, int begin, int end, int row) {    // the first place whose number is not below row
@@ -276,7 +279,6 @@ __device__ inline int first_from(const int *sorted, int begin, int end, int row)
 // have to add atomically, in an order left to chance. So the host sorts the batch's positions by token (gpt_batch): those
 // of token v are order[start[v] .. start[v + 1]), ascending, and a block has a token and 256 channels to itself.
 // Moves C act a position and C float for each of V tokens; further micro-batches write only the tokens that they hold.
-template <class act>
 __global__ void embedding_backward_kernel(float *dwte, bool adds, const act *dout, const int *order, const int *start, int first, int rows, int C) {
     __shared__ float sums[8][32 * W];
     int v = blockIdx.x, c = (blockIdx.y * 32 + threadIdx.x) * W;
@@ -296,9 +298,8 @@ __global__ void embedding_backward_kernel(float *dwte, bool adds, const act *dou
     store(dwte + (size_t)v * C + c, sum, C - c);
 }
 
-template <class act>
 static void embedding_backward(float *dwte, bool adds, const act *dout, const int *order, const int *start, int first, int rows, int C, int V) {
-    launch(embedding_backward_kernel<act>, dim3(V, blocks(C, 32 * W)), dim3(32, 8), dwte, adds, dout, order, start, first, rows, C);
+    launch(embedding_backward_kernel, dim3(V, blocks(C, 32 * W)), dim3(32, 8), dwte, adds, dout, order, start, first, rows, C);
 }
 
 // out (cols) = the sum of the rows of partial (rows,cols). Blocks that share a parameter leave a row each, this adds them.
@@ -330,7 +331,6 @@ static dim3 row_block(int C) {
 // out = weight * (inp - mean) * rstd, a row of C at a time; mean, rstd (rows). Ba et al. 2016, without a bias. Where add is
 // not NULL, sum = inp + add, the residual after a branch, is written and normalised: fused, as sum would otherwise be
 // written and read again. Moves 4 C values a row (read inp and add, write sum and out), 2 C without add.
-template <class act>
 __global__ void __launch_bounds__(ROW_THREADS) layernorm_forward_kernel(act *out, act *sum, float *mean, float *rstd, const act *inp, const act *add,
                                                                         const float *weight, int rows, int C) {
     int row = blockIdx.x * blockDim.y + threadIdx.y;
@@ -342,7 +342,7 @@ __global__ void __launch_bounds__(ROW_THREADS) layernorm_forward_kernel(act *out
         load(x[j], inp + at + c, n);
         if (add) {
             load(w, add + at + c, n);
-            for (int i = 0; i < W; i++) x[j][i] = rounded<act>(x[j][i] + w[i]);
+            for (int i = 0; i < W; i++) x[j][i] = rounded(x[j][i] + w[i]);
             store(sum + at + c, x[j], n);
         }
         for (int i = 0; i < W; i++) m += x[j][i];
@@ -364,16 +364,14 @@ __global__ void __launch_bounds__(ROW_THREADS) layernorm_forward_kernel(act *out
     if (threadIdx.x == 0 && row < rows) mean[row] = m, rstd[row] = r;
 }
 
-template <class act>
 static void layernorm_forward(act *out, act *sum, float *mean, float *rstd, const act *inp, const act *add, const float *weight, int rows, int C) {
     dim3 block = row_block(C);
-    launch(layernorm_forward_kernel<act>, blocks(rows, block.y), block, out, sum, mean, rstd, inp, add, weight, rows, C);
+    launch(layernorm_forward_kernel, blocks(rows, block.y), block, out, sum, mean, rstd, inp, add, weight, rows, C);
 }
 
 // With n = (inp - mean) * rstd and g = dout * weight:  dinp = add + rstd * (g - mean(g) - n * mean(g * n)),
 // dweight (C) = sum over rows of dout * n. Fused with the sum of the residual's gradient and the branch's (add; dinp may be
 // add): moves 4 C values a row (read dout, inp and add, write dinp). partial (blocks,C): a block's share of dweight.
-template <class act>
 __global__ void __launch_bounds__(ROW_THREADS) layernorm_backward_kernel(act *dinp, const act *add, float *partial, const act *dout, const act *inp,
                                                                          const float *weight, const float *mean, const float *rstd, int rows, int C) {
     __shared__ float others[128 * KEEP * W];
@@ -419,12 +417,11 @@ __global__ void __launch_bounds__(ROW_THREADS) layernorm_backward_kernel(act *di
     }
 }
 
-template <class act>
 static void layernorm_backward(act *dinp, const act *add, float *dweight, bool adds, const act *dout, const act *inp, const float *weight,
                                const float *mean, const float *rstd, float *partial, int rows, int C) {
     dim3 block = row_block(C);
     int grid = least(blocks(rows, block.y), ROW_BLOCKS);
-    launch(layernorm_backward_kernel<act>, grid, block, dinp, add, partial, dout, inp, weight, mean, rstd, rows, C);
+    launch(layernorm_backward_kernel, grid, block, dinp, add, partial, dout, inp, weight, mean, rstd, rows, C);
     sum_rows(dweight, adds, partial, grid, C);
 }
 
@@ -482,7 +479,6 @@ __device__ inline void head_shares(float *partial, const float (&dw)[2][W], int 
 
 // qk (B,T,2,NH,HS) = the q and k of qkv (B,T,3,NH,HS), normalised over HS where the weights (HS) are not NULL, then turned.
 // One pass for qk-norm and RoPE, q and k: moves 4 C values a token.
-template <class act>
 __global__ void qk_norm_rope_forward_kernel(act *qk, const act *qkv, const float *q_weight, const float *k_weight, const float *cosine, const float *sine,
                                             int rows, int T, int NH, int HS, int lanes) {
     size_t head = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / lanes, row = head / (2 * NH);
@@ -511,17 +507,15 @@ __global__ void qk_norm_rope_forward_kernel(act *qk, const act *qkv, const float
     store(out + half, x[1], n);
 }
 
-template <class act>
 static void qk_norm_rope_forward(act *qk, const act *qkv, const float *q_weight, const float *k_weight, const float *cosine, const float *sine,
                                  int rows, int T, int NH, int HS) {
     int lanes = head_lanes(HS);
-    launch(qk_norm_rope_forward_kernel<act>, blocks((double)rows * 2 * NH * lanes, 128), 128, qk, qkv, q_weight, k_weight, cosine, sine, rows, T, NH, HS, lanes);
+    launch(qk_norm_rope_forward_kernel, blocks((double)rows * 2 * NH * lanes, 128), 128, qk, qkv, q_weight, k_weight, cosine, sine, rows, T, NH, HS, lanes);
 }
 
 // dqkv's q and k (blockIdx.y) are turned back and become the gradients of qkv's, in place. Mean and rstd are computed again
 // from qkv: the head is in registers anyway. Moves 6 C values a token (read dqkv and qkv, write dqkv), 4 C without qk-norm.
 // partial (2,blocks,HS): each block's share of the weights' gradients.
-template <class act>
 __global__ void qk_norm_rope_backward_kernel(act *dqkv, float *partial, const act *qkv, const float *q_weight, const float *k_weight,
                                              const float *cosine, const float *sine, int rows, int T, int NH, int HS, int lanes) {
     int C = NH * HS, half = HS / 2, i0 = threadIdx.x % lanes * W, heads = rows * NH, each = blockDim.x / lanes;
@@ -552,11 +546,10 @@ __global__ void qk_norm_rope_backward_kernel(act *dqkv, float *partial, const ac
     if (q_weight) head_shares(partial + ((size_t)blockIdx.y * gridDim.x + blockIdx.x) * HS, dw, i0, HS, lanes);    // [qk_norm]
 }
 
-template <class act>
 static void qk_norm_rope_backward(act *dqkv, float *dq_weight, float *dk_weight, bool adds, const act *qkv, const float *q_weight, const float *k_weight,
                                   const float *cosine, const float *sine, float *partial, int rows, int T, int NH, int HS) {
     int lanes = head_lanes(HS), grid = least(blocks((double)rows * NH * lanes, 128), HEAD_BLOCKS);
-    launch(qk_norm_rope_backward_kernel<act>, dim3(grid, 2), 128, dqkv, partial, qkv, q_weight, k_weight, cosine, sine, rows, T, NH, HS, lanes);
+    launch(qk_norm_rope_backward_kernel, dim3(grid, 2), 128, dqkv, partial, qkv, q_weight, k_weight, cosine, sine, rows, T, NH, HS, lanes);
     if (!q_weight) return;
     sum_rows(dq_weight, adds, partial, grid, HS);                                         // [qk_norm]
     sum_rows(dk_weight, adds, partial + (size_t)grid * HS, grid, HS);                     // [qk_norm]
@@ -576,7 +569,8 @@ enum { KT = 32, SLD = KT + 4 };    // SLD: elements from one row of scores to th
 
 // out (16,N) = the sum of products a (16,K) b (K,N): one warp's, in registers; a and b in shared memory.
 // Lane l holds rows l/8*4 + i and columns l%8 + 8j.
-template <class act, int N> struct Sums {
+#ifdef FP32
+template <int N> struct Sums {
     float sum[4][N / 8];
     __device__ void zero() { for (int i = 0; i < 4; i++) for (int j = 0; j < N / 8; j++) sum[i][j] = 0; }
     // b is stored (N,K) where flipped
@@ -606,12 +600,12 @@ template <class act, int N> struct Sums {
 };
 
 // bf16 on tensor cores: fragments of 16 x 16. Which of its elements a lane holds is not for us to know.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#else
 namespace wmma = nvcuda::wmma;
-template <int N> struct Sums<bf16, N> {
+template <int N> struct Sums {
     wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum[N / 16];
     __device__ void zero() { for (int n = 0; n < N / 16; n++) wmma::fill_fragment(sum[n], 0.0f); }
-    template <bool flipped> __device__ void add(const bf16 *a, int lda, const bf16 *b, int ldb, int K) {
+    template <bool flipped> __device__ void add(const act *a, int lda, const act *b, int ldb, int K) {
         using order = std::conditional_t<flipped, wmma::col_major, wmma::row_major>;
         wmma::fragment<wmma::matrix_a, 16, 16, 16, bf16, wmma::row_major> x;
         wmma::fragment<wmma::matrix_b, 16, 16, 16, bf16, order> y;
@@ -636,7 +630,7 @@ template <int N> struct Sums<bf16, N> {
 #endif
 
 // tile (ROWS,CH) = the first rows and cols of `from`, `row` elements from one row to the next, zeros around; all threads
-template <int ROWS, int CH, class act> __device__ inline void load_tile(act *tile, int ld, const act *from, int row, int rows, int cols) {
+template <int ROWS, int CH> __device__ inline void load_tile(act *tile, int ld, const act *from, int row, int rows, int cols) {
     for (int i = threadIdx.x; i < ROWS * CH / W; i += blockDim.x) {
         int r = i / (CH / W), c = i % (CH / W) * W, n = r < rows ? cols - c : 0;
         act *to = tile + r * ld + c;
@@ -655,7 +649,7 @@ __device__ inline void load_scores(float (&x)[KT / 2], const float *row, int col
 }
 
 // The same half row, as act in the place of the floats: the left factor of the next product
-template <class act> __device__ inline void store_scores(float *row, int column, const float (&x)[KT / 2]) {
+__device__ inline void store_scores(float *row, int column, const float (&x)[KT / 2]) {
     float y[W];
     for (int c = 0; c < KT / 2; c += W) {
         for (int i = 0; i < W; i++) y[i] = x[c + i];
@@ -665,7 +659,7 @@ template <class act> __device__ inline void store_scores(float *row, int column,
 
 // The rows of a warp's sums (16,CH) at out, `row` elements from one to the next: the first rows and cols, times factor, a
 // lane's row's. s is the warp's shared memory.
-template <int part, int CH, class act, class S>
+template <int part, int CH, class S>
 __device__ inline void store_rows(act *out, int row, int rows, int cols, S &sums, float factor, float *s) {
     if constexpr (part < CH / 16) {
         int lane = threadIdx.x % 32, r = lane / 2, c = lane % 2 * W;
@@ -682,7 +676,7 @@ __device__ inline void store_rows(act *out, int row, int rows, int cols, S &sums
 
 // The largest |scale * q_i k_j| of a block is left in max_logit (B,NH,blocks). Moves 4 C act a token: q, k, v once each (a
 // head's k and v come from the cache after the first block's reading), and out.
-template <class act, int CH, int ROWS>
+template <int CH, int ROWS>
 __global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_kernel(act *out, float2 *softmax, float *max_logit, const act *qk, const act *qkv, float scale,
                                                                      int T, int NH, int HS) {
     const int LD = CH + 16 / (int)sizeof(act), SLD_ACT = SLD * 4 / (int)sizeof(act);
@@ -696,11 +690,11 @@ __global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_
     size_t at = (size_t)(blockIdx.x / NH) * T, head = blockIdx.x % NH * HS;
     const act *q = qk + at * 2 * C + head, *k = q + C, *v = qkv + at * 3 * C + 2 * C + head;
     float *s = scores + warp * SLD, *row = s + lane / 2 * SLD, top = -INFINITY, sum = 0, largest = 0;
-    Sums<act, CH> o;
+    Sums<CH> o;
     o.zero();
     for (int j0 = 0; j0 < least(T, i0 + ROWS); j0 += KT) {
         bool seen = j0 <= i0 + warp + 15;    // by some query of the warp
-        Sums<act, KT> x;
+        Sums<KT> x;
         x.zero();
         for (int part = 1; part <= (int)gridDim.z; part++) {
             int c = (blockIdx.z + part) % gridDim.z * CH;
@@ -729,7 +723,7 @@ __global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_
         float factor = expf(old - top);
         sum = sum * factor + total + __shfl_xor_sync(ALL, total, 1);
         __syncwarp();
-        store_scores<act>(row, column, p);
+        store_scores(row, column, p);
         for (int c = 0; c < 8; c++) factors[(warp + lane / 2) * 16 + lane % 2 * 8 + c] = factor;
         __syncwarp();
         o.scale_rows(factors + warp * 16);
@@ -745,7 +739,7 @@ __global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_
 // dp_ij = dout_i v_j;  ds_ij = scale * p_ij (dp_ij - dot_i), dot_i = dout_i out_i (B,NH,T);  dq = ds k;  dk = ds^T q;  dv = p^T dout.
 // Two kernels from one text, as a sum over keys (dq) and one over queries (dk, dv) each want their rows in one block's
 // registers, in a fixed order: own rows are queries, or `keys`. Each moves 4 C act a token in and 1 C or 2 C out.
-template <class act, int CH, int ROWS, bool keys>
+template <int CH, int ROWS, bool keys>
 __global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backward_kernel(act *dqkv, float *dot, const act *dout, const act *out, const float2 *softmax,
                                                                       const act *qk, const act *qkv, float scale, int T, int NH, int HS) {
     const int LD = CH + 16 / (int)sizeof(act), SLD_ACT = SLD * 4 / (int)sizeof(act);
@@ -778,12 +772,12 @@ __global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backwa
         if (r < T) my_softmax = softmax[r];
         if (r < T && blockIdx.z == 0 && lane % 2 == 0) dot[r] = my_dot;
     }
-    Sums<act, CH> sum_1, sum_2;    // dq, or dk and dv
+    Sums<CH> sum_1, sum_2;    // dq, or dk and dv
     sum_1.zero();
     sum_2.zero();
     for (int t0 = keys ? r0 : 0; t0 < (keys ? T : least(T, r0 + ROWS)); t0 += KT) {
         bool seen = keys ? t0 + KT > r0 + warp : t0 <= r0 + warp + 15;    // some pair of the warp's has j <= i
-        Sums<act, KT> x, dx;
+        Sums<KT> x, dx;
         x.zero();
         dx.zero();
         for (int part = 1; part <= (int)gridDim.z; part++) {
@@ -820,8 +814,8 @@ __global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backwa
             dp[c] = pair ? scale * p[c] * (dp[c] - dot_i) : 0;
         }
         __syncwarp();
-        if (keys) store_scores<act>(row, column, p);
-        store_scores<act>(drow, column, dp);
+        if (keys) store_scores(row, column, p);
+        store_scores(drow, column, dp);
         __syncwarp();
         sum_1.template add<false>((const act *)ds, SLD_ACT, other_1, LD, KT);
         if (keys) sum_2.template add<false>((const act *)s, SLD_ACT, other_2, LD, KT);
@@ -835,26 +829,24 @@ __global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backwa
 enum { QUERIES = 64 };    // a block of attention_forward
 
 // CH and the rows of a block are what 48 KB of shared memory hold.
-template <class act>
 static void attention_forward(act *out, float2 *softmax, float *max_logit, const act *qk, const act *qkv, float scale, int B, int T, int NH, int HS) {
     const int CH = sizeof(act) == 2 ? 128 : 64;
     dim3 grid(B * NH, blocks(T, QUERIES), blocks(HS, CH));
-    launch(HS <= 64 ? attention_forward_kernel<act, 64, QUERIES> : attention_forward_kernel<act, CH, QUERIES>, grid, 2 * QUERIES,
+    launch(HS <= 64 ? attention_forward_kernel<64, QUERIES> : attention_forward_kernel<CH, QUERIES>, grid, 2 * QUERIES,
            out, softmax, max_logit, qk, qkv, scale, T, NH, HS);
 }
 
-template <class act, bool keys, class... Arguments> static void attention_backward_half(int B, int T, int NH, int HS, Arguments... arguments) {
+template <bool keys, class... Arguments> static void attention_backward_half(int B, int T, int NH, int HS, Arguments... arguments) {
     const int CH = sizeof(act) == 2 ? 128 : 64, ROWS = sizeof(act) == 2 ? 64 : 32;
     int rows = HS <= 64 ? ROWS : 32;
-    launch(HS <= 64 ? attention_backward_kernel<act, 64, ROWS, keys> : attention_backward_kernel<act, CH, 32, keys>,
+    launch(HS <= 64 ? attention_backward_kernel<64, ROWS, keys> : attention_backward_kernel<CH, 32, keys>,
            dim3(B * NH, blocks(T, rows), blocks(HS, CH)), 2 * rows, arguments..., T, NH, HS);
 }
 
-template <class act>
 static void attention_backward(act *dqkv, float *dot, const act *dout, const act *out, const float2 *softmax, const act *qk, const act *qkv, float scale,
                                int B, int T, int NH, int HS) {
-    attention_backward_half<act, false>(B, T, NH, HS, dqkv, dot, dout, out, softmax, qk, qkv, scale);
-    attention_backward_half<act, true>(B, T, NH, HS, dqkv, dot, dout, out, softmax, qk, qkv, scale);
+    attention_backward_half<false>(B, T, NH, HS, dqkv, dot, dout, out, softmax, qk, qkv, scale);
+    attention_backward_half<true>(B, T, NH, HS, dqkv, dot, dout, out, softmax, qk, qkv, scale);
 }
 
 // GELU in its tanh form (Hendrycks and Gimpel 2016): gelu(x) = x s, s = 1/(1 + exp(-2u)), 2u = x (A + B x^2), computed from
@@ -864,7 +856,7 @@ static void attention_backward(act *dqkv, float *dot, const act *dout, const act
 #define GELU_B (GELU_A * 0.044715f)
 __device__ inline float clamp_30(float x) { return x > 30 ? 30 : x < -30 ? -30 : x; }
 
-template <class act> __global__ void gelu_forward_kernel(act *out, const act *inp, size_t n) {
+__global__ void gelu_forward_kernel(act *out, const act *inp, size_t n) {
     size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
     if (at >= n) return;
     int left = n - at < W ? (int)(n - at) : W;
@@ -878,7 +870,7 @@ template <class act> __global__ void gelu_forward_kernel(act *out, const act *in
 }
 
 // dinp = dout * gelu'(inp), gelu' = s + x s (1 - s) (2u)'. dinp may be dout.
-template <class act> __global__ void gelu_backward_kernel(act *dinp, const act *dout, const act *inp, size_t n) {
+__global__ void gelu_backward_kernel(act *dinp, const act *dout, const act *inp, size_t n) {
     size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
     if (at >= n) return;
     int left = n - at < W ? (int)(n - at) : W;
@@ -892,15 +884,14 @@ template <class act> __global__ void gelu_backward_kernel(act *dinp, const act *
     store(dinp + at, d, left);
 }
 
-template <class act> static void gelu_forward(act *out, const act *inp, size_t n) {
-    launch(gelu_forward_kernel<act>, blocks((double)n, 128 * W), 128, out, inp, n);
+static void gelu_forward(act *out, const act *inp, size_t n) {
+    launch(gelu_forward_kernel, blocks((double)n, 128 * W), 128, out, inp, n);
 }
-template <class act> static void gelu_backward(act *dinp, const act *dout, const act *inp, size_t n) {
-    launch(gelu_backward_kernel<act>, blocks((double)n, 128 * W), 128, dinp, dout, inp, n);
+static void gelu_backward(act *dinp, const act *dout, const act *inp, size_t n) {
+    launch(gelu_backward_kernel, blocks((double)n, 128 * W), 128, dinp, dout, inp, n);
 }
 
 // fc (rows,OC) = inp (rows,IC) weight^T and out = gelu(fc), in one pass where there is one
-template <class act>
 static void matmul_gelu_forward(act *out, act *fc, const act *inp, const act *weight, int rows, int IC, int OC) {
     if (matmul_gelu(out, fc, false, matrix(inp, IC), transposed(weight, IC), rows, OC, IC)) return;
     matmul_forward(fc, OC, inp, weight, rows, IC, OC);
@@ -909,7 +900,6 @@ static void matmul_gelu_forward(act *out, act *fc, const act *inp, const act *we
 
 // The gradients of the product after GELU, out (rows,OC) = gelu(fc) weight^T:  dfc (rows,IC) = gelu'(fc) * (dout weight);
 // dweight (OC,IC) = dout^T gelu(fc)
-template <class act>
 static void matmul_gelu_backward(act *dfc, float *dweight, bool adds, const act *dout, act *fc, const act *gelu, const act *weight, int rows, int IC, int OC) {
     if (!matmul_gelu(dfc, fc, true, matrix(dout, OC), matrix(weight, IC), rows, IC, OC)) {
         matmul(dfc, IC, false, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
@@ -923,7 +913,6 @@ static void matmul_gelu_backward(act *dfc, float *dweight, bool adds, const act 
 // and dlogits = (p - [target] + 2 z_loss log Z p) / batch_rows. losses, log_z (rows). logit_scale: muParam's.
 // One kernel, a block a row: the largest logit and the sum are found in one reading, and the second finds the row, 64 KB at
 // V = 32128, in the cache. Moves 2 V act a token (read logits, write dlogits).
-template <class act>
 __global__ void cross_entropy_kernel(act *logits, float *losses, float *log_z, const int *targets, float z_loss, float logit_scale, int gradient,
                                      int batch_rows, int V, int row) {
     act *x = logits + (size_t)blockIdx.x * row;
@@ -960,17 +949,16 @@ __global__ void cross_entropy_kernel(act *logits, float *losses, float *log_z, c
     }
 }
 
-template <class act>
 static void cross_entropy(act *logits, float *losses, float *log_z, const int *targets, float z_loss, float logit_scale, int gradient,
                           int rows, int batch_rows, int V, int row) {
-    launch(cross_entropy_kernel<act>, rows, V > 4096 ? 512 : 128, logits, losses, log_z, targets, z_loss, logit_scale, gradient, batch_rows, V, row);
+    launch(cross_entropy_kernel, rows, V > 4096 ? 512 : 128, logits, losses, log_z, targets, z_loss, logit_scale, gradient, batch_rows, V, row);
 }
 
 enum { SUM_BLOCKS = 1024 };    // the most blocks that share a sum of squares
 
 // sums (blocks) = each block's share of the sum of squares of x (rows,cols), `row` elements from one row to the next. In
 // double, so that it overflows no sooner than the values do.
-template <class act> __global__ void sum_squares_kernel(double *sums, const act *x, size_t rows, int cols, int row) {
+__global__ void sum_squares_kernel(double *sums, const act *x, size_t rows, int cols, int row) {
     double sum = 0;
     float y[W];
     for (size_t r = blockIdx.x; r < rows; r += gridDim.x)
@@ -989,9 +977,9 @@ __global__ void add_sums_kernel(double *out, bool adds, const double *sums, int 
     if (threadIdx.x == 0) *out = (adds ? *out : 0) + sum;
 }
 
-template <class act> static void sum_squares(double *out, bool adds, double *sums, const act *x, size_t rows, int cols, int row) {
+static void sum_squares(double *out, bool adds, double *sums, const act *x, size_t rows, int cols, int row) {
     int grid = rows < SUM_BLOCKS ? (int)rows : SUM_BLOCKS;
-    launch(sum_squares_kernel<act>, grid, 128, sums, x, rows, cols, row);
+    launch(sum_squares_kernel, grid, 128, sums, x, rows, cols, row);
     launch(add_sums_kernel, 1, 128, out, adds, sums, grid);
 }
 
@@ -1020,20 +1008,20 @@ typedef struct {
     Parameter table[NUM_KINDS];
     size_t num_parameters;
     float *params, *grads, *m, *v;                   // m, v: AdamW's moments
-    void *weights;                                   // what products read: a bf16 copy of params, or params
+    act *weights;                                    // what products read: a bf16 copy of params, or params
     float *cosine, *sine;                            // (T,HS/2)
     // activations, (L, ...) where a layer has its own; mean and rstd are each norm's. B is the micro-batch here.
-    void *residual;                                  // (2L+1,B,T,C): before attention and before the MLP of each layer, and at the end
-    void *ln_1; float *ln_1_mean, *ln_1_rstd;        // (L,B,T,C), (L,B,T)
-    void *qkv, *qk;                                  // (L,B,T,3,C); (L,B,T,2,C): q and k as attention sees them
-    void *att; float2 *softmax;                      // (L,B,T,C), (L,B,NH,T)
-    void *ln_2; float *ln_2_mean, *ln_2_rstd;
-    void *fc, *gelu;                                 // (L,B,T,4C)
-    void *ln_f; float *ln_f_mean, *ln_f_rstd;
-    void *logits;                                    // (B,T,row), then their gradient
+    act *residual;                                   // (2L+1,B,T,C): before attention and before the MLP of each layer, and at the end
+    act *ln_1;  float *ln_1_mean, *ln_1_rstd;        // (L,B,T,C), (L,B,T)
+    act *qkv, *qk;                                   // (L,B,T,3,C); (L,B,T,2,C): q and k as attention sees them
+    act *att;  float2 *softmax;                      // (L,B,T,C), (L,B,NH,T)
+    act *ln_2;  float *ln_2_mean, *ln_2_rstd;
+    act *fc, *gelu;                                  // (L,B,T,4C)
+    act *ln_f;  float *ln_f_mean, *ln_f_rstd;
+    act *logits;                                     // (B,T,row), then their gradient
     float *losses, *log_z;                           // (batch,T)
     // what lives for one layer
-    void *dresidual, *dnorm, *dqkv, *dfc;            // (B,T,C), (B,T,C): forward, what a branch adds; (B,T,3,C), (B,T,4C)
+    act *dresidual, *dnorm, *dqkv, *dfc;             // (B,T,C), (B,T,C): forward, what a branch adds; (B,T,3,C), (B,T,4C)
     // scratch
     float *dot, *partial, *max_logit;                // (B,NH,T), (ROW_BLOCKS,C) or (2,HEAD_BLOCKS,HS), (L,B,NH,blocks)
     double *sums;                                    // (3,NUM_KINDS,SUM_BLOCKS)
@@ -1049,7 +1037,6 @@ typedef struct {
 } GPT;
 
 // The one list of buffers. Sets bytes, their sum, and where `create` is set allocates them on the GPU: all of them, once.
-// cfg->dtype must be BF16 or FP32.
 static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, int create) {
     memset(g, 0, sizeof *g);
     g->cfg = *cfg;
@@ -1057,18 +1044,18 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, int creat
     g->row = blocks(V, W) * W;
     g->micro_batch = cfg->micro_batch && cfg->micro_batch < B ? cfg->micro_batch : B;
     g->num_parameters = parameter_table(cfg, V, g->table);
-    double L = cfg->layers, NH = cfg->heads, C = cfg->d, BT = (double)g->micro_batch * T, N = (double)g->num_parameters, act = cfg->dtype == BF16 ? 2 : 4;
+    double L = cfg->layers, NH = cfg->heads, C = cfg->d, BT = (double)g->micro_batch * T, N = (double)g->num_parameters, bytes = sizeof(act);
     const struct { void *buffer; double bytes; } list[] = {
-        {&g->params, 4 * N}, {&g->grads, 4 * N}, {&g->m, 4 * N}, {&g->v, 4 * N}, {&g->weights, cfg->dtype == BF16 ? 2 * N : 0},
+        {&g->params, 4 * N}, {&g->grads, 4 * N}, {&g->m, 4 * N}, {&g->v, 4 * N}, {&g->weights, sizeof(act) == 2 ? 2 * N : 0},
         {&g->cosine, 4 * T * C / NH / 2}, {&g->sine, 4 * T * C / NH / 2},
-        {&g->residual, act * (2 * L + 1) * BT * C},
-        {&g->ln_1, act * L * BT * C}, {&g->ln_1_mean, 4 * L * BT}, {&g->ln_1_rstd, 4 * L * BT},
-        {&g->qkv, act * L * 3 * BT * C}, {&g->qk, act * L * 2 * BT * C}, {&g->att, act * L * BT * C}, {&g->softmax, 8 * L * BT * NH},
-        {&g->ln_2, act * L * BT * C}, {&g->ln_2_mean, 4 * L * BT}, {&g->ln_2_rstd, 4 * L * BT},
-        {&g->fc, act * L * BT * 4 * C}, {&g->gelu, act * L * BT * 4 * C},
-        {&g->ln_f, act * BT * C}, {&g->ln_f_mean, 4 * BT}, {&g->ln_f_rstd, 4 * BT},
-        {&g->logits, act * BT * g->row}, {&g->losses, 4.0 * B * T}, {&g->log_z, 4.0 * B * T},
-        {&g->dresidual, act * BT * C}, {&g->dnorm, act * BT * C}, {&g->dqkv, act * 3 * BT * C}, {&g->dfc, act * BT * 4 * C},
+        {&g->residual, bytes * (2 * L + 1) * BT * C},
+        {&g->ln_1, bytes * L * BT * C}, {&g->ln_1_mean, 4 * L * BT}, {&g->ln_1_rstd, 4 * L * BT},
+        {&g->qkv, bytes * L * 3 * BT * C}, {&g->qk, bytes * L * 2 * BT * C}, {&g->att, bytes * L * BT * C}, {&g->softmax, 8 * L * BT * NH},
+        {&g->ln_2, bytes * L * BT * C}, {&g->ln_2_mean, 4 * L * BT}, {&g->ln_2_rstd, 4 * L * BT},
+        {&g->fc, bytes * L * BT * 4 * C}, {&g->gelu, bytes * L * BT * 4 * C},
+        {&g->ln_f, bytes * BT * C}, {&g->ln_f_mean, 4 * BT}, {&g->ln_f_rstd, 4 * BT},
+        {&g->logits, bytes * BT * g->row}, {&g->losses, 4.0 * B * T}, {&g->log_z, 4.0 * B * T},
+        {&g->dresidual, bytes * BT * C}, {&g->dnorm, bytes * BT * C}, {&g->dqkv, bytes * 3 * BT * C}, {&g->dfc, bytes * BT * 4 * C},
         {&g->dot, 4 * BT * NH}, {&g->partial, 4 * fmax(ROW_BLOCKS * C, 2 * HEAD_BLOCKS * C / NH)}, {&g->max_logit, 4 * L * g->micro_batch * NH * blocks(T, QUERIES)},
         {&g->sums, 8 * 3 * NUM_KINDS * SUM_BLOCKS}, {&workspace, WORKSPACE},
         {&g->inputs, 4 * (3.0 * B * T + V + 1)}, {&g->constants, sizeof(Constants)}, {&g->results, 2 * sizeof(Results)},
@@ -1080,7 +1067,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, int creat
         check(cudaMalloc(&g->buffers[i], (size_t)list[i].bytes));
         memcpy(list[i].buffer, &g->buffers[i], sizeof(void *));
     }
-    if (cfg->dtype == FP32) g->weights = g->params;
+    if (sizeof(act) == 4) g->weights = (act *)g->params;
     g->targets = g->inputs + (size_t)B * T, g->order = g->targets + (size_t)B * T, g->start = g->order + (size_t)B * T;
 }
 
@@ -1120,7 +1107,6 @@ static void gpu_query(Gpu *gpu) {
         die(FAILED, "this program was not built for the %s: make train_gpt_cu ARCH=sm_%d", gpu->name, gpu->number);
 }
 
-static int gpu_dtype(const Gpu *gpu, int dtype) { return dtype != AUTO ? dtype : gpu->number >= 80 ? BF16 : FP32; }
 
 static void gpu_check_memory(const Gpu *gpu, double bytes, const Config *cfg) {
     if (bytes > gpu->free)
@@ -1133,14 +1119,13 @@ __global__ void weights_kernel(bf16 *weights, const float *params, size_t n) {
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) weights[i] = __float2bfloat16(params[i]);
 }
 static void gpt_weights(GPT *g) {
-    if (g->cfg.dtype == BF16) launch(weights_kernel, least(blocks((double)g->num_parameters, 128), 1024), 128, (bf16 *)g->weights, g->params, g->num_parameters);
+    if (BF16) launch(weights_kernel, least(blocks((double)g->num_parameters, 128), 1024), 128, (bf16 *)g->weights, g->params, g->num_parameters);
 }
 
 static const char *gpt_init(GPT *g, const Config *flags, int V, int B, int T) {    // returns the GPU's name
     static Gpu gpu;
     Config cfg = *flags;
     gpu_query(&gpu);
-    cfg.dtype = gpu_dtype(&gpu, cfg.dtype);
     if (cfg.d > MAX_C || cfg.d / cfg.heads > MAX_HS)
         die(FAILED, "-d %d -heads %d: train_gpt_cu has widths up to %d and head sizes up to %d; ./train_gpt has all", cfg.d, cfg.heads, MAX_C, MAX_HS);
     gpt_layout(g, &cfg, V, B, T, 0);
@@ -1151,7 +1136,7 @@ static const char *gpt_init(GPT *g, const Config *flags, int V, int B, int T) { 
     check(cublasCreate(&cublas));
     check(cublasSetStream(cublas, stream));
     check(cublasSetWorkspace(cublas, workspace, WORKSPACE));
-    gelu_in_products = cfg.dtype == BF16 && gpu.number >= 90 && gpu.number < 110;
+    gelu_in_products = BF16 && gpu.number >= 90 && gpu.number < 110;
     check(cublasSetMathMode(cublas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));    // sums of bf16 products in float throughout
     for (int i = 0; i < 2; i++) {
         check(cudaMallocHost((void **)&g->slots[i].batch, (3 * (size_t)B * T + V + 1) * sizeof(int)));
@@ -1227,9 +1212,30 @@ static void gpt_batch(GPT *g, const int *inputs, const int *targets, int B, int 
     check(cudaMemcpyAsync(g->inputs, to, (g->start + g->V + 1 - g->inputs) * sizeof(int), cudaMemcpyHostToDevice, stream));
 }
 
-// Where layer l's tensor of a kind starts, in the parameters, in their gradients or in the weights.
-template <class number> static number *tensor(const GPT *g, number *params, int kind, int l) {
-    return params + g->table[kind].offset + (size_t)l * parameter_size(&g->table[kind]);
+// Layer l's tensors, by kind, in params, in their gradients or in the weights. (What has no layers is layer 0's.)
+template <class number> static void tensors(const GPT *g, number *params, int l, number *out[NUM_KINDS]) {
+    for (int k = 0; k < NUM_KINDS; k++)
+        out[k] = params + g->table[k].offset + (size_t)l * parameter_size(&g->table[k]);
+}
+
+// Layer l's activations
+typedef struct {
+    act *x, *ln_1, *qkv, *qk, *att, *x_mid, *ln_2, *fc, *gelu;
+    float *ln_1_mean, *ln_1_rstd, *max_logit, *ln_2_mean, *ln_2_rstd;
+    float2 *softmax;
+} Layer;
+
+static Layer layer(const GPT *g, int l, int B, int T) {
+    size_t BT = (size_t)B * T, BTC = BT * g->cfg.d, heads = BT * g->cfg.heads;
+    Layer a;
+    a.x = g->residual + 2 * l * BTC, a.x_mid = a.x + BTC;
+    a.ln_1 = g->ln_1 + l * BTC, a.ln_1_mean = g->ln_1_mean + l * BT, a.ln_1_rstd = g->ln_1_rstd + l * BT;
+    a.qkv = g->qkv + 3 * l * BTC, a.qk = g->qk + 2 * l * BTC;
+    a.att = g->att + l * BTC, a.softmax = g->softmax + l * heads;
+    a.max_logit = g->max_logit + (size_t)l * B * g->cfg.heads * blocks(T, QUERIES);
+    a.ln_2 = g->ln_2 + l * BTC, a.ln_2_mean = g->ln_2_mean + l * BT, a.ln_2_rstd = g->ln_2_rstd + l * BT;
+    a.fc = g->fc + 4 * l * BTC, a.gelu = g->gelu + 4 * l * BTC;
+    return a;
 }
 
 __global__ void max_logit_kernel(Results *results, bool adds, const float *max_logit, int n) {    // a block a layer
@@ -1239,44 +1245,43 @@ __global__ void max_logit_kernel(Results *results, bool adds, const float *max_l
     if (threadIdx.x == 0) results->max_attn_logit[blockIdx.x] = adds ? fmaxf(top, results->max_attn_logit[blockIdx.x]) : top;
 }
 
-template <class act> static void forward(GPT *g, const int *tokens, int B, int T, int statistics) {
-    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T, adds = tokens != g->inputs;
-    size_t BTC = (size_t)rows * C, heads = (size_t)B * NH, logits_at = blocks(T, QUERIES);
-    float *p = g->params, scale = (float)attention_scale(&g->cfg);
-    act *w = (act *)g->weights, *residual = (act *)g->residual, *branch = (act *)g->dnorm;
-    embedding_forward(residual, tokens, tensor(g, w, WTE, 0), rows, C);
-    for (int l = 0; l < L; l++) {
-        act *x = residual + 2 * l * BTC, *x_mid = x + BTC;
-        act *ln_1 = (act *)g->ln_1 + l * BTC, *ln_2 = (act *)g->ln_2 + l * BTC, *qkv = (act *)g->qkv + l * 3 * BTC, *qk = (act *)g->qk + l * 2 * BTC;
-        act *att = (act *)g->att + l * BTC, *fc = (act *)g->fc + l * 4 * BTC, *gelu = (act *)g->gelu + l * 4 * BTC;
-        const float *q_weight = NULL, *k_weight = NULL;
-        if (g->cfg.qk_norm) q_weight = tensor(g, p, Q_NORM, l), k_weight = tensor(g, p, K_NORM, l);    // [qk_norm]
-        layernorm_forward(ln_1, x, g->ln_1_mean + (size_t)l * rows, g->ln_1_rstd + (size_t)l * rows, l ? x - BTC : x, l ? branch : NULL, tensor(g, p, LN_1, l), rows, C);
-        matmul_forward(qkv, 3 * C, ln_1, tensor(g, w, C_ATTN, l), rows, C, 3 * C);
-        qk_norm_rope_forward(qk, qkv, q_weight, k_weight, g->cosine, g->sine, rows, T, NH, HS);
-        attention_forward(att, g->softmax + (size_t)l * rows * NH, g->max_logit + l * heads * logits_at, qk, qkv, scale, B, T, NH, HS);
-        matmul_forward(branch, C, att, tensor(g, w, ATTN_C_PROJ, l), rows, C, C);
-        layernorm_forward(ln_2, x_mid, g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, x, branch, tensor(g, p, LN_2, l), rows, C);
-        matmul_gelu_forward(gelu, fc, ln_2, tensor(g, w, C_FC, l), rows, C, 4 * C);
-        matmul_forward(branch, C, gelu, tensor(g, w, MLP_C_PROJ, l), rows, 4 * C, C);
-    }
-    act *x = residual + 2 * L * BTC, *ln_f = (act *)g->ln_f, *logits = (act *)g->logits;
-    layernorm_forward(ln_f, x, g->ln_f_mean, g->ln_f_rstd, x - BTC, branch, tensor(g, p, LN_F, 0), rows, C);
-    matmul_forward(logits, g->row, ln_f, tensor(g, w, LM_HEAD, 0), rows, C, g->V);
-    if (!statistics) return;
-    launch(max_logit_kernel, L, 128, g->results, adds, g->max_logit, heads * logits_at);
-    const struct { int which; const void *x; size_t rows; int cols, row; } list[NUM_ACTIVATIONS] = {
-        {ACT_WTE, residual, (size_t)rows, C, C}, {ACT_C_ATTN, g->qkv, (size_t)L * rows, 3 * C, 3 * C}, {ACT_ATT, g->att, (size_t)L * rows, C, C},
-        {ACT_C_FC, g->fc, (size_t)L * rows, 4 * C, 4 * C}, {ACT_RESIDUAL, x, (size_t)rows, C, C}, {ACT_LOGITS, logits, (size_t)rows, g->V, g->row}};
-    for (int a = 0; a < NUM_ACTIVATIONS; a++)
-        sum_squares(&g->results->act_squares[list[a].which], adds, g->sums, (const act *)list[a].x, list[a].rows, list[a].cols, list[a].row);
-}
-
 // logits (B,T,V) from tokens (B,T), which are at or in g->inputs: a micro-batch. statistics: also the largest attention
 // logit of each layer and the sums of squares of activations; the batch's first micro-batch starts them, others add.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
-    if (g->cfg.dtype == BF16) forward<bf16>(g, tokens, B, T, statistics);
-    else forward<float>(g, tokens, B, T, statistics);
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T, adds = tokens != g->inputs;
+    size_t BTC = (size_t)rows * C;
+    act *w[NUM_KINDS], *branch = NULL;
+    float *p[NUM_KINDS], scale = (float)attention_scale(&g->cfg);
+    tensors(g, g->weights, 0, w);
+    embedding_forward(g->residual, tokens, w[WTE], rows, C);
+    for (int l = 0; l < L; l++) {
+        Layer a = layer(g, l, B, T);
+        tensors(g, g->weights, l, w);
+        tensors(g, g->params, l, p);
+        const float *q_weight = NULL, *k_weight = NULL;
+        if (g->cfg.qk_norm) q_weight = p[Q_NORM], k_weight = p[K_NORM];         // [qk_norm]
+        layernorm_forward(a.ln_1, a.x, a.ln_1_mean, a.ln_1_rstd, l ? a.x - BTC : a.x, branch, p[LN_1], rows, C);
+        matmul_forward(a.qkv, 3 * C, a.ln_1, w[C_ATTN], rows, C, 3 * C);
+        qk_norm_rope_forward(a.qk, a.qkv, q_weight, k_weight, g->cosine, g->sine, rows, T, NH, HS);
+        attention_forward(a.att, a.softmax, a.max_logit, a.qk, a.qkv, scale, B, T, NH, HS);
+        branch = g->dnorm;
+        matmul_forward(branch, C, a.att, w[ATTN_C_PROJ], rows, C, C);
+        layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, a.x, branch, p[LN_2], rows, C);
+        matmul_gelu_forward(a.gelu, a.fc, a.ln_2, w[C_FC], rows, C, 4 * C);
+        matmul_forward(branch, C, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
+    }
+    tensors(g, g->weights, 0, w);
+    tensors(g, g->params, 0, p);
+    act *x = g->residual + 2 * L * BTC;
+    layernorm_forward(g->ln_f, x, g->ln_f_mean, g->ln_f_rstd, x - BTC, branch, p[LN_F], rows, C);
+    matmul_forward(g->logits, g->row, g->ln_f, w[LM_HEAD], rows, C, g->V);
+    if (!statistics) return;
+    launch(max_logit_kernel, L, 128, g->results, adds, g->max_logit, B * NH * blocks(T, QUERIES));
+    const struct { int act; const ::act *x; size_t rows; int cols, row; } list[] = {
+        {ACT_WTE, g->residual, (size_t)rows, C, C}, {ACT_C_ATTN, g->qkv, (size_t)L * rows, 3 * C, 3 * C},
+        {ACT_ATT, g->att, (size_t)L * rows, C, C}, {ACT_C_FC, g->fc, (size_t)L * rows, 4 * C, 4 * C},
+        {ACT_RESIDUAL, x, (size_t)rows, C, C}, {ACT_LOGITS, g->logits, (size_t)rows, g->V, g->row}};
+    for (auto &i : list) sum_squares(&g->results->act_squares[i.act], adds, g->sums, i.x, i.rows, i.cols, i.row);
 }
 
 // Cross-entropy in nats of the logits of the last gpt_forward against targets (B,T), which are at or in g->targets; the mean
@@ -1284,8 +1289,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
 // z_loss * mean(log Z ^ 2).
 static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
     float z_loss = (float)g->cfg.z_loss, scale = (float)mu_logit_scale(&g->cfg), *losses = g->losses + (targets - g->targets), *log_z = g->log_z + (targets - g->targets);
-    if (g->cfg.dtype == BF16) cross_entropy((bf16 *)g->logits, losses, log_z, targets, z_loss, scale, gradient, B * T, g->batch_rows, g->V, g->row);
-    else cross_entropy((float *)g->logits, losses, log_z, targets, z_loss, scale, gradient, B * T, g->batch_rows, g->V, g->row);
+    cross_entropy(g->logits, losses, log_z, targets, z_loss, scale, gradient, B * T, g->batch_rows, g->V, g->row);
 }
 
 // The means of the batch. Where it is a training step, constants is not NULL: the first loss that is not finite stays.
@@ -1311,36 +1315,37 @@ static double gpt_mean_loss(GPT *g, double *log_z) {    // waits for the GPU
     return results.loss;
 }
 
-template <class act> static void backward(GPT *g, const int *tokens, int B, int T) {
-    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T, first = (int)(tokens - g->inputs);
-    bool adds = first > 0;
-    size_t BTC = (size_t)rows * C;
-    float *p = g->params, *d = g->grads, scale = (float)attention_scale(&g->cfg);
-    act *w = (act *)g->weights, *residual = (act *)g->residual, *dx = (act *)g->dresidual, *dn = (act *)g->dnorm, *dqkv = (act *)g->dqkv, *dfc = (act *)g->dfc;
-    matmul_backward(dn, tensor(g, d, LM_HEAD, 0), adds, (act *)g->logits, g->row, (act *)g->ln_f, tensor(g, w, LM_HEAD, 0), rows, C, g->V);
-    layernorm_backward(dx, (act *)NULL, tensor(g, d, LN_F, 0), adds, dn, residual + 2 * L * BTC, tensor(g, p, LN_F, 0), g->ln_f_mean, g->ln_f_rstd, g->partial, rows, C);
-    for (int l = L - 1; l >= 0; l--) {
-        act *x = residual + 2 * l * BTC, *x_mid = x + BTC;
-        act *ln_1 = (act *)g->ln_1 + l * BTC, *ln_2 = (act *)g->ln_2 + l * BTC, *qkv = (act *)g->qkv + l * 3 * BTC, *qk = (act *)g->qk + l * 2 * BTC;
-        act *att = (act *)g->att + l * BTC, *fc = (act *)g->fc + l * 4 * BTC, *gelu = (act *)g->gelu + l * 4 * BTC;
-        const float *q_weight = NULL, *k_weight = NULL;
-        if (g->cfg.qk_norm) q_weight = tensor(g, p, Q_NORM, l), k_weight = tensor(g, p, K_NORM, l);    // [qk_norm]
-        matmul_gelu_backward(dfc, tensor(g, d, MLP_C_PROJ, l), adds, dx, fc, gelu, tensor(g, w, MLP_C_PROJ, l), rows, 4 * C, C);
-        matmul_backward(dn, tensor(g, d, C_FC, l), adds, dfc, 4 * C, ln_2, tensor(g, w, C_FC, l), rows, C, 4 * C);
-        layernorm_backward(dx, dx, tensor(g, d, LN_2, l), adds, dn, x_mid, tensor(g, p, LN_2, l), g->ln_2_mean + (size_t)l * rows, g->ln_2_rstd + (size_t)l * rows, g->partial, rows, C);
-        matmul_backward(dn, tensor(g, d, ATTN_C_PROJ, l), adds, dx, C, att, tensor(g, w, ATTN_C_PROJ, l), rows, C, C);
-        attention_backward(dqkv, g->dot, dn, att, g->softmax + (size_t)l * rows * NH, qk, qkv, scale, B, T, NH, HS);
-        qk_norm_rope_backward(dqkv, tensor(g, d, Q_NORM, l), tensor(g, d, K_NORM, l), adds, qkv, q_weight, k_weight, g->cosine, g->sine, g->partial, rows, T, NH, HS);
-        matmul_backward(dn, tensor(g, d, C_ATTN, l), adds, dqkv, 3 * C, ln_1, tensor(g, w, C_ATTN, l), rows, C, 3 * C);
-        layernorm_backward(dx, dx, tensor(g, d, LN_1, l), adds, dn, x, tensor(g, p, LN_1, l), g->ln_1_mean + (size_t)l * rows, g->ln_1_rstd + (size_t)l * rows, g->partial, rows, C);
-    }
-    embedding_backward(tensor(g, d, WTE, 0), adds, dx, g->order, g->start, first, rows, C, g->V);
-}
-
 // All gradients, after gpt_forward and gpt_loss of the same micro-batch; the batch's first starts them, others add.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
-    if (g->cfg.dtype == BF16) backward<bf16>(g, tokens, B, T);
-    else backward<float>(g, tokens, B, T);
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
+    int first = (int)(tokens - g->inputs);
+    bool adds = first > 0;
+    size_t BTC = (size_t)rows * C;
+    act *w[NUM_KINDS], *dx = g->dresidual, *dn = g->dnorm, *dqkv = g->dqkv, *dfc = g->dfc, *x = g->residual + 2 * L * BTC;
+    float *p[NUM_KINDS], *d[NUM_KINDS], scale = (float)attention_scale(&g->cfg), *partial = g->partial;
+    tensors(g, g->weights, 0, w);
+    tensors(g, g->params, 0, p);
+    tensors(g, g->grads, 0, d);
+    matmul_backward(dn, d[LM_HEAD], adds, g->logits, g->row, g->ln_f, w[LM_HEAD], rows, C, g->V);
+    layernorm_backward(dx, NULL, d[LN_F], adds, dn, x, p[LN_F], g->ln_f_mean, g->ln_f_rstd, partial, rows, C);
+    for (int l = L - 1; l >= 0; l--) {
+        Layer a = layer(g, l, B, T);
+        tensors(g, g->weights, l, w);
+        tensors(g, g->params, l, p);
+        tensors(g, g->grads, l, d);
+        const float *q_weight = NULL, *k_weight = NULL;
+        if (g->cfg.qk_norm) q_weight = p[Q_NORM], k_weight = p[K_NORM];         // [qk_norm]
+        matmul_gelu_backward(dfc, d[MLP_C_PROJ], adds, dx, a.fc, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
+        matmul_backward(dn, d[C_FC], adds, dfc, 4 * C, a.ln_2, w[C_FC], rows, C, 4 * C);
+        layernorm_backward(dx, dx, d[LN_2], adds, dn, a.x_mid, p[LN_2], a.ln_2_mean, a.ln_2_rstd, partial, rows, C);
+        matmul_backward(dn, d[ATTN_C_PROJ], adds, dx, C, a.att, w[ATTN_C_PROJ], rows, C, C);
+        attention_backward(dqkv, g->dot, dn, a.att, a.softmax, a.qk, a.qkv, scale, B, T, NH, HS);
+        qk_norm_rope_backward(dqkv, d[Q_NORM], d[K_NORM], adds, a.qkv, q_weight, k_weight,
+                              g->cosine, g->sine, partial, rows, T, NH, HS);
+        matmul_backward(dn, d[C_ATTN], adds, dqkv, 3 * C, a.ln_1, w[C_ATTN], rows, C, 3 * C);
+        layernorm_backward(dx, dx, d[LN_1], adds, dn, a.x, p[LN_1], a.ln_1_mean, a.ln_1_rstd, partial, rows, C);
+    }
+    embedding_backward(d[WTE], adds, dx, g->order, g->start, first, rows, C, g->V);
 }
 
 // Loss and gradients of the batch that gpt_batch brought, a micro-batch at a time. They equal the whole batch's.
@@ -1466,7 +1471,7 @@ static void gpt_update(GPT *g, int statistics) {
     int grid = least(blocks((double)most, 128 * W), SUM_BLOCKS);
     launch(grad_squares_kernel, dim3(grid, NUM_KINDS), 128, g->sums, g->grads, kinds);
     launch(grad_norm_kernel, 1, 32 * NUM_KINDS, g->results, g->sums, grid, g->constants);
-    launch(adamw_kernel, dim3(grid, NUM_KINDS), 128, g->params, g->cfg.dtype == BF16 ? (bf16 *)g->weights : NULL, g->grads, g->m, g->v, g->sums,
+    launch(adamw_kernel, dim3(grid, NUM_KINDS), 128, g->params, BF16 ? (bf16 *)g->weights : NULL, g->grads, g->m, g->v, g->sums,
            statistics, g->results, g->constants, kinds);
     if (statistics) launch(update_squares_kernel, 1, 32 * NUM_KINDS, g->results, g->sums, grid, g->constants);
 }
@@ -1584,12 +1589,11 @@ static const float *logits_after(void *model, const int *context, int used) {
     GPT *g = (GPT *)model;
     size_t V = g->V, at = (size_t)(used - 1) * g->row;
     static float *logits = (float *)allocate(V, sizeof(float));
-    static bf16 *rounded_logits = (bf16 *)allocate(V, sizeof(bf16));
+    static act *rounded = (act *)allocate(V, sizeof(act));
     gpt_batch(g, context, context, 1, used);
     gpt_forward(g, g->inputs, 1, used, 0);
-    if (g->cfg.dtype == FP32) from_gpu(logits, (float *)g->logits + at, V * sizeof(float));
-    else from_gpu(rounded_logits, (bf16 *)g->logits + at, V * sizeof(bf16));
-    for (size_t j = 0; j < V && g->cfg.dtype == BF16; j++) logits[j] = __bfloat162float(rounded_logits[j]);
+    from_gpu(rounded, g->logits + at, V * sizeof(act));
+    for (size_t j = 0; j < V; j++) logits[j] = value(rounded[j]);
     return logits;
 }
 
@@ -1620,7 +1624,6 @@ static int check_runs(Config *cfg, int runs, double *bytes) {
     if (!child) gpu_query(gpu), _exit(0);
     waitpid(child, &status, 0);
     if (status) exit(FAILED);        // it has said why
-    cfg->dtype = gpu_dtype(gpu, cfg->dtype);
     gpt_layout(&g, cfg, loader.vocab, cfg->batch, cfg->T, 0);
     gpu_check_memory(gpu, g.bytes, cfg);
     *bytes = g.bytes;
