@@ -892,8 +892,8 @@ __global__ void sum_squares_kernel(double *sums, const act *x, size_t n) {
 }
 
 static void sum_squares(double *sums, const act *x, size_t n) {
-    size_t blocks = (n / W + 127) / 128;
-    launch(sum_squares_kernel, blocks < SUM_BLOCKS ? blocks : SUM_BLOCKS, 128, sums, x, n);
+    int blocks = n < 128 * W * SUM_BLOCKS ? ceil_div((int)n, 128 * W) : SUM_BLOCKS;
+    launch(sum_squares_kernel, blocks, 128, sums, x, n);
 }
 
 // ---------------------------------------------------------------------------
@@ -1390,7 +1390,7 @@ static void gpt_update(GPT *g, int statistics) {
         kinds.size[k] = parameter_size(p) * (size_t)p->copies;
         if (kinds.size[k] > most) most = kinds.size[k];
     }
-    int blocks = most / W < 128 * SUM_BLOCKS ? (int)(most / W + 127) / 128 : SUM_BLOCKS;
+    int blocks = most < 128 * W * SUM_BLOCKS ? ceil_div((int)most, 128 * W) : SUM_BLOCKS;
     launch(grad_squares_kernel, dim3(blocks, NUM_KINDS), 128, g->sums, g->grads, kinds);
     launch(grad_norm_kernel, 1, 32 * NUM_KINDS, g->results, g->sums, blocks, g->adamw);
     launch(adamw_kernel, dim3(blocks, NUM_KINDS), 128, g->params, g->weights, g->grads, g->m, g->v,

@@ -89,6 +89,7 @@ struct dim3 {
 };
 struct uint3 { unsigned x, y, z; };
 struct alignas(8) float2 { float x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 
@@ -430,6 +431,19 @@ struct __nv_bfloat16 {
     }
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float __uint_as_float(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+inline int __float_as_int(float x) {
+    int bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
 // never fused with a sum
 inline float __fmul_rn(float x, float y) {
     volatile float product = x * y;
@@ -437,6 +451,10 @@ inline float __fmul_rn(float x, float y) {
 }
 inline __nv_bfloat16 __float2bfloat16(float x) { return __nv_bfloat16(x); }
 inline float __bfloat162float(__nv_bfloat16 x) { return (float)x; }
+struct __nv_bfloat162 { __nv_bfloat16 x, y; };
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+    return {__nv_bfloat16(x), __nv_bfloat16(y)};
+}
 
 // ---------------------------------------------------------------------------
 // wmma: D = A B + C by a warp, 16 x 16 x 16
@@ -977,7 +995,8 @@ enum cublasLtMatmulPreferenceAttributes_t {
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8
 };
-enum { CUBLASLT_REDUCTION_SCHEME_NONE = 0 };
+// sums may be split, in parts that are added in the type of the computation, in a fixed order
+enum { CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2 };
 
 typedef struct cuda_emu_lt {} *cublasLtHandle_t;
 typedef struct cuda_emu_product {
@@ -1208,9 +1227,9 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     *count = 0;
     if (!s) s = cuda_emu::describe(&result->algo.problem, p, {a, b, c, d});
     if (s) return s;
-    if (preference->reduction != CUBLASLT_REDUCTION_SCHEME_NONE)
+    if (preference->reduction != CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)
         cuda_emu::stop(
-            "cublasLtMatmulAlgoGetHeuristic: only CUBLASLT_REDUCTION_SCHEME_NONE is supported");
+            "cublasLtMatmulAlgoGetHeuristic: only CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE is supported");
     for (uint32_t bytes : preference->aligned) if (bytes % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (p->epilogue != CUBLASLT_EPILOGUE_DEFAULT
         && !strcmp(cuda_emu::setting("CUDA_EMU_EPILOGUES", "1"), "0"))
