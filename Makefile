@@ -1,6 +1,6 @@
 # make              train_gpt, for this machine
-# make train_gpt_cu the same in CUDA, for this machine's GPU; ARCH=sm_90, or ARCH="sm_80 sm_90":
-#                   for those
+# make train_gpt_cu the same in CUDA, for this machine's GPU, in bf16; PRECISION=fp32: in float;
+#                   ARCH=sm_90, or ARCH="sm_80 sm_90": for those
 # make test         every check, after installing what it needs into build/venv; train_gpt.cu's
 #                   without a GPU
 # make test_gpu     train_gpt.cu's checks on this machine's GPU
@@ -20,6 +20,8 @@
 # make figures      the pictures of README.md, from runs made here
 # make show         the interventions and how many lines each has; make show-qk_norm prints them
 #                   with the formula
+# make mirror       train_gpt.c beside train_gpt.cu, section by section, and how much of the second
+#                   stands in the first; ARGS=-q for the figures only
 # make exercise-qk_norm DIR=folder CUDA=1    an exercise to hand out, without those lines (DIR and
 #                   CUDA if wanted)
 # make grade DIR=folder                      grades it, by the tests that are here
@@ -62,23 +64,25 @@ PRECISION = bf16
 PRECISION_FLAG = $(if $(filter fp32,$(PRECISION)),-DFP32)
 CUDA_FLAGS = -O3 -std=c++17 $(PRECISION_FLAG) $(if $(filter native,$(ARCH)),-arch=native,\
 	$(foreach a,$(ARCH),-gencode arch=$(a:sm_%=compute_%),code=$(a)))
-train_gpt_cu: train_gpt.cu $(HEADERS) Makefile
+train_gpt_cu: train_gpt.cu $(HEADERS) Makefile build/flags_cu
 	$(NVCC) $(CUDA_FLAGS) -o $@ train_gpt.cu -lcublas -lcublasLt
 
-build/bench_gpu: test/bench/bench_gpu.cu train_gpt.cu $(HEADERS) Makefile | build
+build/bench_gpu: test/bench/bench_gpu.cu train_gpt.cu $(HEADERS) Makefile build/flags_cu | build
 	$(NVCC) $(CUDA_FLAGS) -o $@ test/bench/bench_gpu.cu -lcublas -lcublasLt
 
 build/bench: test/bench/bench.c $(SOURCES) | build
 	$(CC) $(FLAGS) -o $@ test/bench/bench.c -lm -ldl
 
 # The CUDA program on the CPU, by g++ alone: slow, for its tests on a machine without a GPU.
-train_gpt_cu_emu: train_gpt.cu $(HEADERS) test/cuda/cuda_emu.h Makefile build/flags
+train_gpt_cu_emu: train_gpt.cu $(HEADERS) test/cuda/cuda_emu.h Makefile build/flags build/flags_cu
 	$(CXX) -std=c++17 $(CFLAGS) $(MARCH) -Wno-unknown-pragmas -Wno-unused-function \
 		-fno-strict-aliasing -rdynamic -DCUDA_EMU $(PRECISION_FLAG) -x c++ train_gpt.cu -o $@ -lm
 
-# Changes when the compiler or a flag does, so that all is built again.
-build/flags: force | build
-	@echo '$(CC) $(FLAGS)' | cmp -s - $@ || echo '$(CC) $(FLAGS)' > $@
+# Change when the compiler or a flag does, so that all is built again.
+build/flags: RECORD = $(CC) $(FLAGS)
+build/flags_cu: RECORD = $(NVCC) $(CUDA_FLAGS)
+build/flags build/flags_cu: force | build
+	@echo '$(RECORD)' | cmp -s - $@ || echo '$(RECORD)' > $@
 
 build:
 	mkdir -p build
@@ -92,14 +96,14 @@ build/venv/ready: test/requirements.txt | build
 	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
 	touch $@
 
-.PHONY: show grade test test_gpu coverage mutate golden survive endurance bench bench_gpu figures
-.PHONY: fuzz lint clean force
+.PHONY: show mirror grade test test_gpu coverage mutate golden survive endurance bench bench_gpu
+.PHONY: figures fuzz lint clean force
 test: train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
 
 # The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer
-# where it is installed.
-test_gpu: train_gpt train_gpt_cu build/venv/ready
+# where it is installed. They build it in both precisions.
+test_gpu: train_gpt build/venv/ready
 	GPU=1 build/venv/bin/python -m pytest -q test/cuda/test_cuda.py
 
 coverage: build/venv/ready
@@ -150,15 +154,12 @@ fuzz: build/fuzz build/venv/ready
 	FUZZ_EXAMPLES=$$((3 * $(FUZZ_SECONDS))) \
 		build/venv/bin/python -m pytest -q test/files/test_fuzz.py -k plot
 
-# Two files fit side by side at 100 columns. train_gpt.cu is wider until it is rewritten.
-WIDE = train_gpt.cu
 # The analyzer of gcc 12 takes an array that a loop has filled for uninitialized; valgrind, which
 # sees the loop run, does not.
 MEMCHECK = valgrind -q --error-exitcode=3 --leak-check=full build/train_gpt_plain \
 	-out build/memcheck
 lint: build/venv/ready | build
-	! git ls-files '*.[ch]' '*.cu' '*.sh' '*.py' .ci/run Makefile | grep -vx $(WIDE) \
-		| xargs grep -nE '^.{101}'
+	! git ls-files '*.[ch]' '*.cu' '*.sh' '*.py' .ci/run Makefile | xargs grep -nE '^.{101}'
 	build/venv/bin/ruff check -q .
 	build/venv/bin/ruff format -q --check .
 	shellcheck .ci/run sweep.sh
@@ -173,6 +174,9 @@ lint: build/venv/ready | build
 	$(MEMCHECK) -d 8 -layers 1 -heads 2 -T 8 -batch 2 -steps 4 -eval_tokens 32 -checkpoint_every 2
 	$(MEMCHECK) -resume -steps 6
 	$(MEMCHECK) -sample 20
+
+mirror:
+	@python3 test/tools/mirror.py $(ARGS)
 
 show:
 	@python3 test/course/show.py

@@ -1,6 +1,6 @@
 // train_gpt.cu as a library for the tests, with shim.c's functions. The tests see parameters,
 // gradients and moments as host memory: what they wrote goes to the device before each call, and
-// what the call changed comes back after it.
+// what the call changed comes back after it. They are float; a layer runs in the library's `act`.
 #ifndef PROGRAM
 #define PROGRAM "../../train_gpt.cu"
 #endif
@@ -34,17 +34,20 @@ template <class T> static T *on_gpu(const T *host, size_t n) {
     else check(cudaMemset(p, 0xFF, n * sizeof(T)));
     return p;
 }
-static bf16 *on_gpu_rounded(const float *host, size_t n) {
-    bf16 *rounded = (bf16 *)allocate(n, sizeof(bf16)), *p;
-    for (size_t i = 0; i < n; i++) rounded[i] = __float2bfloat16(host[i]);
-    p = on_gpu(rounded, n);
+static act *act_on_gpu(const float *host, size_t n) {
+    act *rounded = (act *)allocate(n, sizeof(act));
+    for (size_t i = 0; i < n; i++) rounded[i] = (act)(host ? host[i] : NAN);
+    act *p = on_gpu(rounded, n);
     free(rounded);
     return p;
 }
-template <class T> static void to_host(T *host, T *p, size_t n) {    // and frees it
+template <class T> static void to_host(float *host, T *p, size_t n) {    // and frees it
+    T *copy = (T *)allocate(n, sizeof(T));
     check(cudaDeviceSynchronize());
-    check(cudaMemcpy(host, p, n * sizeof(T), cudaMemcpyDeviceToHost));
+    check(cudaMemcpy(copy, p, n * sizeof(T), cudaMemcpyDeviceToHost));
     check(cudaFree(p));
+    for (size_t i = 0; i < n; i++) host[i] = (float)copy[i];
+    free(copy);
 }
 
 extern "C" {
@@ -126,37 +129,29 @@ double shim_max_attn_logit(Shim *s, int layer) { return s->stats.max_attn_logit[
 double shim_act_rms(Shim *s, int i) { return s->stats.act_rms[i]; }
 double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
 
-// In bf16, numbers of which come in and go out as float:  fc (rows,OC) = inp (rows,IC) weight^T,
-// out = gelu(fc); dfc = gelu'(fc) * (dout (rows,IC) weight2), weight2 (IC,OC). A model must exist,
-// for cuBLAS. fused: as one pass where that can be
+// fc (rows,OC) = inp (rows,IC) weight^T, out = gelu(fc); dfc = gelu'(fc) * (dout (rows,IC) weight2),
+// weight2 (IC,OC). A model must exist, for cuBLAS.
 void shim_matmul_gelu(float *out, float *fc, float *dfc, const float *inp, const float *weight,
-                      const float *dout, const float *weight2, int rows, int IC, int OC,
-                      int fused) {
+                      const float *dout, const float *weight2, int rows, int IC, int OC) {
     size_t n = (size_t)rows * OC, in = (size_t)rows * IC, w = (size_t)IC * OC;
     size_t sizes[] = {n, n, n, in, w, in, w};
     const float *from[] = {NULL, NULL, NULL, inp, weight, dout, weight2};
-    float *to[] = {out, fc, dfc}, *dweight = on_gpu<float>(NULL, sizes[6]);
-    bf16 *x[7], *rounded = (bf16 *)allocate(n, sizeof(bf16));
-    for (int i = 0; i < 7; i++)
-        x[i] = from[i] ? on_gpu_rounded(from[i], sizes[i]) : on_gpu<bf16>(NULL, sizes[i]);
-    gelu_in_products = fused;
+    float *to[] = {out, fc, dfc}, *dweight = on_gpu<float>(NULL, w);
+    act *x[7];
+    for (int i = 0; i < 7; i++) x[i] = act_on_gpu(from[i], sizes[i]);
     matmul_gelu_forward(x[0], x[1], x[3], x[4], rows, IC, OC);
     matmul_gelu_backward(x[2], dweight, false, x[5], x[1], x[0], x[6], rows, OC, IC);
-    for (int i = 0; i < 3; i++) {
-        to_host(rounded, x[i], n);
-        for (size_t j = 0; j < n; j++) to[i][j] = __bfloat162float(rounded[j]);
-    }
+    for (int i = 0; i < 3; i++) to_host(to[i], x[i], n);
     for (int i = 3; i < 7; i++) check(cudaFree(x[i]));
     check(cudaFree(dweight));
-    free(rounded);
 }
 
 void shim_layernorm_forward(float *out, float *mean, float *rstd, const float *inp,
                             const float *weight, int rows, int C) {
     size_t n = (size_t)rows * C;
-    float *y = on_gpu<float>(NULL, n), *m = on_gpu<float>(NULL, rows);
-    float *r = on_gpu<float>(NULL, rows), *x = on_gpu(inp, n), *w = on_gpu(weight, C);
-    layernorm_forward<float>(y, NULL, m, r, x, NULL, w, rows, C);
+    act *y = act_on_gpu(NULL, n), *x = act_on_gpu(inp, n);
+    float *m = on_gpu<float>(NULL, rows), *r = on_gpu<float>(NULL, rows), *w = on_gpu(weight, C);
+    layernorm_forward(y, NULL, m, r, x, NULL, w, rows, C);
     to_host(out, y, n);
     to_host(mean, m, rows);
     to_host(rstd, r, rows);
@@ -168,14 +163,14 @@ void shim_layernorm_backward(float *dinp, float *dweight, const float *dout, con
                              const float *weight, const float *mean, const float *rstd, int rows,
                              int C) {
     size_t n = (size_t)rows * C;
-    float *dx = on_gpu<float>(NULL, n), *dw = on_gpu<float>(NULL, C), *dy = on_gpu(dout, n);
-    float *x = on_gpu(inp, n), *w = on_gpu(weight, C), *m = on_gpu(mean, rows);
+    act *dx = act_on_gpu(NULL, n), *dy = act_on_gpu(dout, n), *x = act_on_gpu(inp, n);
+    float *dw = on_gpu<float>(NULL, C), *w = on_gpu(weight, C), *m = on_gpu(mean, rows);
     float *r = on_gpu(rstd, rows), *partial = on_gpu<float>(NULL, (size_t)ROW_BLOCKS * C);
-    layernorm_backward<float>(dx, NULL, dw, false, dy, x, w, m, r, partial, rows, C);
+    layernorm_backward(dx, NULL, dw, false, dy, x, w, m, r, partial, rows, C);
     to_host(dinp, dx, n);
     to_host(dweight, dw, C);
-    float *used[] = {dy, x, w, m, r, partial};
-    for (float *p : used) check(cudaFree(p));
+    void *used[] = {dy, x, w, m, r, partial};
+    for (void *p : used) check(cudaFree(p));
 }
 
 }

@@ -166,7 +166,7 @@ RANGES = dict(
 )
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent
     qk_norm z_loss mu_param base_d seed data val vocab eval_tokens eval_every log_every
-    checkpoint_every dtype micro_batch resume sample temperature out""".split()
+    checkpoint_every micro_batch resume sample temperature out""".split()
 
 
 @pytest.mark.parametrize("flag", ["-h", "-help", "--help", "-d 7 -h"])

@@ -246,7 +246,7 @@ CASES |= dict(
 )
 # mu_*; test_data.py has data
 NO_NUMBERS = (
-    "data val eval_every log_every checkpoint_every dtype micro_batch resume sample temperature out"
+    "data val eval_every log_every checkpoint_every micro_batch resume sample temperature out"
     " mu_param".split()
 )
 COLUMNS = (
