@@ -876,6 +876,32 @@ static void cross_entropy(act *logits, real *losses, real *log_z, const int *tar
            z_loss, logit_scale, gradient, batch_rows, V);
 }
 
+// What the host reads of a step. If a loss is not finite, diverged_step says when, and the weights
+// stay as they are, so that the host need not look at every step.
+typedef struct {
+    double loss, log_z;                              // sums over the batch
+    double grad_norm;                                // before clipping
+    real clip_scale;
+    int diverged_step;
+} Results;
+
+// results->loss, log_z = the sums of losses, log_z (rows) in a training step, which also notes the
+// first step whose loss is not finite. If step is NULL, as in an evaluation, adds the sums to them.
+__global__ void loss_kernel(Results *results, const real *losses, const real *log_z, int rows,
+                            const int *step) {
+    double loss = 0, z = 0;
+    for (int i = threadIdx.x; i < rows; i += blockDim.x) {
+        loss += losses[i];
+        z += log_z[i];
+    }
+    loss = row_sum(loss);
+    z = row_sum(z);
+    if (threadIdx.x || (step && results->diverged_step)) return;
+    results->loss = loss + (step ? 0 : results->loss);
+    results->log_z = z + (step ? 0 : results->log_z);
+    if (step && !isfinite(loss)) results->diverged_step = *step;
+}
+
 // sums (SUM_BLOCKS) += each block's share of the sum of squares of x (n), in double, since the
 // square of a float may overflow
 enum { SUM_BLOCKS = 1024 };
@@ -894,6 +920,24 @@ __global__ void sum_squares_kernel(double *sums, const act *x, size_t n) {
 static void sum_squares(double *sums, const act *x, size_t n) {
     int blocks = n < 128 * W * SUM_BLOCKS ? ceil_div((int)n, 128 * W) : SUM_BLOCKS;
     launch(sum_squares_kernel, blocks, 128, sums, x, n);
+}
+
+// Where the tensors of each kind lie among all parameters: blockIdx.y is a kind.
+typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS]; } Kinds;
+
+// sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4
+// bytes per parameter.
+__global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds) {
+    size_t n = kinds.size[blockIdx.y], step = (size_t)gridDim.x * blockDim.x * W;
+    const real *grad = grads + kinds.offset[blockIdx.y];
+    double sum = 0;
+    float x[W];
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < n; i += step) {
+        load(x, grad + i);
+        for (int j = 0; j < W; j++) sum += (double)x[j] * x[j];
+    }
+    sum = row_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
 
 // ---------------------------------------------------------------------------
@@ -1002,6 +1046,19 @@ static void gpu_checkpoint_save(const Config *cfg, const Parameter *table, const
     free(host);
 }
 
+// weights (n) = params (n) as act, after params changed elsewhere than in AdamW
+__global__ void weights_kernel(act *weights, const real *params, size_t n) {
+    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
+    if (i >= n) return;
+    float x[W];
+    load(x, params + i);
+    store(weights + i, x);
+}
+
+static void update_weights(act *weights, const real *params, size_t n) {
+    if (BF16) launch(weights_kernel, (n / W + 127) / 128, 128, weights, params, n);
+}
+
 // The kernels of a small model take less time than their launches. So a step is recorded once, when
 // it is made for the second time (cuBLAS loads its kernels in the first), and then launched whole.
 typedef struct {
@@ -1046,15 +1103,6 @@ typedef struct {
     act *fc;                                         // (B,T,4C) before GELU
     act *gelu;                                       // (B,T,4C)
 } Layer;
-
-// What the host reads of a step. If a loss is not finite, diverged_step says when, and the weights
-// stay as they are, so that the host need not look at every step.
-typedef struct {
-    double loss, log_z;                              // sums over the batch
-    double grad_norm;                                // before clipping
-    real clip_scale;
-    int diverged_step;
-} Results;
 
 // The constants of a step. The moments start at 0: correction1 is 1 / (1 - beta1^step), which
 // removes the bias that this gives to m, and correction2 that of v.
@@ -1112,9 +1160,8 @@ static void find_tensors(const GPT *g, number *all, int l, number *out[NUM_KINDS
     }
 }
 
-// Places every array in the GPU's memory if create is set; otherwise only counts the bytes that they
-// take. Allocates g->layers in both cases: call gpt_free. Sizes are doubles, since a product could
-// overflow.
+// Places every array in GPU memory or, unless create is set, only counts their bytes. Allocates
+// g->layers in both cases: call gpt_free. Sizes are doubles, since a product could overflow.
 static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool create) {
     memset(g, 0, sizeof *g);
     g->cfg = *cfg;
@@ -1196,22 +1243,8 @@ static void gpt_free(GPT *g) {
     free(g->layers);
 }
 
-// weights = params as act, after params changed elsewhere than in AdamW
-__global__ void weights_kernel(act *weights, const real *params, size_t n) {
-    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
-    if (i >= n) return;
-    float x[W];
-    load(x, params + i);
-    store(weights + i, x);
-}
-
-static void gpt_weights(GPT *g) {
-    size_t n = g->num_parameters;
-    if (BF16) launch(weights_kernel, (n / W + 127) / 128, 128, g->weights, g->params, n);
-}
-
 // Makes a model of vocabulary V for up to B sequences of up to T tokens, with initial weights and
-// AdamW's moments at 0. Dies if there is no GPU, or if memory is short.
+// AdamW's moments at 0. Dies if memory is short.
 static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     Gpu gpu = gpu_start();
     gpt_layout(g, cfg, V, B, T, false);
@@ -1236,12 +1269,12 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     // the logits between V and padded(V) stay 0
     size_t logits = (size_t)g->micro_batch * T * padded(V);
     check(cudaMemsetAsync(g->logits, 0, logits * sizeof(act), stream));
-    gpt_weights(g);
+    update_weights(g->weights, g->params, n);
 }
 
-// Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T), a part of the batch.
-// statistics 1: also the max_logit of each layer, and the sums of squares of the activations, which
-// it adds to g->squares.
+// Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T). statistics 1: also the
+// max_logit of each layer, and g->squares.
+// tokens: a part of the batch; squares: added to.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     size_t BTC = (size_t)rows * C;
@@ -1285,8 +1318,8 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     sum_squares(squares[ACT_LOGITS], g->logits, (size_t)rows * padded(V));
 }
 
-// Computes the losses of g->logits against targets (B,T), a part of the batch. Overwrites g->logits:
-// by their gradient, for gpt_backward, if gradient is 1.
+// Computes the losses of g->logits against targets (B,T), a part of the batch.
+// Overwrites g->logits: by their gradient, for gpt_backward, if gradient is 1.
 static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
     ptrdiff_t at = targets - g->batch.targets;
     int rows = B * T;
@@ -1294,10 +1327,10 @@ static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
                   (real)mu_logit_scale(&g->cfg), gradient, rows, g->batch.rows, g->V);
 }
 
-// Adds all gradients to g->grads, after gpt_forward and gpt_loss on the same batch, by taking the
-// steps of gpt_forward in reverse. dx is the gradient of the residual stream. Each branch (MLP,
-// attention) carries dx back from its output to its input, a LayerNorm, and adds the result to dx
-// there.
+// Computes all gradients, after gpt_forward and gpt_loss on the same batch, by taking the steps of
+// gpt_forward in reverse. dx is the gradient of the residual stream. Each branch (MLP, attention)
+// carries dx back from its output to its input, a LayerNorm, and adds the result to dx there.
+// Adds the gradients of the weights to g->grads.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     real scale = (real)attention_scale(&g->cfg);
@@ -1335,24 +1368,6 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
 
 // ---------------------------------------------------------------------------
 // AdamW (Loshchilov and Hutter 2019)
-
-// Where the tensors of each kind lie: a block has values of one kind, blockIdx.y.
-typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS]; } Kinds;
-
-// sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4
-// bytes per parameter.
-__global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds) {
-    size_t n = kinds.size[blockIdx.y], step = (size_t)gridDim.x * blockDim.x * W;
-    const real *grad = grads + kinds.offset[blockIdx.y];
-    double sum = 0;
-    float x[W];
-    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < n; i += step) {
-        load(x, grad + i);
-        for (int j = 0; j < W; j++) sum += (double)x[j] * x[j];
-    }
-    sum = row_sum(sum);
-    if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
-}
 
 // True from the step after the first one whose loss was not finite: then nothing changes any more.
 __device__ inline bool over(const Results *results, const AdamW *o) {
@@ -1457,40 +1472,22 @@ static void gpt_update(GPT *g, int statistics) {
 // ---------------------------------------------------------------------------
 // The training loop
 
-// results->loss, log_z = the sums over the batch, in a training step (o is not NULL), where the
-// first loss that is not finite is noted; otherwise += them.
-__global__ void loss_kernel(Results *results, const real *losses, const real *log_z, int rows,
-                            const AdamW *o) {
-    double loss = 0, z = 0;
-    for (int i = threadIdx.x; i < rows; i += blockDim.x) {
-        loss += losses[i];
-        z += log_z[i];
-    }
-    loss = row_sum(loss);
-    z = row_sum(z);
-    if (threadIdx.x || (o && results->diverged_step)) return;
-    results->loss = loss + (o ? 0 : results->loss);
-    results->log_z = z + (o ? 0 : results->log_z);
-    if (o && !isfinite(loss)) results->diverged_step = o->step;
-}
-
 // Loss and gradients of the batch that is on the GPU, one micro-batch after another. The sums equal
 // the whole batch's.
 static void gpt_gradient(GPT *g, int B, int T, int statistics) {
-    int n;
     check(cudaMemsetAsync(g->grads, 0, g->num_parameters * sizeof(real), stream));
     if (statistics) {
         size_t squares = NUM_ACTIVATIONS * SUM_BLOCKS * sizeof(double);
         check(cudaMemsetAsync(g->squares, 0, squares, stream));
         check(cudaMemsetAsync(g->max_logit, 0, g->cfg.layers * sizeof(real), stream));
     }
-    for (int b = 0; b < B; b += n) {
+    for (int b = 0, n; b < B; b += n) {
         n = least(g->micro_batch, B - b);
         gpt_forward(g, g->batch.inputs + b * T, n, T, statistics);
         gpt_loss(g, g->batch.targets + b * T, n, T, 1);
         gpt_backward(g, g->batch.inputs + b * T, n, T);
     }
-    launch(loss_kernel, 1, 256, g->results, g->losses, g->log_z, g->batch.rows, g->adamw);
+    launch(loss_kernel, 1, 256, g->results, g->losses, g->log_z, g->batch.rows, &g->adamw->step);
 }
 
 // A step on the batch and the constants that are on the GPU
@@ -1541,22 +1538,23 @@ static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *sta
 }
 
 // Mean loss in nats over the first `windows` sequences of T tokens of the validation data. inputs,
-// targets (B,T) are scratch. The GPU adds the losses, and the host waits for it once.
+// targets (B,T) are scratch.
+// The GPU adds the losses, and the host waits for it once.
 static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *inputs,
                        int *targets) {
-    int B = g->cfg.batch, T = g->cfg.T, n;
+    int B = g->cfg.batch, T = g->cfg.T;
     Results *results = g->results + 1, r;
     check(cudaMemsetAsync(results, 0, sizeof *results, stream));
     for (int64_t w = 0; w < windows; w += B) {
         int rows = windows - w < B ? (int)(windows - w) : B;
         dataloader_val(loader, w, rows, inputs, targets);
         batch_send(&g->batch, inputs, targets, rows, T);
-        for (int b = 0; b < rows; b += n) {
+        for (int b = 0, n; b < rows; b += n) {
             n = least(g->micro_batch, rows - b);
             gpt_forward(g, g->batch.inputs + b * T, n, T, 0);
             gpt_loss(g, g->batch.targets + b * T, n, T, 0);
         }
-        launch(loss_kernel, 1, 256, results, g->losses, g->log_z, rows * T, (AdamW *)NULL);
+        launch(loss_kernel, 1, 256, results, g->losses, g->log_z, rows * T, (int *)NULL);
     }
     from_gpu(&r, results, sizeof r);
     double sum = r.loss / T;
@@ -1566,7 +1564,7 @@ static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *i
 
 // Runs one training from its flags to its files. Returns the exit status. progress: for the sweep
 // that started it, or NULL.
-static int train(const Config *flags, int threads, Progress *progress) {
+static int train_run(const Config *flags, int threads, Progress *progress) {
     int B = flags->batch, T = flags->T;
     DataLoader loader;
     GPT g;
@@ -1582,7 +1580,7 @@ static int train(const Config *flags, int threads, Progress *progress) {
 
     // a new run, or one that resumes
     if (cfg->resume) state = gpu_checkpoint_load(cfg, g.table, g.params, g.m, g.v);
-    gpt_weights(&g);
+    update_weights(g.weights, g.params, g.num_parameters);
     int64_t windows = eval_windows(&loader, cfg->eval_tokens);
     double entropy_floor = dataloader_entropy_floor(&loader, windows);
     Run run = run_begin(cfg, g.table, g.num_parameters, g.memory.bytes, &state, entropy_floor,
@@ -1603,12 +1601,12 @@ static int train(const Config *flags, int threads, Progress *progress) {
         int saves = cfg->checkpoint_every && step % cfg->checkpoint_every == 0;
         stop = interrupted;
 
-        // the batch, the loss, the gradients, the update: queued, and perhaps not waited for
+        // the batch, the loss, the gradients, the update
         dataloader_train(&loader, step, B, inputs, targets);
         batch_send(&g.batch, inputs, targets, B, T);
         gpt_constants(&g, step);
         gpt_step(&g, B, T, logs);
-        if (!logs && !saves && !stop) continue;
+        if (!logs && !saves && !stop) continue;      // the work is queued: prepare the next batch
         run.diverged_step = gpt_statistics(&g, B, T, logs, &stats);
         if (run.diverged_step && run.diverged_step < step) {
             step = run.diverged_step;                // nothing changed since then
@@ -1663,7 +1661,7 @@ static void sample(const Config *cfg) {
     GPT g;
     gpt_init(&g, cfg, cfg->vocab, 1, cfg->T);
     gpu_checkpoint_load(cfg, g.table, g.params, g.m, g.v);
-    gpt_weights(&g);
+    update_weights(g.weights, g.params, g.num_parameters);
     sample_text(cfg, logits_after, &g);
     gpt_free(&g);
 }
@@ -1694,7 +1692,7 @@ static double check_runs(const Config *cfg) {
 // on a GPU, so that several runs at once would take as long.
 static int train_sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int runs) {
     double bytes = check_runs(cfg);
-    return sweep(cfg, lr, runs, 1, 1, bytes, train);
+    return sweep(cfg, lr, runs, 1, 1, bytes, train_run);
 }
 
 int main(int argc, char **argv) {
@@ -1713,5 +1711,5 @@ int main(int argc, char **argv) {
         sample(&cfg);
         return 0;
     }
-    return train(&cfg, 1, NULL);
+    return train_run(&cfg, 1, NULL);
 }
