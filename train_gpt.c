@@ -114,13 +114,18 @@ static void layernorm_row_backward(real *dx, const real *add, real *dweight, con
         dx[j] = (add ? add[j] : 0) + rstd * (g[j] - mean_g - n[j] * mean_gn);
 }
 
-// LayerNorm of each row: inp, out (rows,C); weight (C); mean, rstd (rows)
-static void layernorm_forward(real *out, real *mean, real *rstd, const real *inp,
-                              const real *weight, int rows, int C) {
+// x (rows,C) = inp + branch, the residual stream with the output of a branch added, and out (rows,C)
+// = LayerNorm of each row of x. branch (rows,C) may be NULL: then x must be inp. weight (C); mean,
+// rstd (rows)
+static void residual_layernorm_forward(real *out, real *x, real *mean, real *rstd,
+                                       const real *inp, const real *branch, const real *weight,
+                                       int rows, int C) {
     #pragma omp taskloop
     for (int i = 0; i < rows; i++) {
         size_t at = (size_t)i * C;
-        layernorm_row(out + at, mean + i, rstd + i, inp + at, weight, C);
+        if (branch)
+            for (size_t j = at; j < at + C; j++) x[j] = inp[j] + branch[j];
+        layernorm_row(out + at, mean + i, rstd + i, x + at, weight, C);
     }
 }
 
@@ -135,12 +140,11 @@ static void sum_chunks(real *out, const real *partial, size_t stride, int chunks
         for (int j = 0; j < n; j++) out[j] += partial[chunk * stride + j];
 }
 
-// dinp (rows,C) = add + the gradient of inp. add (rows,C) may be NULL or dinp; dout, inp (rows,C);
-// dweight, weight (C); mean, rstd (rows); partial (chunks,3,C): a chunk's dweight and the scratch
-// of a row
-static void layernorm_backward(real *dinp, const real *add, real *dweight, const real *dout,
-                               const real *inp, const real *weight, const real *mean,
-                               const real *rstd, real *partial, int rows, int C) {
+// dx (rows,C) += the gradient that reaches x through its LayerNorm. dout, x (rows,C); dweight,
+// weight (C); mean, rstd (rows); partial (chunks,3,C): a chunk's dweight and the scratch of a row
+static void residual_layernorm_backward(real *dx, real *dweight, const real *dout, const real *x,
+                                        const real *weight, const real *mean, const real *rstd,
+                                        real *partial, int rows, int C) {
     int chunks = ceil_div(rows, CHUNK);
     #pragma omp taskloop
     for (int chunk = 0; chunk < chunks; chunk++) {
@@ -148,18 +152,18 @@ static void layernorm_backward(real *dinp, const real *add, real *dweight, const
         memset(dw, 0, (size_t)C * sizeof(real));
         for (int i = chunk * CHUNK; i < least(rows, (chunk + 1) * CHUNK); i++) {
             size_t at = (size_t)i * C;
-            layernorm_row_backward(dinp + at, add ? add + at : NULL, dw, dout + at, inp + at,
-                                   weight, mean[i], rstd[i], dw + C, C);
+            layernorm_row_backward(dx + at, dx + at, dw, dout + at, x + at, weight, mean[i],
+                                   rstd[i], dw + C, C);
         }
     }
     sum_chunks(dweight, partial, (size_t)3 * C, chunks, C);
 }
 
-// out (rows,OC) = add + inp (rows,IC) weight^T; weight (OC,IC); add (rows,OC) may be NULL
-static void matmul_forward(real *out, const real *add, const real *inp, const real *weight,
+// out (rows,OC) = inp (rows,IC) weight^T; weight (OC,IC)
+static void matmul_forward(real *out, const real *inp, const real *weight,
                            int rows, int IC, int OC) {
     #pragma omp taskgroup
-    matmul(out, add, matrix(inp, IC), transposed(weight, IC), rows, OC, IC);
+    matmul(out, NULL, matrix(inp, IC), transposed(weight, IC), rows, OC, IC);
 }
 
 // dinp (rows,IC) = dout (rows,OC) weight;  dweight (OC,IC) = dout^T inp
@@ -417,6 +421,21 @@ static void gelu_backward(real *dinp, const real *dout, const real *slope, int r
         for (size_t j = (size_t)i * C; j < (size_t)(i + 1) * C; j++) dinp[j] = dout[j] * slope[j];
 }
 
+// fc (rows,OC) = inp (rows,IC) weight^T;  out (rows,OC) = gelu(fc), slope (rows,OC) = gelu'(fc)
+static void matmul_gelu_forward(real *out, real *slope, real *fc, const real *inp,
+                                const real *weight, int rows, int IC, int OC) {
+    matmul_forward(fc, inp, weight, rows, IC, OC);
+    gelu_forward(out, slope, fc, rows, OC);
+}
+
+// The gradients of the product that follows GELU, gelu (rows,IC) weight^T:
+//   dfc (rows,IC) = slope * (dout (rows,OC) weight);  dweight (OC,IC) = dout^T gelu
+static void matmul_gelu_backward(real *dfc, real *dweight, const real *dout, const real *slope,
+                                 const real *gelu, const real *weight, int rows, int IC, int OC) {
+    matmul_backward(dfc, dweight, dout, gelu, weight, rows, IC, OC);
+    gelu_backward(dfc, dfc, slope, rows, IC);
+}
+
 // Computes loss and gradient of each row of logits (rows,V) while it is in the cache. Multiplies
 // the logits by muParam's logit_scale first; then, with Z = sum of exp(logits) and
 // p = exp(logits) / Z:
@@ -466,7 +485,6 @@ typedef struct {
     real *ln_2_mean, *ln_2_rstd;                     // (B,T)
     real *gelu;                                      // (B,T,4C)
     real *slope;                                     // (B,T,4C) GELU's derivative
-    real *x_out;                                     // (B,T,C) after the MLP: the next layer's x
 } Layer;
 
 typedef struct {
@@ -479,7 +497,9 @@ typedef struct {
     real *w[NUM_KINDS], *dw[NUM_KINDS];              // for WTE, LN_F and LM_HEAD: one copy each
     Layer *layers;                                   // (L)
     real *cosine, *sine;                             // (T,HS/2) RoPE's table
-    real *embedded;                                  // (B,T,C)
+    real *embedded;                                  // (B,T,C) the first layer's x
+    real *branch;                                    // (B,T,C) output of attention or of an MLP
+    real *x;                                         // (B,T,C) the residual stream at the end
     real *ln_f;                                      // (B,T,C)
     real *ln_f_mean, *ln_f_rstd;                     // (B,T)
     real *logits;                                    // (B,T,V); gpt_loss overwrites them
@@ -534,13 +554,13 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
     g->cosine = reserve(g, T * HS / 2);
     g->sine = reserve(g, T * HS / 2);
     g->embedded = reserve(g, BT * C);
+    g->branch = reserve(g, BT * C);
     g->layers = (Layer *)allocate((size_t)cfg->layers, sizeof(Layer));
-    real *x = g->embedded;
     for (int l = 0; l < cfg->layers; l++) {
         Layer *a = &g->layers[l];
         find_tensors(g, g->params, l, a->w);
         find_tensors(g, g->grads, l, a->dw);
-        a->x = x;
+        a->x = l == 0 ? g->embedded : reserve(g, BT * C);
         a->ln_1 = reserve(g, BT * C);
         a->ln_1_mean = reserve(g, BT);
         a->ln_1_rstd = reserve(g, BT);
@@ -557,9 +577,8 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
         a->ln_2_rstd = reserve(g, BT);
         a->gelu = reserve(g, BT * 4 * C);
         a->slope = reserve(g, BT * 4 * C);
-        a->x_out = reserve(g, BT * C);
-        x = a->x_out;
     }
+    g->x = reserve(g, BT * C);
     find_tensors(g, g->params, 0, g->w);
     find_tensors(g, g->grads, 0, g->dw);
     g->ln_f = reserve(g, BT * C);
@@ -601,40 +620,44 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     size_t BTC = (size_t)rows * C;
-    real scale = (real)attention_scale(&g->cfg), *x = g->embedded;
+    real scale = (real)attention_scale(&g->cfg);
+    real *x = g->embedded, *branch = NULL;           // the residual stream, and what is added next
     double squares[NUM_ACTIVATIONS] = {0};
 
     embedding_forward(x, tokens, g->w[WTE], rows, C);
     for (int l = 0; l < L; l++) {
         const Layer a = g->layers[l];                // a copy of its pointers
         real *const *w = a.w;                        // its weights by kind
-        // x_mid = x + attn_c_proj(attention(c_attn(ln_1(x))))
-        layernorm_forward(a.ln_1, a.ln_1_mean, a.ln_1_rstd, a.x, w[LN_1], rows, C);
-        matmul_forward(a.qkv, NULL, a.ln_1, w[C_ATTN], rows, C, 3 * C);
+        // x += branch;  branch = attn_c_proj(attention(c_attn(ln_1(x))))
+        residual_layernorm_forward(a.ln_1, a.x, a.ln_1_mean, a.ln_1_rstd, x, branch, w[LN_1],
+                                   rows, C);
+        matmul_forward(a.qkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
         qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, w[Q_NORM], w[K_NORM],
                              g->cosine, g->sine, B, T, NH, HS);
         attention_forward(a.att, a.softmax, statistics ? a.max_logit : NULL, a.qk, a.qkv, scale,
                           g->scratch, B, T, NH, HS);
-        matmul_forward(a.x_mid, a.x, a.att, w[ATTN_C_PROJ], rows, C, C);
-        // x_out = x_mid + mlp_c_proj(gelu(c_fc(ln_2(x_mid))))
-        layernorm_forward(a.ln_2, a.ln_2_mean, a.ln_2_rstd, a.x_mid, w[LN_2], rows, C);
-        matmul_forward(g->fc, NULL, a.ln_2, w[C_FC], rows, C, 4 * C);
-        gelu_forward(a.gelu, a.slope, g->fc, rows, 4 * C);
-        matmul_forward(a.x_out, a.x_mid, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
-        x = a.x_out;
+        branch = g->branch;
+        matmul_forward(branch, a.att, w[ATTN_C_PROJ], rows, C, C);
+        // x += branch;  branch = mlp_c_proj(gelu(c_fc(ln_2(x))))
+        residual_layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, a.x, branch,
+                                   w[LN_2], rows, C);
+        matmul_gelu_forward(a.gelu, a.slope, g->fc, a.ln_2, w[C_FC], rows, C, 4 * C);
+        matmul_forward(branch, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
+        x = a.x_mid;
         if (statistics) {                            // now: the next layer overwrites fc
             squares[ACT_C_ATTN] += sum_squares(a.qkv, 3 * BTC, g->sums);
             squares[ACT_ATT] += sum_squares(a.att, BTC, g->sums);
             squares[ACT_C_FC] += sum_squares(g->fc, 4 * BTC, g->sums);
         }
     }
-    layernorm_forward(g->ln_f, g->ln_f_mean, g->ln_f_rstd, x, g->w[LN_F], rows, C);
-    matmul_forward(g->logits, NULL, g->ln_f, g->w[LM_HEAD], rows, C, V);
+    residual_layernorm_forward(g->ln_f, g->x, g->ln_f_mean, g->ln_f_rstd, x, branch, g->w[LN_F],
+                               rows, C);
+    matmul_forward(g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
 
     if (!statistics) return;
     size_t BTV = (size_t)rows * V;
     squares[ACT_WTE] = sum_squares(g->embedded, BTC, g->sums);
-    squares[ACT_RESIDUAL] = sum_squares(x, BTC, g->sums);
+    squares[ACT_RESIDUAL] = sum_squares(g->x, BTC, g->sums);
     squares[ACT_LOGITS] = sum_squares(g->logits, BTV, g->sums);
     const size_t count[NUM_ACTIVATIONS] = {[ACT_WTE] = BTC, [ACT_C_ATTN] = 3 * L * BTC,
         [ACT_ATT] = L * BTC, [ACT_C_FC] = 4 * L * BTC, [ACT_RESIDUAL] = BTC, [ACT_LOGITS] = BTV};
@@ -664,30 +687,31 @@ static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, d
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     real scale = (real)attention_scale(&g->cfg);
-    real *x = g->layers[L - 1].x_out, *dx = g->dx, *dnorm = g->dnorm;
+    real *dx = g->dx, *dnorm = g->dnorm;
     real *dlogits = g->logits;                       // gpt_loss left them there
 
     matmul_backward(dnorm, g->dw[LM_HEAD], dlogits, g->ln_f, g->w[LM_HEAD], rows, C, V);
-    layernorm_backward(dx, NULL, g->dw[LN_F], dnorm, x, g->w[LN_F], g->ln_f_mean, g->ln_f_rstd,
-                       g->partial, rows, C);
+    memset(dx, 0, (size_t)rows * C * sizeof(real));
+    residual_layernorm_backward(dx, g->dw[LN_F], dnorm, g->x, g->w[LN_F], g->ln_f_mean,
+                                g->ln_f_rstd, g->partial, rows, C);
     for (int l = L - 1; l >= 0; l--) {
         const Layer a = g->layers[l];
         real *const *w = a.w, *const *dw = a.dw;
-        // x_out = x_mid + mlp_c_proj(gelu(c_fc(ln_2(x_mid))))
-        matmul_backward(g->dfc, dw[MLP_C_PROJ], dx, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
-        gelu_backward(g->dfc, g->dfc, a.slope, rows, 4 * C);
+        // the MLP: mlp_c_proj(gelu(c_fc(ln_2(x_mid))))
+        matmul_gelu_backward(g->dfc, dw[MLP_C_PROJ], dx, a.slope, a.gelu, w[MLP_C_PROJ],
+                             rows, 4 * C, C);
         matmul_backward(dnorm, dw[C_FC], g->dfc, a.ln_2, w[C_FC], rows, C, 4 * C);
-        layernorm_backward(dx, dx, dw[LN_2], dnorm, a.x_mid, w[LN_2], a.ln_2_mean, a.ln_2_rstd,
-                           g->partial, rows, C);
-        // x_mid = x + attn_c_proj(attention(c_attn(ln_1(x))))
+        residual_layernorm_backward(dx, dw[LN_2], dnorm, a.x_mid, w[LN_2], a.ln_2_mean,
+                                    a.ln_2_rstd, g->partial, rows, C);
+        // attention: attn_c_proj(attention(c_attn(ln_1(x))))
         matmul_backward(dnorm, dw[ATTN_C_PROJ], dx, a.att, w[ATTN_C_PROJ], rows, C, C);
         attention_backward(g->dqkv, dnorm, a.att, a.softmax, a.qk, a.qkv, scale, g->scratch,
                            B, T, NH, HS);
         qk_norm_rope_backward(g->dqkv, dw[Q_NORM], dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
                               w[Q_NORM], w[K_NORM], g->cosine, g->sine, g->partial, B, T, NH, HS);
         matmul_backward(dnorm, dw[C_ATTN], g->dqkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
-        layernorm_backward(dx, dx, dw[LN_1], dnorm, a.x, w[LN_1], a.ln_1_mean, a.ln_1_rstd,
-                           g->partial, rows, C);
+        residual_layernorm_backward(dx, dw[LN_1], dnorm, a.x, w[LN_1], a.ln_1_mean, a.ln_1_rstd,
+                                    g->partial, rows, C);
     }
     embedding_backward(g->dw[WTE], dx, tokens, rows, C, V);
 }

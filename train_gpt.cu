@@ -1,272 +1,66 @@
-// train_gpt.cu: the same GPT as train_gpt.c, trained on one NVIDIA GPU in fused CUDA and cuBLAS. Read train_gpt.c first:
-// this file has its sections in its order (matrix multiply; layers, each forward then backward; the model; AdamW; the
-// training loop; main), and a function of the same name does the same. What differs is what a GPU makes different.
-// Shapes: B batch, T sequence length, C channels, L layers, NH heads, HS = C/NH head size, V vocabulary.
-// Results are the same from run to run: no sum's order is left to chance, so nothing is added atomically.
+// train_gpt.cu: the same GPT as train_gpt.c, trained on one NVIDIA GPU. Read train_gpt.c first. This
+// file has its sections in its order, its names and its argument lists; what differs is what a GPU
+// makes different: a layer is a kernel, which every thread runs for a few values, and a function
+// that launches it. Kernels do as much as they can to values that they have in registers, since
+// memory is what they wait for.
 //
-// Where the time must go: a token's share of a step of C 1024, L 16, T 512, V 32128 (267 million parameters) in bf16 with a
-// batch of 256, and the least time on an H200 (790 TFLOP/s in bf16, 4.3 TB/s), the larger of FLOPs and bytes. Computed from
-// the formulas, with n = 2 bytes an activation; nothing here was measured on a GPU yet.
+// act is the type of activations and of the weights that products read: bf16, or float if built
+// with PRECISION=fp32 (lib/gpu.h). A real is a float. Gradients of weights are added to zeros by
+// each micro-batch. Two runs give the same bits: no order of a sum is left to chance.
 //
-//                               MFLOP    KB      ns    FLOPs, or bytes to and from memory
-//     products of the layers     1208          1529    6 * 12 C^2 L
-//     products of the head        197           250    6 V C
-//     embedding, both ways                6       1    3 C n, and 4 V C a batch
-//     layernorm_forward                 266      62    4 C n (2L) + 2 C n: with the residual's sum
-//     qk_norm_rope_forward              131      31    4 C n L
-//     attention_forward            17   131      31    2 products: 2 * 2 (T/2) C L;  4 C n L
-//     cross_entropy                     129      30    2 V n
-//     layernorm_backward                268      62    4 C n (2L) + 3 C n
-//     attention_backward           59   393      91    7 products: 7 * 2 (T/2) C L;  12 C n L
-//     qk_norm_rope_backward             197      46    6 C n L
-//     adamw, gradient norm               69      16    34 bytes a parameter and batch
-//     all                        1481  1592    2149    at most 465,000 tokens/s, 83% of the time in products
+// Where the time should go: one token's share of a step of C 1024, L 16, T 512, V 32128 (267 million
+// parameters) in bf16 with a batch of 256, and the least time on an H200 (790 TFLOP/s in bf16,
+// 4.3 TB/s), the larger of FLOPs and bytes. Computed from the formulas, with n = 2 bytes per
+// activation; nothing here was measured on a GPU yet.
 //
-// GELU is the last step of two products there. Where it is a pass of its own (matmul_gelu says where) come to this
-//     gelu_forward                      262      61    8 C n L
-//     gelu_backward                     393      91    12 C n L
-//
-// So products must run at cuBLAS's best and everything else touch memory as rarely as it can: each kernel below is fused
-// with its neighbour where that saves a pass, and says what it moves.
+//                                  MFLOP    KB      ns    FLOPs, or bytes to and from memory
+//     products of the layers        1208          1529    6 * 12 C^2 L
+//     products of the head           197           250    6 V C
+//     embedding, both ways                   6       1    3 C n, and 8 V C a batch
+//     residual_layernorm_forward           266      62    4 C n (2L) + 2 C n
+//     qk_norm_rope_forward                 131      31    4 C n L
+//     attention_forward               17   131      31    2 products: 2 * 2 (T/2) C L;  4 C n L
+//     gelu_forward                         262      61    8 C n L
+//     cross_entropy                        129      30    2 V n
+//     residual_layernorm_backward          268      62    4 C n (2L) + 3 C n
+//     attention_backward              59   393      91    7 products: 7 * 2 (T/2) C L;  12 C n L
+//     qk_norm_rope_backward                197      46    6 C n L
+//     gelu_backward                        393      91    12 C n L
+//     adamw, gradient norm                  85      20    42 bytes a parameter and batch
+//     all                           1481  2261    2305    at most 434,000 tokens/s
 
-#ifdef CUDA_EMU
-#include "test/cuda/cuda_emu.h"    // stands in for CUDA on a machine without a GPU, for the tests
-#else
-#include <cuda_bf16.h>
-#include <cublas_v2.h>
-#include <cublasLt.h>
-#include <mma.h>
-#endif
 #include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors, Stats
 #include "dataloader.h"    // DataLoader: batches of tokens
 #include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, sweep, sample_text
+#include "lib/gpu.h"       // act, launch, load and store, lanes_sum, row_sum, gpu_query
 
-// ---------------------------------------------------------------------------
-// What a GPU needs: errors, launches, 16 bytes at a time, sums over the threads of a block
-
-typedef __nv_bfloat16 bf16;
-#ifdef FP32    // the type of activations, and of the weights that products read
-typedef float act;
-#else
-typedef bf16 act;
+// Whether GELU is the last step of the product before it, and GELU's gradient of the product after
+// it, instead of kernels of their own that read and write (rows,4C) once more. Nobody has measured
+// it here; elsewhere cuBLASLt was seen to be slower with it (github.com/karpathy/llm.c, pull 591).
+#ifndef GELU_IN_PRODUCT
+#define GELU_IN_PRODUCT 0
 #endif
-enum { BF16 = sizeof(act) == 2 };
-
-static cudaStream_t stream;    // all work is queued here, in order; the host does not wait for it
-static cublasHandle_t cublas;
-static void *workspace;        // cuBLAS's
-static bool gelu_in_products;  // whether matmul_gelu is worth asking
-
-static void check_at(cudaError_t error, const char *call, int line) {
-    if (error == cudaErrorMemoryAllocation) die(FAILED, "the GPU has no memory left (%.60s); try a smaller -micro_batch, fewer runs at a time, or ./train_gpt on the CPU", call);
-    if (error != cudaSuccess) die(FAILED, "the GPU failed: %s (train_gpt.cu:%d, %.60s)", cudaGetErrorString(error), line, call);
-}
-static void check_at(cublasStatus_t status, const char *call, int line) {
-    if (status != CUBLAS_STATUS_SUCCESS) die(FAILED, "cuBLAS failed: %s (train_gpt.cu:%d, %.60s)", cublasGetStatusString(status), line, call);
-}
-#define check(call) check_at(call, #call, __LINE__)
-
-template <class... Parameters, class... Arguments>
-static void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, Arguments... arguments) {
-    cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.stream = stream;
-    check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
-}
-
-static int blocks(double n, int each) { return (int)ceil(n / each); }
-__host__ __device__ inline int least(int a, int b) { return a < b ? a : b; }
-
-enum { W = 8 };    // values that a thread takes at a time: 16 bytes of bf16, twice 16 of float
-
-__device__ inline float value(float x) { return x; }
-__device__ inline float value(bf16 x) { return __bfloat162float(x); }
-__device__ inline void round_to(float *out, float x) { *out = x; }
-__device__ inline void round_to(bf16 *out, float x) { *out = __float2bfloat16(x); }
-__device__ inline float rounded(float x) { act y; round_to(&y, x); return value(y); }
-
-// Memory is read and written 16 bytes at a time where the address allows it: where the rows' length is a multiple of W,
-// as in every model of a size worth a GPU. A row's last values, and rows of odd lengths, go one by one.
-template <class number> __device__ inline bool whole(const number *x, int n) { return n >= W && (size_t)x % 16 == 0; }
-
-template <class number> __device__ inline void copy(number *to, const number *from, int n) {    // the first n values, at most W
-    if (whole(from, n) && whole(to, n)) {
-        #pragma unroll
-        for (size_t i = 0; i < W * sizeof(number) / 16; i++) ((uint4 *)to)[i] = ((const uint4 *)from)[i];
-    } else for (int i = 0; i < W && i < n; i++) to[i] = from[i];
-}
-
-// A bf16 is the upper half of a float. W of them, 16 bytes, are handled as four words, so that they move as one.
-__device__ inline void load_whole(float (&x)[W], const bf16 *from) {
-    uint4 four = *(const uint4 *)from;
-    unsigned word[4] = {four.x, four.y, four.z, four.w};
-    for (int i = 0; i < 4; i++) {
-        unsigned low = word[i] << 16, high = word[i] & 0xffff0000;
-        memcpy(&x[2 * i], &low, 4);
-        memcpy(&x[2 * i + 1], &high, 4);
-    }
-}
-__device__ inline void load_whole(float (&x)[W], const float *from) {
-    for (int i = 0; i < W; i += 4) {
-        float4 four = *(const float4 *)(from + i);
-        x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
-    }
-}
-// 16 bytes at a time as one number: four words the compiler stores one by one in places.
-template <class number> __device__ inline void store_whole(number *to, const float (&x)[W]) {
-    const int N = 16 / (int)sizeof(number), BITS = 8 * (int)sizeof(number);
-    for (int i = 0; i < W; i += N) {
-        uint64_t half[2] = {0, 0};
-        for (int j = 0; j < N; j++) {
-            number one;
-            std::conditional_t<sizeof one == 2, uint16_t, uint32_t> bits;
-            round_to(&one, x[i + j]);
-            memcpy(&bits, &one, sizeof one);
-            half[j * BITS / 64] |= (uint64_t)bits << j * BITS % 64;
-        }
-        *(unsigned __int128 *)(to + i) = (unsigned __int128)half[1] << 64 | half[0];
-    }
-}
-
-template <class number> __device__ inline void load(float (&x)[W], const number *from, int n) {    // the first n of W values, then zeros
-    if (whole(from, n)) load_whole(x, from);
-    else for (int i = 0; i < W; i++) x[i] = i < n ? value(from[i]) : 0;
-}
-template <class number> __device__ inline void store(number *to, const float (&x)[W], int n) {    // the first n of W values
-    if (whole(to, n)) store_whole(to, x);
-    else for (int i = 0; i < W; i++) if (i < n) round_to(&to[i], x[i]);
-}
-
-enum { ALL = 0xffffffff };    // lanes of a warp
-
-template <class number> __device__ inline number lanes_sum(number x, int lanes) {    // over groups of so many lanes, a power of 2
-    for (int distance = lanes / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(ALL, x, distance);
-    return x;
-}
-
-// Sums over the threads of the same threadIdx.y, in a fixed order; all threads of the block call it.
-template <class number> __device__ inline number row_sum(number x) {
-    __shared__ number sums[32];
-    x = lanes_sum(x, 32);
-    if (blockDim.x == 32) return x;
-    int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x / 32;
-    __syncthreads();    // the sums of the call before have been read
-    if (thread % 32 == 0) sums[thread / 32] = x;
-    __syncthreads();
-    x = 0;
-    for (int w = 0; w < warps; w++) x += sums[threadIdx.y * warps + w];
-    return x;
-}
-
-__device__ inline float row_max(float x) {    // a NaN is passed over
-    __shared__ float tops[32];
-    for (int distance = 16; distance > 0; distance /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, distance));
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) tops[threadIdx.x / 32] = x;
-    __syncthreads();
-    for (int w = 0; w < (int)blockDim.x / 32; w++) x = fmaxf(x, tops[w]);
-    return x;
-}
 
 // ---------------------------------------------------------------------------
-// Matrix multiply: all but a few percent of the FLOPs of a step
+// Layers, each forward then backward
 
-template <class number> struct CudaType { static const cudaDataType_t type = CUDA_R_32F; };
-template <> struct CudaType<bf16> { static const cudaDataType_t type = CUDA_R_16BF; };
-
-// A matrix in memory, row by row, `row` elements from one to the next; possibly read transposed.
-struct Matrix { const act *data; int row; bool flipped; };
-static Matrix matrix(const act *data, int row) { return {data, row, false}; }
-static Matrix transposed(const act *data, int row) { return {data, row, true}; }
-
-// out (M,N) = a (M,K) b (K,N), or out += where adds; `row` elements lead from one row of out to the next. Sums are in float
-// (no TF32). cuBLAS counts by columns, where a matrix stored by rows is its transpose: so it is asked for out^T = b^T a^T.
-template <class number>
-static void matmul(number *out, int row, bool adds, Matrix a, Matrix b, int M, int N, int K) {
-    float one = 1, beta = adds;
-    check(cublasGemmEx(cublas, b.flipped ? CUBLAS_OP_T : CUBLAS_OP_N, a.flipped ? CUBLAS_OP_T : CUBLAS_OP_N, N, M, K, &one,
-                       b.data, CudaType<act>::type, b.row, a.data, CudaType<act>::type, a.row, &beta,
-                       out, CudaType<number>::type, row, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
-}
-
-enum { WORKSPACE = 32 << 20 };    // bytes: what cuBLAS asks for on Hopper
-
-// inp (M,N) = a b and out = gelu(inp), or, where `backward`, out = gelu'(inp) * (a b): GELU as the product's last step, on sums
-// that are still in registers. A pass of its own would read inp again (forward), or write a b and read it again (backward):
-// one and two values an element more. Returns false, and has done nothing, where that pass is to be made:
-// - in fp32, which follows train_gpt.c to 1e-4. cuBLASLt's GELU has the same tanh form, but nobody promises its digits; a
-//   bf16's are few.
-// - on GPUs other than of compute capability 9 and 10: there cuBLASLt was seen to run GELU in a kernel of its own, slower than
-//   ours (github.com/karpathy/llm.c/pull/591, 653; github.com/sgl-project/sglang/pull/34350).
-// - for matrices whose rows are no multiples of 16 bytes, which it refuses, and for what else it knows no algorithm.
-static bool matmul_gelu(act *out, act *inp, bool backward, Matrix a, Matrix b, int M, int N, int K) {
-    if (!gelu_in_products || (a.row | b.row | N) % W || ((size_t)out | (size_t)inp | (size_t)a.data | (size_t)b.data) % 16) return false;
-    cublasLtMatmulDesc_t product;
-    cublasLtMatrixLayout_t left, right, result;    // by columns, as in matmul
-    cublasLtMatmulPreference_t preference;
-    check(cublasLtMatmulDescCreate(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    check(cublasLtMatrixLayoutCreate(&left, CudaType<act>::type, b.flipped ? K : N, b.flipped ? N : K, b.row));
-    check(cublasLtMatrixLayoutCreate(&right, CudaType<act>::type, a.flipped ? M : K, a.flipped ? K : M, a.row));
-    check(cublasLtMatrixLayoutCreate(&result, CudaType<act>::type, N, M, N));
-    check(cublasLtMatmulPreferenceCreate(&preference));
-    cublasOperation_t op_left = b.flipped ? CUBLAS_OP_T : CUBLAS_OP_N, op_right = a.flipped ? CUBLAS_OP_T : CUBLAS_OP_N;
-    cublasLtEpilogue_t epilogue = backward ? CUBLASLT_EPILOGUE_DGELU : CUBLASLT_EPILOGUE_GELU_AUX;
-    int64_t row = N;
-    const struct { cublasLtMatmulDescAttributes_t name; const void *value; size_t size; } settings[] = {
-        {CUBLASLT_MATMUL_DESC_TRANSA, &op_left, sizeof op_left}, {CUBLASLT_MATMUL_DESC_TRANSB, &op_right, sizeof op_right},
-        {CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue},
-        {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &inp, sizeof inp}, {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, &row, sizeof row}};
-    for (auto &s : settings) check(cublasLtMatmulDescSetAttribute(product, s.name, s.value, s.size));
-    uint64_t bytes = WORKSPACE;
-    uint32_t aligned = 16, reduction = CUBLASLT_REDUCTION_SCHEME_NONE;    // no sum is split: float throughout, in one order
-    const struct { cublasLtMatmulPreferenceAttributes_t name; const void *value; size_t size; } wishes[] = {
-        {CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes}, {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction},
-        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &aligned, sizeof aligned}, {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &aligned, sizeof aligned},
-        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &aligned, sizeof aligned}, {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &aligned, sizeof aligned}};
-    for (auto &w : wishes) check(cublasLtMatmulPreferenceSetAttribute(preference, w.name, w.value, w.size));
-    cublasLtHandle_t handle = (cublasLtHandle_t)cublas;    // NVIDIA lets the one stand for the other
-    cublasLtMatmulHeuristicResult_t algorithm = {};
-    int known = 0;
-    float one = 1, zero = 0;
-    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, product, left, right, result, result, preference, 1, &algorithm, &known);
-    if (status != CUBLAS_STATUS_NOT_SUPPORTED && status != CUBLAS_STATUS_INVALID_VALUE) check(status);
-    known = known && status == CUBLAS_STATUS_SUCCESS && algorithm.state == CUBLAS_STATUS_SUCCESS;
-    if (known) check(cublasLtMatmul(handle, product, &one, b.data, left, a.data, right, &zero, out, result, out, result, &algorithm.algo, workspace, WORKSPACE, stream));
-    check(cublasLtMatmulPreferenceDestroy(preference));
-    for (cublasLtMatrixLayout_t layout : {left, right, result}) check(cublasLtMatrixLayoutDestroy(layout));
-    check(cublasLtMatmulDescDestroy(product));
-    return known;
-}
-
-// ---------------------------------------------------------------------------
-// Layers, each forward then backward. Activations and their gradients are `act`; a parameter's gradient is float, and is
-// added to what is there where `adds` is set: by every micro-batch of a step but the first.
-
-// out (rows,OC) = inp (rows,IC) weight^T, weight (OC,IC); `row` elements lead from one row of out to the next
-static void matmul_forward(act *out, int row, const act *inp, const act *weight, int rows, int IC, int OC) {
-    matmul(out, row, false, matrix(inp, IC), transposed(weight, IC), rows, OC, IC);
-}
-
-// dinp (rows,IC) = dout (rows,OC) weight;  dweight (OC,IC) = dout^T inp
-static void matmul_backward(act *dinp, float *dweight, bool adds, const act *dout, int row, const act *inp, const act *weight, int rows, int IC, int OC) {
-    matmul(dinp, IC, false, matrix(dout, row), matrix(weight, IC), rows, IC, OC);
-    matmul(dweight, IC, adds, transposed(dout, row), matrix(inp, IC), OC, IC, rows);
-}
-
-// out (rows,C) = wte (V,C) at each token. Moves 2 C values a token: read a row, write a row.
-__global__ void embedding_forward_kernel(act *out, const int *tokens, const act *wte, int rows, int C) {
-    int parts = (C + W - 1) / W;
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x, row = i / parts;
-    int c = (int)(i % parts) * W;
-    if (row < (size_t)rows) copy(out + row * C + c, wte + (size_t)tokens[row] * C + c, C - c);
+// out (rows,C): for each token of tokens (rows), its row of wte (V,C), the token embedding.
+// Moves 2 C values per token.
+__global__ void embedding_forward_kernel(act *out, const int *tokens, const act *wte,
+                                         int rows, int C) {
+    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W, row = i / C, c = i % C;
+    if (row >= (size_t)rows) return;
+    float x[W];
+    load(x, wte + (size_t)tokens[row] * C + c);
+    store(out + i, x);
 }
 
 static void embedding_forward(act *out, const int *tokens, const act *wte, int rows, int C) {
-    launch(embedding_forward_kernel, blocks((double)rows * ((C + W - 1) / W), 128), 128, out, tokens, wte, rows, C);
+    launch(embedding_forward_kernel, ceil_div(rows * (C / W), 128), 128, out, tokens, wte, rows, C);
 }
 
-__device__ inline int first_from(const int *sorted, int begin, int end, int row) {    // the first place whose number is not below row
+// The first place in [begin, end) of sorted whose number is at least row, or end
+__device__ inline int first_from(const int *sorted, int begin, int end, int row) {
     while (begin < end) {
         int middle = (begin + end) / 2;
         if (sorted[middle] < row) begin = middle + 1;
@@ -275,284 +69,389 @@ __device__ inline int first_from(const int *sorted, int begin, int end, int row)
     return begin;
 }
 
-// dwte (V,C): each token's row is the sum of dout (rows,C) where the token stood. Threads that met the same token would
-// have to add atomically, in an order left to chance. So the host sorts the batch's positions by token (gpt_batch): those
-// of token v are order[start[v] .. start[v + 1]), ascending, and a block has a token and 256 channels to itself.
-// Moves C act a position and C float for each of V tokens; further micro-batches write only the tokens that they hold.
-__global__ void embedding_backward_kernel(float *dwte, bool adds, const act *dout, const int *order, const int *start, int first, int rows, int C) {
-    __shared__ float sums[8][32 * W];
+// Adds to row v of dwte (V,C) the sum of dout (rows,C) over the positions where the token is v.
+// Threads that met the same token would have to add one after another, in an order left to chance.
+// So the host sorts the positions of the batch by token (gpt_batch): those of token v are
+// order[start[v]] .. order[start[v + 1] - 1], ascending. A block has one token and 256 channels;
+// dout is of the `rows` positions from `first` on. Moves C act per position, and 2 C float for each
+// token that occurs.
+enum { EMBEDDING_ROWS = 8 };                         // positions that a block reads at a time
+__global__ void embedding_backward_kernel(real *dwte, const act *dout, const int *order,
+                                          const int *start, int first, int rows, int C) {
+    __shared__ float sums[EMBEDDING_ROWS][32 * W];
     int v = blockIdx.x, c = (blockIdx.y * 32 + threadIdx.x) * W;
-    int begin = first_from(order, start[v], start[v + 1], first), end = first_from(order, begin, start[v + 1], first + rows);
-    if (adds && begin == end) return;
+    int begin = first_from(order, start[v], start[v + 1], first);
+    int end = first_from(order, begin, start[v + 1], first + rows);
+    if (begin == end) return;
     float sum[W] = {}, x[W];
-    for (int i = begin + threadIdx.y; i < end; i += 8) {
-        load(x, dout + (size_t)(order[i] - first) * C + c, C - c);
+    for (int i = begin + threadIdx.y; i < end; i += EMBEDDING_ROWS) {
+        load(x, dout + (size_t)(order[i] - first) * C + c, c < C);
         for (int j = 0; j < W; j++) sum[j] += x[j];
     }
     for (int j = 0; j < W; j++) sums[threadIdx.y][threadIdx.x * W + j] = sum[j];
     __syncthreads();
-    if (threadIdx.y) return;
-    load(sum, dwte + (size_t)v * C + c, adds ? C - c : 0);
-    for (int y = 0; y < 8; y++)
+    if (threadIdx.y || c >= C) return;
+    load(sum, dwte + (size_t)v * C + c);
+    for (int y = 0; y < EMBEDDING_ROWS; y++)
         for (int j = 0; j < W; j++) sum[j] += sums[y][threadIdx.x * W + j];
-    store(dwte + (size_t)v * C + c, sum, C - c);
+    store(dwte + (size_t)v * C + c, sum);
 }
 
-static void embedding_backward(float *dwte, bool adds, const act *dout, const int *order, const int *start, int first, int rows, int C, int V) {
-    launch(embedding_backward_kernel, dim3(V, blocks(C, 32 * W)), dim3(32, 8), dwte, adds, dout, order, start, first, rows, C);
+static void embedding_backward(real *dwte, const act *dout, const int *order, const int *start,
+                               int first, int rows, int C, int V) {
+    launch(embedding_backward_kernel, dim3(V, ceil_div(C, 32 * W)), dim3(32, EMBEDDING_ROWS),
+           dwte, dout, order, start, first, rows, C);
 }
 
-// out (cols) = the sum of the rows of partial (rows,cols). Blocks that share a parameter leave a row each, this adds them.
-__global__ void sum_rows_kernel(float *out, bool adds, const float *partial, int rows, int cols) {
-    __shared__ float sums[8][32];
-    int c = blockIdx.x * 32 + threadIdx.x;
-    float sum = 0;
-    for (int r = threadIdx.y; r < rows && c < cols; r += 8) sum += partial[(size_t)r * cols + c];
-    sums[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y || c >= cols) return;
-    sum = adds ? out[c] : 0;
-    for (int y = 0; y < 8; y++) sum += sums[y][threadIdx.x];
-    out[c] = sum;
-}
-
-static void sum_rows(float *out, bool adds, const float *partial, int rows, int cols) {
-    launch(sum_rows_kernel, blocks(cols, 32), dim3(32, 8), out, adds, partial, rows, cols);
-}
-
-// A row of C values is kept in the registers of 32 to 512 threads, KEEP times W in each, so that it is read from memory once.
-// Backward, at most ROW_BLOCKS blocks walk over all rows: four for each of an H200's 132 processors.
-enum { KEEP = 2, ROW_THREADS = 512, MAX_C = ROW_THREADS * KEEP * W, ROW_BLOCKS = 4 * 132 };
+// A row of C values stays in the registers of 32 to 512 threads, PARTS times W in each, so that it
+// is read from memory once. A block has several short rows, or one long one.
+enum { PARTS = 2, ROW_THREADS = 512, MAX_C = ROW_THREADS * PARTS * W };
 static dim3 row_block(int C) {
-    int x = 32 * blocks(C, 32 * KEEP * W);
+    int x = 32 * ceil_div(C, 32 * PARTS * W);
     return dim3(x, x < 128 ? 128 / x : 1);
 }
 
-// out = weight * (inp - mean) * rstd, a row of C at a time; mean, rstd (rows). Ba et al. 2016, without a bias. Where add is
-// not NULL, sum = inp + add, the residual after a branch, is written and normalised: fused, as sum would otherwise be
-// written and read again. Moves 4 C values a row (read inp and add, write sum and out), 2 C without add.
-__global__ void __launch_bounds__(ROW_THREADS) layernorm_forward_kernel(act *out, act *sum, float *mean, float *rstd, const act *inp, const act *add,
-                                                                        const float *weight, int rows, int C) {
+// x (rows,C) = inp + branch, the residual stream with the output of a branch added, and out (rows,C)
+// = LayerNorm of each row of x (Ba et al. 2016, without a bias):
+//   out = weight * n, where n = (x - mean) * rstd and rstd = 1 / sqrt(variance + 1e-6)
+// branch (rows,C) may be NULL: then x must be inp. weight (C); mean, rstd (rows). Moves 4 C values
+// per row, 2 C without branch.
+__global__ void __launch_bounds__(ROW_THREADS)
+residual_layernorm_forward_kernel(act *out, act *x, real *mean, real *rstd, const act *inp,
+                                  const act *branch, const act *weight, int rows, int C) {
     int row = blockIdx.x * blockDim.y + threadIdx.y;
-    size_t at = (size_t)row * C;
-    float x[KEEP][W], w[W], m = 0, r = 0;
+    float y[PARTS][W], b[PARTS][W], w[PARTS][W], m = 0, variance = 0;
+    // all loads come first, so that memory answers them together
     #pragma unroll
-    for (int j = 0; j < KEEP; j++) {
-        int c = (j * blockDim.x + threadIdx.x) * W, n = row < rows ? C - c : 0;
-        load(x[j], inp + at + c, n);
-        if (add) {
-            load(w, add + at + c, n);
-            for (int i = 0; i < W; i++) x[j][i] = rounded(x[j][i] + w[i]);
-            store(sum + at + c, x[j], n);
-        }
-        for (int i = 0; i < W; i++) m += x[j][i];
+    for (int part = 0; part < PARTS; part++) {
+        int c = (part * blockDim.x + threadIdx.x) * W;
+        bool inside = row < rows && c < C;
+        load(y[part], inp + (size_t)row * C + c, inside);
+        load(b[part], branch + (size_t)row * C + c, inside && branch);
+        load(w[part], weight + c, c < C);
     }
+    #pragma unroll
+    for (int part = 0; part < PARTS; part++)
+        for (int i = 0; i < W; i++) {
+            y[part][i] = rounded(y[part][i] + b[part][i]);
+            m += y[part][i];
+        }
     m = row_sum(m) / C;
     #pragma unroll
-    for (int j = 0; j < KEEP; j++)
-        for (int i = 0, c = (j * blockDim.x + threadIdx.x) * W; i < W; i++)
-            if (c + i < C) x[j][i] -= m, r += x[j][i] * x[j][i];
-    r = row_sum(r) / C;
-    r = 1 / sqrtf(r + 1e-6f) + 0 * r;    // NaN, not 0, where the squares overflow: as in train_gpt.c
-    #pragma unroll
-    for (int j = 0; j < KEEP; j++) {
-        int c = (j * blockDim.x + threadIdx.x) * W;
-        load(w, weight + c, C - c);
-        for (int i = 0; i < W; i++) x[j][i] = w[i] * (x[j][i] * r);
-        store(out + at + c, x[j], row < rows ? C - c : 0);
+    for (int part = 0; part < PARTS; part++) {
+        int c = (part * blockDim.x + threadIdx.x) * W;
+        store(x + (size_t)row * C + c, y[part], row < rows && c < C && branch);
+        for (int i = 0; i < W; i++) {
+            y[part][i] = c < C ? y[part][i] - m : 0;
+            variance += y[part][i] * y[part][i];
+        }
     }
-    if (threadIdx.x == 0 && row < rows) mean[row] = m, rstd[row] = r;
+    variance = row_sum(variance) / C;
+    // NaN if the squares overflow, as in train_gpt.c
+    float r = 1 / sqrtf(variance + 1e-6f) + 0 * variance;
+    #pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        int c = (part * blockDim.x + threadIdx.x) * W;
+        for (int i = 0; i < W; i++) y[part][i] = w[part][i] * (y[part][i] * r);
+        store(out + (size_t)row * C + c, y[part], row < rows && c < C);
+    }
+    if (threadIdx.x == 0 && row < rows) {
+        mean[row] = m;
+        rstd[row] = r;
+    }
 }
 
-static void layernorm_forward(act *out, act *sum, float *mean, float *rstd, const act *inp, const act *add, const float *weight, int rows, int C) {
+static void residual_layernorm_forward(act *out, act *x, real *mean, real *rstd,
+                                       const act *inp, const act *branch, const act *weight,
+                                       int rows, int C) {
     dim3 block = row_block(C);
-    launch(layernorm_forward_kernel, blocks(rows, block.y), block, out, sum, mean, rstd, inp, add, weight, rows, C);
+    launch(residual_layernorm_forward_kernel, ceil_div(rows, block.y), block,
+           out, x, mean, rstd, inp, branch, weight, rows, C);
 }
 
-// With n = (inp - mean) * rstd and g = dout * weight:  dinp = add + rstd * (g - mean(g) - n * mean(g * n)),
-// dweight (C) = sum over rows of dout * n. Fused with the sum of the residual's gradient and the branch's (add; dinp may be
-// add): moves 4 C values a row (read dout, inp and add, write dinp). partial (blocks,C): a block's share of dweight.
-__global__ void __launch_bounds__(ROW_THREADS) layernorm_backward_kernel(act *dinp, const act *add, float *partial, const act *dout, const act *inp,
-                                                                         const float *weight, const float *mean, const float *rstd, int rows, int C) {
-    __shared__ float others[128 * KEEP * W];
-    float dw[KEEP][W] = {};
+// The gradient of a norm's weight sums over rows. Each block leaves the sum of its rows in a row of
+// its partial; sum_partials adds these at the end of a layer, for all of its norms in one launch.
+enum { ROW_BLOCKS = 4 * 132 };                       // at most: four for each processor of an H200
+enum { MAX_PARTIALS = 5 };                           // ln_f, ln_2, q_norm, k_norm, ln_1
+typedef struct {
+    real *memory;                                    // (MAX_PARTIALS,ROW_BLOCKS,C)
+    int count;
+    struct { real *out; const real *partial; int rows, cols; } list[MAX_PARTIALS];
+} Partials;
+
+// Returns memory for partial sums (rows,cols) of out (cols).
+static real *partials_add(Partials *p, real *out, int rows, int cols) {
+    real *partial = p->memory;
+    if (p->count) {
+        auto &last = p->list[p->count - 1];
+        partial = (real *)last.partial + (size_t)last.rows * last.cols;
+    }
+    p->list[p->count].out = out;
+    p->list[p->count].partial = partial;
+    p->list[p->count].rows = rows;
+    p->list[p->count].cols = cols;
+    p->count++;
+    return partial;
+}
+
+// out (cols) += the rows of partial (rows,cols), for each entry of the list: blockIdx.y
+__global__ void sum_partials_kernel(Partials p) {
+    __shared__ float sums[8][32];
+    auto entry = p.list[blockIdx.y];
+    int c = blockIdx.x * 32 + threadIdx.x;
+    float sum = 0;
+    for (int r = threadIdx.y; r < entry.rows && c < entry.cols; r += 8)
+        sum += entry.partial[(size_t)r * entry.cols + c];
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y || c >= entry.cols) return;
+    sum = entry.out[c];
+    for (int y = 0; y < 8; y++) sum += sums[y][threadIdx.x];
+    entry.out[c] = sum;
+}
+
+static void sum_partials(Partials *p, int C) {
+    launch(sum_partials_kernel, dim3(ceil_div(C, 32), p->count), dim3(32, 8), *p);
+    p->count = 0;
+}
+
+// dx (rows,C) += the gradient that reaches x through its LayerNorm. dout, x (rows,C); weight (C);
+// mean, rstd (rows). With g = dout * weight:
+//   dx += rstd * (g - average(g) - n * average(g * n));  dweight (C) += the sum of dout * n
+// Moves 4 C values per row (reads dx, dout and x, writes dx). partial (blocks,C): dweight's.
+__global__ void __launch_bounds__(ROW_THREADS)
+residual_layernorm_backward_kernel(act *dx, real *partial, const act *dout, const act *x,
+                                   const act *weight, const real *mean, const real *rstd,
+                                   int rows, int C) {
+    __shared__ float others[128 * PARTS * W];
+    float dw[PARTS][W] = {}, w[PARTS][W];
+    #pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        int c = (part * blockDim.x + threadIdx.x) * W;
+        load(w[part], weight + c, c < C);
+    }
     for (int first = blockIdx.x * blockDim.y; first < rows; first += gridDim.x * blockDim.y) {
         int row = first + threadIdx.y;
-        size_t at = (size_t)row * C;
-        float n[KEEP][W], g[KEEP][W], w[W], m = row < rows ? mean[row] : 0, r = row < rows ? rstd[row] : 0, mean_g = 0, mean_gn = 0;
+        float n[PARTS][W], g[PARTS][W], d[PARTS][W], mean_g = 0, mean_gn = 0;
+        float m = row < rows ? mean[row] : 0, r = row < rows ? rstd[row] : 0;
         #pragma unroll
-        for (int j = 0; j < KEEP; j++) {
-            int c = (j * blockDim.x + threadIdx.x) * W, left = row < rows ? C - c : 0;
-            load(n[j], inp + at + c, left);
-            load(g[j], dout + at + c, left);
-            load(w, weight + c, C - c);
-            for (int i = 0; i < W; i++) {
-                n[j][i] = (n[j][i] - m) * r;
-                dw[j][i] += g[j][i] * n[j][i];
-                g[j][i] *= w[i];
-                mean_g += g[j][i];
-                mean_gn += g[j][i] * n[j][i];
-            }
+        for (int part = 0; part < PARTS; part++) {
+            int c = (part * blockDim.x + threadIdx.x) * W;
+            bool inside = row < rows && c < C;
+            load(n[part], x + (size_t)row * C + c, inside);
+            load(g[part], dout + (size_t)row * C + c, inside);
+            load(d[part], dx + (size_t)row * C + c, inside);
         }
+        #pragma unroll
+        for (int part = 0; part < PARTS; part++)
+            for (int i = 0; i < W; i++) {
+                n[part][i] = (n[part][i] - m) * r;
+                dw[part][i] += g[part][i] * n[part][i];
+                g[part][i] *= w[part][i];
+                mean_g += g[part][i];
+                mean_gn += g[part][i] * n[part][i];
+            }
         mean_g = row_sum(mean_g) / C;
         mean_gn = row_sum(mean_gn) / C;
         #pragma unroll
-        for (int j = 0; j < KEEP; j++) {
-            int c = (j * blockDim.x + threadIdx.x) * W, left = row < rows ? C - c : 0;
-            load(w, add + at + c, add ? left : 0);
-            for (int i = 0; i < W; i++) w[i] += r * (g[j][i] - mean_g - n[j][i] * mean_gn);
-            store(dinp + at + c, w, left);
+        for (int part = 0; part < PARTS; part++) {
+            int c = (part * blockDim.x + threadIdx.x) * W;
+            for (int i = 0; i < W; i++)
+                d[part][i] += r * (g[part][i] - mean_g - n[part][i] * mean_gn);
+            store(dx + (size_t)row * C + c, d[part], row < rows && c < C);
         }
     }
-    for (int y = blockDim.y - 1; y >= 0; y--) {    // the block's rows add their shares, one after another
+    // the rows of the block add their sums, one after another
+    for (int y = blockDim.y - 1; y >= 0; y--) {
         #pragma unroll
-        for (int j = 0; j < KEEP; j++)
-            for (int i = 0, c = (j * blockDim.x + threadIdx.x) * W; i < W; i++) {
-                if ((int)threadIdx.y != y || c + i >= C) continue;
-                float sum = dw[j][i] + (y + 1 < (int)blockDim.y ? others[c + i] : 0);
-                if (y) others[c + i] = sum;
-                else partial[(size_t)blockIdx.x * C + c + i] = sum;
+        for (int part = 0; part < PARTS; part++)
+            for (int i = 0; i < W; i++) {
+                int c = (part * blockDim.x + threadIdx.x) * W + i;
+                if ((int)threadIdx.y != y || c >= C) continue;
+                float sum = dw[part][i] + (y + 1 < (int)blockDim.y ? others[c] : 0);
+                if (y) others[c] = sum;
+                else partial[(size_t)blockIdx.x * C + c] = sum;
             }
         __syncthreads();
     }
 }
 
-static void layernorm_backward(act *dinp, const act *add, float *dweight, bool adds, const act *dout, const act *inp, const float *weight,
-                               const float *mean, const float *rstd, float *partial, int rows, int C) {
+static void residual_layernorm_backward(act *dx, real *dweight, const act *dout, const act *x,
+                                        const act *weight, const real *mean, const real *rstd,
+                                        Partials *partial, int rows, int C) {
     dim3 block = row_block(C);
-    int grid = least(blocks(rows, block.y), ROW_BLOCKS);
-    launch(layernorm_backward_kernel, grid, block, dinp, add, partial, dout, inp, weight, mean, rstd, rows, C);
-    sum_rows(dweight, adds, partial, grid, C);
+    int grid = least(ceil_div(rows, block.y), ROW_BLOCKS);
+    real *sums = partials_add(partial, dweight, grid, C);
+    launch(residual_layernorm_backward_kernel, grid, block, dx, sums, dout, x, weight, mean, rstd,
+           rows, C);
 }
 
-// A head's q or k is kept in the registers of a group of lanes, each with W pairs (i, i + HS/2): normalised, turned and
-// written after it was read once. The group is a power of 2, so that a warp holds whole groups.
-enum { MAX_HS = 2 * 32 * W, HEAD_BLOCKS = 3 * 132 };
+// out (rows,OC) = inp (rows,IC) weight^T; weight (OC,IC)
+static void matmul_forward(act *out, const act *inp, const act *weight,
+                           int rows, int IC, int OC) {
+    matmul(out, (act *)NULL, matrix(inp, IC), transposed(weight, IC), rows, OC, IC);
+}
+
+// dinp (rows,IC) = dout (rows,OC) weight;  dweight (OC,IC) += dout^T inp
+static void matmul_backward(act *dinp, real *dweight, const act *dout, const act *inp,
+                            const act *weight, int rows, int IC, int OC) {
+    matmul(dinp, (act *)NULL, matrix(dout, padded(OC)), matrix(weight, IC), rows, IC, OC);
+    matmul(dweight, dweight, transposed(dout, padded(OC)), matrix(inp, IC), OC, IC, rows);
+}
+
+// A head of q or k stays in the registers of a group of lanes, PAIRS pairs (i, i + HS/2) in each.
+// The number of lanes is a power of 2, so that a warp holds whole groups.
+enum { PAIRS = 4, MAX_HS = 128, HEAD_THREADS = 128 };
 static int head_lanes(int HS) {
     int lanes = 1;
-    while (lanes * 2 * W < HS) lanes *= 2;
+    while (lanes * 2 * PAIRS < HS) lanes *= 2;
     return lanes;
 }
 
-// x = (x - mean) * rstd over a head of HS values, n pairs a lane; returns rstd.
-__device__ inline float head_norm(float (&x)[2][W], int n, int HS, int lanes) {
-    float m = 0, r = 0;
-    for (int i = 0; i < W; i++) m += x[0][i] + x[1][i];
-    m = lanes_sum(m, lanes) / HS;
-    for (int i = 0; i < W; i++)
-        if (i < n) x[0][i] -= m, x[1][i] -= m, r += x[0][i] * x[0][i] + x[1][i] * x[1][i];
-    r = lanes_sum(r, lanes) / HS;
-    r = 1 / sqrtf(r + 1e-6f) + 0 * r;
-    for (int i = 0; i < W; i++) x[0][i] *= r, x[1][i] *= r;
-    return r;
-}
-
-// g, the gradient of weight * head_norm(x), becomes that of x; dw += g head_norm(x). As in layernorm_backward.
-__device__ inline void head_norm_backward(float (&g)[2][W], float (&dw)[2][W], float (&x)[2][W], const float *weight, int n, int HS, int lanes) {
-    float w[W], r = head_norm(x, n, HS, lanes), mean_g = 0, mean_gn = 0;
-    for (int part = 0; part < 2; part++) {
-        load(w, weight + part * (HS / 2), n);
-        for (int i = 0; i < W; i++) {
-            dw[part][i] += g[part][i] * x[part][i];
-            g[part][i] *= w[i];
-            mean_g += g[part][i];
-            mean_gn += g[part][i] * x[part][i];
+// Computes the q and k that attention sees, qk (B,T,2,C), from c_attn's output, qkv (B,T,3,C): by
+// qk-norm, LayerNorm of each head with q_weight or k_weight (HS), which are NULL without it; then by
+// RoPE. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2). Moves 4 C values per token.
+__global__ void qk_norm_rope_forward_kernel(act *qk, real *mean, real *rstd, const act *qkv,
+                                            const act *q_weight, const act *k_weight,
+                                            const real *cosine, const real *sine,
+                                            int rows, int T, int NH, int HS, int lanes) {
+    // head: of the 2*NH of each row, q's first
+    size_t head = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / lanes, row = head / (2 * NH);
+    int h = (int)(head % (2 * NH)), C = NH * HS, half = HS / 2;
+    int i0 = threadIdx.x % lanes * PAIRS;            // this lane's first pair
+    bool inside = row < (size_t)rows && i0 < half;
+    const act *from = qkv + row * 3 * C + (size_t)h * HS + i0;
+    act *to = qk + row * 2 * C + (size_t)h * HS + i0;
+    size_t position = row % T * half + i0;
+    float x[2][PAIRS], cos_t[PAIRS], sin_t[PAIRS];
+    load(x[0], from, inside);
+    load(x[1], from + half, inside);
+    load(cos_t, cosine + position, inside);
+    load(sin_t, sine + position, inside);
+    if (q_weight) {                                                             // [qk_norm
+        const act *weight = (h < NH ? q_weight : k_weight) + i0;
+        float w[2][PAIRS], m = 0, variance = 0;
+        load(w[0], weight, inside);
+        load(w[1], weight + half, inside);
+        for (int i = 0; i < PAIRS; i++) m += x[0][i] + x[1][i];
+        m = lanes_sum(m, lanes) / HS;
+        for (int part = 0; part < 2; part++)
+            for (int i = 0; i < PAIRS; i++) {
+                x[part][i] = inside ? x[part][i] - m : 0;
+                variance += x[part][i] * x[part][i];
+            }
+        variance = lanes_sum(variance, lanes) / HS;
+        float r = 1 / sqrtf(variance + 1e-6f) + 0 * variance;
+        for (int part = 0; part < 2; part++)
+            for (int i = 0; i < PAIRS; i++) x[part][i] = w[part][i] * (x[part][i] * r);
+        if (inside && i0 == 0) {
+            mean[head] = m;
+            rstd[head] = r;
         }
+    }                                                                           // qk_norm]
+    for (int i = 0; i < PAIRS; i++) {
+        float x0 = x[0][i], x1 = x[1][i];
+        x[0][i] = x0 * cos_t[i] - x1 * sin_t[i];
+        x[1][i] = x0 * sin_t[i] + x1 * cos_t[i];
     }
-    mean_g = lanes_sum(mean_g, lanes) / HS, mean_gn = lanes_sum(mean_gn, lanes) / HS;
-    for (int part = 0; part < 2; part++)
-        for (int i = 0; i < W; i++) g[part][i] = r * (g[part][i] - mean_g - x[part][i] * mean_gn);
+    store(to, x[0], inside);
+    store(to + half, x[1], inside);
 }
 
-// partial (HS) = the block's sum of dw: the groups of a warp hold the same channels, and so do its four warps.
-__device__ inline void head_shares(float *partial, const float (&dw)[2][W], int i0, int HS, int lanes) {
-    __shared__ float shares[4][MAX_HS];
+static void qk_norm_rope_forward(act *qk, real *mean, real *rstd, const act *qkv,
+                                 const act *q_weight, const act *k_weight, const real *cosine,
+                                 const real *sine, int B, int T, int NH, int HS) {
+    int lanes = head_lanes(HS), heads = B * T * 2 * NH;
+    launch(qk_norm_rope_forward_kernel, ceil_div(heads, HEAD_THREADS / lanes), HEAD_THREADS,
+           qk, mean, rstd, qkv, q_weight, k_weight, cosine, sine, B * T, T, NH, HS, lanes);
+}
+
+// Turns the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), into those of qkv, in
+// place. First rotates back (a rotation's transpose is its inverse), then goes back through
+// qk-norm, as in residual_layernorm_backward. blockIdx.y: q, then k. Moves 6 C values per token
+// (reads dqkv and qkv, writes dqkv), 4 C without qk-norm. partial (blocks,HS) of q, then of k.
+__global__ void qk_norm_rope_backward_kernel(act *dqkv, real *partial, const act *qkv,
+                                             const real *mean, const real *rstd,
+                                             const act *q_weight, const act *k_weight,
+                                             const real *cosine, const real *sine,
+                                             int rows, int T, int NH, int HS, int lanes) {
+    __shared__ float shares[HEAD_THREADS / 32][MAX_HS];
+    int C = NH * HS, half = HS / 2, heads = rows * NH, each = HEAD_THREADS / lanes;
+    int i0 = threadIdx.x % lanes * PAIRS, part_of_qkv = blockIdx.y;
+    float dw[2][PAIRS] = {}, w[2][PAIRS] = {};
+    if (q_weight) {                                                             // [qk_norm
+        const act *weight = (part_of_qkv ? k_weight : q_weight) + i0;
+        load(w[0], weight, i0 < half);
+        load(w[1], weight + half, i0 < half);
+    }                                                                           // qk_norm]
+    for (int first = blockIdx.x * each; first < heads; first += gridDim.x * each) {
+        int head = first + threadIdx.x / lanes;
+        bool inside = head < heads && i0 < half;
+        size_t row = head / NH, at = row * 3 * C + (size_t)part_of_qkv * C + head % NH * HS + i0;
+        size_t position = row % T * half + i0;
+        size_t stat = (row * 2 + part_of_qkv) * NH + head % NH;
+        float g[2][PAIRS], n[2][PAIRS], cos_t[PAIRS], sin_t[PAIRS], mean_g = 0, mean_gn = 0;
+        load(g[0], dqkv + at, inside);
+        load(g[1], dqkv + at + half, inside);
+        load(n[0], qkv + at, inside && q_weight);
+        load(n[1], qkv + at + half, inside && q_weight);
+        load(cos_t, cosine + position, inside);
+        load(sin_t, sine + position, inside);
+        for (int i = 0; i < PAIRS; i++) {
+            float g0 = g[0][i], g1 = g[1][i];
+            g[0][i] = g0 * cos_t[i] + g1 * sin_t[i];
+            g[1][i] = g1 * cos_t[i] - g0 * sin_t[i];
+        }
+        if (q_weight) {                                                         // [qk_norm
+            float m = inside ? mean[stat] : 0, r = inside ? rstd[stat] : 0;
+            for (int part = 0; part < 2; part++)
+                for (int i = 0; i < PAIRS; i++) {
+                    n[part][i] = (n[part][i] - m) * r;
+                    dw[part][i] += g[part][i] * n[part][i];
+                    g[part][i] *= w[part][i];
+                    mean_g += g[part][i];
+                    mean_gn += g[part][i] * n[part][i];
+                }
+            mean_g = lanes_sum(mean_g, lanes) / HS;
+            mean_gn = lanes_sum(mean_gn, lanes) / HS;
+            for (int part = 0; part < 2; part++)
+                for (int i = 0; i < PAIRS; i++)
+                    g[part][i] = r * (g[part][i] - mean_g - n[part][i] * mean_gn);
+        }                                                                       // qk_norm]
+        store(dqkv + at, g[0], inside);
+        store(dqkv + at + half, g[1], inside);
+    }
+    if (!q_weight) return;
+    // the groups of a warp hold the same channels, and so do the warps of the block
     for (int part = 0; part < 2; part++)
-        for (int i = 0; i < W; i++) {
+        for (int i = 0; i < PAIRS; i++) {
             float sum = dw[part][i];
-            for (int distance = 16; distance >= lanes; distance /= 2) sum += __shfl_xor_sync(ALL, sum, distance);
-            if ((int)threadIdx.x % 32 < lanes && i0 + i < HS / 2) shares[threadIdx.x / 32][part * (HS / 2) + i0 + i] = sum;
+            for (int distance = 16; distance >= lanes; distance /= 2)
+                sum += __shfl_xor_sync(ALL, sum, distance);
+            if ((int)threadIdx.x % 32 < lanes && i0 < half)
+                shares[threadIdx.x / 32][part * half + i0 + i] = sum;
         }
     __syncthreads();
-    for (int i = threadIdx.x; i < HS; i += blockDim.x) partial[i] = shares[0][i] + shares[1][i] + shares[2][i] + shares[3][i];
-}
-
-// qk (B,T,2,NH,HS) = the q and k of qkv (B,T,3,NH,HS), normalised over HS where the weights (HS) are not NULL, then turned.
-// One pass for qk-norm and RoPE, q and k: moves 4 C values a token.
-__global__ void qk_norm_rope_forward_kernel(act *qk, const act *qkv, const float *q_weight, const float *k_weight, const float *cosine, const float *sine,
-                                            int rows, int T, int NH, int HS, int lanes) {
-    size_t head = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / lanes, row = head / (2 * NH);
-    int h = (int)(head % (2 * NH)), C = NH * HS, half = HS / 2, i0 = threadIdx.x % lanes * W, n = row < (size_t)rows ? half - i0 : 0;
-    const act *inp = qkv + row * 3 * C + (size_t)h * HS + i0;
-    act *out = qk + row * 2 * C + (size_t)h * HS + i0;
-    float x[2][W], w[W], turn[W];
-    load(x[0], inp, n);
-    load(x[1], inp + half, n);
-    if (q_weight) {                                                                       // [qk_norm
-        const float *weight = (h < NH ? q_weight : k_weight) + i0;
-        head_norm(x, n, HS, lanes);
-        for (int part = 0; part < 2; part++) {
-            load(w, weight + part * half, n);
-            for (int i = 0; i < W; i++) x[part][i] *= w[i];
-        }
-    }                                                                                     // qk_norm]
-    load(w, cosine + row % T * half + i0, n);
-    load(turn, sine + row % T * half + i0, n);
-    for (int i = 0; i < W; i++) {
-        float x0 = x[0][i], x1 = x[1][i];
-        x[0][i] = x0 * w[i] - x1 * turn[i];
-        x[1][i] = x0 * turn[i] + x1 * w[i];
+    for (int i = threadIdx.x; i < HS; i += HEAD_THREADS) {
+        float sum = 0;
+        for (int warp = 0; warp < HEAD_THREADS / 32; warp++) sum += shares[warp][i];
+        partial[((size_t)part_of_qkv * gridDim.x + blockIdx.x) * HS + i] = sum;
     }
-    store(out, x[0], n);
-    store(out + half, x[1], n);
 }
 
-static void qk_norm_rope_forward(act *qk, const act *qkv, const float *q_weight, const float *k_weight, const float *cosine, const float *sine,
-                                 int rows, int T, int NH, int HS) {
-    int lanes = head_lanes(HS);
-    launch(qk_norm_rope_forward_kernel, blocks((double)rows * 2 * NH * lanes, 128), 128, qk, qkv, q_weight, k_weight, cosine, sine, rows, T, NH, HS, lanes);
-}
-
-// dqkv's q and k (blockIdx.y) are turned back and become the gradients of qkv's, in place. Mean and rstd are computed again
-// from qkv: the head is in registers anyway. Moves 6 C values a token (read dqkv and qkv, write dqkv), 4 C without qk-norm.
-// partial (2,blocks,HS): each block's share of the weights' gradients.
-__global__ void qk_norm_rope_backward_kernel(act *dqkv, float *partial, const act *qkv, const float *q_weight, const float *k_weight,
-                                             const float *cosine, const float *sine, int rows, int T, int NH, int HS, int lanes) {
-    int C = NH * HS, half = HS / 2, i0 = threadIdx.x % lanes * W, heads = rows * NH, each = blockDim.x / lanes;
-    float dw[2][W] = {};
-    for (int first = blockIdx.x * each; first < heads; first += gridDim.x * each) {
-        int head = first + threadIdx.x / lanes, n = head < heads ? half - i0 : 0;
-        size_t row = head / NH, at = row * 3 * C + (size_t)(blockIdx.y * NH + head % NH) * HS + i0;
-        float g[2][W], w[W], turn[W];
-        load(g[0], dqkv + at, n);
-        load(g[1], dqkv + at + half, n);
-        load(w, cosine + row % T * half + i0, n);
-        load(turn, sine + row % T * half + i0, n);
-        for (int i = 0; i < W; i++) {    // the inverse of a rotation is its transpose
-            float g0 = g[0][i], g1 = g[1][i];
-            g[0][i] = g0 * w[i] + g1 * turn[i];
-            g[1][i] = g1 * w[i] - g0 * turn[i];
-        }
-        if (q_weight) {                                                                   // [qk_norm
-            const float *weight = (blockIdx.y ? k_weight : q_weight) + i0;
-            float x[2][W];
-            load(x[0], qkv + at, n);
-            load(x[1], qkv + at + half, n);
-            head_norm_backward(g, dw, x, weight, n, HS, lanes);
-        }                                                                                 // qk_norm]
-        store(dqkv + at, g[0], n);
-        store(dqkv + at + half, g[1], n);
-    }
-    if (q_weight) head_shares(partial + ((size_t)blockIdx.y * gridDim.x + blockIdx.x) * HS, dw, i0, HS, lanes);    // [qk_norm]
-}
-
-static void qk_norm_rope_backward(act *dqkv, float *dq_weight, float *dk_weight, bool adds, const act *qkv, const float *q_weight, const float *k_weight,
-                                  const float *cosine, const float *sine, float *partial, int rows, int T, int NH, int HS) {
-    int lanes = head_lanes(HS), grid = least(blocks((double)rows * NH * lanes, 128), HEAD_BLOCKS);
-    launch(qk_norm_rope_backward_kernel, dim3(grid, 2), 128, dqkv, partial, qkv, q_weight, k_weight, cosine, sine, rows, T, NH, HS, lanes);
-    if (!q_weight) return;
-    sum_rows(dq_weight, adds, partial, grid, HS);                                         // [qk_norm]
-    sum_rows(dk_weight, adds, partial + (size_t)grid * HS, grid, HS);                     // [qk_norm]
+static void qk_norm_rope_backward(act *dqkv, real *dq_weight, real *dk_weight, const act *qkv,
+                                  const real *mean, const real *rstd, const act *q_weight,
+                                  const act *k_weight, const real *cosine, const real *sine,
+                                  Partials *partial, int B, int T, int NH, int HS) {
+    int lanes = head_lanes(HS), heads = B * T * NH;
+    int grid = least(ceil_div(heads, HEAD_THREADS / lanes), ROW_BLOCKS / 2);    // one wave, q and k
+    real *sums = NULL;
+    if (q_weight) {                                                             // [qk_norm
+        sums = partials_add(partial, dq_weight, grid, HS);
+        partials_add(partial, dk_weight, grid, HS);
+    }                                                                           // qk_norm]
+    launch(qk_norm_rope_backward_kernel, dim3(grid, 2), HEAD_THREADS, dqkv, sums, qkv, mean, rstd,
+           q_weight, k_weight, cosine, sine, B * T, T, NH, HS, lanes);
 }
 
 // Causal attention. q, k (B,T,2,NH,HS) are in qk, v in qkv (B,T,3,NH,HS), out (B,T,NH,HS): out_i = sum over j <= i of
@@ -635,7 +534,7 @@ template <int ROWS, int CH> __device__ inline void load_tile(act *tile, int ld, 
         int r = i / (CH / W), c = i % (CH / W) * W, n = r < rows ? cols - c : 0;
         act *to = tile + r * ld + c;
         for (int j = n > 0 ? n : 0; j < W; j++) round_to(&to[j], 0);
-        copy(to, from + (size_t)r * row + c, n);
+        if (n > 0) { float y[W]; load(y, from + (size_t)r * row + c); store(to, y); }
     }
 }
 
@@ -653,7 +552,7 @@ __device__ inline void store_scores(float *row, int column, const float (&x)[KT 
     float y[W];
     for (int c = 0; c < KT / 2; c += W) {
         for (int i = 0; i < W; i++) y[i] = x[c + i];
-        store((act *)row + column + c, y, W);
+        store((act *)row + column + c, y);
     }
 }
 
@@ -667,9 +566,9 @@ __device__ inline void store_rows(act *out, int row, int rows, int cols, S &sums
         __syncwarp();
         sums.template put<part>(s, SLD);
         __syncwarp();
-        load(x, s + r * SLD + c, W);
+        load(x, s + r * SLD + c);
         for (int i = 0; i < W; i++) x[i] *= factor;
-        store(out + (size_t)r * row + 16 * part + c, x, r < rows ? cols - 16 * part - c : 0);
+        store(out + (size_t)r * row + 16 * part + c, x, r < rows && cols > 16 * part + c);
         store_rows<part + 1, CH>(out, row, rows, cols, sums, factor, s);
     }
 }
@@ -733,7 +632,7 @@ __global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_
     store_rows<0, CH>(out + (at + i0 + warp) * C + head + c, C, T - i0 - warp, HS - c, o, 1 / sum, s);
     if (c == 0 && i < T && lane % 2 == 0) softmax[(size_t)blockIdx.x * T + i] = make_float2(top, 1 / sum);
     largest = row_max(largest);
-    if (c == 0 && threadIdx.x == 0) max_logit[(size_t)blockIdx.x * gridDim.y + blockIdx.y] = largest;
+    if (c == 0 && threadIdx.x == 0 && max_logit) atomicMax((int *)max_logit, __float_as_int(largest));
 }
 
 // dp_ij = dout_i v_j;  ds_ij = scale * p_ij (dp_ij - dot_i), dot_i = dout_i out_i (B,NH,T);  dq = ds k;  dk = ds^T q;  dv = p^T dout.
@@ -764,8 +663,8 @@ __global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backwa
     if (!keys) {
         float x[W], y[W];
         for (int c = lane % 2 * W; c < HS; c += 2 * W) {
-            load(x, d + (size_t)r * C + c, r < T ? HS - c : 0);
-            load(y, o + (size_t)r * C + c, r < T ? HS - c : 0);
+            load(x, d + (size_t)r * C + c, r < T && HS > c);
+            load(y, o + (size_t)r * C + c, r < T && HS > c);
             for (int i = 0; i < W; i++) my_dot += x[i] * y[i];
         }
         my_dot += __shfl_xor_sync(ALL, my_dot, 1);
@@ -829,101 +728,120 @@ __global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backwa
 enum { QUERIES = 64 };    // a block of attention_forward
 
 // CH and the rows of a block are what 48 KB of shared memory hold.
-static void attention_forward(act *out, float2 *softmax, float *max_logit, const act *qk, const act *qkv, float scale, int B, int T, int NH, int HS) {
+static void attention_forward(act *out, float *softmax, float *max_logit, const act *qk, const act *qkv, float scale, int B, int T, int NH, int HS) {
     const int CH = sizeof(act) == 2 ? 128 : 64;
-    dim3 grid(B * NH, blocks(T, QUERIES), blocks(HS, CH));
+    dim3 grid(B * NH, ceil_div(T, QUERIES), ceil_div(HS, CH));
     launch(HS <= 64 ? attention_forward_kernel<64, QUERIES> : attention_forward_kernel<CH, QUERIES>, grid, 2 * QUERIES,
-           out, softmax, max_logit, qk, qkv, scale, T, NH, HS);
+           out, (float2 *)softmax, max_logit, qk, qkv, scale, T, NH, HS);
 }
 
 template <bool keys, class... Arguments> static void attention_backward_half(int B, int T, int NH, int HS, Arguments... arguments) {
     const int CH = sizeof(act) == 2 ? 128 : 64, ROWS = sizeof(act) == 2 ? 64 : 32;
     int rows = HS <= 64 ? ROWS : 32;
     launch(HS <= 64 ? attention_backward_kernel<64, ROWS, keys> : attention_backward_kernel<CH, 32, keys>,
-           dim3(B * NH, blocks(T, rows), blocks(HS, CH)), 2 * rows, arguments..., T, NH, HS);
+           dim3(B * NH, ceil_div(T, rows), ceil_div(HS, CH)), 2 * rows, arguments..., T, NH, HS);
 }
 
-static void attention_backward(act *dqkv, float *dot, const act *dout, const act *out, const float2 *softmax, const act *qk, const act *qkv, float scale,
+static void attention_backward(act *dqkv, const act *dout, const act *out, const float *softmax, const act *qk, const act *qkv, float scale, float *scratch,
                                int B, int T, int NH, int HS) {
-    attention_backward_half<false>(B, T, NH, HS, dqkv, dot, dout, out, softmax, qk, qkv, scale);
-    attention_backward_half<true>(B, T, NH, HS, dqkv, dot, dout, out, softmax, qk, qkv, scale);
+    attention_backward_half<false>(B, T, NH, HS, dqkv, scratch, dout, out, (const float2 *)softmax, qk, qkv, scale);
+    attention_backward_half<true>(B, T, NH, HS, dqkv, scratch, dout, out, (const float2 *)softmax, qk, qkv, scale);
 }
 
-// GELU in its tanh form (Hendrycks and Gimpel 2016): gelu(x) = x s, s = 1/(1 + exp(-2u)), 2u = x (A + B x^2), computed from
-// e = exp(-|2u|), which is at most 1, as in train_gpt.c. The backward pass computes e again: here memory is dearer than an
-// exponential, so the slope is not kept. Moves 2 values an element forward (read inp, write out), 3 backward.
-#define GELU_A 1.5957691216057308f     // 2 sqrt(2/pi)
-#define GELU_B (GELU_A * 0.044715f)
-__device__ inline float clamp_30(float x) { return x > 30 ? 30 : x < -30 ? -30 : x; }
+// GELU in its tanh form, computed as in train_gpt.c: gelu(x) = x s with s = 1 / (1 + exp(-2u)) and
+// 2u = x (A + B x^2), from e = exp(-|2u|). *slope = gelu'(x): it is not kept for the backward pass,
+// as in train_gpt.c, since here memory costs more than an exponential.
+#define GELU_A ((real)1.5957691216057308)            // 2 sqrt(2/pi)
+#define GELU_B (GELU_A * (real)0.044715)
+__device__ inline real gelu(real x, real *slope) {
+    real a = fabsf(x) < 30 ? fabsf(x) : 30;
+    real a2 = a * a;
+    real e = expf(-a * (GELU_A + GELU_B * a2));
+    real inverse = 1 / (1 + e);
+    real s = (x > 0 ? 1 : e) * inverse;
+    *slope = s + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * a2);
+    return x * s;
+}
 
+// inp, out (n): out = gelu(inp). Moves 2 values per element.
 __global__ void gelu_forward_kernel(act *out, const act *inp, size_t n) {
     size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
     if (at >= n) return;
-    int left = n - at < W ? (int)(n - at) : W;
-    float y[W];
-    load(y, inp + at, left);
-    for (int i = 0; i < W; i++) {
-        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));
-        y[i] *= (x > 0 ? 1 : e) / (1 + e);
-    }
-    store(out + at, y, left);
+    float x[W], slope;
+    load(x, inp + at);
+    for (int i = 0; i < W; i++) x[i] = gelu(x[i], &slope);
+    store(out + at, x);
 }
 
-// dinp = dout * gelu'(inp), gelu' = s + x s (1 - s) (2u)'. dinp may be dout.
+static void gelu_forward(act *out, const act *inp, int rows, int C) {
+    size_t n = (size_t)rows * C;
+    launch(gelu_forward_kernel, (n / W + 127) / 128, 128, out, inp, n);
+}
+
+// dinp (n) = dout * gelu'(inp). dinp may be dout. Moves 3 values per element.
 __global__ void gelu_backward_kernel(act *dinp, const act *dout, const act *inp, size_t n) {
     size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
     if (at >= n) return;
-    int left = n - at < W ? (int)(n - at) : W;
-    float y[W], d[W];
-    load(y, inp + at, left);
-    load(d, dout + at, left);
+    float x[W], d[W], slope;
+    load(x, inp + at);
+    load(d, dout + at);
     for (int i = 0; i < W; i++) {
-        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x)), inverse = 1 / (1 + e);
-        d[i] *= (x > 0 ? 1 : e) * inverse + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * x * x);
+        gelu(x[i], &slope);
+        d[i] *= slope;
     }
-    store(dinp + at, d, left);
+    store(dinp + at, d);
 }
 
-static void gelu_forward(act *out, const act *inp, size_t n) {
-    launch(gelu_forward_kernel, blocks((double)n, 128 * W), 128, out, inp, n);
-}
-static void gelu_backward(act *dinp, const act *dout, const act *inp, size_t n) {
-    launch(gelu_backward_kernel, blocks((double)n, 128 * W), 128, dinp, dout, inp, n);
+static void gelu_backward(act *dinp, const act *dout, const act *inp, int rows, int C) {
+    size_t n = (size_t)rows * C;
+    launch(gelu_backward_kernel, (n / W + 127) / 128, 128, dinp, dout, inp, n);
 }
 
-// fc (rows,OC) = inp (rows,IC) weight^T and out = gelu(fc), in one pass where there is one
-static void matmul_gelu_forward(act *out, act *fc, const act *inp, const act *weight, int rows, int IC, int OC) {
-    if (matmul_gelu(out, fc, false, matrix(inp, IC), transposed(weight, IC), rows, OC, IC)) return;
-    matmul_forward(fc, OC, inp, weight, rows, IC, OC);
-    gelu_forward(out, fc, (size_t)rows * OC);
-}
-
-// The gradients of the product after GELU, out (rows,OC) = gelu(fc) weight^T:  dfc (rows,IC) = gelu'(fc) * (dout weight);
-// dweight (OC,IC) = dout^T gelu(fc)
-static void matmul_gelu_backward(act *dfc, float *dweight, bool adds, const act *dout, act *fc, const act *gelu, const act *weight, int rows, int IC, int OC) {
-    if (!matmul_gelu(dfc, fc, true, matrix(dout, OC), matrix(weight, IC), rows, IC, OC)) {
-        matmul(dfc, IC, false, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
-        gelu_backward(dfc, dfc, fc, (size_t)rows * IC);
+// fc (rows,OC) = inp (rows,IC) weight^T;  out (rows,OC) = gelu(fc)
+static void matmul_gelu_forward(act *out, act *fc, const act *inp, const act *weight,
+                                int rows, int IC, int OC) {
+    if (GELU_IN_PRODUCT && BF16) {
+        matmul(out, (act *)NULL, matrix(inp, IC), transposed(weight, IC), rows, OC, IC, GELU, fc);
+        return;
     }
-    matmul(dweight, IC, adds, transposed(dout, OC), matrix(gelu, IC), OC, IC, rows);
+    matmul_forward(fc, inp, weight, rows, IC, OC);
+    gelu_forward(out, fc, rows, OC);
 }
 
-// Softmax, loss and their gradient over a row of logits (rows,V), which becomes dlogits where gradient is not 0; `row`
-// elements lead from one row to the next. With log Z = log of the sum of exp(logits), a row's loss is log Z - logit[target],
-// and dlogits = (p - [target] + 2 z_loss log Z p) / batch_rows. losses, log_z (rows). logit_scale: muParam's.
-// One kernel, a block a row: the largest logit and the sum are found in one reading, and the second finds the row, 64 KB at
-// V = 32128, in the cache. Moves 2 V act a token (read logits, write dlogits).
-__global__ void cross_entropy_kernel(act *logits, float *losses, float *log_z, const int *targets, float z_loss, float logit_scale, int gradient,
-                                     int batch_rows, int V, int row) {
-    act *x = logits + (size_t)blockIdx.x * row;
+// The gradients of the product that follows GELU, gelu (rows,IC) weight^T:
+//   dfc (rows,IC) = gelu'(fc) * (dout (rows,OC) weight);  dweight (OC,IC) += dout^T gelu
+static void matmul_gelu_backward(act *dfc, real *dweight, const act *dout, act *fc,
+                                 const act *gelu, const act *weight, int rows, int IC, int OC) {
+    if (GELU_IN_PRODUCT && BF16) {
+        matmul(dfc, (act *)NULL, matrix(dout, OC), matrix(weight, IC), rows, IC, OC,
+               GELU_GRADIENT, fc);
+        matmul(dweight, dweight, transposed(dout, OC), matrix(gelu, IC), OC, IC, rows);
+        return;
+    }
+    matmul_backward(dfc, dweight, dout, gelu, weight, rows, IC, OC);
+    gelu_backward(dfc, dfc, fc, rows, IC);
+}
+
+// Loss and gradient of one row of logits per block. Multiplies the logits by muParam's logit_scale
+// first; then, with Z = sum of exp(logits) and p = exp(logits) / Z:
+//   losses (rows) = log Z - logit[target];  log_z (rows) = log Z
+// If gradient is 1, overwrites the logits with the gradient of mean(losses) + z_loss * mean(log_z^2)
+// over the batch_rows of all micro-batches,
+//   dlogits = logit_scale * ((1 + 2 z_loss log Z) p - onehot(target)) / batch_rows
+// The largest logit and the sum are found in one reading; the second finds the row in the cache.
+// Moves 2 V values per token. The rows of logits (rows,V) lie padded(V) apart. Products with
+// logit_scale are rounded alike in both readings (__fmul_rn), not fused with the subtraction.
+__global__ void cross_entropy_kernel(act *logits, real *losses, real *log_z, const int *targets,
+                                     real z_loss, real logit_scale, int gradient,
+                                     int batch_rows, int V) {
+    act *x = logits + (size_t)blockIdx.x * padded(V);
     int target = targets[blockIdx.x];
-    float of_target = __fmul_rn(value(x[target]), logit_scale), top = -FLT_MAX, sum = 0, y[W];
+    float target_logit = __fmul_rn(value(x[target]), logit_scale), top = -FLT_MAX, sum = 0, y[W];
     for (int j = threadIdx.x * W; j < V; j += blockDim.x * W) {
         float old = top, total = 0;
-        load(y, x + j, V - j);
+        load(y, x + j);
         for (int i = 0; i < W; i++) {
-            if (j + i >= V) y[i] = -INFINITY;
-            else y[i] = __fmul_rn(y[i], logit_scale);                                                     // [mu_param]
+            y[i] = j + i < V ? __fmul_rn(y[i], logit_scale) : -INFINITY;
             top = fmaxf(top, y[i]);
         }
         for (int i = 0; i < W; i++) total += expf(y[i] - top);
@@ -933,563 +851,631 @@ __global__ void cross_entropy_kernel(act *logits, float *losses, float *log_z, c
     top = row_max(top);
     sum = row_sum(sum * expf(own - top));
     float z = top + logf(sum);
-    if (threadIdx.x == 0) losses[blockIdx.x] = top - of_target + logf(sum), log_z[blockIdx.x] = z;
+    if (threadIdx.x == 0) {
+        losses[blockIdx.x] = top - target_logit + logf(sum);    // the large terms first
+        log_z[blockIdx.x] = z;
+    }
     if (!gradient) return;
-    float weight = 1;
-    weight += 2 * z_loss * z;                                                             // [z_loss]
-    weight *= logit_scale;                                                                // [mu_param]
+    real weight = 1;                                 // of p
+    weight += 2 * z_loss * z;                                                   // [z_loss]
+    weight *= logit_scale;                                                      // [mu_param]
     float factor = weight / sum / batch_rows;
     for (int j = threadIdx.x * W; j < V; j += blockDim.x * W) {
-        load(y, x + j, V - j);
+        load(y, x + j);
         for (int i = 0; i < W; i++) {
-            y[i] = expf(__fmul_rn(y[i], logit_scale) - top) * factor;
+            y[i] = j + i < V ? expf(__fmul_rn(y[i], logit_scale) - top) * factor : 0;
             if (j + i == target) y[i] -= logit_scale / batch_rows;
         }
-        store(x + j, y, V - j);
+        store(x + j, y);
     }
 }
 
-static void cross_entropy(act *logits, float *losses, float *log_z, const int *targets, float z_loss, float logit_scale, int gradient,
-                          int rows, int batch_rows, int V, int row) {
-    launch(cross_entropy_kernel, rows, V > 4096 ? 512 : 128, logits, losses, log_z, targets, z_loss, logit_scale, gradient, batch_rows, V, row);
+static void cross_entropy(act *logits, real *losses, real *log_z, const int *targets, real z_loss,
+                          real logit_scale, int gradient, int rows, int batch_rows, int V) {
+    launch(cross_entropy_kernel, rows, V > 4096 ? 1024 : 128, logits, losses, log_z, targets,
+           z_loss, logit_scale, gradient, batch_rows, V);
 }
 
-enum { SUM_BLOCKS = 1024 };    // the most blocks that share a sum of squares
-
-// sums (blocks) = each block's share of the sum of squares of x (rows,cols), `row` elements from one row to the next. In
-// double, so that it overflows no sooner than the values do.
-__global__ void sum_squares_kernel(double *sums, const act *x, size_t rows, int cols, int row) {
+// sums (SUM_BLOCKS) += each block's share of the sum of squares of x (n), in double, since the
+// square of a float may overflow
+enum { SUM_BLOCKS = 1024 };
+__global__ void sum_squares_kernel(double *sums, const act *x, size_t n) {
+    size_t step = (size_t)gridDim.x * blockDim.x * W;
     double sum = 0;
     float y[W];
-    for (size_t r = blockIdx.x; r < rows; r += gridDim.x)
-        for (int c = threadIdx.x * W; c < cols; c += blockDim.x * W) {
-            load(y, x + r * row + c, cols - c);
-            for (int i = 0; i < W; i++) sum += (double)y[i] * y[i];
-        }
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < n; i += step) {
+        load(y, x + i);
+        for (int j = 0; j < W; j++) sum += (double)y[j] * y[j];
+    }
     sum = row_sum(sum);
-    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+    if (threadIdx.x == 0) sums[blockIdx.x] += sum;
 }
 
-__global__ void add_sums_kernel(double *out, bool adds, const double *sums, int n) {
-    double sum = 0;
-    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += sums[i];
-    sum = row_sum(sum);
-    if (threadIdx.x == 0) *out = (adds ? *out : 0) + sum;
-}
-
-static void sum_squares(double *out, bool adds, double *sums, const act *x, size_t rows, int cols, int row) {
-    int grid = rows < SUM_BLOCKS ? (int)rows : SUM_BLOCKS;
-    launch(sum_squares_kernel, grid, 128, sums, x, rows, cols, row);
-    launch(add_sums_kernel, 1, 128, out, adds, sums, grid);
+static void sum_squares(double *sums, const act *x, size_t n) {
+    int blocks = n < 128 * W * SUM_BLOCKS ? ceil_div((int)n, 128 * W) : SUM_BLOCKS;
+    launch(sum_squares_kernel, blocks, 128, sums, x, n);
 }
 
 // ---------------------------------------------------------------------------
 // The model
 
-// What the host reads of a step, and where the GPU notes a loss that was not finite: it stops changing the weights then,
-// so that the host need not look at every step.
+// One layer: its weights, their gradients, what its backward pass needs, and a measurement
 typedef struct {
-    double loss, log_z, grad_norm;
-    double grad_squares[NUM_KINDS], update_squares[NUM_KINDS], param_squares[NUM_KINDS], act_squares[NUM_ACTIVATIONS];
-    float max_attn_logit[MAX_LAYERS], grad_scale;
+    act *w[NUM_KINDS];                               // by kind; NULL where the model has none
+    real *dw[NUM_KINDS];
+    act *x;                                          // (B,T,C) the residual stream before the layer
+    act *ln_1;                                       // (B,T,C)
+    real *ln_1_mean, *ln_1_rstd;                     // (B,T)
+    act *qkv;                                        // (B,T,3,C)
+    real *qk_mean, *qk_rstd;                         // (B,T,2,NH)
+    act *qk;                                         // (B,T,2,C) q and k as attention sees them
+    real *softmax;                                   // (B,NH,T,2)
+    real *max_logit;                                 // (1) largest |score|, if measured
+    act *att;                                        // (B,T,C)
+    act *x_mid;                                      // (B,T,C) the residual stream after attention
+    act *ln_2;                                       // (B,T,C)
+    real *ln_2_mean, *ln_2_rstd;                     // (B,T)
+    act *fc;                                         // (B,T,4C) before GELU
+    act *gelu;                                       // (B,T,4C)
+} Layer;
+
+// What the host reads of a step. If a loss is not finite, diverged_step says when, and the weights
+// and these numbers stay as they are, so that the host need not look at every step.
+typedef struct {
+    double loss, log_z;                              // sums over the batch
+    double grad_norm;                                // before clipping
+    double grad_squares[NUM_KINDS], update_squares[NUM_KINDS], param_squares[NUM_KINDS];
+    real clip_scale;
     int diverged_step;
 } Results;
 
-typedef struct {    // what changes from step to step
-    float lr[NUM_KINDS], decay, eps, clip, beta1, new1, beta2, new2, correction1, correction2;
+// The constants of a step, the same for all tensors but lr. The moments start at 0: correction1 is
+// 1 / (1 - beta1^step), which removes the bias that this gives to m, and correction2 that of v.
+typedef struct {
+    real clip, beta1, beta2, correction1, correction2, eps, decay;
+    real lr[NUM_KINDS];
     int step;
-} Constants;
+} AdamW;
 
-typedef struct { int *batch; Constants *constants; cudaEvent_t read; } Slot;    // in memory from which the GPU copies by itself; read: it has
+// Host memory from which the GPU copies a batch by itself. read: the event that it has done so.
+typedef struct {
+    int *batch;
+    AdamW *adamw;
+    cudaEvent_t read;
+} Slot;
 
 typedef struct {
     Config cfg;
-    int V, row, micro_batch, batch_rows;             // row: V rounded up to W, from one row of logits to the next; of the batch at hand
+    int V;
+    int micro_batch;                                 // sequences at a time: B of the arrays below
     Parameter table[NUM_KINDS];
-    size_t num_parameters;
-    float *params, *grads, *m, *v;                   // m, v: AdamW's moments
-    act *weights;                                    // what products read: a bf16 copy of params, or params
-    float *cosine, *sine;                            // (T,HS/2)
-    // activations, (L, ...) where a layer has its own; mean and rstd are each norm's. B is the micro-batch here.
-    act *residual;                                   // (2L+1,B,T,C): before attention and before the MLP of each layer, and at the end
-    act *ln_1;  float *ln_1_mean, *ln_1_rstd;        // (L,B,T,C), (L,B,T)
-    act *qkv, *qk;                                   // (L,B,T,3,C); (L,B,T,2,C): q and k as attention sees them
-    act *att;  float2 *softmax;                      // (L,B,T,C), (L,B,NH,T)
-    act *ln_2;  float *ln_2_mean, *ln_2_rstd;
-    act *fc, *gelu;                                  // (L,B,T,4C)
-    act *ln_f;  float *ln_f_mean, *ln_f_rstd;
-    act *logits;                                     // (B,T,row), then their gradient
-    float *losses, *log_z;                           // (batch,T)
-    // what lives for one layer
-    act *dresidual, *dnorm, *dqkv, *dfc;             // (B,T,C), (B,T,C): forward, what a branch adds; (B,T,3,C), (B,T,4C)
-    // scratch
-    float *dot, *partial, *max_logit;                // (B,NH,T), (ROW_BLOCKS,C) or (2,HEAD_BLOCKS,HS), (L,B,NH,blocks)
-    double *sums;                                    // (3,NUM_KINDS,SUM_BLOCKS)
-    // a batch on the GPU: tokens and targets (batch,T), the positions sorted by token, and where each token's begin (V+1)
-    int *inputs, *targets, *order, *start;
-    Constants *constants;
-    Results *results;                                // of the last step, and of the last evaluation
+    size_t num_parameters;                           // N
+    real *params, *grads;                            // (N)
+    real *m, *v;                                     // (N) AdamW's moments
+    act *weights;                                    // (N) params as act; in fp32 params itself
+    act *w[NUM_KINDS];                               // for WTE, LN_F and LM_HEAD: one copy each
+    real *dw[NUM_KINDS];
+    Layer *layers;                                   // (L)
+    real *cosine, *sine;                             // (T,HS/2) RoPE's table
+    act *embedded;                                   // (B,T,C) the first layer's x
+    act *branch;                                     // (B,T,C) output of attention or of an MLP
+    act *x;                                          // (B,T,C) the residual stream at the end
+    act *ln_f;                                       // (B,T,C)
+    real *ln_f_mean, *ln_f_rstd;                     // (B,T)
+    act *logits;                                     // (B,T,padded(V)); gpt_loss overwrites them
+    real *losses, *log_z;                            // (batch,T)
+    act *dx;                                         // (B,T,C) gradient of the residual stream
+    act *dnorm;                                      // (B,T,C) gradient of ln_1, ln_2, ln_f or att
+    act *dqkv;                                       // (B,T,3,C)
+    act *dfc;                                        // (B,T,4C)
+    real *scratch;                                   // (B,NH,T) of attention_backward
+    Partials partial[1];                             // sums of the norms' backward passes
+    real *max_logit;                                 // (L) the layers' max_logit
+    double *squares;                                 // (NUM_ACTIVATIONS,SUM_BLOCKS)
+    double *sums;                                    // (3,NUM_KINDS,SUM_BLOCKS) of AdamW
+    int *inputs, *targets;                           // (batch,T)
+    int *order, *start;                              // (batch,T), (V+1): see embedding_backward
+    int batch_rows;                                  // tokens of the batch at hand
+    AdamW *adamw;                                    // (1)
+    Results *results;                                // (2) of the last step, and of an evaluation
     Slot slots[2];
-    int slot, runs[2];                               // runs: of gpt_step, without and with statistics
-    cudaGraphExec_t graphs[2];
-    void *buffers[48];                               // all of the above that are the GPU's, to free them
-    double bytes;
+    int slot;                                        // the one used last
+    cudaGraphExec_t graphs[2];                       // a step without and with statistics
+    int steps[2];                                    // how often each was made
+    Gpu gpu;
+    void **buffers;                                  // the arrays above, except layers
+    int num_buffers;
+    bool creates;                                    // whether reserve allocates
+    double bytes;                                    // all arrays; a double does not overflow
 } GPT;
 
-// The one list of buffers. Sets bytes, their sum, and where `create` is set allocates them on the GPU: all of them, once.
-static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, int create) {
+// What reserve returns: memory on the GPU for `count` values of the type of the pointer that it is
+// assigned to. Unless g->creates, only counts the bytes.
+struct Reserved {
+    GPT *g;
+    double count;
+    template <class number> operator number *() const {
+        double bytes = ceil(count * sizeof(number) / 512) * 512;    // as cudaMalloc rounds them
+        number *at = NULL;
+        g->bytes += bytes;
+        if (!g->creates) return NULL;
+        check(cudaMalloc(&at, (size_t)bytes));
+        g->buffers[g->num_buffers++] = at;
+        return at;
+    }
+};
+static Reserved reserve(GPT *g, double count) { return {g, count}; }
+
+// Finds the tensors of layer l, by kind, in all (N): weights or grads. NULL where there is none.
+template <class number>
+static void find_tensors(const GPT *g, number *all, int l, number *out[NUM_KINDS]) {
+    for (int k = 0; k < NUM_KINDS; k++) {
+        const Parameter *p = &g->table[k];
+        out[k] = all && l < p->copies ? all + p->offset + (size_t)l * parameter_size(p) : NULL;
+    }
+}
+
+// Places every array in the GPU's memory if create is set; otherwise only counts the bytes that they
+// take. Allocates g->layers in both cases: call gpt_free. Sizes are doubles, since a product could
+// overflow.
+static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool create) {
     memset(g, 0, sizeof *g);
     g->cfg = *cfg;
     g->cfg.vocab = g->V = V;
-    g->row = blocks(V, W) * W;
     g->micro_batch = cfg->micro_batch && cfg->micro_batch < B ? cfg->micro_batch : B;
+    g->creates = create;
+    g->buffers = (void **)allocate((size_t)cfg->layers * 32 + 64, sizeof(void *));
     g->num_parameters = parameter_table(cfg, V, g->table);
-    double L = cfg->layers, NH = cfg->heads, C = cfg->d, BT = (double)g->micro_batch * T, N = (double)g->num_parameters, bytes = sizeof(act);
-    const struct { void *buffer; double bytes; } list[] = {
-        {&g->params, 4 * N}, {&g->grads, 4 * N}, {&g->m, 4 * N}, {&g->v, 4 * N}, {&g->weights, sizeof(act) == 2 ? 2 * N : 0},
-        {&g->cosine, 4 * T * C / NH / 2}, {&g->sine, 4 * T * C / NH / 2},
-        {&g->residual, bytes * (2 * L + 1) * BT * C},
-        {&g->ln_1, bytes * L * BT * C}, {&g->ln_1_mean, 4 * L * BT}, {&g->ln_1_rstd, 4 * L * BT},
-        {&g->qkv, bytes * L * 3 * BT * C}, {&g->qk, bytes * L * 2 * BT * C}, {&g->att, bytes * L * BT * C}, {&g->softmax, 8 * L * BT * NH},
-        {&g->ln_2, bytes * L * BT * C}, {&g->ln_2_mean, 4 * L * BT}, {&g->ln_2_rstd, 4 * L * BT},
-        {&g->fc, bytes * L * BT * 4 * C}, {&g->gelu, bytes * L * BT * 4 * C},
-        {&g->ln_f, bytes * BT * C}, {&g->ln_f_mean, 4 * BT}, {&g->ln_f_rstd, 4 * BT},
-        {&g->logits, bytes * BT * g->row}, {&g->losses, 4.0 * B * T}, {&g->log_z, 4.0 * B * T},
-        {&g->dresidual, bytes * BT * C}, {&g->dnorm, bytes * BT * C}, {&g->dqkv, bytes * 3 * BT * C}, {&g->dfc, bytes * BT * 4 * C},
-        {&g->dot, 4 * BT * NH}, {&g->partial, 4 * fmax(ROW_BLOCKS * C, 2 * HEAD_BLOCKS * C / NH)}, {&g->max_logit, 4 * L * g->micro_batch * NH * blocks(T, QUERIES)},
-        {&g->sums, 8 * 3 * NUM_KINDS * SUM_BLOCKS}, {&workspace, WORKSPACE},
-        {&g->inputs, 4 * (3.0 * B * T + V + 1)}, {&g->constants, sizeof(Constants)}, {&g->results, 2 * sizeof(Results)},
-    };
-    static_assert(sizeof list / sizeof list[0] <= sizeof g->buffers / sizeof g->buffers[0], "GPT needs a longer list of buffers");
-    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
-        g->bytes += list[i].bytes;
-        if (!create || !list[i].bytes) continue;
-        check(cudaMalloc(&g->buffers[i], (size_t)list[i].bytes));
-        memcpy(list[i].buffer, &g->buffers[i], sizeof(void *));
+    double BT = (double)g->micro_batch * T, C = cfg->d, NH = cfg->heads, HS = C / NH;
+    double N = (double)g->num_parameters;
+    g->params = reserve(g, N);
+    g->grads = reserve(g, N);
+    g->m = reserve(g, N);
+    g->v = reserve(g, N);
+    if (BF16) g->weights = reserve(g, N);
+    else g->weights = (act *)g->params;
+    g->cosine = reserve(g, T * HS / 2);
+    g->sine = reserve(g, T * HS / 2);
+    g->embedded = reserve(g, BT * C);
+    g->branch = reserve(g, BT * C);
+    g->max_logit = reserve(g, cfg->layers);
+    g->layers = (Layer *)allocate((size_t)cfg->layers, sizeof(Layer));
+    for (int l = 0; l < cfg->layers; l++) {
+        Layer *a = &g->layers[l];
+        find_tensors(g, g->weights, l, a->w);
+        find_tensors(g, g->grads, l, a->dw);
+        if (l == 0) a->x = g->embedded;
+        else a->x = reserve(g, BT * C);
+        a->ln_1 = reserve(g, BT * C);
+        a->ln_1_mean = reserve(g, BT);
+        a->ln_1_rstd = reserve(g, BT);
+        a->qkv = reserve(g, BT * 3 * C);
+        a->qk_mean = reserve(g, BT * 2 * NH);
+        a->qk_rstd = reserve(g, BT * 2 * NH);
+        a->qk = reserve(g, BT * 2 * C);
+        a->softmax = reserve(g, BT * NH * 2);
+        a->max_logit = g->max_logit + l;
+        a->att = reserve(g, BT * C);
+        a->x_mid = reserve(g, BT * C);
+        a->ln_2 = reserve(g, BT * C);
+        a->ln_2_mean = reserve(g, BT);
+        a->ln_2_rstd = reserve(g, BT);
+        a->fc = reserve(g, BT * 4 * C);
+        a->gelu = reserve(g, BT * 4 * C);
     }
-    if (sizeof(act) == 4) g->weights = (act *)g->params;
-    g->targets = g->inputs + (size_t)B * T, g->order = g->targets + (size_t)B * T, g->start = g->order + (size_t)B * T;
-}
-
-static void to_gpu(void *to, const void *from, double bytes) {
-    check(cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyHostToDevice, stream));
-    check(cudaStreamSynchronize(stream));
-}
-static void from_gpu(void *to, const void *from, double bytes) {    // waits until all that was queued is done
-    check(cudaMemcpyAsync(to, from, (size_t)bytes, cudaMemcpyDeviceToHost, stream));
-    check(cudaStreamSynchronize(stream));
-}
-
-typedef struct { char name[256]; int number; double free, total; } Gpu;    // number: 90 for compute capability 9.0; bytes of memory
-
-// What there is, or one line that says what is missing.
-static void gpu_query(Gpu *gpu) {
-    int count = 0, driver = 0, runtime = 0;
-    size_t free = 0, total = 0;
-    cudaDeviceProp properties;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    cudaDriverGetVersion(&driver);
-    cudaRuntimeGetVersion(&runtime);
-    if (error == cudaErrorInsufficientDriver && driver > 0)
-        die(FAILED, "the NVIDIA driver is for CUDA %d.%d at most, and this program was built with %d.%d: install a newer driver, or train on the CPU with ./train_gpt",
-            driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
-    if (error != cudaSuccess || count == 0)
-        die(FAILED, "no NVIDIA GPU can be used here: %s; ./train_gpt trains on the CPU",
-            driver == 0 ? "its driver is not installed" : error != cudaSuccess ? cudaGetErrorString(error) : "there is none");
-    check(cudaSetDevice(0));
-    check(cudaGetDeviceProperties(&properties, 0));
-    check(cudaMemGetInfo(&free, &total));
-    snprintf(gpu->name, sizeof gpu->name, "%s", properties.name);
-    gpu->number = 10 * properties.major + properties.minor;
-    gpu->free = (double)free, gpu->total = (double)total;
-    cudaFuncAttributes attributes;
-    if (cudaFuncGetAttributes(&attributes, add_sums_kernel) != cudaSuccess)
-        die(FAILED, "this program was not built for the %s: make train_gpt_cu ARCH=sm_%d", gpu->name, gpu->number);
-}
-
-
-static void gpu_check_memory(const Gpu *gpu, double bytes, const Config *cfg) {
-    if (bytes > gpu->free)
-        die(FAILED, "the run needs %.3g GB of GPU memory, and %.3g of the %s's %.3g GB are free; try a smaller -micro_batch than %d, a smaller model, or ./train_gpt on the CPU",
-            1e-9 * bytes, 1e-9 * gpu->free, gpu->name, 1e-9 * gpu->total, cfg->micro_batch && cfg->micro_batch < cfg->batch ? cfg->micro_batch : cfg->batch);
-}
-
-// After params changed elsewhere than in AdamW: their copy for the products.
-__global__ void weights_kernel(bf16 *weights, const float *params, size_t n) {
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) weights[i] = __float2bfloat16(params[i]);
-}
-static void gpt_weights(GPT *g) {
-    if (BF16) launch(weights_kernel, least(blocks((double)g->num_parameters, 128), 1024), 128, (bf16 *)g->weights, g->params, g->num_parameters);
-}
-
-static const char *gpt_init(GPT *g, const Config *flags, int V, int B, int T) {    // returns the GPU's name
-    static Gpu gpu;
-    Config cfg = *flags;
-    gpu_query(&gpu);
-    if (cfg.d > MAX_C || cfg.d / cfg.heads > MAX_HS)
-        die(FAILED, "-d %d -heads %d: train_gpt_cu has widths up to %d and head sizes up to %d; ./train_gpt has all", cfg.d, cfg.heads, MAX_C, MAX_HS);
-    gpt_layout(g, &cfg, V, B, T, 0);
-    gpu_check_memory(&gpu, g->bytes, &cfg);
-    check_memory(12 * (double)g->num_parameters);    // of the host: a checkpoint passes through it
-    gpt_layout(g, &cfg, V, B, T, 1);
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    check(cublasCreate(&cublas));
-    check(cublasSetStream(cublas, stream));
-    check(cublasSetWorkspace(cublas, workspace, WORKSPACE));
-    gelu_in_products = BF16 && gpu.number >= 90 && gpu.number < 110;
-    check(cublasSetMathMode(cublas, CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));    // sums of bf16 products in float throughout
-    for (int i = 0; i < 2; i++) {
-        check(cudaMallocHost((void **)&g->slots[i].batch, (3 * (size_t)B * T + V + 1) * sizeof(int)));
-        check(cudaMallocHost((void **)&g->slots[i].constants, sizeof(Constants)));
-        check(cudaEventCreateWithFlags(&g->slots[i].read, cudaEventDisableTiming));
-    }
-    int HS = cfg.d / cfg.heads;
-    size_t table = (size_t)T * (HS / 2);
-    float *host = (float *)allocate(g->num_parameters + 2 * table, sizeof(float)), *cosine = host + g->num_parameters;
-    parameters_init(host, g->table, cfg.seed);
-    rope_table(cosine, cosine + table, T, HS);
-    to_gpu(g->params, host, 4.0 * g->num_parameters);
-    to_gpu(g->cosine, cosine, 4.0 * table);
-    to_gpu(g->sine, cosine + table, 4.0 * table);
-    free(host);
-    check(cudaMemsetAsync(g->m, 0, 4 * g->num_parameters, stream));
-    check(cudaMemsetAsync(g->v, 0, 4 * g->num_parameters, stream));
-    check(cudaMemsetAsync(g->results, 0, 2 * sizeof(Results), stream));
-    gpt_weights(g);
-    return gpu.name;
+    g->x = reserve(g, BT * C);
+    find_tensors(g, g->weights, 0, g->w);
+    find_tensors(g, g->grads, 0, g->dw);
+    g->ln_f = reserve(g, BT * C);
+    g->ln_f_mean = reserve(g, BT);
+    g->ln_f_rstd = reserve(g, BT);
+    g->logits = reserve(g, BT * padded(V));
+    g->losses = reserve(g, (double)B * T);
+    g->log_z = reserve(g, (double)B * T);
+    g->dx = reserve(g, BT * C);
+    g->dnorm = reserve(g, BT * C);
+    g->dqkv = reserve(g, BT * 3 * C);
+    g->dfc = reserve(g, BT * 4 * C);
+    g->scratch = reserve(g, BT * NH);
+    g->partial->memory = reserve(g, MAX_PARTIALS * ROW_BLOCKS * C);
+    g->squares = reserve(g, NUM_ACTIVATIONS * SUM_BLOCKS);
+    g->sums = reserve(g, 3 * NUM_KINDS * SUM_BLOCKS);
+    g->inputs = reserve(g, 3.0 * B * T + V + 1);     // one array, so that one copy brings a batch
+    g->targets = g->inputs + (size_t)B * T;
+    g->order = g->targets + (size_t)B * T;
+    g->start = g->order + (size_t)B * T;
+    g->adamw = reserve(g, 1);
+    g->results = reserve(g, 2);
+    workspace = reserve(g, WORKSPACE);
 }
 
 static void gpt_free(GPT *g) {
-    check(cudaStreamSynchronize(stream));
+    if (g->creates) {
+        check(cudaStreamSynchronize(stream));
+        for (int i = 0; i < 2; i++) {
+            if (g->graphs[i]) check(cudaGraphExecDestroy(g->graphs[i]));
+            check(cudaFreeHost(g->slots[i].batch));
+            check(cudaFreeHost(g->slots[i].adamw));
+            check(cudaEventDestroy(g->slots[i].read));
+        }
+        products_free();
+        check(cudaStreamDestroy(stream));
+        for (int i = 0; i < g->num_buffers; i++) check(cudaFree(g->buffers[i]));
+    }
+    free(g->buffers);
+    free(g->layers);
+}
+
+// weights = params as act, after params changed elsewhere than in AdamW
+__global__ void weights_kernel(act *weights, const real *params, size_t n) {
+    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
+    if (i >= n) return;
+    float x[W];
+    load(x, params + i);
+    store(weights + i, x);
+}
+
+static void gpt_weights(GPT *g) {
+    size_t n = g->num_parameters;
+    if (BF16) launch(weights_kernel, (n / W + 127) / 128, 128, g->weights, g->params, n);
+}
+
+// Makes a model of vocabulary V for up to B sequences of up to T tokens, with initial weights and
+// AdamW's moments at 0. Dies if there is no GPU, or if memory is short.
+static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
+    Gpu gpu = gpu_query();
+    gpt_layout(g, cfg, V, B, T, false);
+    double bytes = g->bytes;
+    size_t n = g->num_parameters;
+    gpt_free(g);
+    gpu_check_memory(&gpu, bytes);
+    check_memory(12 * (double)n);                    // of the host: a checkpoint passes through it
+    gpt_layout(g, cfg, V, B, T, true);
+    g->gpu = gpu;
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    products_init();
     for (int i = 0; i < 2; i++) {
-        if (g->graphs[i]) check(cudaGraphExecDestroy(g->graphs[i]));
-        check(cudaFreeHost(g->slots[i].batch));
-        check(cudaFreeHost(g->slots[i].constants));
-        check(cudaEventDestroy(g->slots[i].read));
+        size_t batch = (3 * (size_t)B * T + V + 1) * sizeof(int);
+        check(cudaMallocHost((void **)&g->slots[i].batch, batch));
+        check(cudaMallocHost((void **)&g->slots[i].adamw, sizeof(AdamW)));
+        check(cudaEventCreateWithFlags(&g->slots[i].read, cudaEventDisableTiming));
     }
-    check(cublasDestroy(cublas));
-    check(cudaStreamDestroy(stream));
-    for (void *buffer : g->buffers) check(cudaFree(buffer));
-}
-
-static void gpt_load(GPT *g, State *state) {    // the checkpoint in -out
-    size_t n = g->num_parameters;
-    float *host = (float *)allocate(3 * n, sizeof(float));
-    *state = checkpoint_load(&g->cfg, g->table, host, host + n, host + 2 * n);
-    to_gpu(g->params, host, 4.0 * n);
-    to_gpu(g->m, host + n, 4.0 * n);
-    to_gpu(g->v, host + 2 * n, 4.0 * n);
+    size_t table = (size_t)T * (cfg->d / cfg->heads / 2);
+    real *params = (real *)allocate(n + 2 * table, sizeof(real));
+    real *cosine = params + n, *sine = cosine + table;
+    parameters_init(params, g->table, cfg->seed);
+    rope_table(cosine, sine, T, cfg->d / cfg->heads);
+    to_gpu(g->params, params, n * sizeof(real));
+    to_gpu(g->cosine, cosine, table * sizeof(real));
+    to_gpu(g->sine, sine, table * sizeof(real));
+    free(params);
+    check(cudaMemsetAsync(g->m, 0, n * sizeof(real), stream));
+    check(cudaMemsetAsync(g->v, 0, n * sizeof(real), stream));
+    check(cudaMemsetAsync(g->results, 0, 2 * sizeof(Results), stream));
+    size_t logits = (size_t)g->micro_batch * T * padded(V);
+    check(cudaMemsetAsync(g->logits, 0, logits * sizeof(act), stream));    // between V and padded(V)
     gpt_weights(g);
-    free(host);
 }
 
-static void gpt_save(const GPT *g, const State *state) {
-    size_t n = g->num_parameters;
-    float *host = (float *)allocate(3 * n, sizeof(float));
-    from_gpu(host, g->params, 4.0 * n);
-    from_gpu(host + n, g->m, 4.0 * n);
-    from_gpu(host + 2 * n, g->v, 4.0 * n);
-    checkpoint_save(&g->cfg, g->table, host, host + n, host + 2 * n, state);
-    free(host);
-}
-
-// Brings a batch, inputs and targets (B,T), to g->inputs and g->targets on the GPU, with its positions sorted by token for
-// embedding_backward. The copy waits in one of two slots, so that the host is up to two batches ahead of the GPU.
-static void gpt_batch(GPT *g, const int *inputs, const int *targets, int B, int T) {
-    check(cudaEventRecord(g->slots[g->slot].read, stream));
-    g->slot = !g->slot;
-    check(cudaEventSynchronize(g->slots[g->slot].read));
-    int *to = g->slots[g->slot].batch, *order = to + (g->order - g->inputs), *start = to + (g->start - g->inputs), rows = B * T;
-    g->batch_rows = rows;
-    memcpy(to, inputs, rows * sizeof(int));
-    memcpy(to + (g->targets - g->inputs), targets, rows * sizeof(int));
-    memset(start, 0, (g->V + 1) * sizeof(int));
-    for (int i = 0; i < rows; i++) start[inputs[i] + 1]++;    // how often each token stands
-    for (int v = 0; v < g->V; v++) start[v + 1] += start[v];
-    for (int i = 0; i < rows; i++) order[start[inputs[i]]++] = i;
-    for (int v = g->V; v > 0; v--) start[v] = start[v - 1];
-    start[0] = 0;
-    check(cudaMemcpyAsync(g->inputs, to, (g->start + g->V + 1 - g->inputs) * sizeof(int), cudaMemcpyHostToDevice, stream));
-}
-
-// Layer l's tensors, by kind, in params, in their gradients or in the weights. (What has no layers is layer 0's.)
-template <class number> static void tensors(const GPT *g, number *params, int l, number *out[NUM_KINDS]) {
-    for (int k = 0; k < NUM_KINDS; k++)
-        out[k] = params + g->table[k].offset + (size_t)l * parameter_size(&g->table[k]);
-}
-
-// Layer l's activations
-typedef struct {
-    act *x, *ln_1, *qkv, *qk, *att, *x_mid, *ln_2, *fc, *gelu;
-    float *ln_1_mean, *ln_1_rstd, *max_logit, *ln_2_mean, *ln_2_rstd;
-    float2 *softmax;
-} Layer;
-
-static Layer layer(const GPT *g, int l, int B, int T) {
-    size_t BT = (size_t)B * T, BTC = BT * g->cfg.d, heads = BT * g->cfg.heads;
-    Layer a;
-    a.x = g->residual + 2 * l * BTC, a.x_mid = a.x + BTC;
-    a.ln_1 = g->ln_1 + l * BTC, a.ln_1_mean = g->ln_1_mean + l * BT, a.ln_1_rstd = g->ln_1_rstd + l * BT;
-    a.qkv = g->qkv + 3 * l * BTC, a.qk = g->qk + 2 * l * BTC;
-    a.att = g->att + l * BTC, a.softmax = g->softmax + l * heads;
-    a.max_logit = g->max_logit + (size_t)l * B * g->cfg.heads * blocks(T, QUERIES);
-    a.ln_2 = g->ln_2 + l * BTC, a.ln_2_mean = g->ln_2_mean + l * BT, a.ln_2_rstd = g->ln_2_rstd + l * BT;
-    a.fc = g->fc + 4 * l * BTC, a.gelu = g->gelu + 4 * l * BTC;
-    return a;
-}
-
-__global__ void max_logit_kernel(Results *results, bool adds, const float *max_logit, int n) {    // a block a layer
-    float top = 0;
-    for (int i = threadIdx.x; i < n; i += blockDim.x) top = fmaxf(top, max_logit[(size_t)blockIdx.x * n + i]);
-    top = row_max(top);
-    if (threadIdx.x == 0) results->max_attn_logit[blockIdx.x] = adds ? fmaxf(top, results->max_attn_logit[blockIdx.x]) : top;
-}
-
-// logits (B,T,V) from tokens (B,T), which are at or in g->inputs: a micro-batch. statistics: also the largest attention
-// logit of each layer and the sums of squares of activations; the batch's first micro-batch starts them, others add.
+// Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T), a part of g->inputs.
+// statistics 1: also the max_logit of each layer, and the sums of squares of the activations, which
+// it adds to g->squares.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
-    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T, adds = tokens != g->inputs;
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     size_t BTC = (size_t)rows * C;
-    act *w[NUM_KINDS], *branch = NULL;
-    float *p[NUM_KINDS], scale = (float)attention_scale(&g->cfg);
-    tensors(g, g->weights, 0, w);
-    embedding_forward(g->residual, tokens, w[WTE], rows, C);
+    real scale = (real)attention_scale(&g->cfg);
+    act *x = g->embedded, *branch = NULL;            // the residual stream, and what is added next
+    double (*squares)[SUM_BLOCKS] = (double (*)[SUM_BLOCKS])g->squares;
+
+    embedding_forward(x, tokens, g->w[WTE], rows, C);
     for (int l = 0; l < L; l++) {
-        Layer a = layer(g, l, B, T);
-        tensors(g, g->weights, l, w);
-        tensors(g, g->params, l, p);
-        const float *q_weight = NULL, *k_weight = NULL;
-        if (g->cfg.qk_norm) q_weight = p[Q_NORM], k_weight = p[K_NORM];         // [qk_norm]
-        layernorm_forward(a.ln_1, a.x, a.ln_1_mean, a.ln_1_rstd, l ? a.x - BTC : a.x, branch, p[LN_1], rows, C);
-        matmul_forward(a.qkv, 3 * C, a.ln_1, w[C_ATTN], rows, C, 3 * C);
-        qk_norm_rope_forward(a.qk, a.qkv, q_weight, k_weight, g->cosine, g->sine, rows, T, NH, HS);
-        attention_forward(a.att, a.softmax, a.max_logit, a.qk, a.qkv, scale, B, T, NH, HS);
-        branch = g->dnorm;
-        matmul_forward(branch, C, a.att, w[ATTN_C_PROJ], rows, C, C);
-        layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, a.x, branch, p[LN_2], rows, C);
+        const Layer a = g->layers[l];                // a copy of its pointers
+        act *const *w = a.w;                         // its weights by kind
+        // x += branch;  branch = attn_c_proj(attention(c_attn(ln_1(x))))
+        residual_layernorm_forward(a.ln_1, a.x, a.ln_1_mean, a.ln_1_rstd, x, branch, w[LN_1],
+                                   rows, C);
+        matmul_forward(a.qkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
+        qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, w[Q_NORM], w[K_NORM],
+                             g->cosine, g->sine, B, T, NH, HS);
+        attention_forward(a.att, a.softmax, statistics ? a.max_logit : NULL, a.qk, a.qkv, scale,
+                          B, T, NH, HS);
+        branch = g->branch;
+        matmul_forward(branch, a.att, w[ATTN_C_PROJ], rows, C, C);
+        // x += branch;  branch = mlp_c_proj(gelu(c_fc(ln_2(x))))
+        residual_layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, a.x, branch,
+                                   w[LN_2], rows, C);
         matmul_gelu_forward(a.gelu, a.fc, a.ln_2, w[C_FC], rows, C, 4 * C);
-        matmul_forward(branch, C, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
+        matmul_forward(branch, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
+        x = a.x_mid;
+        if (statistics) {
+            sum_squares(squares[ACT_C_ATTN], a.qkv, 3 * BTC);
+            sum_squares(squares[ACT_ATT], a.att, BTC);
+            sum_squares(squares[ACT_C_FC], a.fc, 4 * BTC);
+        }
     }
-    tensors(g, g->weights, 0, w);
-    tensors(g, g->params, 0, p);
-    act *x = g->residual + 2 * L * BTC;
-    layernorm_forward(g->ln_f, x, g->ln_f_mean, g->ln_f_rstd, x - BTC, branch, p[LN_F], rows, C);
-    matmul_forward(g->logits, g->row, g->ln_f, w[LM_HEAD], rows, C, g->V);
+    residual_layernorm_forward(g->ln_f, g->x, g->ln_f_mean, g->ln_f_rstd, x, branch, g->w[LN_F],
+                               rows, C);
+    matmul_forward(g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
+
     if (!statistics) return;
-    launch(max_logit_kernel, L, 128, g->results, adds, g->max_logit, B * NH * blocks(T, QUERIES));
-    const struct { int act; const ::act *x; size_t rows; int cols, row; } list[] = {
-        {ACT_WTE, g->residual, (size_t)rows, C, C}, {ACT_C_ATTN, g->qkv, (size_t)L * rows, 3 * C, 3 * C},
-        {ACT_ATT, g->att, (size_t)L * rows, C, C}, {ACT_C_FC, g->fc, (size_t)L * rows, 4 * C, 4 * C},
-        {ACT_RESIDUAL, x, (size_t)rows, C, C}, {ACT_LOGITS, g->logits, (size_t)rows, g->V, g->row}};
-    for (auto &i : list) sum_squares(&g->results->act_squares[i.act], adds, g->sums, i.x, i.rows, i.cols, i.row);
+    sum_squares(squares[ACT_WTE], g->embedded, BTC);
+    sum_squares(squares[ACT_RESIDUAL], g->x, BTC);
+    sum_squares(squares[ACT_LOGITS], g->logits, (size_t)rows * padded(V));
 }
 
-// Cross-entropy in nats of the logits of the last gpt_forward against targets (B,T), which are at or in g->targets; the mean
-// over the batch is gpt_mean_loss's. gradient: the logits become the gradient of the loss, which is the mean cross-entropy +
-// z_loss * mean(log Z ^ 2).
+// Computes the losses of g->logits against targets (B,T), a part of g->targets. Overwrites g->logits
+// by their gradient, for gpt_backward, if gradient is 1.
 static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
-    float z_loss = (float)g->cfg.z_loss, scale = (float)mu_logit_scale(&g->cfg), *losses = g->losses + (targets - g->targets), *log_z = g->log_z + (targets - g->targets);
-    cross_entropy(g->logits, losses, log_z, targets, z_loss, scale, gradient, B * T, g->batch_rows, g->V, g->row);
+    ptrdiff_t at = targets - g->targets;
+    int rows = B * T;
+    cross_entropy(g->logits, g->losses + at, g->log_z + at, targets, (real)g->cfg.z_loss,
+                  (real)mu_logit_scale(&g->cfg), gradient, rows, g->batch_rows, g->V);
 }
 
-// The means of the batch. Where it is a training step, constants is not NULL: the first loss that is not finite stays.
-__global__ void mean_loss_kernel(Results *results, const float *losses, const float *log_z, int rows, const Constants *constants) {
-    double loss = 0, z = 0;
-    for (int i = threadIdx.x; i < rows; i += blockDim.x) loss += losses[i], z += log_z[i];
-    loss = row_sum(loss) / rows;
-    z = row_sum(z) / rows;
-    if (threadIdx.x || (constants && results->diverged_step)) return;
-    results->loss = loss, results->log_z = z;
-    if (constants && !isfinite(loss)) results->diverged_step = constants->step;
-}
-
-static void mean_loss(GPT *g, int which, const Constants *constants) {
-    launch(mean_loss_kernel, 1, 256, g->results + which, g->losses, g->log_z, g->batch_rows, constants);
-}
-
-static double gpt_mean_loss(GPT *g, double *log_z) {    // waits for the GPU
-    Results results;
-    mean_loss(g, 1, NULL);
-    from_gpu(&results, g->results + 1, sizeof results);
-    *log_z = results.log_z;
-    return results.loss;
-}
-
-// All gradients, after gpt_forward and gpt_loss of the same micro-batch; the batch's first starts them, others add.
+// Adds all gradients to g->grads, after gpt_forward and gpt_loss on the same batch, by taking the
+// steps of gpt_forward in reverse. dx is the gradient of the residual stream. Each branch (MLP,
+// attention) carries dx back from its output to its input, a LayerNorm, and adds the result to dx
+// there.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
-    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
-    int first = (int)(tokens - g->inputs);
-    bool adds = first > 0;
-    size_t BTC = (size_t)rows * C;
-    act *w[NUM_KINDS], *dx = g->dresidual, *dn = g->dnorm, *dqkv = g->dqkv, *dfc = g->dfc, *x = g->residual + 2 * L * BTC;
-    float *p[NUM_KINDS], *d[NUM_KINDS], scale = (float)attention_scale(&g->cfg), *partial = g->partial;
-    tensors(g, g->weights, 0, w);
-    tensors(g, g->params, 0, p);
-    tensors(g, g->grads, 0, d);
-    matmul_backward(dn, d[LM_HEAD], adds, g->logits, g->row, g->ln_f, w[LM_HEAD], rows, C, g->V);
-    layernorm_backward(dx, NULL, d[LN_F], adds, dn, x, p[LN_F], g->ln_f_mean, g->ln_f_rstd, partial, rows, C);
-    for (int l = L - 1; l >= 0; l--) {
-        Layer a = layer(g, l, B, T);
-        tensors(g, g->weights, l, w);
-        tensors(g, g->params, l, p);
-        tensors(g, g->grads, l, d);
-        const float *q_weight = NULL, *k_weight = NULL;
-        if (g->cfg.qk_norm) q_weight = p[Q_NORM], k_weight = p[K_NORM];         // [qk_norm]
-        matmul_gelu_backward(dfc, d[MLP_C_PROJ], adds, dx, a.fc, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
-        matmul_backward(dn, d[C_FC], adds, dfc, 4 * C, a.ln_2, w[C_FC], rows, C, 4 * C);
-        layernorm_backward(dx, dx, d[LN_2], adds, dn, a.x_mid, p[LN_2], a.ln_2_mean, a.ln_2_rstd, partial, rows, C);
-        matmul_backward(dn, d[ATTN_C_PROJ], adds, dx, C, a.att, w[ATTN_C_PROJ], rows, C, C);
-        attention_backward(dqkv, g->dot, dn, a.att, a.softmax, a.qk, a.qkv, scale, B, T, NH, HS);
-        qk_norm_rope_backward(dqkv, d[Q_NORM], d[K_NORM], adds, a.qkv, q_weight, k_weight,
-                              g->cosine, g->sine, partial, rows, T, NH, HS);
-        matmul_backward(dn, d[C_ATTN], adds, dqkv, 3 * C, a.ln_1, w[C_ATTN], rows, C, 3 * C);
-        layernorm_backward(dx, dx, d[LN_1], adds, dn, a.x, p[LN_1], a.ln_1_mean, a.ln_1_rstd, partial, rows, C);
-    }
-    embedding_backward(d[WTE], adds, dx, g->order, g->start, first, rows, C, g->V);
-}
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
+    real scale = (real)attention_scale(&g->cfg);
+    act *dx = g->dx, *dnorm = g->dnorm;
+    act *dlogits = g->logits;                        // gpt_loss left them there
 
-// Loss and gradients of the batch that gpt_batch brought, a micro-batch at a time. They equal the whole batch's.
-static void gpt_gradient(GPT *g, int B, int T, int statistics) {
-    for (int b = 0; b < B; b += g->micro_batch) {
-        int n = least(g->micro_batch, B - b), at = b * T;
-        gpt_forward(g, g->inputs + at, n, T, statistics);
-        gpt_loss(g, g->targets + at, n, T, 1);
-        gpt_backward(g, g->inputs + at, n, T);
+    matmul_backward(dnorm, g->dw[LM_HEAD], dlogits, g->ln_f, g->w[LM_HEAD], rows, C, V);
+    check(cudaMemsetAsync(dx, 0, (size_t)rows * C * sizeof(act), stream));
+    residual_layernorm_backward(dx, g->dw[LN_F], dnorm, g->x, g->w[LN_F], g->ln_f_mean,
+                                g->ln_f_rstd, g->partial, rows, C);
+    for (int l = L - 1; l >= 0; l--) {
+        const Layer a = g->layers[l];
+        act *const *w = a.w;
+        real *const *dw = a.dw;
+        // the MLP: mlp_c_proj(gelu(c_fc(ln_2(x))))
+        matmul_gelu_backward(g->dfc, dw[MLP_C_PROJ], dx, a.fc, a.gelu, w[MLP_C_PROJ],
+                             rows, 4 * C, C);
+        matmul_backward(dnorm, dw[C_FC], g->dfc, a.ln_2, w[C_FC], rows, C, 4 * C);
+        residual_layernorm_backward(dx, dw[LN_2], dnorm, a.x_mid, w[LN_2], a.ln_2_mean,
+                                    a.ln_2_rstd, g->partial, rows, C);
+        // attention: attn_c_proj(attention(c_attn(ln_1(x))))
+        matmul_backward(dnorm, dw[ATTN_C_PROJ], dx, a.att, w[ATTN_C_PROJ], rows, C, C);
+        attention_backward(g->dqkv, dnorm, a.att, a.softmax, a.qk, a.qkv, scale, g->scratch,
+                           B, T, NH, HS);
+        qk_norm_rope_backward(g->dqkv, dw[Q_NORM], dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
+                              w[Q_NORM], w[K_NORM], g->cosine, g->sine, g->partial, B, T, NH, HS);
+        matmul_backward(dnorm, dw[C_ATTN], g->dqkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
+        residual_layernorm_backward(dx, dw[LN_1], dnorm, a.x, w[LN_1], a.ln_1_mean, a.ln_1_rstd,
+                                    g->partial, rows, C);
+        sum_partials(g->partial, C);
     }
+    embedding_backward(g->dw[WTE], dx, g->order, g->start, (int)(tokens - g->inputs), rows, C, V);
 }
 
 // ---------------------------------------------------------------------------
 // AdamW (Loshchilov and Hutter 2019)
 
-typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS]; } Kinds;    // blockIdx.y is a kind
+// Where the tensors of each kind lie: a block has values of one kind, blockIdx.y.
+typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS]; } Kinds;
 
-// sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4 bytes a parameter.
-__global__ void grad_squares_kernel(double *sums, const float *grads, Kinds kinds) {
-    size_t size = kinds.size[blockIdx.y];
-    const float *grad = grads + kinds.offset[blockIdx.y];
+// sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4
+// bytes per parameter.
+__global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds) {
+    size_t n = kinds.size[blockIdx.y], step = (size_t)gridDim.x * blockDim.x * W;
+    const real *grad = grads + kinds.offset[blockIdx.y];
     double sum = 0;
     float x[W];
-    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < size; i += (size_t)gridDim.x * blockDim.x * W) {
-        load(x, grad + i, size - i < W ? (int)(size - i) : W);
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < n; i += step) {
+        load(x, grad + i);
         for (int j = 0; j < W; j++) sum += (double)x[j] * x[j];
     }
     sum = row_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
 
-// The norm of the whole gradient, before clipping, and the factor that clips it: on the GPU, so that nobody waits for it.
-__global__ void grad_norm_kernel(Results *results, const double *sums, int blocks, const Constants *k) {
-    __shared__ double squares[NUM_KINDS];
-    int kind = threadIdx.x / 32;
-    double sum = 0, total = 0;
-    for (int i = threadIdx.x % 32; i < blocks; i += 32) sum += sums[kind * blocks + i];
-    sum = lanes_sum(sum, 32);
-    if (threadIdx.x % 32 == 0) squares[kind] = sum;
-    __syncthreads();
-    if (threadIdx.x || (results->diverged_step && results->diverged_step < k->step)) return;
-    for (int i = 0; i < NUM_KINDS; i++) total += results->grad_squares[i] = squares[i];
-    double norm = results->grad_norm = sqrt(total);
-    results->grad_scale = 1;
-    if (k->clip > 0 && norm > k->clip) results->grad_scale = (float)(k->clip / norm);     // [clip]
+// True from the step after the first one whose loss was not finite: then nothing changes any more.
+__device__ inline bool over(const Results *results, const AdamW *o) {
+    return results->diverged_step && results->diverged_step < o->step;
 }
 
-// One step for every parameter: g = grad * grad_scale;  m = beta1 m + new1 g;  v = beta2 v + new2 g^2, new = 1 - beta;
-// u = m correction1 / (sqrt(v correction2) + eps);  p -= lr u + decay p;  weight = p in bf16. One launch for all tensors, as
-// most are small; with all that is done to a parameter in it: moves 30 bytes each (read p, m, v, grad; write p, m, v, weight).
-// sums (2,NUM_KINDS,blocks), where statistics are wanted: each block's sums of squares of u and of the new p.
-__global__ void adamw_kernel(float *params, bf16 *weights, const float *grads, float *m, float *v, double *sums, int statistics, const Results *results,
-                             const Constants *constants, Kinds kinds) {
-    if (results->diverged_step && results->diverged_step < constants->step) return;    // the weights stay as the first such step left them
-    int kind = blockIdx.y;
-    size_t at = kinds.offset[kind], size = kinds.size[kind];
-    Constants k = *constants;
-    float lr = constants->lr[kind], scale = results->grad_scale;
-    double update_squares = 0, param_squares = 0;
-    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < size; i += (size_t)gridDim.x * blockDim.x * W) {
-        int n = size - i < W ? (int)(size - i) : W;
-        float p[W], g[W], mi[W], vi[W];
-        load(p, params + at + i, n);
-        load(g, grads + at + i, n);
-        load(mi, m + at + i, n);
-        load(vi, v + at + i, n);
-        for (int j = 0; j < W; j++) {
-            g[j] *= scale;
-            mi[j] = k.beta1 * mi[j] + k.new1 * g[j];
-            vi[j] = k.beta2 * vi[j] + k.new2 * g[j] * g[j];
-            float u = mi[j] * k.correction1 / (sqrtf(vi[j] * k.correction2) + k.eps);
-            p[j] -= lr * u + k.decay * p[j];
-            if (statistics) update_squares += (double)u * u, param_squares += (double)p[j] * p[j];
+// The norm of the whole gradient before clipping, and the factor that clips it. One warp per kind.
+__global__ void grad_norm_kernel(Results *results, const double *sums, int blocks,
+                                 const AdamW *o) {
+    __shared__ double squares[NUM_KINDS];
+    int k = threadIdx.x / 32;
+    double sum = 0, total = 0;
+    for (int i = threadIdx.x % 32; i < blocks; i += 32) sum += sums[k * blocks + i];
+    sum = lanes_sum(sum, 32);
+    if (threadIdx.x % 32 == 0) squares[k] = sum;
+    __syncthreads();
+    if (threadIdx.x || over(results, o)) return;
+    for (int i = 0; i < NUM_KINDS; i++) {
+        results->grad_squares[i] = squares[i];
+        total += squares[i];
+    }
+    double norm = sqrt(total), clip_scale = 1;
+    if (o->clip > 0 && norm > o->clip) clip_scale = o->clip / norm;             // [clip]
+    results->grad_norm = norm;
+    results->clip_scale = (real)clip_scale;
+}
+
+// One step for every parameter:
+//   g = clip_scale * grad;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
+//   u = m correction1 / (sqrt(v correction2) + eps);  param -= lr u + decay param
+// and weights = param as act. One launch for all tensors, since most are small. Moves 30 bytes per
+// parameter (reads param, m, v, grad; writes param, m, v, weights). If statistics is 1, sums
+// (2,NUM_KINDS,blocks): each block's sums of squares of u and of the new param.
+__global__ void adamw_kernel(real *params, act *weights, const real *grads, real *ms, real *vs,
+                             double *sums, int statistics, const Results *results,
+                             const AdamW *constants, Kinds kinds) {
+    if (over(results, constants)) return;
+    int k = blockIdx.y;
+    size_t n = kinds.size[k], step = (size_t)gridDim.x * blockDim.x * W;
+    AdamW o = *constants;
+    real lr = constants->lr[k], clip_scale = results->clip_scale;
+    double sum = 0, squares = 0;
+    for (size_t j = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; j < n; j += step) {
+        size_t at = kinds.offset[k] + j;
+        real param[W], grad[W], m[W], v[W];
+        load(param, params + at);
+        load(grad, grads + at);
+        load(m, ms + at);
+        load(v, vs + at);
+        for (int i = 0; i < W; i++) {
+            real g = grad[i] * clip_scale;
+            m[i] = o.beta1 * m[i] + (1 - o.beta1) * g;
+            v[i] = o.beta2 * v[i] + (1 - o.beta2) * g * g;
+            real u = m[i] * o.correction1 / (sqrt(v[i] * o.correction2) + o.eps);
+            param[i] -= lr * u + o.decay * param[i];
+            sum += (double)u * (double)u;
+            squares += (double)param[i] * (double)param[i];
         }
-        store(params + at + i, p, n);
-        store(m + at + i, mi, n);
-        store(v + at + i, vi, n);
-        if (weights) store(weights + at + i, p, n);
+        store(params + at, param);
+        store(ms + at, m);
+        store(vs + at, v);
+        if (BF16) store(weights + at, param);
     }
     if (!statistics) return;
-    update_squares = row_sum(update_squares), param_squares = row_sum(param_squares);
-    if (threadIdx.x == 0) sums[kind * gridDim.x + blockIdx.x] = update_squares, sums[(NUM_KINDS + kind) * gridDim.x + blockIdx.x] = param_squares;
+    sum = row_sum(sum);
+    squares = row_sum(squares);
+    if (threadIdx.x) return;
+    sums[k * gridDim.x + blockIdx.x] = sum;
+    sums[(NUM_KINDS + k) * gridDim.x + blockIdx.x] = squares;
 }
 
-__global__ void update_squares_kernel(Results *results, const double *sums, int blocks, const Constants *k) {    // a warp a kind
-    int kind = threadIdx.x / 32;
+// Adds the blocks' sums of adamw_kernel. One warp per kind.
+__global__ void update_squares_kernel(Results *results, const double *sums, int blocks,
+                                      const AdamW *o) {
+    int k = threadIdx.x / 32;
     double update = 0, param = 0;
-    for (int i = threadIdx.x % 32; i < blocks; i += 32) update += sums[kind * blocks + i], param += sums[(NUM_KINDS + kind) * blocks + i];
-    update = lanes_sum(update, 32), param = lanes_sum(param, 32);
-    if (threadIdx.x % 32 || (results->diverged_step && results->diverged_step < k->step)) return;
-    results->update_squares[kind] = update, results->param_squares[kind] = param;
+    for (int i = threadIdx.x % 32; i < blocks; i += 32) {
+        update += sums[k * blocks + i];
+        param += sums[(NUM_KINDS + k) * blocks + i];
+    }
+    update = lanes_sum(update, 32);
+    param = lanes_sum(param, 32);
+    if (threadIdx.x % 32 || over(results, o)) return;
+    results->update_squares[k] = update;
+    results->param_squares[k] = param;
 }
 
-// What a step (from 1) needs to know, before gpt_update: it goes to the GPU apart, as a step captured in a graph has no
-// arguments that change. After gpt_batch, whose slot holds it.
+// The constants of a step (counted from 1), which go to the GPU before gpt_update: a step that is
+// replayed as a graph has no arguments that change. Call after gpt_batch, whose slot they take.
 static void gpt_constants(GPT *g, int step) {
     const Config *cfg = &g->cfg;
-    Constants *k = g->slots[g->slot].constants;
-    double decay = 0, eps = 1e-8, beta2 = 0.95;
-    decay = weight_decay(cfg, step);                                                      // [wd]
-    eps = cfg->eps;                                                                       // [eps]
-    beta2 = cfg->beta2;                                                                   // [beta2]
-    for (int i = 0; i < NUM_KINDS; i++) {
-        double kind_lr = learning_rate(cfg, step);
-        kind_lr *= mu_lr_scale(cfg, &g->table[i]);                                        // [mu_param]
-        k->lr[i] = (float)kind_lr;
+    double lr = learning_rate(cfg, step);
+    double beta2 = 0.95, eps = 1e-8, decay = 0;
+    beta2 = cfg->beta2;                                                         // [beta2]
+    eps = cfg->eps;                                                             // [eps]
+    decay = weight_decay(cfg, step);                                            // [wd]
+    AdamW *o = g->slots[g->slot].adamw;
+    *o = {(real)cfg->clip, (real)cfg->beta1, (real)beta2,
+          (real)(1 / (1 - pow(cfg->beta1, step))), (real)(1 / (1 - pow(beta2, step))),
+          (real)eps, (real)decay, {0}, step};
+    for (int k = 0; k < NUM_KINDS; k++) {
+        const Parameter *p = &g->table[k];
+        double kind_lr = lr;
+        kind_lr *= mu_lr_scale(cfg, p);                                         // [mu_param]
+        o->lr[k] = (real)kind_lr;
     }
-    k->decay = (float)decay, k->eps = (float)eps, k->clip = (float)cfg->clip, k->step = step;
-    k->beta1 = (float)cfg->beta1, k->new1 = (float)(1 - cfg->beta1), k->correction1 = (float)(1 / (1 - pow(cfg->beta1, step)));
-    k->beta2 = (float)beta2, k->new2 = (float)(1 - beta2), k->correction2 = (float)(1 / (1 - pow(beta2, step)));
-    check(cudaMemcpyAsync(g->constants, k, sizeof *k, cudaMemcpyHostToDevice, stream));
+    check(cudaMemcpyAsync(g->adamw, o, sizeof *o, cudaMemcpyHostToDevice, stream));
 }
 
-// Clips the gradient and updates every parameter. statistics: also the sums of squares of each kind's gradient, update and
-// new parameters.
+// Updates every parameter, after scaling the gradient down to norm clip if it is longer. statistics
+// 1: also the sums of squares of each kind's gradient, update and new values, in g->results.
 static void gpt_update(GPT *g, int statistics) {
     Kinds kinds;
     size_t most = 0;
     for (int k = 0; k < NUM_KINDS; k++) {
-        kinds.offset[k] = g->table[k].offset, kinds.size[k] = parameter_size(&g->table[k]) * (size_t)g->table[k].copies;
+        const Parameter *p = &g->table[k];
+        kinds.offset[k] = p->offset;
+        kinds.size[k] = parameter_size(p) * (size_t)p->copies;
         if (kinds.size[k] > most) most = kinds.size[k];
     }
-    int grid = least(blocks((double)most, 128 * W), SUM_BLOCKS);
-    launch(grad_squares_kernel, dim3(grid, NUM_KINDS), 128, g->sums, g->grads, kinds);
-    launch(grad_norm_kernel, 1, 32 * NUM_KINDS, g->results, g->sums, grid, g->constants);
-    launch(adamw_kernel, dim3(grid, NUM_KINDS), 128, g->params, BF16 ? (bf16 *)g->weights : NULL, g->grads, g->m, g->v, g->sums,
-           statistics, g->results, g->constants, kinds);
-    if (statistics) launch(update_squares_kernel, 1, 32 * NUM_KINDS, g->results, g->sums, grid, g->constants);
+    int blocks = most < 128 * W * SUM_BLOCKS ? ceil_div((int)most, 128 * W) : SUM_BLOCKS;
+    launch(grad_squares_kernel, dim3(blocks, NUM_KINDS), 128, g->sums, g->grads, kinds);
+    launch(grad_norm_kernel, 1, 32 * NUM_KINDS, g->results, g->sums, blocks, g->adamw);
+    launch(adamw_kernel, dim3(blocks, NUM_KINDS), 128, g->params, g->weights, g->grads, g->m, g->v,
+           g->sums, statistics, g->results, g->adamw, kinds);
+    if (!statistics) return;
+    launch(update_squares_kernel, 1, 32 * NUM_KINDS, g->results, g->sums, blocks, g->adamw);
 }
 
 // ---------------------------------------------------------------------------
-// The training loop
+// What only a GPU needs: batches that travel ahead, the loss, micro-batches, graphs, checkpoints
 
-// A step on the batch and the constants that are on the GPU. Small models' kernels take less time than their launches: so
-// a step is captured once as a graph and then launched whole. The first goes directly, for cuBLAS loads its kernels in it.
+// Brings a batch, inputs and targets (B,T), to g->inputs and g->targets, with its positions sorted
+// by token for embedding_backward. Two slots take turns, so that the host may be two batches ahead
+// of the GPU.
+static void gpt_batch(GPT *g, const int *inputs, const int *targets, int B, int T) {
+    check(cudaEventRecord(g->slots[g->slot].read, stream));
+    g->slot = !g->slot;
+    check(cudaEventSynchronize(g->slots[g->slot].read));
+    int *to = g->slots[g->slot].batch, rows = B * T;
+    int *order = to + (g->order - g->inputs), *start = to + (g->start - g->inputs);
+    g->batch_rows = rows;
+    memcpy(to, inputs, rows * sizeof(int));
+    memcpy(to + (g->targets - g->inputs), targets, rows * sizeof(int));
+    // a counting sort: start[v + 1] counts token v, then becomes the place of its next position
+    memset(start, 0, (g->V + 1) * sizeof(int));
+    for (int i = 0; i < rows; i++) start[inputs[i] + 1]++;
+    for (int v = 0; v < g->V; v++) start[v + 1] += start[v];
+    for (int i = 0; i < rows; i++) order[start[inputs[i]]++] = i;
+    for (int v = g->V; v > 0; v--) start[v] = start[v - 1];
+    start[0] = 0;
+    size_t bytes = (g->start + g->V + 1 - g->inputs) * sizeof(int);
+    check(cudaMemcpyAsync(g->inputs, to, bytes, cudaMemcpyHostToDevice, stream));
+}
+
+// results->loss, log_z = the sums over the batch, in a training step (o is not NULL), where the
+// first loss that is not finite is noted; otherwise += them.
+__global__ void loss_kernel(Results *results, const real *losses, const real *log_z, int rows,
+                            const AdamW *o) {
+    double loss = 0, z = 0;
+    for (int i = threadIdx.x; i < rows; i += blockDim.x) {
+        loss += losses[i];
+        z += log_z[i];
+    }
+    loss = row_sum(loss);
+    z = row_sum(z);
+    if (threadIdx.x || (o && results->diverged_step)) return;
+    results->loss = loss + (o ? 0 : results->loss);
+    results->log_z = z + (o ? 0 : results->log_z);
+    if (o && !isfinite(loss)) results->diverged_step = o->step;
+}
+
+// Loss and gradients of the batch that gpt_batch brought, one micro-batch after another. The sums
+// equal the whole batch's.
+static void gpt_gradient(GPT *g, int B, int T, int statistics) {
+    int n;
+    check(cudaMemsetAsync(g->grads, 0, g->num_parameters * sizeof(real), stream));
+    if (statistics) {
+        size_t squares = NUM_ACTIVATIONS * SUM_BLOCKS * sizeof(double);
+        check(cudaMemsetAsync(g->squares, 0, squares, stream));
+        check(cudaMemsetAsync(g->max_logit, 0, g->cfg.layers * sizeof(real), stream));
+    }
+    for (int b = 0; b < B; b += n) {
+        n = least(g->micro_batch, B - b);
+        gpt_forward(g, g->inputs + b * T, n, T, statistics);
+        gpt_loss(g, g->targets + b * T, n, T, 1);
+        gpt_backward(g, g->inputs + b * T, n, T);
+    }
+    launch(loss_kernel, 1, 256, g->results, g->losses, g->log_z, g->batch_rows, g->adamw);
+}
+
+// A step on the batch and the constants that are on the GPU. The kernels of a small model take less
+// time than their launches: so a step is recorded once as a graph and then launched whole. The
+// first is not, since cuBLAS loads its kernels in it; nor is one of many micro-batches, which are
+// large enough.
 static void gpt_step(GPT *g, int B, int T, int statistics) {
     cudaGraphExec_t *graph = &g->graphs[statistics];
-    int captured = g->runs[statistics]++ == 1;
-    if (*graph) { check(cudaGraphLaunch(*graph, stream)); return; }
-    if (captured) check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    bool record = g->steps[statistics]++ == 1 && B <= 8 * g->micro_batch;
+    if (*graph) {
+        check(cudaGraphLaunch(*graph, stream));
+        return;
+    }
+    if (record) check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     gpt_gradient(g, B, T, statistics);
-    mean_loss(g, 0, g->constants);
     gpt_update(g, statistics);
-    if (!captured) return;
+    if (!record) return;
     cudaGraph_t recorded = NULL;
     check(cudaStreamEndCapture(stream, &recorded));
     check(cudaGraphInstantiate(graph, recorded, 0));
@@ -1497,82 +1483,151 @@ static void gpt_step(GPT *g, int B, int T, int statistics) {
     check(cudaGraphLaunch(*graph, stream));
 }
 
-// What the last step left, which is what the host waits for; of a step without statistics, its losses and gradient norm.
-// Returns the first step whose loss was not finite (the results are then that step's), else 0.
+// Loads the checkpoint in -out.
+static State gpt_load(GPT *g) {
+    size_t n = g->num_parameters;
+    real *host = (real *)allocate(3 * n, sizeof(real));
+    State state = checkpoint_load(&g->cfg, g->table, host, host + n, host + 2 * n);
+    to_gpu(g->params, host, n * sizeof(real));
+    to_gpu(g->m, host + n, n * sizeof(real));
+    to_gpu(g->v, host + 2 * n, n * sizeof(real));
+    gpt_weights(g);
+    free(host);
+    return state;
+}
+
+static void gpt_save(const GPT *g, const State *state) {
+    size_t n = g->num_parameters;
+    real *host = (real *)allocate(3 * n, sizeof(real));
+    from_gpu(host, g->params, n * sizeof(real));
+    from_gpu(host + n, g->m, n * sizeof(real));
+    from_gpu(host + 2 * n, g->v, n * sizeof(real));
+    checkpoint_save(&g->cfg, g->table, host, host + n, host + 2 * n, state);
+    free(host);
+}
+
+// ---------------------------------------------------------------------------
+// The training loop
+
+// Waits for the GPU and copies what the last step left; of a step without statistics, its losses
+// and the norm of its gradient. Returns the first step whose loss was not finite, or 0.
 static int gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
+    static double squares[NUM_ACTIVATIONS][SUM_BLOCKS];
+    static real max_logit[MAX_LAYERS];
     Results r;
+    size_t L = g->cfg.layers, BT = (size_t)B * T, BTC = BT * g->cfg.d, BTV = BT * g->V;
     from_gpu(&r, g->results, sizeof r);
-    double L = g->cfg.layers, BT = (double)B * T, BTC = BT * g->cfg.d;
-    const double size[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BT * g->V};
-    stats->train_loss = r.loss, stats->log_z = r.log_z, stats->grad_norm = r.grad_norm;
-    for (int l = 0; l < g->cfg.layers; l++) stats->max_attn_logit[l] = r.max_attn_logit[l];
-    for (int a = 0; a < NUM_ACTIVATIONS; a++) stats->act_rms[a] = sqrt(r.act_squares[a] / size[a]);
-    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                                // [mu_param]
+    from_gpu(squares, g->squares, sizeof squares);
+    from_gpu(max_logit, g->max_logit, L * sizeof(real));
+    stats->train_loss = r.loss / (double)BT;
+    stats->log_z = r.log_z / (double)BT;
+    stats->grad_norm = r.grad_norm;
+    for (size_t l = 0; l < L; l++) stats->max_attn_logit[l] = max_logit[l];
+    const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
+    for (int i = 0; i < NUM_ACTIVATIONS; i++) {
+        double sum = 0;
+        for (int block = 0; block < SUM_BLOCKS; block++) sum += squares[i][block];
+        stats->act_rms[i] = sqrt(sum / (double)count[i]);
+    }
+    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param]
     for (int k = 0; k < NUM_KINDS; k++) {
-        double n = (double)parameter_size(&g->table[k]) * g->table[k].copies;
-        stats->grad_rms[k] = sqrt(r.grad_squares[k] / n), stats->update_rms[k] = sqrt(r.update_squares[k] / n), stats->param_rms[k] = sqrt(r.param_squares[k] / n);
+        const Parameter *p = &g->table[k];
+        double n = (double)parameter_size(p) * p->copies;
+        stats->grad_rms[k] = sqrt(r.grad_squares[k] / n);
+        stats->update_rms[k] = sqrt(r.update_squares[k] / n);
+        stats->param_rms[k] = sqrt(r.param_squares[k] / n);
     }
     return r.diverged_step;
 }
 
-// Mean loss in nats over the first `windows` windows of the validation part.
-static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *inputs, int *targets) {
-    int B = g->cfg.batch, T = g->cfg.T;
-    double sum = 0, log_z;
+// Mean loss in nats over the first `windows` sequences of T tokens of the validation data. inputs,
+// targets (B,T) are scratch. The GPU adds the losses, and the host waits for it once.
+static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *inputs,
+                       int *targets) {
+    int B = g->cfg.batch, T = g->cfg.T, n;
+    Results *results = g->results + 1, r;
+    check(cudaMemsetAsync(results, 0, sizeof *results, stream));
     for (int64_t w = 0; w < windows; w += B) {
         int rows = windows - w < B ? (int)(windows - w) : B;
         dataloader_val(loader, w, rows, inputs, targets);
         gpt_batch(g, inputs, targets, rows, T);
-        for (int b = 0; b < rows; b += g->micro_batch) {
-            gpt_forward(g, g->inputs + b * T, least(g->micro_batch, rows - b), T, 0);
-            gpt_loss(g, g->targets + b * T, least(g->micro_batch, rows - b), T, 0);
+        for (int b = 0; b < rows; b += n) {
+            n = least(g->micro_batch, rows - b);
+            gpt_forward(g, g->inputs + b * T, n, T, 0);
+            gpt_loss(g, g->targets + b * T, n, T, 0);
         }
-        sum += gpt_mean_loss(g, &log_z) * rows;
+        launch(loss_kernel, 1, 256, results, g->losses, g->log_z, rows * T, (AdamW *)NULL);
     }
-    sum /= (double)windows;
-    return isnan(sum) ? INFINITY : sum;    // NAN is for a loss that was not looked at
+    from_gpu(&r, results, sizeof r);
+    double mean = r.loss / ((double)windows * T);
+    return isnan(mean) ? INFINITY : mean;    // NAN stands for a loss that was not measured
 }
 
-// One run from its flags to its files; returns the exit status.
+// Runs one training from its flags to its files. Returns the exit status. progress: for the sweep
+// that started it, or NULL.
 static int train(const Config *flags, int threads, Progress *progress) {
     int B = flags->batch, T = flags->T;
     DataLoader loader;
     GPT g;
-    dataloader_init(&loader, flags->data, flags->val, flags->vocab, T, (uint64_t)flags->seed);
-    const char *machine = gpt_init(&g, flags, loader.vocab, B, T);
-    const Config *cfg = &g.cfg;
-    int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int)), *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
-    int64_t windows = eval_windows(&loader, cfg->eval_tokens);
-    State state = {0, 0, 0, 0};
-    if (cfg->resume) gpt_load(&g, &state);
-    Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, dataloader_entropy_floor(&loader, windows), machine, threads, progress);
     Stats stats;
+    State state = {0, 0, 0, 0};
+
+    // data, model, memory for a batch
+    dataloader_init(&loader, flags->data, flags->val, flags->vocab, T, (uint64_t)flags->seed);
+    gpt_init(&g, flags, loader.vocab, B, T);
+    const Config *cfg = &g.cfg;
+    int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+    int *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+
+    // a new run, or one that resumes
+    if (cfg->resume) state = gpt_load(&g);
+    int64_t windows = eval_windows(&loader, cfg->eval_tokens);
+    double entropy_floor = dataloader_entropy_floor(&loader, windows);
+    Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, entropy_floor, g.gpu.name,
+                        threads, progress);
     if (state.log_bytes == 0) {
         double initial = evaluate(&g, &loader, windows, inputs, targets);
         run_initial(&run, &stats, initial);
     }
-    int step = state.step, saved = cfg->resume ? step : -1, stop = interrupted;    // steps done, and those in the checkpoint
+
+    int step = state.step;                           // steps done
+    int saved = cfg->resume ? step : -1;             // step of the last checkpoint; -1: none
+    int stop = interrupted;
     while (step < cfg->steps && !stop && !run.diverged_step) {
+        // whether this step also validates, logs or saves a checkpoint
         step++;
-        int validated = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
-        int logged = validated || step % cfg->log_every == 0, saves = cfg->checkpoint_every && step % cfg->checkpoint_every == 0;
+        int validates = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
+        int logs = validates || step % cfg->log_every == 0;
+        int saves = cfg->checkpoint_every && step % cfg->checkpoint_every == 0;
         stop = interrupted;
+
+        // the batch, the loss, the gradients, the update: queued, and perhaps not waited for
         dataloader_train(&loader, step, B, inputs, targets);
         gpt_batch(&g, inputs, targets, B, T);
         gpt_constants(&g, step);
-        gpt_step(&g, B, T, logged);
-        if (!logged && !saves && !stop) continue;    // nobody looks at this step: it is queued, and the next is prepared meanwhile
+        gpt_step(&g, B, T, logs);
+        if (!logs && !saves && !stop) continue;
         run.diverged_step = gpt_statistics(&g, B, T, &stats);
-        if (run.diverged_step && run.diverged_step < step) step = run.diverged_step, validated = logged = saves = 0;    // since then nothing changed
-        stats.val_loss = validated ? evaluate(&g, &loader, windows, inputs, targets) : NAN;
-        if (validated && !isfinite(stats.val_loss)) run.diverged_step = step;
-        run_step(&run, &stats, step, logged);
+        if (run.diverged_step && run.diverged_step < step) {
+            step = run.diverged_step;                // nothing changed since then
+            validates = logs = saves = 0;
+        }
+
+        // the validation loss
+        stats.val_loss = validates ? evaluate(&g, &loader, windows, inputs, targets) : NAN;
+        if (validates && !isfinite(stats.val_loss)) run.diverged_step = step;
+
+        // the log and the checkpoint
+        run_step(&run, &stats, step, logs);
         if (saves) {
-            state = run_state(&run, saved = step);
+            saved = step;
+            state = run_state(&run, step);
             gpt_save(&g, &state);
         }
     }
-    if (saved != step) {    // finished, diverged or stopped by a signal, be it before the first step
+
+    // finished, diverged or stopped by a signal, perhaps before the first step
+    if (saved != step) {
         state = run_state(&run, step);
         gpt_save(&g, &state);
     }
@@ -1584,66 +1639,76 @@ static int train(const Config *flags, int threads, Progress *progress) {
     return status;
 }
 
-// The logits (V) of what follows the first `used` tokens of context.
-static const float *logits_after(void *model, const int *context, int used) {
+// ---------------------------------------------------------------------------
+// From the command line
+
+// Returns the logits (V), before muParam's factor, of the token after context (used). model: a GPT.
+// Computes all of context again for each token.
+static const real *logits_after(void *model, const int *context, int used) {
     GPT *g = (GPT *)model;
-    size_t V = g->V, at = (size_t)(used - 1) * g->row;
-    static float *logits = (float *)allocate(V, sizeof(float));
-    static act *rounded = (act *)allocate(V, sizeof(act));
+    size_t V = g->V, at = (size_t)(used - 1) * padded(g->V);
+    static real *logits = (real *)allocate(V, sizeof(real));
+    static act *row = (act *)allocate(V, sizeof(act));
     gpt_batch(g, context, context, 1, used);
     gpt_forward(g, g->inputs, 1, used, 0);
-    from_gpu(rounded, g->logits + at, V * sizeof(act));
-    for (size_t j = 0; j < V; j++) logits[j] = value(rounded[j]);
+    from_gpu(row, g->logits + at, V * sizeof(act));
+    for (size_t j = 0; j < V; j++) logits[j] = (real)row[j];
     return logits;
 }
 
 // Writes tokens drawn from the model saved in -out.
 static void sample(const Config *cfg) {
     GPT g;
-    State state;
     gpt_init(&g, cfg, cfg->vocab, 1, cfg->T);
-    gpt_load(&g, &state);
+    gpt_load(&g);
     sample_text(cfg, logits_after, &g);
     gpt_free(&g);
 }
 
-// How many of so many runs the GPU takes at a time, and in *bytes the memory of one. Dies of what would stop each of them
-// (data, memory, no GPU) before any file is touched. A sweep forks its runs, which is not allowed once CUDA was started: so
-// it is a child that looks at the GPU.
-static int check_runs(Config *cfg, int runs, double *bytes) {
-    enum { MOST = 8 };               // small models leave most of a GPU idle; eight share it
-    const double CONTEXT = 6e8;      // bytes that a process takes besides: CUDA's and cuBLAS's code
+// Dies, before any file is touched, if the data are missing, or if there is no GPU, or too little of
+// its memory to train. Returns the bytes that a run needs. CUDA does not survive a fork, and a sweep
+// forks its runs: so a child asks for the GPU.
+static double check_runs(const Config *cfg) {
     DataLoader loader;
     GPT g;
     int status;
     dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, cfg->T, (uint64_t)cfg->seed);
-    Gpu *gpu = (Gpu *)mmap(NULL, sizeof(Gpu), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (gpu == (Gpu *)MAP_FAILED) die(FAILED, "no memory to ask for the GPU: %s", strerror(errno));
+    gpt_layout(&g, cfg, loader.vocab, cfg->batch, cfg->T, false);
     pid_t child = fork();
     if (child < 0) die(FAILED, "cannot start a process: %s", strerror(errno));
-    if (!child) gpu_query(gpu), _exit(0);
-    waitpid(child, &status, 0);
-    if (status) exit(FAILED);        // it has said why
-    gpt_layout(&g, cfg, loader.vocab, cfg->batch, cfg->T, 0);
-    gpu_check_memory(gpu, g.bytes, cfg);
-    *bytes = g.bytes;
-    double fit = floor(gpu->free / (g.bytes + CONTEXT));
-    munmap(gpu, sizeof(Gpu));
+    if (child == 0) {
+        Gpu gpu = gpu_query();
+        gpu_check_memory(&gpu, g.bytes);
+        _exit(0);
+    }
+    if (waitpid(child, &status, 0) != child || status != 0) exit(FAILED);    // it has said why
+    gpt_free(&g);
     dataloader_free(&loader);
-    return least(runs, fit < 1 ? 1 : fit > MOST ? MOST : (int)fit);
+    return g.bytes;
+}
+
+// Trains once for each learning rate, one run at a time: without NVIDIA's MPS, processes take turns
+// on a GPU, so that several runs at once would take as long.
+static int train_sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int runs) {
+    double bytes = check_runs(cfg);
+    return sweep(cfg, lr, runs, 1, 1, bytes, train);
 }
 
 int main(int argc, char **argv) {
     Config cfg;
     char lr[MAX_RUNS][MAX_RATE];
     config_parse(&cfg, argc, argv);
+    int HS = cfg.d / cfg.heads;
+    if (cfg.d % W || cfg.d > MAX_C || HS % W || HS > MAX_HS)
+        die(USAGE, "-d %d -heads %d: train_gpt_cu needs a width that is a multiple of %d, at most "
+            "%d, and heads of a multiple of %d, at most %d; ./train_gpt trains any",
+            cfg.d, cfg.heads, W, MAX_C, W, MAX_HS);
+
     int runs = learning_rates(cfg.lr_text, lr, NULL);
-    if (runs > 1) {
-        double bytes;
-        int jobs = check_runs(&cfg, runs, &bytes);
-        return sweep(&cfg, lr, runs, jobs, 1, bytes, train);
+    if (runs > 1) return train_sweep(&cfg, lr, runs);
+    if (cfg.sample) {
+        sample(&cfg);
+        return 0;
     }
-    if (cfg.sample) sample(&cfg);
-    else return train(&cfg, 1, NULL);
-    return 0;
+    return train(&cfg, 1, NULL);
 }

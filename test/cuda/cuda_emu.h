@@ -7,10 +7,10 @@
 // What there is
 //   Kernels: __global__ functions without `static`, started by cudaLaunchKernelEx; threadIdx,
 //     blockIdx, blockDim, gridDim; __shared__ arrays; __syncthreads; __syncwarp, __shfl_sync and
-//     __shfl_xor_sync by whole warps; float4, uint4; bf16 as a format to store numbers in; wmma's
-//     16 x 16 x 16 bf16 fragments with float sums.
+//     __shfl_xor_sync by whole warps; atomicMax of an int; float4, uint4; bf16 as a format to store
+//     numbers in; wmma's 16 x 16 x 16 bf16 fragments with float sums.
 //   Host: device and pinned memory, copies, one stream, events, graphs captured from the stream,
-//     cuBLAS's GemmEx in float and bf16, cuBLASLt's products in bf16 that end with GELU or its
+//     cuBLASLt's products in float and bf16; those with bf16 results may end with GELU or its
 //     gradient.
 // What it looks for
 //   A missing barrier: a block's threads run one after another, each until a barrier, in the order
@@ -26,12 +26,13 @@
 //     memory.
 //   Work runs only when the host waits for it, so that reading its results too early shows.
 //   A kernel's argument that points to the host's memory; a process that used CUDA before fork;
-//     work in a capture that cannot be captured; products that reach outside of an allocation;
-//     fragments at addresses that wmma refuses.
+//     work in a capture that cannot be captured; products that reach outside of an allocation, or
+//     use the algorithm of another problem; fragments at addresses that wmma refuses.
 // What it pretends: CUDA_EMU_DEVICES=0 no device, =old a driver that is too old;
 // CUDA_EMU_MEMORY=bytes of the device (default 8 GiB); CUDA_EMU_CAPABILITY=its compute capability
-// (default 90: 9.0); CUDA_EMU_EPILOGUES=0 cuBLASLt knows no algorithm; CUDA_EMU_FAIL=n the n-th
-// call to CUDA or cuBLAS returns an error.
+// (default 90: 9.0); CUDA_EMU_PTX=the PTX version that kernels were built for (default 80);
+// CUDA_EMU_EPILOGUES=0 cuBLASLt knows no algorithm with GELU; CUDA_EMU_FAIL=n the n-th call to CUDA
+// or cuBLASLt returns an error.
 #ifndef CUDA_EMU_H
 #define CUDA_EMU_H
 
@@ -50,6 +51,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 #include <algorithm>
+#include <array>
 #include <cxxabi.h>
 #include <functional>
 #include <map>
@@ -87,6 +89,7 @@ struct dim3 {
 };
 struct uint3 { unsigned x, y, z; };
 struct alignas(8) float2 { float x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 
@@ -400,6 +403,13 @@ template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, cuda_emu::Here here = cuda_emu::Here::at()) {
     return cuda_emu::shuffle("__shfl_xor_sync", mask, value, cuda_emu::lane() ^ bits, here);
 }
+// threads run one after another
+inline int atomicMax(int *p, int value) {
+    int old = *p;
+    *p = std::max(old, value);
+    return old;
+}
+
 // ---------------------------------------------------------------------------
 // bf16: the upper half of a float. No arithmetic: CUDA rounds each operation on two of them to
 // bf16.
@@ -421,6 +431,19 @@ struct __nv_bfloat16 {
     }
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float __uint_as_float(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+inline int __float_as_int(float x) {
+    int bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
 // never fused with a sum
 inline float __fmul_rn(float x, float y) {
     volatile float product = x * y;
@@ -428,6 +451,10 @@ inline float __fmul_rn(float x, float y) {
 }
 inline __nv_bfloat16 __float2bfloat16(float x) { return __nv_bfloat16(x); }
 inline float __bfloat162float(__nv_bfloat16 x) { return (float)x; }
+struct __nv_bfloat162 { __nv_bfloat16 x, y; };
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
+    return {__nv_bfloat16(x), __nv_bfloat16(y)};
+}
 
 // ---------------------------------------------------------------------------
 // wmma: D = A B + C by a warp, 16 x 16 x 16
@@ -583,7 +610,6 @@ enum { REDZONE = 4096, CUDA_ALIGN = 256 };
 
 std::map<uintptr_t, Allocation> allocations;    // by address
 size_t used;
-cudaError_t last_error;
 // all streams: there is one, and the NULL stream waits for it anyway
 cuda_emu_stream queue;
 cuda_emu_graph *capture;
@@ -610,11 +636,10 @@ inline cudaError_t call(bool waits) {
     if (!strcmp(devices(), "0")) return cudaErrorNoDevice;
     return waits && capture ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
-inline cudaError_t result(cudaError_t e) { return e ? last_error = e : e; }
 #define CUDA_EMU_CALL(waits) \
     do { \
         cudaError_t e = cuda_emu::call(waits); \
-        if (e) return cuda_emu::result(e); \
+        if (e) return e; \
     } while (0)
 
 // The allocation that holds [p, p + size), or NULL.
@@ -653,10 +678,10 @@ inline cudaError_t allocate(void **out, size_t size, bool device) {
     CUDA_EMU_CALL(true);
     *out = NULL;
     if (device && (size > device_bytes() || used > device_bytes() - size))
-        return result(cudaErrorMemoryAllocation);
+        return cudaErrorMemoryAllocation;
     size_t room = (size + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
     char *block = (char *)aligned_alloc(CUDA_ALIGN, room + 2 * REDZONE);
-    if (!block) return result(cudaErrorMemoryAllocation);
+    if (!block) return cudaErrorMemoryAllocation;
     memset(block, 0xFF, room + 2 * REDZONE);
     CUDA_EMU_ASAN(ASAN_POISON_MEMORY_REGION(block, room + 2 * REDZONE));
     if (!device) { CUDA_EMU_ASAN(ASAN_UNPOISON_MEMORY_REGION(block + REDZONE, size)); }
@@ -670,7 +695,7 @@ inline cudaError_t release(void *p, bool device) {
     if (!p) return cudaSuccess;
     synchronize();
     auto a = allocations.find((uintptr_t)p);
-    if (a == allocations.end() || a->second.device != device) return result(cudaErrorInvalidValue);
+    if (a == allocations.end() || a->second.device != device) return cudaErrorInvalidValue;
     used -= device ? a->second.size : 0;
     CUDA_EMU_ASAN(ASAN_UNPOISON_MEMORY_REGION(
         a->second.block,
@@ -711,11 +736,6 @@ inline const char *cudaGetErrorString(cudaError_t e) {
     default: return "unknown error";
     }
 }
-inline cudaError_t cudaGetLastError() {
-    cudaError_t e = cuda_emu::last_error;
-    cuda_emu::last_error = cudaSuccess;
-    return e;
-}
 
 inline cudaError_t cudaGetDeviceCount(int *count) {
     *count = 0;
@@ -725,7 +745,7 @@ inline cudaError_t cudaGetDeviceCount(int *count) {
 }
 inline cudaError_t cudaSetDevice(int device) {
     CUDA_EMU_CALL(false);
-    return cuda_emu::result(device ? cudaErrorInvalidDevice : cudaSuccess);
+    return device ? cudaErrorInvalidDevice : cudaSuccess;
 }
 inline cudaError_t cudaDriverGetVersion(int *version) {
     *version = strcmp(cuda_emu::devices(), "old") ? 13000 : 10000;
@@ -737,7 +757,7 @@ inline cudaError_t cudaRuntimeGetVersion(int *version) {
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     CUDA_EMU_CALL(false);
-    if (device) return cuda_emu::result(cudaErrorInvalidDevice);
+    if (device) return cudaErrorInvalidDevice;
     *p = {"stand-in for CUDA on the CPU", cuda_emu::device_bytes(), cuda_emu::capability() / 10,
           cuda_emu::capability() % 10};
     return cudaSuccess;
@@ -769,7 +789,7 @@ inline bool cuda_emu_known(cudaStream_t stream) {
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     CUDA_EMU_CALL(true);
-    if (!cuda_emu_known(stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    if (!cuda_emu_known(stream)) return cudaErrorInvalidResourceHandle;
     cuda_emu::synchronize();
     return cudaSuccess;
 }
@@ -777,7 +797,7 @@ inline cudaError_t cudaDeviceSynchronize() { return cudaStreamSynchronize(NULL);
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     CUDA_EMU_CALL(true);
     if (!stream || stream != cuda_emu::the_stream)
-        return cuda_emu::result(cudaErrorInvalidResourceHandle);
+        return cudaErrorInvalidResourceHandle;
     cuda_emu::synchronize();
     delete stream;
     cuda_emu::the_stream = NULL;
@@ -786,8 +806,8 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 inline cudaError_t cudaMemsetAsync(void *p, int value, size_t size, cudaStream_t stream = NULL) {
     CUDA_EMU_CALL(false);
-    if (!cuda_emu_known(stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
-    if (size && !cuda_emu::on_device(p, size)) return cuda_emu::result(cudaErrorInvalidValue);
+    if (!cuda_emu_known(stream)) return cudaErrorInvalidResourceHandle;
+    if (size && !cuda_emu::on_device(p, size)) return cudaErrorInvalidValue;
     cuda_emu::enqueue([=] { memset(p, value, size); });
     return cudaSuccess;
 }
@@ -798,16 +818,16 @@ inline cudaError_t cudaMemset(void *p, int value, size_t size) {
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cudaMemcpyKind kind,
                                    cudaStream_t stream = NULL) {
     CUDA_EMU_CALL(false);
-    if (!cuda_emu_known(stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    if (!cuda_emu_known(stream)) return cudaErrorInvalidResourceHandle;
     bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     if (!size) return cudaSuccess;
     if (to_device != cuda_emu::on_device(to, size)
         || from_device != cuda_emu::on_device(from, size))
-        return cuda_emu::result(cudaErrorInvalidValue);
+        return cudaErrorInvalidValue;
     bool pageable = (!to_device && !cuda_emu::find(to, size))
                     || (!from_device && !cuda_emu::find(from, size));
-    if (pageable && cuda_emu::capture) return cuda_emu::result(cudaErrorStreamCaptureUnsupported);
+    if (pageable && cuda_emu::capture) return cudaErrorStreamCaptureUnsupported;
     // as CUDA does: the copy from it is made at once, the rest later
     if (pageable && !from_device) {
         std::string staged((const char *)from, size);
@@ -817,7 +837,7 @@ inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, cuda
     return cudaSuccess;
 }
 inline cudaError_t cudaMemcpy(void *to, const void *from, size_t size, cudaMemcpyKind kind) {
-    if (cuda_emu::capture) return cuda_emu::result(cudaErrorStreamCaptureUnsupported);
+    if (cuda_emu::capture) return cudaErrorStreamCaptureUnsupported;
     cudaError_t e = cudaMemcpyAsync(to, from, size, kind);
     if (!e) cuda_emu::synchronize();
     return e;
@@ -830,7 +850,7 @@ inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags) 
 }
 inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = NULL) {
     CUDA_EMU_CALL(true);
-    if (!cuda_emu_known(stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    if (!cuda_emu_known(stream)) return cudaErrorInvalidResourceHandle;
     event->pending = true;
     cuda_emu::enqueue([=] {
         struct timespec now;
@@ -849,8 +869,8 @@ inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_
     CUDA_EMU_CALL(true);
     if ((begin->flags | end->flags) & cudaEventDisableTiming || isnan(begin->seconds)
         || isnan(end->seconds))
-        return cuda_emu::result(cudaErrorInvalidResourceHandle);
-    if (begin->pending || end->pending) return cuda_emu::result(cudaErrorNotReady);
+        return cudaErrorInvalidResourceHandle;
+    if (begin->pending || end->pending) return cudaErrorNotReady;
     *ms = (float)(1e3 * (end->seconds - begin->seconds));
     return cudaSuccess;
 }
@@ -864,13 +884,13 @@ inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
     CUDA_EMU_CALL(true);
     if (!stream || !cuda_emu_known(stream))
-        return cuda_emu::result(cudaErrorStreamCaptureUnsupported);
+        return cudaErrorStreamCaptureUnsupported;
     cuda_emu::capture = new cuda_emu_graph;
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph) {
     CUDA_EMU_CALL(false);
-    if (!cuda_emu::capture) return cuda_emu::result(cudaErrorInvalidValue);
+    if (!cuda_emu::capture) return cudaErrorInvalidValue;
     *graph = cuda_emu::capture;
     cuda_emu::capture = NULL;
     return cudaSuccess;
@@ -883,7 +903,7 @@ inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph
 }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
     CUDA_EMU_CALL(true);
-    if (!cuda_emu_known(stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    if (!cuda_emu_known(stream)) return cudaErrorInvalidResourceHandle;
     for (auto &work : exec->work) cuda_emu::enqueue(work);
     return cudaSuccess;
 }
@@ -898,18 +918,18 @@ inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
     return cudaSuccess;
 }
 
-struct cudaFuncAttributes { int binaryVersion; };
+struct cudaFuncAttributes { int ptxVersion, binaryVersion; };
 // as the linker knows it
 inline cudaError_t cudaFuncGetName(const char **name, const void *function) {
     CUDA_EMU_CALL(false);
     Dl_info info;
-    if (!dladdr(function, &info) || !info.dli_sname) return cuda_emu::result(cudaErrorInvalidValue);
+    if (!dladdr(function, &info) || !info.dli_sname) return cudaErrorInvalidValue;
     *name = info.dli_sname;
     return cudaSuccess;
 }
 template <typename T> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, T *) {
     CUDA_EMU_CALL(false);
-    a->binaryVersion = cuda_emu::capability();
+    *a = {atoi(cuda_emu::setting("CUDA_EMU_PTX", "80")), cuda_emu::capability()};
     return cudaSuccess;
 }
 
@@ -926,11 +946,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
     if (config->numAttrs || config->dynamicSmemBytes)
         cuda_emu::stop("kernel %s: launch attributes and dynamic shared memory are not supported",
                        cuda_emu::name_of(address).c_str());
-    if (!cuda_emu_known(config->stream)) return cuda_emu::result(cudaErrorInvalidResourceHandle);
+    if (!cuda_emu_known(config->stream)) return cudaErrorInvalidResourceHandle;
     if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535
         || !block.x || !block.y || !block.z || block.x > 1024 || block.y > 1024 || block.z > 64
         || block.x * block.y * block.z > cuda_emu::MAX_THREADS)
-        return cuda_emu::result(cudaErrorInvalidConfiguration);
+        return cudaErrorInvalidConfiguration;
     std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
     cuda_emu::check_arguments(address, values, std::index_sequence_for<Parameters...>());
     cuda_emu::enqueue([=] {
@@ -941,7 +961,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
 }
 
 // ---------------------------------------------------------------------------
-// cuBLAS: products of matrices by columns, as Fortran keeps them
+// cuBLASLt: D = alpha op(A) op(B) + beta C for matrices that are stored by columns, in Fortran's
+// way. GELU_AUX stores this sum in aux, and gelu of it in D; DGELU multiplies it by gelu'(aux). As
+// NVIDIA documents it, and no more than train_gpt.cu needs: one order of sums, all settings made.
 
 enum cublasStatus_t {
     CUBLAS_STATUS_SUCCESS = 0,
@@ -952,50 +974,56 @@ enum cublasStatus_t {
 };
 enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
-typedef cudaDataType_t cudaDataType;
 enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68 };
-enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1 };
-enum cublasMath_t {
-    CUBLAS_DEFAULT_MATH = 0,
-    CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16
+enum cublasLtEpilogue_t {
+    CUBLASLT_EPILOGUE_DEFAULT = 1,
+    CUBLASLT_EPILOGUE_GELU_AUX = 160,
+    CUBLASLT_EPILOGUE_DGELU = 192
 };
-typedef struct cuda_emu_blas { cudaStream_t stream; } *cublasHandle_t;
+enum cublasLtMatmulDescAttributes_t {
+    CUBLASLT_MATMUL_DESC_TRANSA = 3,
+    CUBLASLT_MATMUL_DESC_TRANSB = 4,
+    CUBLASLT_MATMUL_DESC_EPILOGUE = 7,
+    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11,
+    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12
+};
+enum cublasLtMatmulPreferenceAttributes_t {
+    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
+    CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8
+};
+// sums may be split, in parts that are added in the type of the computation, in a fixed order
+enum { CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2 };
 
-namespace cuda_emu {
-namespace {
-
-inline cublasStatus_t blas_call() {
-    if (planned_failure()) return CUBLAS_STATUS_EXECUTION_FAILED;
-    return process == getpid() && !strcmp(devices(), "1") ? CUBLAS_STATUS_SUCCESS
-                                                          : CUBLAS_STATUS_NOT_INITIALIZED;
-}
-
-// out (cols,rows), floats one column after another = op(x)
-inline std::vector<float> columns(const void *x, cudaDataType type, int ld, bool transpose,
-                                  int rows, int cols) {
-    std::vector<float> out((size_t)rows * (size_t)cols);
-    for (int j = 0; j < cols; j++)
-        for (int i = 0; i < rows; i++) {
-            size_t at = transpose ? (size_t)i * (size_t)ld + (size_t)j
-                                  : (size_t)j * (size_t)ld + (size_t)i;
-            float &to = out[(size_t)j * (size_t)rows + (size_t)i];
-            if (type == CUDA_R_32F) to = ((const float *)x)[at];
-            else to = (float)((const __nv_bfloat16 *)x)[at];
-        }
-    return out;
-}
-
-inline void check_matrix(const char *name, const void *p, cudaDataType type, int ld, int rows,
-                         int cols) {
-    size_t size = type == CUDA_R_32F ? 4 : 2;
-    size_t count = (size_t)ld * (size_t)(cols - 1) + (size_t)rows;
-    if (!on_device(p, count * size))
-        stop("cublasGemmEx: %s, %d x %d with a leading dimension of %d, is not inside of an"
-             " allocation", name, rows, cols, ld);
-    if ((uintptr_t)p % size) stop("cublasGemmEx: %s is not aligned", name);
-}
-
-}}    // namespace cuda_emu
+typedef struct cuda_emu_lt {} *cublasLtHandle_t;
+typedef struct cuda_emu_product {
+    uint32_t op_a, op_b, epilogue;
+    void *aux;
+    int64_t aux_ld;
+} *cublasLtMatmulDesc_t;
+typedef struct cuda_emu_layout {
+    cudaDataType_t type;
+    int64_t rows, cols, ld;
+} *cublasLtMatrixLayout_t;
+typedef struct cuda_emu_preference {
+    uint64_t workspace;
+    uint32_t reduction, aligned[4];
+} *cublasLtMatmulPreference_t;
+struct cublasLtMatmulAlgo_t {
+    // The problem that it was asked for: ops, epilogue, aux_ld; then type, rows, cols and ld of A,
+    // B, C and D.
+    std::array<int64_t, 20> problem;
+    uint64_t workspace;
+    uint32_t aligned[4];
+};
+struct cublasLtMatmulHeuristicResult_t {
+    cublasLtMatmulAlgo_t algo;
+    size_t workspaceSize;
+    cublasStatus_t state;
+};
 
 inline const char *cublasGetStatusString(cublasStatus_t s) {
     switch (s) {
@@ -1007,15 +1035,248 @@ inline const char *cublasGetStatusString(cublasStatus_t s) {
     default: return "the GPU program failed to execute";
     }
 }
-inline cublasStatus_t cublasCreate(cublasHandle_t *handle) {
-    cublasStatus_t s = cuda_emu::blas_call();
-    if (!s) *handle = new cuda_emu_blas();
+
+namespace cuda_emu {
+namespace {
+
+inline cublasStatus_t blas_call() {
+    if (planned_failure()) return CUBLAS_STATUS_EXECUTION_FAILED;
+    return process == getpid() && !strcmp(devices(), "1") ? CUBLAS_STATUS_SUCCESS
+                                                          : CUBLAS_STATUS_NOT_INITIALIZED;
+}
+template <typename T> cublasStatus_t blas_create(T **out, T value) {
+    cublasStatus_t s = blas_call();
+    if (!s) *out = new T(value);
     return s;
 }
-inline cublasStatus_t cublasDestroy(cublasHandle_t handle) {
-    cublasStatus_t s = cuda_emu::blas_call();
-    if (!s) delete handle;
+template <typename T> cublasStatus_t blas_destroy(T *x) {
+    cublasStatus_t s = blas_call();
+    if (!s) delete x;
     return s;
+}
+template <typename T> cublasStatus_t blas_set(T &field, const void *value, size_t size) {
+    if (size != sizeof field) return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(&field, value, size);
+    return blas_call();
+}
+
+inline int64_t size_of(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
+
+struct Matrix : cuda_emu_layout {
+    void *data;
+
+    float read(int64_t row, int64_t col) const {
+        int64_t at = col * ld + row;
+        return type == CUDA_R_32F ? ((const float *)data)[at]
+                                  : (float)((const __nv_bfloat16 *)data)[at];
+    }
+    void write(int64_t row, int64_t col, float value) const {
+        int64_t at = col * ld + row;
+        if (type == CUDA_R_32F) ((float *)data)[at] = value;
+        else ((__nv_bfloat16 *)data)[at] = __nv_bfloat16(value);
+    }
+    // op(this), (rows,cols), in float, by columns
+    std::vector<float> columns(bool transposed) const {
+        std::vector<float> out;
+        out.reserve((size_t)(rows * cols));
+        for (int64_t j = 0; j < (transposed ? rows : cols); j++)
+            for (int64_t i = 0; i < (transposed ? cols : rows); i++)
+                out.push_back(transposed ? read(j, i) : read(i, j));
+        return out;
+    }
+    void must_be_allocated(const char *name) const {
+        if (!on_device(data, (size_t)((ld * (cols - 1) + rows) * size_of(type))))
+            stop("cublasLtMatmul: %s, %ld x %ld with a leading dimension of %ld, is not inside of"
+                 " an allocation", name, (long)rows, (long)cols, (long)ld);
+    }
+};
+
+// gelu(x) = x (1 + tanh u) / 2, u = sqrt(2/pi) (x + 0.044715 x^3)
+inline float epilogue(uint32_t kind, const Matrix &aux, int64_t row, int64_t col, float product) {
+    if (kind == CUBLASLT_EPILOGUE_DEFAULT) return product;
+    bool gradient = kind == CUBLASLT_EPILOGUE_DGELU;
+    double root = sqrt(2 / M_PI), x = gradient ? aux.read(row, col) : product;
+    double t = tanh(root * (x + 0.044715 * x * x * x));
+    double slope = (1 + t) / 2 + x * (1 - t * t) / 2 * root * (1 + 3 * 0.044715 * x * x);
+    if (gradient) return (float)(product * slope);
+    aux.write(row, col, product);
+    return (float)(x * (1 + t) / 2);
+}
+
+// Queues d (m,n) = epilogue(alpha op(a) (m,k) op(b) (k,n) + beta c). c is not read where beta is 0.
+inline void multiply(cuda_emu_product p, float alpha, Matrix a, Matrix b, float beta, Matrix c,
+                     Matrix d) {
+    Matrix aux = {{d.type, d.rows, d.cols, p.aux_ld}, p.aux};
+    if (beta != 0 && beta != 1) stop("cublasLtMatmul: beta is %g; it must be 0 or 1", beta);
+    a.must_be_allocated("a");
+    b.must_be_allocated("b");
+    if (beta != 0) c.must_be_allocated("c");
+    d.must_be_allocated("d");
+    if (p.epilogue != CUBLASLT_EPILOGUE_DEFAULT) aux.must_be_allocated("aux");
+    enqueue([=] {
+        std::vector<float> x = a.columns(p.op_a), y = b.columns(p.op_b), sum((size_t)d.rows);
+        size_t m = sum.size(), k = x.size() / m;
+        for (int64_t j = 0; j < d.cols; j++) {
+            std::fill(sum.begin(), sum.end(), 0.0f);
+            for (size_t l = 0; l < k; l++) {
+                const float *column = &x[l * m];
+                float factor = y[(size_t)j * k + l];
+                for (size_t i = 0; i < m; i++) sum[i] += column[i] * factor;
+            }
+            for (int64_t i = 0; i < d.rows; i++) {
+                float value = alpha * sum[(size_t)i];
+                if (beta != 0) value += beta * c.read(i, j);
+                d.write(i, j, epilogue(p.epilogue, aux, i, j, value));
+            }
+        }
+    });
+}
+
+// Writes down the problem, and says whether cuBLASLt solves it.
+inline cublasStatus_t describe(std::array<int64_t, 20> *problem, cublasLtMatmulDesc_t p,
+                               const std::array<cublasLtMatrixLayout_t, 4> &layouts) {
+    auto [a, b, c, d] = layouts;
+    *problem = {p->op_a, p->op_b, p->epilogue, p->aux_ld};
+    int64_t *next = &(*problem)[4];
+    for (cublasLtMatrixLayout_t x : layouts) {
+        for (int64_t value : {(int64_t)x->type, x->rows, x->cols, x->ld}) *next++ = value;
+        if (x->rows < 1 || x->cols < 1 || x->ld < x->rows) return CUBLAS_STATUS_INVALID_VALUE;
+        // 16 bytes: else the tensor cores are not used, or nothing is
+        if (x->ld * size_of(x->type) % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
+    }
+    bool c_is_d = std::equal(next - 4, next, next - 8);
+    if (!c_is_d || (p->op_a ? a->cols : a->rows) != d->rows
+        || (p->op_b ? b->rows : b->cols) != d->cols
+        || (p->op_a ? a->rows : a->cols) != (p->op_b ? b->cols : b->rows))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    if (a->type != b->type || (a->type == CUDA_R_32F && d->type != CUDA_R_32F))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (p->epilogue == CUBLASLT_EPILOGUE_DEFAULT) {
+        if (p->aux || p->aux_ld) stop("cuBLASLt: aux is set for an epilogue that has none");
+        return CUBLAS_STATUS_SUCCESS;
+    }
+    if (d->type != CUDA_R_16BF) return CUBLAS_STATUS_NOT_SUPPORTED;
+    bool good = p->aux_ld >= d->rows && p->aux_ld % 8 == 0 && (uintptr_t)p->aux % 16 == 0;
+    return good ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+}
+
+}}    // namespace cuda_emu
+
+inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *handle) {
+    return cuda_emu::blas_create(handle, {});
+}
+inline cublasStatus_t cublasLtDestroy(cublasLtHandle_t handle) {
+    return cuda_emu::blas_destroy(handle);
+}
+inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *p, cublasComputeType_t compute,
+                                               cudaDataType_t scale) {
+    if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F)
+        cuda_emu::stop("cublasLtMatmulDescCreate: only CUBLAS_COMPUTE_32F with factors of"
+                       " CUDA_R_32F is supported");
+    return cuda_emu::blas_create(p, {CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, NULL, 0});
+}
+inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t p) {
+    return cuda_emu::blas_destroy(p);
+}
+inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *x, cudaDataType_t type,
+                                                 uint64_t rows, uint64_t cols, int64_t ld) {
+    return cuda_emu::blas_create(x, {type, (int64_t)rows, (int64_t)cols, ld});
+}
+inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t x) {
+    return cuda_emu::blas_destroy(x);
+}
+inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) {
+    return cuda_emu::blas_create(p, {0, 0xffffffff, {256, 256, 256, 256}});
+}
+inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) {
+    return cuda_emu::blas_destroy(p);
+}
+inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t p,
+                                                     cublasLtMatmulDescAttributes_t name,
+                                                     const void *value, size_t size) {
+    switch (name) {
+    case CUBLASLT_MATMUL_DESC_TRANSA: return cuda_emu::blas_set(p->op_a, value, size);
+    case CUBLASLT_MATMUL_DESC_TRANSB: return cuda_emu::blas_set(p->op_b, value, size);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE: return cuda_emu::blas_set(p->epilogue, value, size);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER: return cuda_emu::blas_set(p->aux, value, size);
+    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD: return cuda_emu::blas_set(p->aux_ld, value, size);
+    }
+    return CUBLAS_STATUS_INVALID_VALUE;
+}
+inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
+    cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t name, const void *value,
+    size_t size) {
+    switch (name) {
+    case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
+        return cuda_emu::blas_set(p->workspace, value, size);
+    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
+        return cuda_emu::blas_set(p->reduction, value, size);
+    default:
+        return cuda_emu::blas_set(p->aligned[name - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES],
+                                  value, size);
+    }
+}
+
+// There is one algorithm or none. It serves this problem alone, and relies on the preference.
+inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
+    cublasLtHandle_t handle, cublasLtMatmulDesc_t p, cublasLtMatrixLayout_t a,
+    cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
+    cublasLtMatmulPreference_t preference, int, cublasLtMatmulHeuristicResult_t *result,
+    int *count) {
+    cublasStatus_t s = handle ? cuda_emu::blas_call() : CUBLAS_STATUS_NOT_INITIALIZED;
+    *count = 0;
+    if (!s) s = cuda_emu::describe(&result->algo.problem, p, {a, b, c, d});
+    if (s) return s;
+    if (preference->reduction != CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)
+        cuda_emu::stop(
+            "cublasLtMatmulAlgoGetHeuristic: only CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE is supported");
+    for (uint32_t bytes : preference->aligned) if (bytes % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (p->epilogue != CUBLASLT_EPILOGUE_DEFAULT
+        && !strcmp(cuda_emu::setting("CUDA_EMU_EPILOGUES", "1"), "0"))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    std::copy(preference->aligned, preference->aligned + 4, result->algo.aligned);
+    result->algo.workspace = result->workspaceSize = preference->workspace;
+    result->state = CUBLAS_STATUS_SUCCESS;
+    *count = 1;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t p,
+                                     const void *alpha, const void *a, cublasLtMatrixLayout_t la,
+                                     const void *b, cublasLtMatrixLayout_t lb, const void *beta,
+                                     const void *c, cublasLtMatrixLayout_t lc, void *d,
+                                     cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t *algo,
+                                     void *workspace, size_t workspace_bytes, cudaStream_t stream) {
+    std::array<int64_t, 20> problem;
+    cublasStatus_t s = handle ? cuda_emu::blas_call() : CUBLAS_STATUS_NOT_INITIALIZED;
+    if (!s) s = cuda_emu::describe(&problem, p, {la, lb, lc, ld});
+    if (s) return s;
+    if (!algo || algo->problem != problem || !cuda_emu_known(stream))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    const void *pointers[4] = {a, b, c, d};
+    for (int i = 0; i < 4; i++)
+        if ((uintptr_t)pointers[i] % algo->aligned[i]) return CUBLAS_STATUS_INVALID_VALUE;
+    if (workspace_bytes < algo->workspace || (uintptr_t)workspace % 256
+        || !cuda_emu::on_device(workspace, workspace_bytes))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    cuda_emu::multiply(*p, *(const float *)alpha, {*la, (void *)a}, {*lb, (void *)b},
+                       *(const float *)beta, {*lc, (void *)c}, {*ld, d});
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+// cuBLAS, until train_gpt.cu no longer calls it
+typedef cudaDataType_t cudaDataType;
+enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1 };
+enum cublasMath_t {
+    CUBLAS_DEFAULT_MATH = 0,
+    CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16
+};
+typedef struct cuda_emu_blas { cudaStream_t stream; } *cublasHandle_t;
+inline cublasStatus_t cublasCreate(cublasHandle_t *handle) {
+    return cuda_emu::blas_create(handle, {});
+}
+inline cublasStatus_t cublasDestroy(cublasHandle_t handle) {
+    return cuda_emu::blas_destroy(handle);
 }
 inline cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
     handle->stream = stream;
@@ -1033,260 +1294,22 @@ inline cublasStatus_t cublasSetWorkspace(cublasHandle_t, void *p, size_t size) {
     bool good = cuda_emu::on_device(p, size) && (uintptr_t)p % 256 == 0;
     return s ? s : good ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }
-
-namespace cuda_emu {
-namespace {
-
-struct Operand { void *data; cudaDataType type; int ld; cublasOperation_t op; };
-
-inline float read(const Operand &x, size_t at) {
-    return x.type == CUDA_R_32F ? ((const float *)x.data)[at]
-                                : (float)((const __nv_bfloat16 *)x.data)[at];
-}
-inline void write(const Operand &x, size_t at, float value) {
-    if (x.type == CUDA_R_32F) ((float *)x.data)[at] = value;
-    else ((__nv_bfloat16 *)x.data)[at] = __nv_bfloat16(value);
-}
-
-// c (m,n) = alpha op(a) (m,k) op(b) (k,n) + beta c;  last (value, its place's row and column) is
-// what is stored instead
-inline cublasStatus_t multiply(Operand a, Operand b, Operand c, int m, int n, int k, float alpha,
-                               float beta,
-                               std::function<float(float, size_t, size_t)> last = nullptr) {
-    if (m < 0 || n < 0 || k < 0 || a.ld < std::max(1, a.op ? k : m)
-        || b.ld < std::max(1, b.op ? n : k) || c.ld < std::max(1, m))
-        return CUBLAS_STATUS_INVALID_VALUE;
-    if (a.type != b.type || (a.type == CUDA_R_32F && c.type != CUDA_R_32F))
-        return CUBLAS_STATUS_NOT_SUPPORTED;
-    if (!m || !n) return CUBLAS_STATUS_SUCCESS;
-    if (k) {
-        check_matrix("a", a.data, a.type, a.ld, a.op ? k : m, a.op ? m : k);
-        check_matrix("b", b.data, b.type, b.ld, b.op ? n : k, b.op ? k : n);
-    }
-    check_matrix("c", c.data, c.type, c.ld, m, n);
-    enqueue([=] {
-        std::vector<float> x = columns(a.data, a.type, a.ld, a.op, m, k);
-        std::vector<float> y = columns(b.data, b.type, b.ld, b.op, k, n);
-        std::vector<float> sum((size_t)m);
-        for (int j = 0; j < n; j++) {
-            std::fill(sum.begin(), sum.end(), 0.0f);
-            for (int l = 0; l < k; l++) {
-                const float *column = &x[(size_t)l * (size_t)m];
-                float factor = y[(size_t)j * (size_t)k + (size_t)l];
-                for (int i = 0; i < m; i++) sum[(size_t)i] += column[i] * factor;
-            }
-            for (int i = 0; i < m; i++) {
-                size_t at = (size_t)j * (size_t)c.ld + (size_t)i;
-                float value = alpha * sum[(size_t)i];
-                // what is multiplied by 0 is not read
-                if (beta != 0) value += beta * read(c, at);
-                write(c, at, last ? last(value, (size_t)i, (size_t)j) : value);
-            }
-        }
-    });
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-}}    // namespace cuda_emu
-
-inline cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t op_a,
-                                   cublasOperation_t op_b, int m, int n, int k, const void *alpha,
-                                   const void *a, cudaDataType type_a, int lda, const void *b,
+inline cublasStatus_t cublasGemmEx(cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b,
+                                   int m, int n, int k, const void *alpha, const void *a,
+                                   cudaDataType type_a, int lda, const void *b,
                                    cudaDataType type_b, int ldb, const void *beta, void *c,
                                    cudaDataType type_c, int ldc, cublasComputeType_t,
                                    cublasGemmAlgo_t) {
     cublasStatus_t s = cuda_emu::blas_call();
     if (s) return s;
-    if (!cuda_emu_known(handle->stream)) return CUBLAS_STATUS_INVALID_VALUE;
-    return cuda_emu::multiply({(void *)a, type_a, lda, op_a}, {(void *)b, type_b, ldb, op_b},
-                              {c, type_c, ldc, CUBLAS_OP_N}, m, n, k, *(const float *)alpha,
-                              *(const float *)beta);
-}
-
-// ---------------------------------------------------------------------------
-// cuBLASLt: a product that applies GELU, or multiplies by its gradient, before it stores. The input
-// of GELU is `aux`: written, or read. As NVIDIA documents it, and no more than train_gpt.cu needs:
-// bf16, one order of sums, all settings made.
-
-enum cublasLtEpilogue_t { CUBLASLT_EPILOGUE_GELU_AUX = 160, CUBLASLT_EPILOGUE_DGELU = 192 };
-enum cublasLtMatmulDescAttributes_t {
-    CUBLASLT_MATMUL_DESC_TRANSA = 3,
-    CUBLASLT_MATMUL_DESC_TRANSB = 4,
-    CUBLASLT_MATMUL_DESC_EPILOGUE = 7,
-    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11,
-    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12
-};
-enum cublasLtMatmulPreferenceAttributes_t {
-    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
-    CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3,
-    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5,
-    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6,
-    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7,
-    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8
-};
-enum { CUBLASLT_REDUCTION_SCHEME_NONE = 0 };
-typedef struct cuda_emu_lt { int unused; } *cublasLtHandle_t;
-typedef struct cuda_emu_product {
-    uint32_t op_a, op_b, epilogue;
-    char *aux;
-    int64_t aux_ld;
-} *cublasLtMatmulDesc_t;
-typedef struct cuda_emu_layout {
-    cudaDataType type;
-    uint64_t rows, cols;
-    int64_t ld;
-} *cublasLtMatrixLayout_t;
-typedef struct cuda_emu_preference {
-    uint64_t workspace;
-    uint32_t reduction, aligned[4];
-} *cublasLtMatmulPreference_t;
-struct cublasLtMatmulAlgo_t { uint64_t workspace; uint32_t aligned[4]; };
-struct cublasLtMatmulHeuristicResult_t {
-    cublasLtMatmulAlgo_t algo;
-    size_t workspaceSize;
-    cublasStatus_t state;
-};
-
-namespace cuda_emu {
-namespace {
-
-template <typename T, typename... A> cublasStatus_t blas_create(T **out, A... values) {
-    cublasStatus_t s = blas_call();
-    if (!s) *out = new T{values...};
-    return s;
-}
-template <typename T> cublasStatus_t blas_destroy(T *x) {
-    cublasStatus_t s = blas_call();
-    if (!s) delete x;
-    return s;
-}
-
-// gelu(x) = x (1 + tanh u) / 2, u = sqrt(2/pi) (x + 0.044715 x^3), of a product that is kept in
-// aux; or gelu'(aux) times a product
-inline std::function<float(float, size_t, size_t)> gelu_of(Operand aux, bool gradient) {
-    return [=](float product, size_t i, size_t j) {
-        size_t at = j * (size_t)aux.ld + i;
-        double root = sqrt(2 / M_PI), x = gradient ? read(aux, at) : product;
-        double t = tanh(root * (x + 0.044715 * x * x * x));
-        double slope = (1 + t) / 2 + x * (1 - t * t) / 2 * root * (1 + 3 * 0.044715 * x * x);
-        if (gradient) return (float)(product * slope);
-        write(aux, at, product);
-        return (float)(x * (1 + t) / 2);
-    };
-}
-
-struct Field { void *value; size_t size; };
-inline cublasStatus_t blas_set(Field field, const void *value, size_t size) {
-    if (!field.value || field.size != size) return CUBLAS_STATUS_INVALID_VALUE;
-    memcpy(field.value, value, size);
-    return blas_call();
-}
-
-}}    // namespace cuda_emu
-
-inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *p, cublasComputeType_t,
-                                               cudaDataType) {
-    return cuda_emu::blas_create(p);
-}
-inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t p) {
-    return cuda_emu::blas_destroy(p);
-}
-inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *l, cudaDataType type,
-                                                 uint64_t rows, uint64_t cols, int64_t ld) {
-    return cuda_emu::blas_create(l, type, rows, cols, ld);
-}
-inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) {
-    return cuda_emu::blas_destroy(l);
-}
-inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) {
-    cublasStatus_t s = cuda_emu::blas_create(p);
-    if (!s) **p = {0, 0xffffffff, {256, 256, 256, 256}};
-    return s;
-}
-inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) {
-    return cuda_emu::blas_destroy(p);
-}
-inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t p,
-                                                     cublasLtMatmulDescAttributes_t name,
-                                                     const void *value, size_t size) {
-    switch (name) {
-    case CUBLASLT_MATMUL_DESC_TRANSA:
-        return cuda_emu::blas_set({&p->op_a, sizeof p->op_a}, value, size);
-    case CUBLASLT_MATMUL_DESC_TRANSB:
-        return cuda_emu::blas_set({&p->op_b, sizeof p->op_b}, value, size);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE:
-        return cuda_emu::blas_set({&p->epilogue, sizeof p->epilogue}, value, size);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER:
-        return cuda_emu::blas_set({&p->aux, sizeof p->aux}, value, size);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD:
-        return cuda_emu::blas_set({&p->aux_ld, sizeof p->aux_ld}, value, size);
-    }
-    return CUBLAS_STATUS_INVALID_VALUE;
-}
-inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
-    cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t name, const void *value,
-    size_t size) {
-    if (name == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES)
-        return cuda_emu::blas_set({&p->workspace, sizeof p->workspace}, value, size);
-    if (name == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK)
-        return cuda_emu::blas_set({&p->reduction, sizeof p->reduction}, value, size);
-    return cuda_emu::blas_set(
-        {&p->aligned[name - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], sizeof p->aligned[0]},
-        value, size);
-}
-
-// Whether there is an algorithm: it is the one, with what the preference promised.
-inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
-    cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-    cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, cublasLtMatmulPreference_t preference, int,
-    cublasLtMatmulHeuristicResult_t *result, int *count) {
-    cublasStatus_t s = cuda_emu::blas_call();
-    *count = 0;
-    if (s) return s;
-    for (cublasLtMatrixLayout_t x : {a, b, c, d})
-        if (x->type != CUDA_R_16BF || x->ld < (int64_t)x->rows) return CUBLAS_STATUS_INVALID_VALUE;
-    if (preference->reduction != CUBLASLT_REDUCTION_SCHEME_NONE)
-        cuda_emu::stop(
-            "cublasLtMatmulAlgoGetHeuristic: only CUBLASLT_REDUCTION_SCHEME_NONE is supported");
-    if (!strcmp(cuda_emu::setting("CUDA_EMU_EPILOGUES", "1"), "0"))
-        return CUBLAS_STATUS_NOT_SUPPORTED;
-    *result = {{preference->workspace, {}}, preference->workspace, CUBLAS_STATUS_SUCCESS};
-    std::copy(preference->aligned, preference->aligned + 4, result->algo.aligned);
-    *count = 1;
+    if (lda < std::max(1, op_a ? k : m) || ldb < std::max(1, op_b ? n : k) || ldc < m)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    cuda_emu::Matrix C = {{type_c, m, n, ldc}, c};
+    cuda_emu::multiply({op_a, op_b, CUBLASLT_EPILOGUE_DEFAULT, NULL, 0}, *(const float *)alpha,
+                       {{type_a, op_a ? k : m, op_a ? m : k, lda}, (void *)a},
+                       {{type_b, op_b ? n : k, op_b ? k : n, ldb}, (void *)b},
+                       *(const float *)beta, C, C);
     return CUBLAS_STATUS_SUCCESS;
-}
-
-inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t p, const void *alpha,
-                                     const void *a, cublasLtMatrixLayout_t la, const void *b,
-                                     cublasLtMatrixLayout_t lb, const void *beta, const void *c,
-                                     cublasLtMatrixLayout_t lc, void *d, cublasLtMatrixLayout_t ld,
-                                     const cublasLtMatmulAlgo_t *algo, void *workspace,
-                                     size_t workspace_bytes, cudaStream_t stream) {
-    cublasStatus_t s = cuda_emu::blas_call();
-    if (s) return s;
-    int m = (int)ld->rows, n = (int)ld->cols, k = (int)(p->op_a ? la->rows : la->cols);
-    bool gelu = p->epilogue == CUBLASLT_EPILOGUE_GELU_AUX;
-    bool dgelu = p->epilogue == CUBLASLT_EPILOGUE_DGELU;
-    const void *pointers[4] = {a, b, c, d};
-    for (int i = 0; i < 4; i++)
-        if ((uintptr_t)pointers[i] % algo->aligned[i]) return CUBLAS_STATUS_INVALID_VALUE;
-    if (!cuda_emu_known(stream) || c != d || lc != ld || (int)(p->op_a ? la->cols : la->rows) != m
-        || (int)(p->op_b ? lb->rows : lb->cols) != n || (int)(p->op_b ? lb->cols : lb->rows) != k
-        || !(gelu || dgelu))
-        return CUBLAS_STATUS_INVALID_VALUE;
-    if ((la->ld | lb->ld | ld->ld) % 8) return CUBLAS_STATUS_NOT_SUPPORTED;    // 16 bytes
-    if (p->aux_ld % 8 || p->aux_ld < m || (uintptr_t)p->aux % 16)
-        return CUBLAS_STATUS_INVALID_VALUE;
-    if (workspace_bytes < algo->workspace || (uintptr_t)workspace % 16
-        || !cuda_emu::on_device(workspace, workspace_bytes))
-        return CUBLAS_STATUS_INVALID_VALUE;
-    cuda_emu::check_matrix("aux", p->aux, ld->type, (int)p->aux_ld, m, n);
-    return cuda_emu::multiply(
-        {(void *)a, la->type, (int)la->ld, (cublasOperation_t)p->op_a},
-        {(void *)b, lb->type, (int)lb->ld, (cublasOperation_t)p->op_b},
-        {d, ld->type, (int)ld->ld, CUBLAS_OP_N}, m, n, k, *(const float *)alpha,
-        *(const float *)beta,
-        cuda_emu::gelu_of({p->aux, ld->type, (int)p->aux_ld, CUBLAS_OP_N}, dgelu));
 }
 
 #endif

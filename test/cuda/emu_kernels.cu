@@ -2,7 +2,7 @@
 // stdout as raw memory. Of those with a planted mistake the first number says whether it is there.
 #include "cuda_emu.h"
 
-static long number[16];    // the command's numbers
+static long number[32];    // the command's numbers
 static bool wrong() { return number[0]; }
 
 static void check(cudaError_t e) { if (e) printf("%s\n", cudaGetErrorString(e)), exit(1); }
@@ -207,11 +207,131 @@ __global__ void product(float *out, const __nv_bfloat16 *a, const __nv_bfloat16 
 }
 
 __global__ void add_one(float *x) { x[threadIdx.x] += 1; }
+__global__ void max_of_all(int *top, const int *x) { atomicMax(top, x[threadIdx.x]); }
 __global__ void on_two(float *x, const float *y) { x[threadIdx.x] = y ? y[threadIdx.x] : 0; }
+
+// ---- cuBLASLt
+
+// D = op(A) op(B) / 2 + beta C, as PROBLEM and USE of test_emu.py list it
+struct Problem { long ta, tb, m, n, k, lda, ldb, ldd, in16, out16, epilogue, ldaux; };
+struct Use {
+    Problem asked, done;    // of the algorithm and of the product
+    // beta; whether C is not D; the operand (A, B, C, D, aux: 1 .. 5) that is an element short, and
+    // the one that starts 8 bytes late; the alignment that is promised; the workspace's bytes in
+    // the product; the type of sums; whether a graph of the product runs three times
+    long beta, apart, short_one, late, promise, workspace, compute, graph;
+};
+enum { WORKSPACE = 1024 };
+
+struct Product {
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatrixLayout_t a, b, d;
+    Product(const Problem &p, long compute, void *aux) {
+        cublasOperation_t op_a = p.ta ? CUBLAS_OP_T : CUBLAS_OP_N;
+        cublasOperation_t op_b = p.tb ? CUBLAS_OP_T : CUBLAS_OP_N;
+        cublasLtEpilogue_t epilogue = (cublasLtEpilogue_t)p.epilogue;
+        cudaDataType_t in = p.in16 ? CUDA_R_16BF : CUDA_R_32F;
+        cudaDataType_t out = p.out16 ? CUDA_R_16BF : CUDA_R_32F;
+        int64_t ld = p.ldaux;
+        check(cublasLtMatmulDescCreate(&desc, (cublasComputeType_t)compute, CUDA_R_32F));
+        check(cublasLtMatrixLayoutCreate(&a, in, (uint64_t)(p.ta ? p.k : p.m),
+                                         (uint64_t)(p.ta ? p.m : p.k), p.lda));
+        check(cublasLtMatrixLayoutCreate(&b, in, (uint64_t)(p.tb ? p.n : p.k),
+                                         (uint64_t)(p.tb ? p.k : p.n), p.ldb));
+        check(cublasLtMatrixLayoutCreate(&d, out, (uint64_t)p.m, (uint64_t)p.n, p.ldd));
+        set(CUBLASLT_MATMUL_DESC_TRANSA, op_a);
+        set(CUBLASLT_MATMUL_DESC_TRANSB, op_b);
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+        if (ld) {
+            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, aux);
+            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, ld);
+        }
+    }
+    template <typename T> void set(cublasLtMatmulDescAttributes_t name, T value) {
+        check(cublasLtMatmulDescSetAttribute(desc, name, &value, sizeof value));
+    }
+    ~Product() {
+        for (cublasLtMatrixLayout_t x : {a, b, d}) check(cublasLtMatrixLayoutDestroy(x));
+        check(cublasLtMatmulDescDestroy(desc));
+    }
+};
+
+// A, B, C and aux come from stdin with all of their columns' ends; D and aux go to stdout. Each
+// allocation is as long as the product needs.
+static void product_of_stdin() {
+    Use use;
+    static_assert(sizeof use == sizeof number, "a number for each field");
+    memcpy(&use, number, sizeof use);
+    const Problem &p = use.done;
+    long rows[5] = {p.ta ? p.k : p.m, p.tb ? p.n : p.k, p.m, p.m, p.m};
+    long cols[5] = {p.ta ? p.m : p.k, p.tb ? p.k : p.n, p.n, p.n, p.n};
+    long ld[5] = {p.lda, p.ldb, p.ldd, p.ldd, p.ldaux ? p.ldaux : p.m};
+    size_t bytes[5];
+    char *base[5], *x[5];
+    for (int i = 0; i < 5; i++) {
+        size_t size = (i < 2 ? p.in16 : p.out16) ? 2 : 4, late = use.late == i + 1 ? 8 : 0;
+        std::vector<char> host((size_t)(ld[i] * cols[i]) * size, (char)0xFF);
+        if (i != 3 && fread(host.data(), 1, host.size(), stdin) != host.size()) exit(9);
+        long count = cols[i] ? ld[i] * (cols[i] - 1) + rows[i] : 0;
+        bytes[i] = (size_t)(count - (use.short_one == i + 1)) * size;
+        base[i] = device<char>(late + bytes[i]);
+        x[i] = base[i] + late;
+        check(cudaMemcpy(x[i], host.data(), bytes[i], cudaMemcpyHostToDevice));
+    }
+    const char *c = use.beta && !use.apart ? x[3] : x[2];
+    if (c == x[3]) check(cudaMemcpy(x[3], x[2], bytes[3], cudaMemcpyDeviceToDevice));
+
+    cublasLtHandle_t handle;
+    cublasLtMatmulPreference_t preference;
+    cublasLtMatmulHeuristicResult_t known = {};
+    int count;
+    uint64_t most = WORKSPACE;
+    uint32_t promise = (uint32_t)use.promise, scheme = CUBLASLT_REDUCTION_SCHEME_NONE;
+    float alpha = 0.5f, beta = (float)use.beta;
+    char *workspace = device<char>(WORKSPACE);
+    cudaStream_t stream;
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    check(cublasLtCreate(&handle));
+    check(cublasLtMatmulPreferenceCreate(&preference));
+    check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                               &most, sizeof most));
+    check(cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme, sizeof scheme));
+    for (auto name : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                      CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                      CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                      CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+        check(cublasLtMatmulPreferenceSetAttribute(preference, name, &promise, sizeof promise));
+    {
+        Product asked(use.asked, use.compute, x[4]), done(p, use.compute, x[4]);
+        check(cublasLtMatmulAlgoGetHeuristic(handle, asked.desc, asked.a, asked.b, asked.d, asked.d,
+                                             preference, 1, &known, &count));
+        if (use.graph) check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+        check(cublasLtMatmul(handle, done.desc, &alpha, x[0], done.a, x[1], done.b, &beta, c,
+                             done.d, x[3], done.d, &known.algo, workspace, (size_t)use.workspace,
+                             stream));
+    }
+    if (use.graph) {
+        cudaGraph_t graph;
+        cudaGraphExec_t exec;
+        check(cudaStreamEndCapture(stream, &graph));
+        check(cudaGraphInstantiate(&exec, graph, 0));
+        for (int i = 0; i < 3; i++) check(cudaGraphLaunch(exec, stream));
+        check(cudaGraphExecDestroy(exec));
+        check(cudaGraphDestroy(graph));
+    }
+    to_stdout(x[3], bytes[3]);
+    to_stdout(x[4], bytes[4]);
+    for (int i = 0; i < 3; i++) check(cudaFree(base[i]));
+    check(cudaFree(workspace));
+    check(cublasLtMatmulPreferenceDestroy(preference));
+    check(cublasLtDestroy(handle));
+    check(cudaStreamDestroy(stream));
+}
 
 int main(int argc, char **argv) {
     std::string name = argc > 1 ? argv[1] : "";
-    for (int i = 2; i < argc && i < 18; i++) number[i - 2] = atol(argv[i]);
+    for (int i = 2; i < argc && i < 34; i++) number[i - 2] = atol(argv[i]);
     const std::map<std::string, void (*)(int *, bool, int)> missing = {
         {"neighbour", neighbour}, {"overwrite", overwrite},     {"broadcast", broadcast},
         {"in_warp", in_warp},     {"after_store", after_store}, {"before_load", before_load}};
@@ -324,27 +444,18 @@ int main(int argc, char **argv) {
         check(cudaFree(a));
         check(cudaFree(b));
         check(cudaFree(c));
-    } else if (name == "gemm") {
-        // op_a op_b m n k lda ldb ldc, bf16 of a and b, bf16 of c, alpha, beta, sizes of a, b and c
-        int op_a = (int)number[0], op_b = (int)number[1];
-        int in16 = (int)number[8], out16 = (int)number[9];
-        float alpha = (float)number[10], beta = (float)number[11];
-        size_t size_a = (size_t)number[12], size_b = (size_t)number[13];
-        size_t size_c = (size_t)number[14], bytes = in16 ? 2 : 4, bytes_c = out16 ? 2 : 4;
-        char *a = from_stdin<char>(size_a * bytes), *b = from_stdin<char>(size_b * bytes);
-        char *c = from_stdin<char>(size_c * bytes_c);
-        cublasHandle_t handle;
-        check(cublasCreate(&handle));
-        check(cublasGemmEx(handle, op_a ? CUBLAS_OP_T : CUBLAS_OP_N,
-                           op_b ? CUBLAS_OP_T : CUBLAS_OP_N, (int)number[2], (int)number[3],
-                           (int)number[4], &alpha, a, in16 ? CUDA_R_16BF : CUDA_R_32F,
-                           (int)number[5], b, in16 ? CUDA_R_16BF : CUDA_R_32F, (int)number[6],
-                           &beta, c, out16 ? CUDA_R_16BF : CUDA_R_32F, (int)number[7],
-                           CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
-        to_stdout(c, size_c * bytes_c);
-        check(cublasDestroy(handle));
-        check(cudaFree(a));
-        check(cudaFree(b));
+    } else if (name == "max") {
+        int *x = from_stdin<int>(64), *top = device<int>(1);
+        check(cudaMemcpy(top, x, sizeof *x, cudaMemcpyDeviceToDevice));
+        launch(max_of_all, 1, 64, top, (const int *)x);
+        to_stdout(top, 1);
+        check(cudaFree(x));
+    } else if (name == "attributes") {
+        cudaFuncAttributes attributes;
+        check(cudaFuncGetAttributes(&attributes, add_one));
+        printf("%d %d\n", attributes.ptxVersion, attributes.binaryVersion);
+    } else if (name == "product") {
+        product_of_stdin();
     } else return 8;
     return 0;
 }

@@ -210,68 +210,204 @@ def test_wmma(transposed, order, kernels):
         np.testing.assert_allclose(out if by_rows else out.T, wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("bf16", [(0, 0), (1, 0), (1, 1)])
-@pytest.mark.parametrize("transposed", [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_gemm(transposed, bf16, kernels):
-    rng, (ta, tb) = np.random.default_rng(2), transposed
-    for m, n, k, extra, alpha, beta in (
-        (5, 7, 9, 0, 1, 0),
-        (33, 1, 20, 3, 2, 1),
-        (1, 17, 0, 1, 1, 2),
-    ):
-        # rows and columns of a, b and c, kept by columns
-        shape = [(k, m) if ta else (m, k), (n, k) if tb else (k, n), (m, n)]
-        ld = [max(1, rows) + extra for rows, _ in shape]
-        a, b, c = (
-            rng.standard_normal((cols, l)).astype(np.float32) for (_, cols), l in zip(shape, ld)
+# The numbers of emu_kernels' product: a problem, as the algorithm is asked for and as it is done,
+# and how. A is (m,k), B (k,n), C, D and aux (m,n).
+PROBLEM = dict(
+    ta=0, tb=0, m=5, n=7, k=9, lda=16, ldb=16, ldd=16, in16=1, out16=1, epilogue=1, ldaux=0
+)
+USE = dict(beta=0, apart=0, short_one=0, late=0, promise=16, workspace=1024, compute=68, graph=0)
+DEFAULT, GELU_AUX, DGELU = 1, 160, 192
+MATRICES = "a", "b", "c", "d", "aux"
+
+
+def product(program, asked={}, settings={}, seed=2, **changes):
+    """Runs a product of random matrices, and checks D and aux, with the ends of their columns.
+    asked: where the algorithm's problem differs from the product's."""
+    p, use = PROBLEM | changes, USE | changes
+    numbers = [(p | asked)[x] for x in PROBLEM] + [p[x] for x in PROBLEM] + [use[x] for x in USE]
+    rng = np.random.default_rng(seed)
+    ta, tb, m, n, k = (p[x] for x in "ta tb m n k".split())
+    types = [bfloat16 if p[x] else np.float32 for x in ("in16", "in16", "out16", "out16")]
+    a, b, c, aux = (
+        np.asarray(jnp.asarray(rng.standard_normal(shape), t))
+        for shape, t in zip(
+            (
+                (m if ta else k, p["lda"]),
+                (k if tb else n, p["ldb"]),
+                (n, p["ldd"]),
+                (n, p["ldaux"] or m),
+            ),
+            types,
         )
-        if not beta:
-            c[:] = np.nan  # must not be read
-        a, b, c = (
-            as_bf16(x) if is16 else x for x, is16 in ((a, bf16[0]), (b, bf16[0]), (c, bf16[1]))
-        )
-        wanted = c.astype(float)
-        x, y = (z.astype(float)[:, :rows].T for z, (rows, _) in zip((a, b), shape[:2]))
-        product = alpha * (x.T if ta else x) @ (y.T if tb else y)
-        wanted[:, :m] = product.T + (beta * wanted[:, :m] if beta else 0)
-        numbers = ta, tb, m, n, k, *ld, *bf16, alpha, beta
-        out = output(
-            kernels,
-            "gemm",
-            *numbers,
-            a.size,
-            b.size,
-            c.size,
-            values=[a, b, c],
-            dtype=bfloat16 if bf16[1] else np.float32,
-        )
+    )
+    if not use["beta"]:
+        c = c * np.asarray(np.nan, c.dtype)  # must not be read
+    if p["epilogue"] != DGELU:
+        aux = aux * np.asarray(np.nan, aux.dtype)
+    status, out, said = run(program, "product", *numbers, values=[a, b, c, aux], **settings)
+    if status:
+        return status, out.decode(errors="replace") + said
+    A, B = a.astype(float)[:, : k if ta else m].T, b.astype(float)[:, : n if tb else k].T
+    sums = (
+        0.5
+        * ((A.T if ta else A) @ (B.T if tb else B)).T
+        * (3 if use["graph"] and use["beta"] else 1)
+    )
+    if use["beta"]:
+        sums += c.astype(float)[:, :m]
+    wanted = c.astype(float) if use["beta"] and not use["apart"] else np.full(c.shape, np.nan)
+    wanted_aux = aux.astype(float)
+    x = sums if p["epilogue"] == GELU_AUX else wanted_aux[:, :m]
+    u = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    du = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+    if p["epilogue"] == GELU_AUX:
+        wanted_aux[:, :m] = sums
+        sums = x * (1 + np.tanh(u)) / 2
+    elif p["epilogue"] == DGELU:
+        sums = sums * ((1 + np.tanh(u)) / 2 + x * (1 - np.tanh(u) ** 2) / 2 * du)
+    wanted[:, :m] = sums
+    out = np.frombuffer(out, types[2])
+    for x in wanted, wanted_aux:
+        count = x.shape[1] * (n - 1) + m
+        actual, out = out[:count].astype(float), out[count:]
         np.testing.assert_allclose(
-            out.astype(float).reshape(c.shape), wanted, rtol=2**-8 if bf16[1] else 0, atol=1e-5
+            actual, x.ravel()[:count], rtol=2**-8 if p["out16"] else 0, atol=1e-5
         )
-    out_of_bounds = 0, 0, 4, 4, 4, 4, 4, 5, *bf16, 1, 0
-    assert "c, 4 x 4 with a leading dimension of 5, is not inside" in stops(
-        kernels, "gemm", *out_of_bounds, 16, 16, 18, values=[np.zeros(1000, np.float32)]
-    )
-    status, out, _ = run(
-        kernels,
-        "gemm",
-        0,
-        0,
-        4,
-        4,
-        4,
-        3,
-        4,
-        4,
-        *bf16,
-        1,
-        0,
-        16,
-        16,
-        16,
-        values=[np.zeros(1000, np.float32)],
-    )
-    assert status == 1 and b"unsupported value" in out
+    assert not out.size
+    return 0, ""
+
+
+TYPES = [(0, 0), (1, 0), (1, 1)]
+TRANSPOSED = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("in16, out16", TYPES)
+@pytest.mark.parametrize("ta, tb", TRANSPOSED)
+def test_product(ta, tb, in16, out16, kernels):
+    """Of odd sizes; C is not read, is D, or is not D."""
+    for m, n, k in (5, 7, 9), (33, 1, 20), (1, 17, 1):
+        lda, ldb, ldd = (-(-x // 8) * 8 for x in (k if ta else m, n if tb else k, m))
+        for more in dict(beta=0), dict(beta=1), dict(beta=1, apart=1, ldd=ldd + 8, lda=lda + 16):
+            settings = dict(ta=ta, tb=tb, m=m, n=n, k=k, lda=lda, ldb=ldb, ldd=ldd) | more
+            assert product(kernels, in16=in16, out16=out16, **settings) == (0, ""), settings
+
+
+def test_fp32_needs_four_elements(kernels):
+    """A leading dimension of 12 is 48 bytes in fp32, and 24 in bf16."""
+    for name in "lda", "ldb", "ldd":
+        assert product(kernels, in16=0, out16=0, **{name: 12})[0] == 0
+        assert "not supported" in product(kernels, **{name: 12})[1]
+
+
+@pytest.mark.parametrize("epilogue", [GELU_AUX, DGELU])
+@pytest.mark.parametrize("ta, tb", TRANSPOSED)
+def test_gelu_product(ta, tb, epilogue, kernels):
+    settings = dict(ta=ta, tb=tb, epilogue=epilogue, ldaux=8)
+    for beta in 0, 1:
+        assert product(kernels, beta=beta, **settings) == (0, "")
+    said = product(kernels, settings=dict(EPILOGUES=0), **settings)
+    assert "requested is not supported" in said[1]
+    assert product(kernels, settings=dict(EPILOGUES=0))[0] == 0
+
+
+def test_product_in_a_graph(kernels):
+    """Only recorded when it is called; its three runs add up."""
+    assert product(kernels, beta=1, in16=0, out16=0, graph=1) == (0, "")
+
+
+@pytest.mark.parametrize("i", range(5), ids=MATRICES)
+def test_product_outside_of_an_allocation(i, kernels, sanitized):
+    settings = dict(beta=1, apart=1, epilogue=DGELU, ldaux=8)
+    assert product(sanitized, **settings)[0] == 0
+    status, said = product(kernels, short_one=i + 1, **settings)
+    assert status < 0 and f"cublasLtMatmul: {MATRICES[i]}, " in said and "is not inside" in said
+
+
+GELU = dict(epilogue=GELU_AUX, ldaux=16)
+
+
+@pytest.mark.parametrize(
+    "name, other, settings",
+    [
+        ("ta", 1, {}),
+        ("tb", 1, {}),
+        ("m", 7, {}),
+        ("n", 7, {}),
+        ("k", 7, {}),
+        ("lda", 24, {}),
+        ("ldb", 24, {}),
+        ("ldd", 24, {}),
+        ("in16", 0, dict(out16=0)),
+        ("out16", 0, {}),
+        ("epilogue", DGELU, GELU),
+        ("ldaux", 24, GELU),
+    ],
+)
+def test_an_algorithm_is_for_one_problem(name, other, settings, kernels):
+    """Both problems are right, and one's algorithm is refused for the other."""
+    settings = dict(m=8, n=8, k=8) | settings
+    assert product(kernels, **settings) == (0, "")
+    assert product(kernels, **settings | {name: other}) == (0, "")
+    status, said = product(kernels, asked={name: other}, **settings)
+    assert status == 1 and "unsupported value" in said, said
+
+
+INVALID, UNSUPPORTED = "unsupported value", "requested is not supported"
+
+
+@pytest.mark.parametrize(
+    "settings, wanted",
+    [
+        (dict(m=17), INVALID),  # more rows than the leading dimension
+        (dict(k=17), INVALID),
+        (dict(m=0), INVALID),
+        (dict(n=0), INVALID),
+        (dict(k=0), INVALID),
+        (dict(GELU, ldaux=0), INVALID),
+        (dict(GELU, ldaux=12), INVALID),
+        (dict(GELU, ldaux=8, m=9), INVALID),
+        (dict(GELU, late=5), INVALID),
+        (dict(late=1), INVALID),
+        (dict(late=2), INVALID),
+        (dict(late=3, beta=1, apart=1), INVALID),
+        (dict(late=4), INVALID),
+        (dict(promise=512), INVALID),
+        (dict(workspace=1023), INVALID),
+        (dict(workspace=1025), INVALID),
+        (dict(promise=8), UNSUPPORTED),
+        (dict(in16=0, out16=1), UNSUPPORTED),
+        (dict(GELU, out16=0), UNSUPPORTED),
+        (dict(GELU, in16=0, out16=0), UNSUPPORTED),
+        (dict(epilogue=2), INVALID),
+        (dict(ldaux=16), "aux is set for an epilogue that has none"),
+        (dict(beta=2), "beta is 2; it must be 0 or 1"),
+        (dict(compute=77), "only CUBLAS_COMPUTE_32F"),
+    ],
+    ids=str,
+)
+def test_product_refused(settings, wanted, kernels):
+    status, said = product(kernels, **settings)
+    assert status in (1, -6) and wanted in said, said
+
+
+def test_every_call_of_a_product_can_fail(kernels):
+    for n in range(1, 100):
+        status, said = product(kernels, settings=dict(FAIL=n), graph=1)
+        if status == 0:
+            break
+        assert status == 1 and ("unknown error" in said or "failed to execute" in said), said
+    assert n > 40, n
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_atomic_max(order, kernels):
+    x = np.random.default_rng(3).integers(-1000, 1000, 64).astype(np.int32)
+    assert output(kernels, "max", values=[x], dtype=np.int32, ORDER=order) == x.max()
+
+
+def test_what_a_kernel_was_built_for(kernels):
+    assert run(kernels, "attributes")[1] == b"80 90\n"
+    assert run(kernels, "attributes", PTX=52, CAPABILITY=120)[1] == b"52 120\n"
 
 
 def test_graph(kernels):
