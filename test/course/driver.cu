@@ -1,5 +1,5 @@
-// A student's train_gpt.cu on the CPU, as a program that answers grade.py like driver.c: driver FD
-// WORK COUNT, then flags.
+// A student's train_gpt.cu on the CPU, built with -DFP32, as a program that answers grade.py like
+// driver.c: driver FD WORK COUNT, then flags.
 #define main static __attribute__((unused)) train_gpt_main
 #include "train_gpt.cu"
 #undef main
@@ -65,7 +65,6 @@ static void model(Config *cfg, int steps) {
     GPT g;
     int V = cfg->vocab, B = cfg->batch, T = cfg->T, rows = B * T;
     static Stats stats;
-    cfg->dtype = FP32;
     gpt_init(&g, cfg, V, B, T);
     size_t N = g.num_parameters;
     int *inputs = (int *)allocate(rows, sizeof(int)), *targets = (int *)allocate(rows, sizeof(int));

@@ -449,8 +449,7 @@ EXERCISES = {
                     (
                         "out = gelu(inp), n values, as gelu_forward of train_gpt.c. A thread"
                         " computes W of them, from (blockIdx.x * blockDim.x + threadIdx.x) * W on;"
-                        " the last threads may have fewer, or none. load and store move up to W"
-                        " values."
+                        " the last threads may have none. load and store move W values."
                     ),
                     "(void)out, (void)inp, (void)n;",
                 ),
@@ -667,7 +666,7 @@ train_gpt: train_gpt.c $(HEADERS)
 
 train_gpt_cu_emu: train_gpt.cu $(HEADERS) test/cuda/cuda_emu.h
 	$(CXX) -std=c++17 $(CFLAGS) $(MARCH) -Wno-unknown-pragmas -fno-strict-aliasing -rdynamic \\
-	-DCUDA_EMU -x c++ train_gpt.cu -o $@ -lm
+	-DCUDA_EMU -DFP32 -x c++ train_gpt.cu -o $@ -lm
 
 # python3 where it has numpy, else a virtual environment that does
 PYTHON := $(shell python3 -c 'import numpy' 2>/dev/null && echo python3 \\
