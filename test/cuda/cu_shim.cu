@@ -23,7 +23,8 @@ static void move(Shim *s, cudaMemcpyKind kind) {
         check(cudaMemcpy(kind == cudaMemcpyHostToDevice ? device[i] : s->host[i],
                          kind == cudaMemcpyHostToDevice ? s->host[i] : device[i],
                          s->g.num_parameters * sizeof(float), kind));
-    if (kind == cudaMemcpyHostToDevice) gpt_weights(&s->g);
+    if (kind == cudaMemcpyHostToDevice)
+        update_weights(s->g.weights, s->g.params, s->g.num_parameters);
 }
 
 // a copy, or NaN where host is NULL
@@ -93,24 +94,37 @@ float *shim_grads(Shim *s) { return s->host[1]; }
 float *shim_m(Shim *s) { return s->host[2]; }
 float *shim_v(Shim *s) { return s->host[3]; }
 
-double shim_forward(Shim *s, const int *inputs, const int *targets, int B, int T) {
+static void begin(Shim *s, const int *inputs, const int *targets, int B, int T) {
     move(s, cudaMemcpyHostToDevice);
     s->B = B;
-    gpt_batch(&s->g, inputs, targets, B, T);
+    check(cudaMemset(s->g.results, 0, 2 * sizeof(Results)));
+    batch_send(&s->g.batch, inputs, targets, B, T);
+}
+
+static double mean_loss(Shim *s) {
+    GPT *g = &s->g;
+    Results r;
+    launch(loss_kernel, 1, 256, g->results + 1, g->losses, g->log_z, g->batch.rows, (int *)NULL);
+    from_gpu(&r, g->results + 1, sizeof r);
+    s->log_z = r.log_z / g->batch.rows;
+    return s->loss = r.loss / g->batch.rows;
+}
+
+double shim_forward(Shim *s, const int *inputs, const int *targets, int B, int T) {
+    begin(s, inputs, targets, B, T);
     for (int b = 0; b < B; b += s->g.micro_batch) {
         int n = least(s->g.micro_batch, B - b);
-        gpt_forward(&s->g, s->g.inputs + b * T, n, T, 1);
-        gpt_loss(&s->g, s->g.targets + b * T, n, T, 0);
+        gpt_forward(&s->g, s->g.batch.inputs + b * T, n, T, 0);
+        gpt_loss(&s->g, s->g.batch.targets + b * T, n, T, 0);
     }
-    return s->loss = gpt_mean_loss(&s->g, &s->log_z);
+    return mean_loss(s);
 }
 
 double shim_backward(Shim *s, const int *inputs, const int *targets, int B, int T) {
-    move(s, cudaMemcpyHostToDevice);
-    s->B = B;
-    gpt_batch(&s->g, inputs, targets, B, T);
+    begin(s, inputs, targets, B, T);
+    gpt_constants(&s->g, 1);
     gpt_gradient(&s->g, B, T, 1);
-    s->loss = gpt_mean_loss(&s->g, &s->log_z);
+    mean_loss(s);
     move(s, cudaMemcpyDeviceToHost);
     return s->loss;
 }
@@ -121,7 +135,7 @@ double shim_update(Shim *s, int step) {    // also reads the step's statistics
     move(s, cudaMemcpyHostToDevice);
     gpt_constants(&s->g, step);
     gpt_update(&s->g, 1);
-    gpt_statistics(&s->g, s->B, s->g.cfg.T, &s->stats);
+    gpt_statistics(&s->g, s->B, s->g.cfg.T, 1, &s->stats);
     move(s, cudaMemcpyDeviceToHost);
     return s->stats.grad_norm;
 }
@@ -140,18 +154,20 @@ void shim_matmul_gelu(float *out, float *fc, float *dfc, const float *inp, const
     act *x[7];
     for (int i = 0; i < 7; i++) x[i] = act_on_gpu(from[i], sizes[i]);
     matmul_gelu_forward(x[0], x[1], x[3], x[4], rows, IC, OC);
-    matmul_gelu_backward(x[2], dweight, false, x[5], x[1], x[0], x[6], rows, OC, IC);
+    check(cudaMemset(dweight, 0, w * sizeof(float)));
+    matmul_gelu_backward(x[2], dweight, x[5], x[1], x[0], x[6], rows, OC, IC);
     for (int i = 0; i < 3; i++) to_host(to[i], x[i], n);
     for (int i = 3; i < 7; i++) check(cudaFree(x[i]));
     check(cudaFree(dweight));
 }
 
+// The residual stream is inp, without a branch.
 void shim_layernorm_forward(float *out, float *mean, float *rstd, const float *inp,
                             const float *weight, int rows, int C) {
     size_t n = (size_t)rows * C;
-    act *y = act_on_gpu(NULL, n), *x = act_on_gpu(inp, n);
-    float *m = on_gpu<float>(NULL, rows), *r = on_gpu<float>(NULL, rows), *w = on_gpu(weight, C);
-    layernorm_forward(y, NULL, m, r, x, NULL, w, rows, C);
+    act *y = act_on_gpu(NULL, n), *x = act_on_gpu(inp, n), *w = act_on_gpu(weight, C);
+    float *m = on_gpu<float>(NULL, rows), *r = on_gpu<float>(NULL, rows);
+    residual_layernorm_forward(y, x, m, r, x, NULL, w, rows, C);
     to_host(out, y, n);
     to_host(mean, m, rows);
     to_host(rstd, r, rows);
@@ -164,12 +180,17 @@ void shim_layernorm_backward(float *dinp, float *dweight, const float *dout, con
                              int C) {
     size_t n = (size_t)rows * C;
     act *dx = act_on_gpu(NULL, n), *dy = act_on_gpu(dout, n), *x = act_on_gpu(inp, n);
-    float *dw = on_gpu<float>(NULL, C), *w = on_gpu(weight, C), *m = on_gpu(mean, rows);
-    float *r = on_gpu(rstd, rows), *partial = on_gpu<float>(NULL, (size_t)ROW_BLOCKS * C);
-    layernorm_backward(dx, NULL, dw, false, dy, x, w, m, r, partial, rows, C);
+    act *w = act_on_gpu(weight, C);
+    float *dw = on_gpu<float>(NULL, C), *m = on_gpu(mean, rows), *r = on_gpu(rstd, rows);
+    Partials partial = {};
+    partial.memory = on_gpu<float>(NULL, (size_t)ROW_BLOCKS * C);
+    check(cudaMemset(dx, 0, n * sizeof(act)));
+    check(cudaMemset(dw, 0, C * sizeof(float)));
+    residual_layernorm_backward(dx, dw, dy, x, w, m, r, &partial, rows, C);
+    sum_partials(&partial, C);
     to_host(dinp, dx, n);
     to_host(dweight, dw, C);
-    void *used[] = {dy, x, w, m, r, partial};
+    void *used[] = {dy, x, w, m, r, partial.memory};
     for (void *p : used) check(cudaFree(p));
 }
 
