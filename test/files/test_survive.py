@@ -4,7 +4,6 @@ signals. Each time one line says it, and once it is mended the run goes on to th
 undisturbed one."""
 
 import contextlib
-import fcntl
 import os
 import random
 import signal
@@ -19,7 +18,7 @@ import pytest
 import survive
 import test_plot
 from test_cli import PROGRAM, REPO, TINY, program, snapshot, summary, train, words
-from test_runs import MODEL, assert_same_run, has_signal, metadata, start, wait
+from test_runs import MODEL, assert_same_run, metadata, start, wait
 from test_sweep import (  # noqa: F401, parallel is a fixture
     FEW,
     assert_same_sweep,
@@ -119,7 +118,7 @@ def test_runs_of_a_killed_sweep_stop(tmp_path):
 
 
 def test_one_run_a_folder(tmp_path, undisturbed):
-    """A second one waits a moment, as what was killed may still be dying, and changes nothing."""
+    """A second one changes nothing."""
     first = begin(tmp_path / "x")
     wait(first, lambda: saved(tmp_path / "x"))
     first.send_signal(signal.SIGSTOP)
@@ -134,17 +133,6 @@ def test_one_run_a_folder(tmp_path, undisturbed):
     first.send_signal(signal.SIGCONT)
     assert (first.communicate()[1], first.returncode) == ("", 0)
     assert_same_run(tmp_path / "x", undisturbed)
-
-
-def test_signals_are_caught_before_the_log_is_begun(tmp_path):
-    (tmp_path / "x").mkdir()
-    with open(tmp_path / "x" / "log.csv", "w") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        process = begin(tmp_path / "x")
-        wait(process, lambda: has_signal(process.pid, "SigCgt", signal.SIGINT))
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        assert_one_line(process, "log.csv: another process is writing it")
 
 
 # ---------------------------------------------------------------------------
@@ -423,15 +411,23 @@ def test_stopped_and_continued(tmp_path, undisturbed):
     assert_same_run(tmp_path / "x", undisturbed)
 
 
-def test_nohup(tmp_path, undisturbed):
+@pytest.mark.parametrize(
+    "ignoring, number",
+    [
+        (["nohup"], signal.SIGHUP),
+        (["sh", "-c", "trap '' INT; exec \"$@\"", "sh"], signal.SIGINT),
+    ],
+    ids=["nohup", "trap"],
+)
+def test_an_ignored_signal_stays_ignored(tmp_path, undisturbed, ignoring, number):
     process = subprocess.Popen(
-        ["nohup", PROGRAM, *words({**TINY, **FLAGS}), "-out", tmp_path / "x"],
+        [*ignoring, PROGRAM, *words({**TINY, **FLAGS}), "-out", tmp_path / "x"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
     )
     wait(process, lambda: saved(tmp_path / "x"))
-    process.send_signal(signal.SIGHUP)
+    process.send_signal(number)
     process.communicate()
     assert process.returncode == 0
     assert_same_run(tmp_path / "x", undisturbed)
