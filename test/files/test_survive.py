@@ -6,6 +6,7 @@ undisturbed one."""
 import contextlib
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,17 @@ import pytest
 
 import survive
 import test_plot
-from test_cli import PROGRAM, REPO, TINY, program, snapshot, summary, train, words
+from test_cli import (
+    PROGRAM,
+    REPO,
+    TINY,
+    program,
+    snapshot,
+    summary,
+    train,
+    without_sanitizer,
+    words,
+)
 from test_runs import MODEL, assert_same_run, metadata, start, wait
 from test_sweep import (  # noqa: F401, parallel is a fixture
     FEW,
@@ -31,6 +42,7 @@ from test_sweep import (  # noqa: F401, parallel is a fixture
 
 FLAGS = dict(steps=400, checkpoint_every=50, log_every=5, eval_every=200)
 ROOT = os.geteuid() == 0
+WAITING = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_USE_YIELD"
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +145,89 @@ def test_one_run_a_folder(tmp_path, undisturbed):
     first.send_signal(signal.SIGCONT)
     assert (first.communicate()[1], first.returncode) == ("", 0)
     assert_same_run(tmp_path / "x", undisturbed)
+
+
+# ---------------------------------------------------------------------------
+# Functions of the C library that do something else
+
+
+def run_with(folder, functions):
+    """A tiny run in the folder x, with these functions in place of the C library's."""
+    source, library = folder / "other.c", folder / "other.so"
+    source.write_text(functions)
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    subprocess.run([*compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    environment = {k: v for k, v in os.environ.items() if k not in WAITING}
+    return subprocess.run(
+        [PROGRAM, *words(TINY), "-out", "x"],
+        cwd=folder,
+        env={**environment, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@without_sanitizer
+def test_the_log_is_locked_until_the_summary_is_there(tmp_path):
+    result = run_with(
+        tmp_path,
+        r"""
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <string.h>
+        #include <sys/file.h>
+
+        int rename(const char *from, const char *to) {
+            int failed = renameat(AT_FDCWD, from, AT_FDCWD, to);
+            if (!strcmp(to, "x/summary.csv"))
+                fputs(flock(open("x/log.csv", O_RDONLY), LOCK_EX | LOCK_NB) ? "locked" : "free",
+                      stderr);
+            return failed;
+        }
+        """,
+    )
+    assert (result.returncode, result.stderr) == (0, "locked")
+
+
+@without_sanitizer
+def test_no_start_without_end_where_the_environment_is_full(tmp_path):
+    result = run_with(
+        tmp_path,
+        """
+        #include <unistd.h>
+
+        int setenv(const char *name, const char *value, int over) { return -1; }
+        int execv(const char *path, char *const *argv) { _exit(99); }
+        int execvp(const char *file, char *const *argv) { _exit(99); }
+        """,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.skipif(
+    Path(PROGRAM).exists() and b"GOMP_SPINCOUNT" not in Path(PROGRAM).read_bytes(),
+    reason="built without OpenMP",
+)
+@pytest.mark.parametrize("name", [PROGRAM, Path(PROGRAM).name], ids=["path", "name"])
+def test_threads_wait_as_they_should(tmp_path, name):
+    """The settings are in the environment that the program starts with, and it keeps its name."""
+    environment = {k: v for k, v in os.environ.items() if k not in WAITING}
+    environment["PATH"] += ":" + str(Path(PROGRAM).parent)
+    process = subprocess.Popen(
+        [name, *words({**TINY, **FLAGS, "steps": 100000}), "-out", tmp_path / "x"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait(process, lambda: saved(tmp_path / "x"))
+        proc = Path("/proc") / str(process.pid)
+        settings = (proc / "environ").read_text().split("\0")
+        assert (proc / "comm").read_text().strip() == Path(PROGRAM).name[:15]
+    finally:
+        process.kill()
+        process.wait()
+    assert {"GOMP_SPINCOUNT=1000", "KMP_BLOCKTIME=1", "KMP_USE_YIELD=2"} <= {*settings}
 
 
 # ---------------------------------------------------------------------------
