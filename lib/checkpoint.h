@@ -247,7 +247,6 @@ static void parse_header(Safetensors *s, const char *end) {
 // Reads the metadata and, unless tensors is NULL, these tensors into their memory. Dies unless the
 // file has these and no others.
 static void safetensors_read(const char *path, Tensor *tensors, int count, Metadata *meta) {
-    const uint64_t limit = 100000000;    // the format's, for a header
     struct stat info;
     uint64_t length, sum = 0;
     meta->count = 0;
@@ -255,7 +254,7 @@ static void safetensors_read(const char *path, Tensor *tensors, int count, Metad
     if (!file || fstat(fileno(file), &info))
         die(FAILED, "cannot read %s: %s", path, strerror(errno));
     uint64_t size = (uint64_t)info.st_size;
-    if (fread(&length, sizeof length, 1, file) != 1 || length > limit || length + 8 > size)
+    if (fread(&length, sizeof length, 1, file) != 1 || length > size - 8)
         die(FAILED, "%s is truncated, or not a safetensors file: its first 8 bytes should be the "
             "length of a header that follows them", path);
     char *header = (char *)allocate(length + 1, 1);

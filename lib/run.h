@@ -23,7 +23,7 @@ typedef struct {
     pid_t sweep;
     int step;
     double loss;            // the training loss of this step
-    double seconds_left;
+    double seconds_left;    // a whole number
     Summary summary;        // once the run is DONE
 } Progress;
 
@@ -297,20 +297,13 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     return run;
 }
 
-// Seconds as 1:05 or 2h30.
-static void time_text(double seconds, char out[16]) {
-    int minutes = (int)(seconds / 60);
-    if (minutes < 60) snprintf(out, 16, "%d:%02d", minutes, (int)fmod(seconds, 60));
-    else snprintf(out, 16, "%dh%02d", minutes / 60, minutes % 60);
-}
-
 // A live line on a terminal, and a line that stays at each validation. In a sweep: the figures for
 // the sweep's line.
 static void run_show(Run *run, const Stats *s, int step) {
     const Config *cfg = run->cfg;
     Progress *progress = run->progress;
     double seconds = now() - run->started, steps = step - run->first_step + 1;
-    double left = step ? seconds / steps * (cfg->steps - step) : 0;
+    double left = step ? floor(seconds / steps * (cfg->steps - step)) : 0;
     if (progress) {
         progress->step = step;
         progress->loss = s->train_loss;
@@ -326,12 +319,10 @@ static void run_show(Run *run, const Stats *s, int step) {
            cfg->steps);
     if (step) printf("  train %.4f", fabs(s->train_loss));    // fabs: nan, not -nan
     if (!isnan(s->val_loss)) printf("  val %.4f", s->val_loss);
-    if (step) {
-        char text[16];
-        time_text(left, text);
-        printf("  lr %.2e  grad %.3g  %.0f tokens/s  %s left", learning_rate(cfg, step),
-               fabs(s->grad_norm), steps * cfg->batch * cfg->T / seconds, text);
-    }
+    if (step)
+        printf("  lr %.2e  grad %.3g  %.0f tokens/s  %.0f:%02.0f left", learning_rate(cfg, step),
+               fabs(s->grad_norm), steps * cfg->batch * cfg->T / seconds, floor(left / 60),
+               fmod(left, 60));
     if (stays) putchar('\n');
     fflush(stdout);
 }

@@ -2,7 +2,7 @@
 #ifndef SWEEP_H
 #define SWEEP_H
 
-#include "run.h"    // Progress, Summary, diagnose, catch_signals, time_text
+#include "run.h"    // Progress, Summary, diagnose, catch_signals
 
 // ---------------------------------------------------------------------------
 // The report at the end of a sweep
@@ -96,13 +96,12 @@ static void sweep_report(const Config *cfg, const Summary *runs, int n) {
 // A run's line: of the live display, or at its end.
 static void sweep_line(const char *lr, const Progress *p, int steps, bool live) {
     static const char *const words[] = {"waiting", "starting", "done", "stopped", "failed"};
-    char left[16];
     printf("%slr %-6s  ", live ? "\r\033[K" : "", lr);
     if (p->step)
         printf("step %*d/%d  train %6.4f  ", (int)log10(steps + 1.0) + 1, p->step, steps,
                fabs(p->loss));
-    time_text(p->seconds_left, left);
-    if (p->step && p->state == RUNNING) printf("%s left\n", left);
+    if (p->step && p->state == RUNNING)
+        printf("%.0f:%02.0f left\n", floor(p->seconds_left / 60), fmod(p->seconds_left, 60));
     else printf("%s\n", words[p->state]);
 }
 

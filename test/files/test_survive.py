@@ -215,7 +215,8 @@ def test_threads_wait_as_they_should(tmp_path, name):
     environment = {k: v for k, v in os.environ.items() if k not in WAITING}
     environment["PATH"] += ":" + str(Path(PROGRAM).parent)
     process = subprocess.Popen(
-        [name, *words({**TINY, **FLAGS, "steps": 100000}), "-out", tmp_path / "x"],
+        [name, *words({**TINY, **FLAGS, "steps": 100000}), "-out", "x"],
+        cwd=tmp_path,
         env=environment,
         stdout=subprocess.DEVNULL,
     )
