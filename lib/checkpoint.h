@@ -41,8 +41,8 @@ static uint64_t tensor_bytes(const Tensor *t) {
 
 // The shape in JSON: [rows,cols] or [length].
 static void shape_text(char out[64], int rank, const uint64_t shape[2]) {
-    const char *format = rank == 2 ? "[%" PRIu64 ",%" PRIu64 "]" : "[%" PRIu64 "]";
-    snprintf(out, 64, format, shape[0], shape[1]);
+    if (rank == 1) snprintf(out, 64, "[%" PRIu64 "]", shape[0]);
+    else snprintf(out, 64, "[%" PRIu64 ",%" PRIu64 "]", shape[0], shape[1]);
 }
 
 // Adds a key. Returns the room for its value.
