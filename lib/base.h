@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <float.h>
 #include <inttypes.h>
+#include <libgen.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -173,11 +174,9 @@ static void atomic_fail(const char *path) {
 // in place. Some file systems cannot sync a folder: EINVAL.
 static void atomic_close(FILE *file, const char *path) {
     char folder[MAX_TEXT];
-    const char *slash = strrchr(path, '/');
-    int length = slash ? (int)(slash - path) + 1 : 1;
-    snprintf(folder, sizeof folder, "%.*s", length, slash ? path : ".");
+    strcpy(folder, path);
     if (ferror(file) || fflush(file) || fsync(fileno(file)) || fclose(file)) atomic_fail(path);
-    int handle = open(folder, O_RDONLY);
+    int handle = open(dirname(folder), O_RDONLY);
     if (handle < 0 || rename(atomic_tmp, path)) atomic_fail(path);
     if ((fsync(handle) && errno != EINVAL) || close(handle))
         die(FAILED, "wrote %s, but cannot sync its folder: %s", path, strerror(errno));

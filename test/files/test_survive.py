@@ -191,6 +191,37 @@ def test_the_log_is_locked_until_the_summary_is_there(tmp_path):
 
 
 @without_sanitizer
+def test_a_file_is_on_the_disk_before_its_name_and_its_name_at_the_end(tmp_path):
+    result = run_with(
+        tmp_path,
+        r"""
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <sys/stat.h>
+        #include <unistd.h>
+
+        int fsync(int file) {
+            char link[64], path[4096] = "";
+            snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+            fprintf(stderr, "sync %.*s\n", (int)readlink(link, path, sizeof path), path);
+            return fdatasync(file);
+        }
+        int rename(const char *from, const char *to) {
+            struct stat info;
+            stat(from, &info);
+            fprintf(stderr, "rename %s %d\n", to, info.st_size > 0);
+            return renameat(AT_FDCWD, from, AT_FDCWD, to);
+        }
+        """,
+    )
+    folder = tmp_path / "x"
+    wanted = [f"sync {folder}/log.csv"]
+    for name in MODEL, "summary.csv":
+        wanted += [f"sync {folder}/{name}.tmp", f"rename x/{name} 1", f"sync {folder}"]
+    assert (result.returncode, result.stderr.splitlines()) == (0, wanted)
+
+
+@without_sanitizer
 def test_no_start_without_end_where_the_environment_is_full(tmp_path):
     result = run_with(
         tmp_path,

@@ -517,8 +517,10 @@ MUTANTS = [
     ),
     (
         "lib/base.h",
-        "test_survive.py -k 'without_end or threads_wait'",
+        "test_survive.py -k 'without_end or threads_wait or on_the_disk'",
         [
+            ("dirname(folder)", "folder"),
+            ("fflush(file) || fsync(fileno(file))", "fflush(file)"),
             ("settings[i][1], 0)) return;", "settings[i][1], 0)) continue;"),
             ("execvp(argv[0], argv)", "execv(argv[0], argv)"),
             ("execvp(argv[0], argv)", 'execv("/proc/self/exe", argv)'),
