@@ -329,7 +329,7 @@ static uint32_t read_number(const unsigned char *bytes, int width) {
 static void shard_open(Shard *shard, const char *path) {
     enum { HEADER = 256 * 4, MAGIC = 20240520, VERSION = 1 };
     struct stat info;
-    int file = open(path, O_RDONLY | O_NONBLOCK);    // a pipe without a writer must not wait
+    int file = open(path, O_RDONLY | O_NONBLOCK);    // a pipe must not wait for its writer
     if (file < 0 || fstat(file, &info))
         die(FAILED, "%s: cannot read it (%s): give 'synthetic', a text file, or .bin shards "
             "(a path or a pattern)", path, strerror(errno));
