@@ -300,7 +300,7 @@ static void product_of_stdin() {
     cublasLtMatmulHeuristicResult_t known = {};
     int count;
     uint64_t most = WORKSPACE;
-    uint32_t promise = (uint32_t)use.promise, scheme = CUBLASLT_REDUCTION_SCHEME_NONE;
+    uint32_t promise = (uint32_t)use.promise, scheme = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     float alpha = 0.5f, beta = (float)use.beta;
     int shift = use.mistake == LATE_WORKSPACE ? 16 : 0;
     char *workspace = device<char>((size_t)(WORKSPACE + shift));

@@ -399,7 +399,7 @@ MISTAKES = dict(
     late_workspace=INVALID,
     c_unlike_d=INVALID,
     b_unlike_a=INVALID,
-    any_scheme="only CUBLASLT_REDUCTION_SCHEME_NONE",
+    any_scheme="only CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE",
     no_algorithm=INVALID,
     half_a_setting=INVALID,
 )
