@@ -93,26 +93,36 @@ float *shim_grads(Shim *s) { return s->host[1]; }
 float *shim_m(Shim *s) { return s->host[2]; }
 float *shim_v(Shim *s) { return s->host[3]; }
 
+static double mean_loss(Shim *s, Results *results) {
+    Results r;
+    from_gpu(&r, results, sizeof r);
+    s->log_z = r.log_z / s->g.batch_rows;
+    return s->loss = r.loss / s->g.batch_rows;
+}
+
 double shim_forward(Shim *s, const int *inputs, const int *targets, int B, int T) {
     move(s, cudaMemcpyHostToDevice);
     s->B = B;
     gpt_batch(&s->g, inputs, targets, B, T);
     for (int b = 0; b < B; b += s->g.micro_batch) {
         int n = least(s->g.micro_batch, B - b);
-        gpt_forward(&s->g, s->g.inputs + b * T, n, T, 1);
+        gpt_forward(&s->g, s->g.inputs + b * T, n, T, 0);
         gpt_loss(&s->g, s->g.targets + b * T, n, T, 0);
     }
-    return s->loss = gpt_mean_loss(&s->g, &s->log_z);
+    Results *results = s->g.results + 1;             // an evaluation's, which adds losses
+    check(cudaMemsetAsync(results, 0, sizeof *results, stream));
+    launch(loss_kernel, 1, 256, results, s->g.losses, s->g.log_z, B * T, (AdamW *)NULL);
+    return mean_loss(s, results);
 }
 
 double shim_backward(Shim *s, const int *inputs, const int *targets, int B, int T) {
     move(s, cudaMemcpyHostToDevice);
     s->B = B;
     gpt_batch(&s->g, inputs, targets, B, T);
+    gpt_constants(&s->g, 1);
     gpt_gradient(&s->g, B, T, 1);
-    s->loss = gpt_mean_loss(&s->g, &s->log_z);
     move(s, cudaMemcpyDeviceToHost);
-    return s->loss;
+    return mean_loss(s, s->g.results);
 }
 
 double shim_log_z(Shim *s) { return s->log_z; }
@@ -140,7 +150,7 @@ void shim_matmul_gelu(float *out, float *fc, float *dfc, const float *inp, const
     act *x[7];
     for (int i = 0; i < 7; i++) x[i] = act_on_gpu(from[i], sizes[i]);
     matmul_gelu_forward(x[0], x[1], x[3], x[4], rows, IC, OC);
-    matmul_gelu_backward(x[2], dweight, false, x[5], x[1], x[0], x[6], rows, OC, IC);
+    matmul_gelu_backward(x[2], dweight, x[5], x[1], x[0], x[6], rows, OC, IC);
     for (int i = 0; i < 3; i++) to_host(to[i], x[i], n);
     for (int i = 3; i < 7; i++) check(cudaFree(x[i]));
     check(cudaFree(dweight));
@@ -149,9 +159,9 @@ void shim_matmul_gelu(float *out, float *fc, float *dfc, const float *inp, const
 void shim_layernorm_forward(float *out, float *mean, float *rstd, const float *inp,
                             const float *weight, int rows, int C) {
     size_t n = (size_t)rows * C;
-    act *y = act_on_gpu(NULL, n), *x = act_on_gpu(inp, n);
-    float *m = on_gpu<float>(NULL, rows), *r = on_gpu<float>(NULL, rows), *w = on_gpu(weight, C);
-    layernorm_forward(y, NULL, m, r, x, NULL, w, rows, C);
+    act *y = act_on_gpu(NULL, n), *x = act_on_gpu(inp, n), *w = act_on_gpu(weight, C);
+    float *m = on_gpu<float>(NULL, rows), *r = on_gpu<float>(NULL, rows);
+    residual_layernorm_forward(y, x, m, r, x, NULL, w, rows, C);
     to_host(out, y, n);
     to_host(mean, m, rows);
     to_host(rstd, r, rows);
@@ -164,12 +174,16 @@ void shim_layernorm_backward(float *dinp, float *dweight, const float *dout, con
                              int C) {
     size_t n = (size_t)rows * C;
     act *dx = act_on_gpu(NULL, n), *dy = act_on_gpu(dout, n), *x = act_on_gpu(inp, n);
-    float *dw = on_gpu<float>(NULL, C), *w = on_gpu(weight, C), *m = on_gpu(mean, rows);
-    float *r = on_gpu(rstd, rows), *partial = on_gpu<float>(NULL, (size_t)ROW_BLOCKS * C);
-    layernorm_backward(dx, NULL, dw, false, dy, x, w, m, r, partial, rows, C);
+    act *w = act_on_gpu(weight, C);
+    float *dw = on_gpu<float>(NULL, C), *m = on_gpu(mean, rows), *r = on_gpu(rstd, rows);
+    Partials partial = {on_gpu<float>(NULL, (size_t)ROW_BLOCKS * C), 0, {}};
+    check(cudaMemset(dx, 0, n * sizeof(act)));       // the layer adds to both
+    check(cudaMemset(dw, 0, C * sizeof(float)));
+    residual_layernorm_backward(dx, dw, dy, x, w, m, r, &partial, rows, C);
+    sum_partials(&partial, C);
     to_host(dinp, dx, n);
     to_host(dweight, dw, C);
-    void *used[] = {dy, x, w, m, r, partial};
+    void *used[] = {dy, x, w, m, r, partial.memory};
     for (void *p : used) check(cudaFree(p));
 }
 

@@ -116,15 +116,16 @@ void shim_embedding_backward(real *dwte, const real *dout, const int *tokens,
 
 void shim_layernorm_forward(real *out, real *mean, real *rstd, const real *inp,
                             const real *weight, int rows, int C) {
-    IN_TEAM layernorm_forward(out, mean, rstd, inp, weight, rows, C);
+    IN_TEAM residual_layernorm_forward(out, (real *)inp, mean, rstd, inp, NULL, weight, rows, C);
 }
 
 void shim_layernorm_backward(real *dinp, real *dweight, const real *dout, const real *inp,
                              const real *weight, const real *mean, const real *rstd,
                              int rows, int C) {
     real *partial = (real *)allocate((size_t)ceil_div(rows, CHUNK) * 3 * (size_t)C, sizeof(real));
-    IN_TEAM layernorm_backward(dinp, NULL, dweight, dout, inp, weight, mean, rstd, partial,
-                               rows, C);
+    memset(dinp, 0, (size_t)rows * (size_t)C * sizeof(real));
+    IN_TEAM residual_layernorm_backward(dinp, dweight, dout, inp, weight, mean, rstd, partial,
+                                        rows, C);
     free(partial);
 }
 
@@ -201,7 +202,7 @@ void shim_matmul(real *out, const real *a, const real *b, const real *add, int M
 void shim_matmul_forward(real *seen, real *out, const real *inp, const real *weight,
                          int rows, int IC, int OC) {
     IN_TEAM {
-        matmul_forward(out, NULL, inp, weight, rows, IC, OC);
+        matmul_forward(out, inp, weight, rows, IC, OC);
         memcpy(seen, out, (size_t)rows * (size_t)OC * sizeof(real));
     }
 }
