@@ -512,7 +512,7 @@ typedef struct {
     real *scratch;                                   // (threads, attention_scratch_size)
     real *partial;                                   // (chunks,4,C) of the norms' backward passes
     double *sums;                                    // (longest array summed / SUM_CHUNK + 1)
-    double act_rms[NUM_ACTIVATIONS];                 // of the last gpt_forward with statistics
+    double squares[NUM_ACTIVATIONS];                 // sums over the activations, if measured
     void *memory;                                    // holds the arrays above, except layers
     double bytes;                                    // its size: a double does not overflow
 } GPT;
@@ -528,7 +528,7 @@ static void *reserve(GPT *g, double count) {
     return at;
 }
 
-// Finds the tensors of layer l, by kind, in all (N): params or grads. NULL where there is none.
+// Finds the tensors of layer l, by kind, in all (N): weights or grads. NULL where there is none.
 static void find_tensors(const GPT *g, real *all, int l, real *out[NUM_KINDS]) {
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
@@ -560,7 +560,8 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
         Layer *a = &g->layers[l];
         find_tensors(g, g->params, l, a->w);
         find_tensors(g, g->grads, l, a->dw);
-        a->x = l == 0 ? g->embedded : reserve(g, BT * C);
+        if (l == 0) a->x = g->embedded;
+        else a->x = reserve(g, BT * C);
         a->ln_1 = reserve(g, BT * C);
         a->ln_1_mean = reserve(g, BT);
         a->ln_1_rstd = reserve(g, BT);
@@ -616,14 +617,15 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
 }
 
 // Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T). statistics 1: also the
-// max_logit of each layer, and g->act_rms.
+// max_logit of each layer, and g->squares.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg);
     real *x = g->embedded, *branch = NULL;           // the residual stream, and what is added next
-    double squares[NUM_ACTIVATIONS] = {0};
+    double *squares = g->squares;
 
+    memset(squares, 0, sizeof g->squares);
     embedding_forward(x, tokens, g->w[WTE], rows, C);
     for (int l = 0; l < L; l++) {
         const Layer a = g->layers[l];                // a copy of its pointers
@@ -655,19 +657,13 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     matmul_forward(g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
 
     if (!statistics) return;
-    size_t BTV = (size_t)rows * V;
     squares[ACT_WTE] = sum_squares(g->embedded, BTC, g->sums);
     squares[ACT_RESIDUAL] = sum_squares(g->x, BTC, g->sums);
-    squares[ACT_LOGITS] = sum_squares(g->logits, BTV, g->sums);
-    const size_t count[NUM_ACTIVATIONS] = {[ACT_WTE] = BTC, [ACT_C_ATTN] = 3 * L * BTC,
-        [ACT_ATT] = L * BTC, [ACT_C_FC] = 4 * L * BTC, [ACT_RESIDUAL] = BTC, [ACT_LOGITS] = BTV};
-    for (int i = 0; i < NUM_ACTIVATIONS; i++)
-        g->act_rms[i] = sqrt(squares[i] / (double)count[i]);
-    g->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                          // [mu_param]
+    squares[ACT_LOGITS] = sum_squares(g->logits, (size_t)rows * V, g->sums);
 }
 
-// Returns the mean cross-entropy, in nats, of g->logits against targets (B,T), and in *log_z the
-// mean of log Z. Overwrites g->logits: by their gradient, for gpt_backward, if gradient is 1.
+// Returns the mean cross-entropy, in nats, of g->logits against targets (B,T); *log_z: mean log Z.
+// Overwrites g->logits: by their gradient, for gpt_backward, if gradient is 1.
 static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, double *log_z) {
     double sum = 0, sum_log_z = 0;
     int rows = B * T;
@@ -719,8 +715,8 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
 // ---------------------------------------------------------------------------
 // AdamW (Loshchilov and Hutter 2019)
 
-// The constants of a step, the same for all tensors. The moments start at 0: correction1 is
-// 1 / (1 - beta1^step), which removes the bias that this gives to m, and correction2 that of v.
+// The constants of a step. The moments start at 0: correction1 is 1 / (1 - beta1^step), which
+// removes the bias that this gives to m, and correction2 that of v.
 typedef struct { real clip_scale, beta1, beta2, correction1, correction2, eps, decay; } AdamW;
 
 // One step for n parameters:
@@ -783,18 +779,18 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
 // ---------------------------------------------------------------------------
 // The training loop
 
-// Copies what the last gpt_forward with statistics measured: the largest attention logit of each
-// layer and the RMS of the activations.
-static void gpt_statistics(const GPT *g, int B, Stats *stats) {
-    int heads = B * g->cfg.heads;
-    memcpy(stats->act_rms, g->act_rms, sizeof g->act_rms);
-    for (int l = 0; l < g->cfg.layers; l++) {
+// What the last gpt_forward with statistics measured on a batch of B sequences: the largest
+// attention logit of each layer, and the RMS of the activations.
+static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
+    size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
+    for (size_t l = 0; l < L; l++) {
         const real *logits = g->layers[l].max_logit;
-        double largest = 0;
-        for (int i = 0; i < heads; i++)
-            if (logits[i] > largest) largest = logits[i];
-        stats->max_attn_logit[l] = largest;
+        stats->max_attn_logit[l] = row_max(logits, B * g->cfg.heads);
     }
+    const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
+    for (int i = 0; i < NUM_ACTIVATIONS; i++)
+        stats->act_rms[i] = sqrt(g->squares[i] / (double)count[i]);
+    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param]
 }
 
 // Mean loss in nats over the first `windows` sequences of T tokens of the validation data. inputs,
@@ -855,7 +851,7 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
         stats.train_loss = gpt_loss(&g, targets, B, T, 1, &stats.log_z);
         gpt_backward(&g, inputs, B, T);
         stats.grad_norm = gpt_update(&g, step, logs ? &stats : NULL);
-        if (logs) gpt_statistics(&g, B, &stats);
+        if (logs) gpt_statistics(&g, B, T, &stats);
 
         // the validation loss
         stats.val_loss = validates ? evaluate(&g, &loader, windows, inputs, targets) : NAN;
@@ -908,7 +904,7 @@ static const real *logits_after(void *model, const int *context, int used) {
     return g->logits + (size_t)(used - 1) * g->V;
 }
 
-// Writes tokens drawn from the model saved in -out, on one thread.
+// Writes tokens drawn from the model saved in -out.
 static void sample(const Config *cfg) {
     GPT g;
     gpt_init(&g, cfg, cfg->vocab, 1, cfg->T);

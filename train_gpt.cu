@@ -876,6 +876,32 @@ static void cross_entropy(act *logits, real *losses, real *log_z, const int *tar
            z_loss, logit_scale, gradient, batch_rows, V);
 }
 
+// What the host reads of a step. If a loss is not finite, diverged_step says when, and the weights
+// stay as they are, so that the host need not look at every step.
+typedef struct {
+    double loss, log_z;                              // sums over the batch
+    double grad_norm;                                // before clipping
+    real clip_scale;
+    int diverged_step;
+} Results;
+
+// results->loss, log_z = the sums of losses, log_z (rows) in a training step, which also notes the
+// first step whose loss is not finite. If step is NULL, as in an evaluation, adds the sums to them.
+__global__ void loss_kernel(Results *results, const real *losses, const real *log_z, int rows,
+                            const int *step) {
+    double loss = 0, z = 0;
+    for (int i = threadIdx.x; i < rows; i += blockDim.x) {
+        loss += losses[i];
+        z += log_z[i];
+    }
+    loss = row_sum(loss);
+    z = row_sum(z);
+    if (threadIdx.x || (step && results->diverged_step)) return;
+    results->loss = loss + (step ? 0 : results->loss);
+    results->log_z = z + (step ? 0 : results->log_z);
+    if (step && !isfinite(loss)) results->diverged_step = *step;
+}
+
 // sums (SUM_BLOCKS) += each block's share of the sum of squares of x (n), in double, since the
 // square of a float may overflow
 enum { SUM_BLOCKS = 1024 };
@@ -894,6 +920,165 @@ __global__ void sum_squares_kernel(double *sums, const act *x, size_t n) {
 static void sum_squares(double *sums, const act *x, size_t n) {
     int blocks = n < 128 * W * SUM_BLOCKS ? ceil_div((int)n, 128 * W) : SUM_BLOCKS;
     launch(sum_squares_kernel, blocks, 128, sums, x, n);
+}
+
+// Where the tensors of each kind lie among all parameters: blockIdx.y is a kind.
+typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS]; } Kinds;
+
+// sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4
+// bytes per parameter.
+__global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds) {
+    size_t n = kinds.size[blockIdx.y], step = (size_t)gridDim.x * blockDim.x * W;
+    const real *grad = grads + kinds.offset[blockIdx.y];
+    double sum = 0;
+    float x[W];
+    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < n; i += step) {
+        load(x, grad + i);
+        for (int j = 0; j < W; j++) sum += (double)x[j] * x[j];
+    }
+    sum = row_sum(sum);
+    if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
+}
+
+// ---------------------------------------------------------------------------
+// What only a GPU needs: its memory, batches that travel ahead, checkpoints, steps as graphs
+
+// The arrays on the GPU, to free them. Each is an allocation, so that a tool sees writes past its
+// end. While creates is not set, arrays are only counted.
+typedef struct {
+    bool creates;
+    void **list;
+    int count;
+    double bytes;                                    // a double does not overflow
+} Memory;
+
+// What reserve returns: memory for `count` values of the type of the pointer that it is assigned to.
+struct Reserved {
+    Memory *memory;
+    double count;
+    template <class number> operator number *() const {
+        double bytes = ceil(count * sizeof(number) / 512) * 512;    // as cudaMalloc rounds them
+        number *at = NULL;
+        memory->bytes += bytes;
+        if (!memory->creates) return NULL;
+        check(cudaMalloc(&at, (size_t)bytes));
+        memory->list = (void **)realloc(memory->list, (memory->count + 1) * sizeof(void *));
+        if (!memory->list) die(FAILED, "no memory for a list of %d arrays", memory->count + 1);
+        memory->list[memory->count++] = at;
+        return at;
+    }
+};
+
+// A batch on the GPU, and two copies on the host that take turns, in memory from which the GPU
+// copies by itself: so the host may be two batches ahead.
+typedef struct {
+    int *inputs, *targets;                           // (B,T)
+    int *order, *start;                              // (B,T), (V+1): see embedding_backward
+    int *host[2];                                    // the four, one after another
+    cudaEvent_t copied[2];                           // the GPU no longer needs host[i]
+    int turn, rows, V;                               // rows: tokens of the batch at hand
+} Batch;
+
+// memory: for 3 B T + V + 1 ints on the GPU, in one array so that one copy brings a batch
+static void batch_init(Batch *b, int *memory, int B, int T, int V) {
+    size_t BT = (size_t)B * T;
+    *b = {memory, memory + BT, memory + 2 * BT, memory + 3 * BT, {}, {}, 0, 0, V};
+    for (int i = 0; i < 2; i++) {
+        check(cudaMallocHost((void **)&b->host[i], (3 * BT + V + 1) * sizeof(int)));
+        check(cudaEventCreateWithFlags(&b->copied[i], cudaEventDisableTiming));
+    }
+}
+
+// Sends inputs and targets (B,T) to the GPU, with the positions sorted by token.
+static void batch_send(Batch *b, const int *inputs, const int *targets, int B, int T) {
+    check(cudaEventRecord(b->copied[b->turn], stream));
+    b->turn = !b->turn;
+    check(cudaEventSynchronize(b->copied[b->turn]));
+    int *host = b->host[b->turn], V = b->V;
+    int *order = host + (b->order - b->inputs), *start = host + (b->start - b->inputs);
+    b->rows = B * T;
+    memcpy(host, inputs, b->rows * sizeof(int));
+    memcpy(host + (b->targets - b->inputs), targets, b->rows * sizeof(int));
+    // a counting sort: start[v + 1] counts token v, then becomes the place of its next position
+    memset(start, 0, (V + 1) * sizeof(int));
+    for (int i = 0; i < b->rows; i++) start[inputs[i] + 1]++;
+    for (int v = 0; v < V; v++) start[v + 1] += start[v];
+    for (int i = 0; i < b->rows; i++) order[start[inputs[i]]++] = i;
+    for (int v = V; v > 0; v--) start[v] = start[v - 1];
+    start[0] = 0;
+    size_t bytes = (b->start + V + 1 - b->inputs) * sizeof(int);
+    check(cudaMemcpyAsync(b->inputs, host, bytes, cudaMemcpyHostToDevice, stream));
+}
+
+static void batch_free(Batch *b) {
+    for (int i = 0; i < 2; i++) {
+        check(cudaFreeHost(b->host[i]));
+        check(cudaEventDestroy(b->copied[i]));
+    }
+}
+
+// checkpoint_load and checkpoint_save, of params, m, v on the GPU
+static size_t table_size(const Parameter *table) {
+    const Parameter *last = &table[NUM_KINDS - 1];
+    return last->offset + parameter_size(last) * (size_t)last->copies;
+}
+
+static State gpu_checkpoint_load(const Config *cfg, const Parameter *table,
+                                 real *params, real *m, real *v) {
+    size_t n = table_size(table);
+    real *host = (real *)allocate(3 * n, sizeof(real));
+    State state = checkpoint_load(cfg, table, host, host + n, host + 2 * n);
+    to_gpu(params, host, n * sizeof(real));
+    to_gpu(m, host + n, n * sizeof(real));
+    to_gpu(v, host + 2 * n, n * sizeof(real));
+    free(host);
+    return state;
+}
+
+static void gpu_checkpoint_save(const Config *cfg, const Parameter *table, const real *params,
+                                const real *m, const real *v, const State *state) {
+    size_t n = table_size(table);
+    real *host = (real *)allocate(3 * n, sizeof(real));
+    from_gpu(host, params, n * sizeof(real));
+    from_gpu(host + n, m, n * sizeof(real));
+    from_gpu(host + 2 * n, v, n * sizeof(real));
+    checkpoint_save(cfg, table, host, host + n, host + 2 * n, state);
+    free(host);
+}
+
+// weights (n) = params (n) as act, after params changed elsewhere than in AdamW
+__global__ void weights_kernel(act *weights, const real *params, size_t n) {
+    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
+    if (i >= n) return;
+    float x[W];
+    load(x, params + i);
+    store(weights + i, x);
+}
+
+static void update_weights(act *weights, const real *params, size_t n) {
+    if (BF16) launch(weights_kernel, (n / W + 127) / 128, 128, weights, params, n);
+}
+
+// The kernels of a small model take less time than their launches. So a step is recorded once, when
+// it is made for the second time (cuBLAS loads its kernels in the first), and then launched whole.
+typedef struct {
+    cudaGraphExec_t exec;
+    int runs;
+} Graph;
+
+// Queues the work: from the recorded graph, if there is one. small: whether it is worth recording.
+template <class Work> static void graph_run(Graph *graph, bool small, Work work) {
+    bool records = small && graph->runs++ == 1;
+    if (!graph->exec) {
+        if (records) check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+        work();
+        if (!records) return;
+        cudaGraph_t recorded = NULL;
+        check(cudaStreamEndCapture(stream, &recorded));
+        check(cudaGraphInstantiate(&graph->exec, recorded, 0));
+        check(cudaGraphDestroy(recorded));
+    }
+    check(cudaGraphLaunch(graph->exec, stream));
 }
 
 // ---------------------------------------------------------------------------
@@ -919,30 +1104,13 @@ typedef struct {
     act *gelu;                                       // (B,T,4C)
 } Layer;
 
-// What the host reads of a step. If a loss is not finite, diverged_step says when, and the weights
-// and these numbers stay as they are, so that the host need not look at every step.
-typedef struct {
-    double loss, log_z;                              // sums over the batch
-    double grad_norm;                                // before clipping
-    double grad_squares[NUM_KINDS], update_squares[NUM_KINDS], param_squares[NUM_KINDS];
-    real clip_scale;
-    int diverged_step;
-} Results;
-
-// The constants of a step, the same for all tensors but lr. The moments start at 0: correction1 is
-// 1 / (1 - beta1^step), which removes the bias that this gives to m, and correction2 that of v.
+// The constants of a step. The moments start at 0: correction1 is 1 / (1 - beta1^step), which
+// removes the bias that this gives to m, and correction2 that of v.
 typedef struct {
     real clip, beta1, beta2, correction1, correction2, eps, decay;
-    real lr[NUM_KINDS];
+    real lr[NUM_KINDS];                              // muParam gives each kind its own
     int step;
 } AdamW;
-
-// Host memory from which the GPU copies a batch by itself. read: the event that it has done so.
-typedef struct {
-    int *batch;
-    AdamW *adamw;
-    cudaEvent_t read;
-} Slot;
 
 typedef struct {
     Config cfg;
@@ -973,38 +1141,15 @@ typedef struct {
     real *max_logit;                                 // (L) the layers' max_logit
     double *squares;                                 // (NUM_ACTIVATIONS,SUM_BLOCKS)
     double *sums;                                    // (3,NUM_KINDS,SUM_BLOCKS) of AdamW
-    int *inputs, *targets;                           // (batch,T)
-    int *order, *start;                              // (batch,T), (V+1): see embedding_backward
-    int batch_rows;                                  // tokens of the batch at hand
     AdamW *adamw;                                    // (1)
     Results *results;                                // (2) of the last step, and of an evaluation
-    Slot slots[2];
-    int slot;                                        // the one used last
-    cudaGraphExec_t graphs[2];                       // a step without and with statistics
-    int steps[2];                                    // how often each was made
+    Batch batch;
+    Graph graphs[2];                                 // a step without and with statistics
     Gpu gpu;
-    void **buffers;                                  // the arrays above, except layers
-    int num_buffers;
-    bool creates;                                    // whether reserve allocates
-    double bytes;                                    // all arrays; a double does not overflow
+    Memory memory;                                   // holds the arrays above, except layers
 } GPT;
 
-// What reserve returns: memory on the GPU for `count` values of the type of the pointer that it is
-// assigned to. Unless g->creates, only counts the bytes.
-struct Reserved {
-    GPT *g;
-    double count;
-    template <class number> operator number *() const {
-        double bytes = ceil(count * sizeof(number) / 512) * 512;    // as cudaMalloc rounds them
-        number *at = NULL;
-        g->bytes += bytes;
-        if (!g->creates) return NULL;
-        check(cudaMalloc(&at, (size_t)bytes));
-        g->buffers[g->num_buffers++] = at;
-        return at;
-    }
-};
-static Reserved reserve(GPT *g, double count) { return {g, count}; }
+static Reserved reserve(GPT *g, double count) { return {&g->memory, count}; }
 
 // Finds the tensors of layer l, by kind, in all (N): weights or grads. NULL where there is none.
 template <class number>
@@ -1015,16 +1160,14 @@ static void find_tensors(const GPT *g, number *all, int l, number *out[NUM_KINDS
     }
 }
 
-// Places every array in the GPU's memory if create is set; otherwise only counts the bytes that they
-// take. Allocates g->layers in both cases: call gpt_free. Sizes are doubles, since a product could
-// overflow.
+// Places every array in GPU memory or, unless create is set, only counts their bytes. Allocates
+// g->layers in both cases: call gpt_free. Sizes are doubles, since a product could overflow.
 static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool create) {
     memset(g, 0, sizeof *g);
     g->cfg = *cfg;
     g->cfg.vocab = g->V = V;
     g->micro_batch = cfg->micro_batch && cfg->micro_batch < B ? cfg->micro_batch : B;
-    g->creates = create;
-    g->buffers = (void **)allocate((size_t)cfg->layers * 32 + 64, sizeof(void *));
+    g->memory.creates = create;
     g->num_parameters = parameter_table(cfg, V, g->table);
     double BT = (double)g->micro_batch * T, C = cfg->d, NH = cfg->heads, HS = C / NH;
     double N = (double)g->num_parameters;
@@ -1080,67 +1223,38 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     g->partial->memory = reserve(g, MAX_PARTIALS * ROW_BLOCKS * C);
     g->squares = reserve(g, NUM_ACTIVATIONS * SUM_BLOCKS);
     g->sums = reserve(g, 3 * NUM_KINDS * SUM_BLOCKS);
-    g->inputs = reserve(g, 3.0 * B * T + V + 1);     // one array, so that one copy brings a batch
-    g->targets = g->inputs + (size_t)B * T;
-    g->order = g->targets + (size_t)B * T;
-    g->start = g->order + (size_t)B * T;
     g->adamw = reserve(g, 1);
     g->results = reserve(g, 2);
     workspace = reserve(g, WORKSPACE);
+    int *tokens = reserve(g, 3.0 * B * T + V + 1);
+    if (create) batch_init(&g->batch, tokens, B, T, V);
 }
 
 static void gpt_free(GPT *g) {
-    if (g->creates) {
+    if (g->memory.creates) {
         check(cudaStreamSynchronize(stream));
-        for (int i = 0; i < 2; i++) {
-            if (g->graphs[i]) check(cudaGraphExecDestroy(g->graphs[i]));
-            check(cudaFreeHost(g->slots[i].batch));
-            check(cudaFreeHost(g->slots[i].adamw));
-            check(cudaEventDestroy(g->slots[i].read));
-        }
-        products_free();
-        check(cudaStreamDestroy(stream));
-        for (int i = 0; i < g->num_buffers; i++) check(cudaFree(g->buffers[i]));
+        batch_free(&g->batch);
+        for (int i = 0; i < 2; i++)
+            if (g->graphs[i].exec) check(cudaGraphExecDestroy(g->graphs[i].exec));
+        gpu_stop();
     }
-    free(g->buffers);
+    for (int i = 0; i < g->memory.count; i++) check(cudaFree(g->memory.list[i]));
+    free(g->memory.list);
     free(g->layers);
 }
 
-// weights = params as act, after params changed elsewhere than in AdamW
-__global__ void weights_kernel(act *weights, const real *params, size_t n) {
-    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
-    if (i >= n) return;
-    float x[W];
-    load(x, params + i);
-    store(weights + i, x);
-}
-
-static void gpt_weights(GPT *g) {
-    size_t n = g->num_parameters;
-    if (BF16) launch(weights_kernel, (n / W + 127) / 128, 128, g->weights, g->params, n);
-}
-
 // Makes a model of vocabulary V for up to B sequences of up to T tokens, with initial weights and
-// AdamW's moments at 0. Dies if there is no GPU, or if memory is short.
+// AdamW's moments at 0. Dies if memory is short.
 static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
-    Gpu gpu = gpu_query();
+    Gpu gpu = gpu_start();
     gpt_layout(g, cfg, V, B, T, false);
-    double bytes = g->bytes;
-    size_t n = g->num_parameters;
+    double bytes = g->memory.bytes;
     gpt_free(g);
     gpu_check_memory(&gpu, bytes);
-    check_memory(12 * (double)n);                    // of the host: a checkpoint passes through it
+    check_memory(12 * (double)g->num_parameters);    // of the host: a checkpoint passes through it
     gpt_layout(g, cfg, V, B, T, true);
     g->gpu = gpu;
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    products_init();
-    for (int i = 0; i < 2; i++) {
-        size_t batch = (3 * (size_t)B * T + V + 1) * sizeof(int);
-        check(cudaMallocHost((void **)&g->slots[i].batch, batch));
-        check(cudaMallocHost((void **)&g->slots[i].adamw, sizeof(AdamW)));
-        check(cudaEventCreateWithFlags(&g->slots[i].read, cudaEventDisableTiming));
-    }
-    size_t table = (size_t)T * (cfg->d / cfg->heads / 2);
+    size_t n = g->num_parameters, table = (size_t)T * (cfg->d / cfg->heads / 2);
     real *params = (real *)allocate(n + 2 * table, sizeof(real));
     real *cosine = params + n, *sine = cosine + table;
     parameters_init(params, g->table, cfg->seed);
@@ -1152,14 +1266,15 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     check(cudaMemsetAsync(g->m, 0, n * sizeof(real), stream));
     check(cudaMemsetAsync(g->v, 0, n * sizeof(real), stream));
     check(cudaMemsetAsync(g->results, 0, 2 * sizeof(Results), stream));
+    // the logits between V and padded(V) stay 0
     size_t logits = (size_t)g->micro_batch * T * padded(V);
-    check(cudaMemsetAsync(g->logits, 0, logits * sizeof(act), stream));    // between V and padded(V)
-    gpt_weights(g);
+    check(cudaMemsetAsync(g->logits, 0, logits * sizeof(act), stream));
+    update_weights(g->weights, g->params, n);
 }
 
-// Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T), a part of g->inputs.
-// statistics 1: also the max_logit of each layer, and the sums of squares of the activations, which
-// it adds to g->squares.
+// Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T). statistics 1: also the
+// max_logit of each layer, and g->squares.
+// tokens: a part of the batch; squares: added to.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     size_t BTC = (size_t)rows * C;
@@ -1203,19 +1318,19 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     sum_squares(squares[ACT_LOGITS], g->logits, (size_t)rows * padded(V));
 }
 
-// Computes the losses of g->logits against targets (B,T), a part of g->targets. Overwrites g->logits
-// by their gradient, for gpt_backward, if gradient is 1.
+// Computes the losses of g->logits against targets (B,T), a part of the batch.
+// Overwrites g->logits: by their gradient, for gpt_backward, if gradient is 1.
 static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
-    ptrdiff_t at = targets - g->targets;
+    ptrdiff_t at = targets - g->batch.targets;
     int rows = B * T;
     cross_entropy(g->logits, g->losses + at, g->log_z + at, targets, (real)g->cfg.z_loss,
-                  (real)mu_logit_scale(&g->cfg), gradient, rows, g->batch_rows, g->V);
+                  (real)mu_logit_scale(&g->cfg), gradient, rows, g->batch.rows, g->V);
 }
 
-// Adds all gradients to g->grads, after gpt_forward and gpt_loss on the same batch, by taking the
-// steps of gpt_forward in reverse. dx is the gradient of the residual stream. Each branch (MLP,
-// attention) carries dx back from its output to its input, a LayerNorm, and adds the result to dx
-// there.
+// Computes all gradients, after gpt_forward and gpt_loss on the same batch, by taking the steps of
+// gpt_forward in reverse. dx is the gradient of the residual stream. Each branch (MLP, attention)
+// carries dx back from its output to its input, a LayerNorm, and adds the result to dx there.
+// Adds the gradients of the weights to g->grads.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     real scale = (real)attention_scale(&g->cfg);
@@ -1247,51 +1362,24 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
                                     g->partial, rows, C);
         sum_partials(g->partial, C);
     }
-    embedding_backward(g->dw[WTE], dx, g->order, g->start, (int)(tokens - g->inputs), rows, C, V);
+    embedding_backward(g->dw[WTE], dx, g->batch.order, g->batch.start,
+                       (int)(tokens - g->batch.inputs), rows, C, V);
 }
 
 // ---------------------------------------------------------------------------
 // AdamW (Loshchilov and Hutter 2019)
-
-// Where the tensors of each kind lie: a block has values of one kind, blockIdx.y.
-typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS]; } Kinds;
-
-// sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4
-// bytes per parameter.
-__global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds) {
-    size_t n = kinds.size[blockIdx.y], step = (size_t)gridDim.x * blockDim.x * W;
-    const real *grad = grads + kinds.offset[blockIdx.y];
-    double sum = 0;
-    float x[W];
-    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < n; i += step) {
-        load(x, grad + i);
-        for (int j = 0; j < W; j++) sum += (double)x[j] * x[j];
-    }
-    sum = row_sum(sum);
-    if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
-}
 
 // True from the step after the first one whose loss was not finite: then nothing changes any more.
 __device__ inline bool over(const Results *results, const AdamW *o) {
     return results->diverged_step && results->diverged_step < o->step;
 }
 
-// The norm of the whole gradient before clipping, and the factor that clips it. One warp per kind.
-__global__ void grad_norm_kernel(Results *results, const double *sums, int blocks,
-                                 const AdamW *o) {
-    __shared__ double squares[NUM_KINDS];
-    int k = threadIdx.x / 32;
-    double sum = 0, total = 0;
-    for (int i = threadIdx.x % 32; i < blocks; i += 32) sum += sums[k * blocks + i];
-    sum = lanes_sum(sum, 32);
-    if (threadIdx.x % 32 == 0) squares[k] = sum;
-    __syncthreads();
+// The norm of the whole gradient before clipping, and the factor that clips it, from sums (n)
+__global__ void grad_norm_kernel(Results *results, const double *sums, int n, const AdamW *o) {
+    double total = 0, clip_scale = 1;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) total += sums[i];
+    double norm = sqrt(row_sum(total));
     if (threadIdx.x || over(results, o)) return;
-    for (int i = 0; i < NUM_KINDS; i++) {
-        results->grad_squares[i] = squares[i];
-        total += squares[i];
-    }
-    double norm = sqrt(total), clip_scale = 1;
     if (o->clip > 0 && norm > o->clip) clip_scale = o->clip / norm;             // [clip]
     results->grad_norm = norm;
     results->clip_scale = (real)clip_scale;
@@ -1302,7 +1390,7 @@ __global__ void grad_norm_kernel(Results *results, const double *sums, int block
 //   u = m correction1 / (sqrt(v correction2) + eps);  param -= lr u + decay param
 // and weights = param as act. One launch for all tensors, since most are small. Moves 30 bytes per
 // parameter (reads param, m, v, grad; writes param, m, v, weights). If statistics is 1, sums
-// (2,NUM_KINDS,blocks): each block's sums of squares of u and of the new param.
+// (2,NUM_KINDS,blocks) = each block's sums of squares of u and of the new param.
 __global__ void adamw_kernel(real *params, act *weights, const real *grads, real *ms, real *vs,
                              double *sums, int statistics, const Results *results,
                              const AdamW *constants, Kinds kinds) {
@@ -1341,24 +1429,10 @@ __global__ void adamw_kernel(real *params, act *weights, const real *grads, real
     sums[(NUM_KINDS + k) * gridDim.x + blockIdx.x] = squares;
 }
 
-// Adds the blocks' sums of adamw_kernel. One warp per kind.
-__global__ void update_squares_kernel(Results *results, const double *sums, int blocks,
-                                      const AdamW *o) {
-    int k = threadIdx.x / 32;
-    double update = 0, param = 0;
-    for (int i = threadIdx.x % 32; i < blocks; i += 32) {
-        update += sums[k * blocks + i];
-        param += sums[(NUM_KINDS + k) * blocks + i];
-    }
-    update = lanes_sum(update, 32);
-    param = lanes_sum(param, 32);
-    if (threadIdx.x % 32 || over(results, o)) return;
-    results->update_squares[k] = update;
-    results->param_squares[k] = param;
-}
+__global__ void constants_kernel(AdamW *to, AdamW from) { *to = from; }
 
-// The constants of a step (counted from 1), which go to the GPU before gpt_update: a step that is
-// replayed as a graph has no arguments that change. Call after gpt_batch, whose slot they take.
+// Brings the constants of a step (counted from 1) to the GPU, before gpt_update: a step that is
+// replayed as a graph has no arguments that change.
 static void gpt_constants(GPT *g, int step) {
     const Config *cfg = &g->cfg;
     double lr = learning_rate(cfg, step);
@@ -1366,206 +1440,131 @@ static void gpt_constants(GPT *g, int step) {
     beta2 = cfg->beta2;                                                         // [beta2]
     eps = cfg->eps;                                                             // [eps]
     decay = weight_decay(cfg, step);                                            // [wd]
-    AdamW *o = g->slots[g->slot].adamw;
-    *o = {(real)cfg->clip, (real)cfg->beta1, (real)beta2,
-          (real)(1 / (1 - pow(cfg->beta1, step))), (real)(1 / (1 - pow(beta2, step))),
-          (real)eps, (real)decay, {0}, step};
+    AdamW o = {(real)cfg->clip, (real)cfg->beta1, (real)beta2,
+               (real)(1 / (1 - pow(cfg->beta1, step))), (real)(1 / (1 - pow(beta2, step))),
+               (real)eps, (real)decay, {}, step};
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         double kind_lr = lr;
         kind_lr *= mu_lr_scale(cfg, p);                                         // [mu_param]
-        o->lr[k] = (real)kind_lr;
+        o.lr[k] = (real)kind_lr;
     }
-    check(cudaMemcpyAsync(g->adamw, o, sizeof *o, cudaMemcpyHostToDevice, stream));
+    launch(constants_kernel, 1, 1, g->adamw, o);
 }
 
 // Updates every parameter, after scaling the gradient down to norm clip if it is longer. statistics
-// 1: also the sums of squares of each kind's gradient, update and new values, in g->results.
+// 1: also leaves the sums of squares of each kind's gradient, update and new values in g->sums.
 static void gpt_update(GPT *g, int statistics) {
     Kinds kinds;
-    size_t most = 0;
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         kinds.offset[k] = p->offset;
         kinds.size[k] = parameter_size(p) * (size_t)p->copies;
-        if (kinds.size[k] > most) most = kinds.size[k];
     }
-    int blocks = most < 128 * W * SUM_BLOCKS ? ceil_div((int)most, 128 * W) : SUM_BLOCKS;
-    launch(grad_squares_kernel, dim3(blocks, NUM_KINDS), 128, g->sums, g->grads, kinds);
-    launch(grad_norm_kernel, 1, 32 * NUM_KINDS, g->results, g->sums, blocks, g->adamw);
-    launch(adamw_kernel, dim3(blocks, NUM_KINDS), 128, g->params, g->weights, g->grads, g->m, g->v,
-           g->sums, statistics, g->results, g->adamw, kinds);
-    if (!statistics) return;
-    launch(update_squares_kernel, 1, 32 * NUM_KINDS, g->results, g->sums, blocks, g->adamw);
+    dim3 grid(least(ceil_div(g->num_parameters, 128 * W), SUM_BLOCKS), NUM_KINDS);
+    int n = grid.x * NUM_KINDS;
+    launch(grad_squares_kernel, grid, 128, g->sums, g->grads, kinds);
+    launch(grad_norm_kernel, 1, 1024, g->results, g->sums, n, g->adamw);
+    launch(adamw_kernel, grid, 128, g->params, g->weights, g->grads, g->m, g->v, g->sums + n,
+           statistics, g->results, g->adamw, kinds);
 }
 
 // ---------------------------------------------------------------------------
-// What only a GPU needs: batches that travel ahead, the loss, micro-batches, graphs, checkpoints
+// The training loop
 
-// Brings a batch, inputs and targets (B,T), to g->inputs and g->targets, with its positions sorted
-// by token for embedding_backward. Two slots take turns, so that the host may be two batches ahead
-// of the GPU.
-static void gpt_batch(GPT *g, const int *inputs, const int *targets, int B, int T) {
-    check(cudaEventRecord(g->slots[g->slot].read, stream));
-    g->slot = !g->slot;
-    check(cudaEventSynchronize(g->slots[g->slot].read));
-    int *to = g->slots[g->slot].batch, rows = B * T;
-    int *order = to + (g->order - g->inputs), *start = to + (g->start - g->inputs);
-    g->batch_rows = rows;
-    memcpy(to, inputs, rows * sizeof(int));
-    memcpy(to + (g->targets - g->inputs), targets, rows * sizeof(int));
-    // a counting sort: start[v + 1] counts token v, then becomes the place of its next position
-    memset(start, 0, (g->V + 1) * sizeof(int));
-    for (int i = 0; i < rows; i++) start[inputs[i] + 1]++;
-    for (int v = 0; v < g->V; v++) start[v + 1] += start[v];
-    for (int i = 0; i < rows; i++) order[start[inputs[i]]++] = i;
-    for (int v = g->V; v > 0; v--) start[v] = start[v - 1];
-    start[0] = 0;
-    size_t bytes = (g->start + g->V + 1 - g->inputs) * sizeof(int);
-    check(cudaMemcpyAsync(g->inputs, to, bytes, cudaMemcpyHostToDevice, stream));
-}
-
-// results->loss, log_z = the sums over the batch, in a training step (o is not NULL), where the
-// first loss that is not finite is noted; otherwise += them.
-__global__ void loss_kernel(Results *results, const real *losses, const real *log_z, int rows,
-                            const AdamW *o) {
-    double loss = 0, z = 0;
-    for (int i = threadIdx.x; i < rows; i += blockDim.x) {
-        loss += losses[i];
-        z += log_z[i];
-    }
-    loss = row_sum(loss);
-    z = row_sum(z);
-    if (threadIdx.x || (o && results->diverged_step)) return;
-    results->loss = loss + (o ? 0 : results->loss);
-    results->log_z = z + (o ? 0 : results->log_z);
-    if (o && !isfinite(loss)) results->diverged_step = o->step;
-}
-
-// Loss and gradients of the batch that gpt_batch brought, one micro-batch after another. The sums
-// equal the whole batch's.
+// Loss and gradients of the batch that is on the GPU, one micro-batch after another. The sums equal
+// the whole batch's.
 static void gpt_gradient(GPT *g, int B, int T, int statistics) {
-    int n;
     check(cudaMemsetAsync(g->grads, 0, g->num_parameters * sizeof(real), stream));
     if (statistics) {
         size_t squares = NUM_ACTIVATIONS * SUM_BLOCKS * sizeof(double);
         check(cudaMemsetAsync(g->squares, 0, squares, stream));
         check(cudaMemsetAsync(g->max_logit, 0, g->cfg.layers * sizeof(real), stream));
     }
-    for (int b = 0; b < B; b += n) {
+    for (int b = 0, n; b < B; b += n) {
         n = least(g->micro_batch, B - b);
-        gpt_forward(g, g->inputs + b * T, n, T, statistics);
-        gpt_loss(g, g->targets + b * T, n, T, 1);
-        gpt_backward(g, g->inputs + b * T, n, T);
+        gpt_forward(g, g->batch.inputs + b * T, n, T, statistics);
+        gpt_loss(g, g->batch.targets + b * T, n, T, 1);
+        gpt_backward(g, g->batch.inputs + b * T, n, T);
     }
-    launch(loss_kernel, 1, 256, g->results, g->losses, g->log_z, g->batch_rows, g->adamw);
+    launch(loss_kernel, 1, 256, g->results, g->losses, g->log_z, g->batch.rows, &g->adamw->step);
 }
 
-// A step on the batch and the constants that are on the GPU. The kernels of a small model take less
-// time than their launches: so a step is recorded once as a graph and then launched whole. The
-// first is not, since cuBLAS loads its kernels in it; nor is one of many micro-batches, which are
-// large enough.
+// A step on the batch and the constants that are on the GPU
 static void gpt_step(GPT *g, int B, int T, int statistics) {
-    cudaGraphExec_t *graph = &g->graphs[statistics];
-    bool record = g->steps[statistics]++ == 1 && B <= 8 * g->micro_batch;
-    if (*graph) {
-        check(cudaGraphLaunch(*graph, stream));
-        return;
-    }
-    if (record) check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    gpt_gradient(g, B, T, statistics);
-    gpt_update(g, statistics);
-    if (!record) return;
-    cudaGraph_t recorded = NULL;
-    check(cudaStreamEndCapture(stream, &recorded));
-    check(cudaGraphInstantiate(graph, recorded, 0));
-    check(cudaGraphDestroy(recorded));
-    check(cudaGraphLaunch(*graph, stream));
+    bool small = B <= 8 * g->micro_batch;
+    graph_run(&g->graphs[statistics], small, [=] {
+        gpt_gradient(g, B, T, statistics);
+        gpt_update(g, statistics);
+    });
 }
 
-// Loads the checkpoint in -out.
-static State gpt_load(GPT *g) {
-    size_t n = g->num_parameters;
-    real *host = (real *)allocate(3 * n, sizeof(real));
-    State state = checkpoint_load(&g->cfg, g->table, host, host + n, host + 2 * n);
-    to_gpu(g->params, host, n * sizeof(real));
-    to_gpu(g->m, host + n, n * sizeof(real));
-    to_gpu(g->v, host + 2 * n, n * sizeof(real));
-    gpt_weights(g);
-    free(host);
-    return state;
+// The sum of sums (SUM_BLOCKS or fewer) on the GPU
+static double gpu_total(const double *sums, int n) {
+    double host[SUM_BLOCKS], total = 0;
+    from_gpu(host, sums, n * sizeof(double));
+    for (int i = 0; i < n; i++) total += host[i];
+    return total;
 }
 
-static void gpt_save(const GPT *g, const State *state) {
-    size_t n = g->num_parameters;
-    real *host = (real *)allocate(3 * n, sizeof(real));
-    from_gpu(host, g->params, n * sizeof(real));
-    from_gpu(host + n, g->m, n * sizeof(real));
-    from_gpu(host + 2 * n, g->v, n * sizeof(real));
-    checkpoint_save(&g->cfg, g->table, host, host + n, host + 2 * n, state);
-    free(host);
-}
-
-// ---------------------------------------------------------------------------
-// The training loop
-
-// Waits for the GPU and copies what the last step left; of a step without statistics, its losses
-// and the norm of its gradient. Returns the first step whose loss was not finite, or 0.
-static int gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
-    static double squares[NUM_ACTIVATIONS][SUM_BLOCKS];
-    static real max_logit[MAX_LAYERS];
+// Waits for the GPU and copies what the last step left. statistics 1: also the largest attention
+// logit of each layer and the RMS of the activations, gradients, updates and parameters. Returns the
+// first step whose loss was not finite, or 0.
+static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *stats) {
     Results r;
-    size_t L = g->cfg.layers, BT = (size_t)B * T, BTC = BT * g->cfg.d, BTV = BT * g->V;
     from_gpu(&r, g->results, sizeof r);
-    from_gpu(squares, g->squares, sizeof squares);
-    from_gpu(max_logit, g->max_logit, L * sizeof(real));
-    stats->train_loss = r.loss / (double)BT;
-    stats->log_z = r.log_z / (double)BT;
+    stats->train_loss = r.loss / ((double)B * T);
+    stats->log_z = r.log_z / ((double)B * T);
     stats->grad_norm = r.grad_norm;
+    if (!statistics) return r.diverged_step;
+
+    size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
+    real max_logit[MAX_LAYERS];
+    from_gpu(max_logit, g->max_logit, L * sizeof(real));
     for (size_t l = 0; l < L; l++) stats->max_attn_logit[l] = max_logit[l];
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
-    for (int i = 0; i < NUM_ACTIVATIONS; i++) {
-        double sum = 0;
-        for (int block = 0; block < SUM_BLOCKS; block++) sum += squares[i][block];
-        stats->act_rms[i] = sqrt(sum / (double)count[i]);
-    }
+    for (int i = 0; i < NUM_ACTIVATIONS; i++)
+        stats->act_rms[i] = sqrt(gpu_total(g->squares + i * SUM_BLOCKS, SUM_BLOCKS) / count[i]);
     stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param]
+    int blocks = least(ceil_div(g->num_parameters, 128 * W), SUM_BLOCKS);
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         double n = (double)parameter_size(p) * p->copies;
-        stats->grad_rms[k] = sqrt(r.grad_squares[k] / n);
-        stats->update_rms[k] = sqrt(r.update_squares[k] / n);
-        stats->param_rms[k] = sqrt(r.param_squares[k] / n);
+        double *rms[3] = {&stats->grad_rms[k], &stats->update_rms[k], &stats->param_rms[k]};
+        for (int i = 0; i < 3; i++)
+            *rms[i] = sqrt(gpu_total(g->sums + (i * NUM_KINDS + k) * blocks, blocks) / n);
     }
     return r.diverged_step;
 }
 
 // Mean loss in nats over the first `windows` sequences of T tokens of the validation data. inputs,
-// targets (B,T) are scratch. The GPU adds the losses, and the host waits for it once.
+// targets (B,T) are scratch.
+// The GPU adds the losses, and the host waits for it once.
 static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *inputs,
                        int *targets) {
-    int B = g->cfg.batch, T = g->cfg.T, n;
+    int B = g->cfg.batch, T = g->cfg.T;
     Results *results = g->results + 1, r;
     check(cudaMemsetAsync(results, 0, sizeof *results, stream));
     for (int64_t w = 0; w < windows; w += B) {
         int rows = windows - w < B ? (int)(windows - w) : B;
         dataloader_val(loader, w, rows, inputs, targets);
-        gpt_batch(g, inputs, targets, rows, T);
-        for (int b = 0; b < rows; b += n) {
+        batch_send(&g->batch, inputs, targets, rows, T);
+        for (int b = 0, n; b < rows; b += n) {
             n = least(g->micro_batch, rows - b);
-            gpt_forward(g, g->inputs + b * T, n, T, 0);
-            gpt_loss(g, g->targets + b * T, n, T, 0);
+            gpt_forward(g, g->batch.inputs + b * T, n, T, 0);
+            gpt_loss(g, g->batch.targets + b * T, n, T, 0);
         }
-        launch(loss_kernel, 1, 256, results, g->losses, g->log_z, rows * T, (AdamW *)NULL);
+        launch(loss_kernel, 1, 256, results, g->losses, g->log_z, rows * T, (int *)NULL);
     }
     from_gpu(&r, results, sizeof r);
-    double mean = r.loss / ((double)windows * T);
-    return isnan(mean) ? INFINITY : mean;    // NAN stands for a loss that was not measured
+    double sum = r.loss / T;
+    sum /= (double)windows;
+    return isnan(sum) ? INFINITY : sum;    // NAN stands for a loss that was not measured
 }
 
 // Runs one training from its flags to its files. Returns the exit status. progress: for the sweep
 // that started it, or NULL.
-static int train(const Config *flags, int threads, Progress *progress) {
+static int train_run(const Config *flags, int threads, Progress *progress) {
     int B = flags->batch, T = flags->T;
     DataLoader loader;
     GPT g;
@@ -1580,11 +1579,12 @@ static int train(const Config *flags, int threads, Progress *progress) {
     int *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
 
     // a new run, or one that resumes
-    if (cfg->resume) state = gpt_load(&g);
+    if (cfg->resume) state = gpu_checkpoint_load(cfg, g.table, g.params, g.m, g.v);
+    update_weights(g.weights, g.params, g.num_parameters);
     int64_t windows = eval_windows(&loader, cfg->eval_tokens);
     double entropy_floor = dataloader_entropy_floor(&loader, windows);
-    Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, entropy_floor, g.gpu.name,
-                        threads, progress);
+    Run run = run_begin(cfg, g.table, g.num_parameters, g.memory.bytes, &state, entropy_floor,
+                        g.gpu.name, threads, progress);
     if (state.log_bytes == 0) {
         double initial = evaluate(&g, &loader, windows, inputs, targets);
         run_initial(&run, &stats, initial);
@@ -1601,13 +1601,13 @@ static int train(const Config *flags, int threads, Progress *progress) {
         int saves = cfg->checkpoint_every && step % cfg->checkpoint_every == 0;
         stop = interrupted;
 
-        // the batch, the loss, the gradients, the update: queued, and perhaps not waited for
+        // the batch, the loss, the gradients, the update
         dataloader_train(&loader, step, B, inputs, targets);
-        gpt_batch(&g, inputs, targets, B, T);
+        batch_send(&g.batch, inputs, targets, B, T);
         gpt_constants(&g, step);
         gpt_step(&g, B, T, logs);
-        if (!logs && !saves && !stop) continue;
-        run.diverged_step = gpt_statistics(&g, B, T, &stats);
+        if (!logs && !saves && !stop) continue;      // the work is queued: prepare the next batch
+        run.diverged_step = gpt_statistics(&g, B, T, logs, &stats);
         if (run.diverged_step && run.diverged_step < step) {
             step = run.diverged_step;                // nothing changed since then
             validates = logs = saves = 0;
@@ -1622,14 +1622,14 @@ static int train(const Config *flags, int threads, Progress *progress) {
         if (saves) {
             saved = step;
             state = run_state(&run, step);
-            gpt_save(&g, &state);
+            gpu_checkpoint_save(cfg, g.table, g.params, g.m, g.v, &state);
         }
     }
 
     // finished, diverged or stopped by a signal, perhaps before the first step
     if (saved != step) {
         state = run_state(&run, step);
-        gpt_save(&g, &state);
+        gpu_checkpoint_save(cfg, g.table, g.params, g.m, g.v, &state);
     }
     int status = run_end(&run, step);
     dataloader_free(&loader);
@@ -1649,8 +1649,8 @@ static const real *logits_after(void *model, const int *context, int used) {
     size_t V = g->V, at = (size_t)(used - 1) * padded(g->V);
     static real *logits = (real *)allocate(V, sizeof(real));
     static act *row = (act *)allocate(V, sizeof(act));
-    gpt_batch(g, context, context, 1, used);
-    gpt_forward(g, g->inputs, 1, used, 0);
+    batch_send(&g->batch, context, context, 1, used);
+    gpt_forward(g, g->batch.inputs, 1, used, 0);
     from_gpu(row, g->logits + at, V * sizeof(act));
     for (size_t j = 0; j < V; j++) logits[j] = (real)row[j];
     return logits;
@@ -1660,7 +1660,8 @@ static const real *logits_after(void *model, const int *context, int used) {
 static void sample(const Config *cfg) {
     GPT g;
     gpt_init(&g, cfg, cfg->vocab, 1, cfg->T);
-    gpt_load(&g);
+    gpu_checkpoint_load(cfg, g.table, g.params, g.m, g.v);
+    update_weights(g.weights, g.params, g.num_parameters);
     sample_text(cfg, logits_after, &g);
     gpt_free(&g);
 }
@@ -1677,21 +1678,21 @@ static double check_runs(const Config *cfg) {
     pid_t child = fork();
     if (child < 0) die(FAILED, "cannot start a process: %s", strerror(errno));
     if (child == 0) {
-        Gpu gpu = gpu_query();
-        gpu_check_memory(&gpu, g.bytes);
+        Gpu gpu = gpu_start();
+        gpu_check_memory(&gpu, g.memory.bytes);
         _exit(0);
     }
     if (waitpid(child, &status, 0) != child || status != 0) exit(FAILED);    // it has said why
     gpt_free(&g);
     dataloader_free(&loader);
-    return g.bytes;
+    return g.memory.bytes;
 }
 
 // Trains once for each learning rate, one run at a time: without NVIDIA's MPS, processes take turns
 // on a GPU, so that several runs at once would take as long.
 static int train_sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int runs) {
     double bytes = check_runs(cfg);
-    return sweep(cfg, lr, runs, 1, 1, bytes, train);
+    return sweep(cfg, lr, runs, 1, 1, bytes, train_run);
 }
 
 int main(int argc, char **argv) {
@@ -1710,5 +1711,5 @@ int main(int argc, char **argv) {
         sample(&cfg);
         return 0;
     }
-    return train(&cfg, 1, NULL);
+    return train_run(&cfg, 1, NULL);
 }

@@ -1,5 +1,5 @@
-// lib/gpu.h: what a kernel needs and a lesson does not. Errors and launches; 16 bytes at a time; sums
-// over the threads of a block; the tensor cores; the GPU and its memory.
+// lib/gpu.h: errors and launches; memory 16 bytes at a time; sums over the threads of a block; tensor
+// cores; matrix multiply by cuBLASLt; the GPU.
 #ifndef GPU_H
 #define GPU_H
 
@@ -30,8 +30,8 @@ static cudaStream_t stream;    // queues all work, in order; the host does not w
 
 static void check_at(cudaError_t error, const char *call, int line) {
     if (error == cudaErrorMemoryAllocation)
-        die(FAILED, "the GPU has no memory left (%.60s); try a smaller -micro_batch, or ./train_gpt "
-            "on the CPU", call);
+        die(FAILED, "the GPU has no memory left (%.60s); try a smaller -micro_batch, or ./train_gpt"
+            " on the CPU", call);
     if (error != cudaSuccess)
         die(FAILED, "the GPU failed: %s (line %d, %.60s)", cudaGetErrorString(error), line, call);
 }
@@ -179,60 +179,6 @@ __device__ inline float row_max(float x) {
 }
 
 // ---------------------------------------------------------------------------
-// The GPU and its memory
-
-typedef struct {
-    char name[256];
-    int number;               // 90 for compute capability 9.0
-    double free, total;       // bytes of memory
-} Gpu;
-
-__global__ void empty_kernel() {}
-
-// Starts CUDA on the first GPU. Dies with one line that says what is missing.
-static Gpu gpu_query(void) {
-    Gpu gpu;
-    int count = 0, driver = 0, runtime = 0;
-    size_t free_bytes = 0, total_bytes = 0;
-    cudaDeviceProp properties;
-    cudaFuncAttributes built;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    cudaDriverGetVersion(&driver);
-    cudaRuntimeGetVersion(&runtime);
-    if (error == cudaErrorInsufficientDriver && driver > 0)
-        die(FAILED, "the NVIDIA driver is for CUDA %d.%d at most, and this program was built with "
-            "%d.%d: install a newer driver, or train on the CPU with ./train_gpt",
-            driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
-    if (error != cudaSuccess || count == 0)
-        die(FAILED, "no NVIDIA GPU can be used here: %s; ./train_gpt trains on the CPU",
-            driver == 0 ? "its driver is not installed" :
-            error != cudaSuccess ? cudaGetErrorString(error) : "there is none");
-    check(cudaSetDevice(0));
-    check(cudaGetDeviceProperties(&properties, 0));
-    check(cudaMemGetInfo(&free_bytes, &total_bytes));
-    snprintf(gpu.name, sizeof gpu.name, "%s", properties.name);
-    gpu.number = 10 * properties.major + properties.minor;
-    gpu.free = (double)free_bytes;
-    gpu.total = (double)total_bytes;
-    if (gpu.number < 80)
-        die(FAILED, "the %s has compute capability %d.%d, and train_gpt_cu needs 8.0; ./train_gpt "
-            "trains on the CPU", gpu.name, gpu.number / 10, gpu.number % 10);
-    // Built where there is no GPU, -arch=native means the oldest one, without tensor cores for bf16.
-    if (cudaFuncGetAttributes(&built, empty_kernel) != cudaSuccess || built.ptxVersion < 80)
-        die(FAILED, "this program was not built for the %s: make -B train_gpt_cu ARCH=sm_%d",
-            gpu.name, gpu.number);
-    return gpu;
-}
-
-// Dies if a run that needs so many bytes does not fit.
-static void gpu_check_memory(const Gpu *gpu, double bytes) {
-    if (bytes > gpu->free)
-        die(FAILED, "the run needs %.3g GB of GPU memory, and %.3g of the %s's %.3g GB are free; "
-            "try a smaller -micro_batch, a smaller model, or ./train_gpt on the CPU",
-            1e-9 * bytes, 1e-9 * gpu->free, gpu->name, 1e-9 * gpu->total);
-}
-
-// ---------------------------------------------------------------------------
 // Matrix multiply, by cuBLASLt: all but a few percent of the FLOPs of a step
 
 // A matrix in memory, row by row, `row` elements from one row to the next; read transposed if
@@ -264,8 +210,6 @@ static Product products[MAX_PRODUCTS];
 static int num_products;
 static cublasLtHandle_t cublas;
 
-static void products_init(void) { check(cublasLtCreate(&cublas)); }
-
 static void products_free(void) {
     for (int i = 0; i < num_products; i++) {
         check(cublasLtMatrixLayoutDestroy(products[i].left));
@@ -274,7 +218,6 @@ static void products_free(void) {
         check(cublasLtMatmulDescDestroy(products[i].product));
     }
     num_products = 0;
-    check(cublasLtDestroy(cublas));
 }
 
 static const cudaDataType_t ACT = BF16 ? CUDA_R_16BF : CUDA_R_32F;
@@ -361,6 +304,68 @@ static void matmul(number *out, const number *add, Matrix a, Matrix b, int M, in
     float one = 1, beta = add ? 1 : 0;
     check(cublasLtMatmul(cublas, p->product, &one, b.data, p->left, a.data, p->right, &beta, out,
                          p->out, out, p->out, &p->algorithm, workspace, WORKSPACE, stream));
+}
+
+// ---------------------------------------------------------------------------
+// The GPU and its memory
+
+typedef struct {
+    char name[256];
+    int number;               // 90 for compute capability 9.0
+    double free, total;       // bytes of memory
+} Gpu;
+
+__global__ void empty_kernel() {}
+
+// Starts CUDA and cuBLAS on the first GPU. Dies with one line that says what is missing.
+static Gpu gpu_start(void) {
+    Gpu gpu;
+    int count = 0, driver = 0, runtime = 0;
+    size_t free_bytes = 0, total_bytes = 0;
+    cudaDeviceProp properties;
+    cudaFuncAttributes built;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (error == cudaErrorInsufficientDriver && driver > 0)
+        die(FAILED, "the NVIDIA driver is for CUDA %d.%d at most, and this program was built with "
+            "%d.%d: install a newer driver, or train on the CPU with ./train_gpt",
+            driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (error != cudaSuccess || count == 0)
+        die(FAILED, "no NVIDIA GPU can be used here: %s; ./train_gpt trains on the CPU",
+            driver == 0 ? "its driver is not installed" :
+            error != cudaSuccess ? cudaGetErrorString(error) : "there is none");
+    check(cudaSetDevice(0));
+    check(cudaGetDeviceProperties(&properties, 0));
+    check(cudaMemGetInfo(&free_bytes, &total_bytes));
+    snprintf(gpu.name, sizeof gpu.name, "%s", properties.name);
+    gpu.number = 10 * properties.major + properties.minor;
+    gpu.free = (double)free_bytes;
+    gpu.total = (double)total_bytes;
+    if (gpu.number < 80)
+        die(FAILED, "the %s has compute capability %d.%d, and train_gpt_cu needs 8.0; ./train_gpt "
+            "trains on the CPU", gpu.name, gpu.number / 10, gpu.number % 10);
+    // Built where there is no GPU, -arch=native means the oldest one: no tensor cores for bf16.
+    if (cudaFuncGetAttributes(&built, empty_kernel) != cudaSuccess || built.ptxVersion < 80)
+        die(FAILED, "this program was not built for the %s: make -B train_gpt_cu ARCH=sm_%d",
+            gpu.name, gpu.number);
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    check(cublasLtCreate(&cublas));
+    return gpu;
+}
+
+static void gpu_stop(void) {
+    products_free();
+    check(cublasLtDestroy(cublas));
+    check(cudaStreamDestroy(stream));
+}
+
+// Dies if a run that needs so many bytes does not fit.
+static void gpu_check_memory(const Gpu *gpu, double bytes) {
+    if (bytes > gpu->free)
+        die(FAILED, "the run needs %.3g GB of GPU memory, and %.3g of the %s's %.3g GB are free; "
+            "try a smaller -micro_batch, a smaller model, or ./train_gpt on the CPU",
+            1e-9 * bytes, 1e-9 * gpu->free, gpu->name, 1e-9 * gpu->total);
 }
 
 #endif

@@ -58,7 +58,7 @@ static void model(const Config *cfg, int steps, int every) {
         get_tokens(targets, B * T, V);
         gpt_forward(&g, inputs, B, T, 1);
         double loss = gpt_loss(&g, targets, B, T, 1, &log_z);
-        gpt_statistics(&g, B, &stats);
+        gpt_statistics(&g, B, T, &stats);
         if (every) put(g.logits, (size_t)(B * T * V));
         gpt_backward(&g, inputs, B, T);
         if (every) put(g.grads, N);

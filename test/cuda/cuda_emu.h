@@ -1077,11 +1077,11 @@ struct Matrix : cuda_emu_layout {
     }
     // op(this), (rows,cols), in float, by columns
     std::vector<float> columns(bool transposed) const {
-        std::vector<float> out;
-        out.reserve((size_t)(rows * cols));
+        std::vector<float> out((size_t)(rows * cols));
+        float *to = out.data();
         for (int64_t j = 0; j < (transposed ? rows : cols); j++)
             for (int64_t i = 0; i < (transposed ? cols : rows); i++)
-                out.push_back(transposed ? read(j, i) : read(i, j));
+                *to++ = transposed ? read(j, i) : read(i, j);
         return out;
     }
     void must_be_allocated(const char *name) const {
@@ -1261,54 +1261,6 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
         return CUBLAS_STATUS_INVALID_VALUE;
     cuda_emu::multiply(*p, *(const float *)alpha, {*la, (void *)a}, {*lb, (void *)b},
                        *(const float *)beta, {*lc, (void *)c}, {*ld, d});
-    return CUBLAS_STATUS_SUCCESS;
-}
-
-// cuBLAS, until train_gpt.cu no longer calls it
-typedef cudaDataType_t cudaDataType;
-enum cublasGemmAlgo_t { CUBLAS_GEMM_DEFAULT = -1 };
-enum cublasMath_t {
-    CUBLAS_DEFAULT_MATH = 0,
-    CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION = 16
-};
-typedef struct cuda_emu_blas { cudaStream_t stream; } *cublasHandle_t;
-inline cublasStatus_t cublasCreate(cublasHandle_t *handle) {
-    return cuda_emu::blas_create(handle, {});
-}
-inline cublasStatus_t cublasDestroy(cublasHandle_t handle) {
-    return cuda_emu::blas_destroy(handle);
-}
-inline cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
-    handle->stream = stream;
-    return cuda_emu::blas_call();
-}
-inline cublasStatus_t cublasGetStream(cublasHandle_t handle, cudaStream_t *stream) {
-    *stream = handle->stream;
-    return cuda_emu::blas_call();
-}
-inline cublasStatus_t cublasSetMathMode(cublasHandle_t, cublasMath_t) {
-    return cuda_emu::blas_call();
-}
-inline cublasStatus_t cublasSetWorkspace(cublasHandle_t, void *p, size_t size) {
-    cublasStatus_t s = cuda_emu::blas_call();
-    bool good = cuda_emu::on_device(p, size) && (uintptr_t)p % 256 == 0;
-    return s ? s : good ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
-}
-inline cublasStatus_t cublasGemmEx(cublasHandle_t, cublasOperation_t op_a, cublasOperation_t op_b,
-                                   int m, int n, int k, const void *alpha, const void *a,
-                                   cudaDataType type_a, int lda, const void *b,
-                                   cudaDataType type_b, int ldb, const void *beta, void *c,
-                                   cudaDataType type_c, int ldc, cublasComputeType_t,
-                                   cublasGemmAlgo_t) {
-    cublasStatus_t s = cuda_emu::blas_call();
-    if (s) return s;
-    if (lda < std::max(1, op_a ? k : m) || ldb < std::max(1, op_b ? n : k) || ldc < m)
-        return CUBLAS_STATUS_INVALID_VALUE;
-    cuda_emu::Matrix C = {{type_c, m, n, ldc}, c};
-    cuda_emu::multiply({op_a, op_b, CUBLASLT_EPILOGUE_DEFAULT, NULL, 0}, *(const float *)alpha,
-                       {{type_a, op_a ? k : m, op_a ? m : k, lda}, (void *)a},
-                       {{type_b, op_b ? n : k, op_b ? k : n, ldb}, (void *)b},
-                       *(const float *)beta, C, C);
     return CUBLAS_STATUS_SUCCESS;
 }
 

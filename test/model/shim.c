@@ -87,11 +87,15 @@ double shim_log_z(Shim *s) { return s->log_z; }
 
 double shim_max_attn_logit(Shim *s, int layer) {
     static Stats stats;
-    gpt_statistics(&s->g, s->B, &stats);
+    gpt_statistics(&s->g, s->B, s->g.cfg.T, &stats);
     return stats.max_attn_logit[layer];
 }
 
-double shim_act_rms(Shim *s, int i) { return s->g.act_rms[i]; }
+double shim_act_rms(Shim *s, int i) {
+    static Stats stats;
+    gpt_statistics(&s->g, s->B, s->g.cfg.T, &stats);
+    return stats.act_rms[i];
+}
 
 double shim_update(Shim *s, int step) {
     double norm = 0;
