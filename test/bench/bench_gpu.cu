@@ -184,7 +184,7 @@ int main(int argc, char **argv) {
     }
     auto prepare = [&] {
         step = step % cfg.steps + 1;
-        gpt_batch(&g, tokens, targets, B, T);
+        batch_send(&g.batch, tokens, targets, B, T);
         gpt_constants(&g, step);
     };
 
@@ -199,7 +199,7 @@ int main(int argc, char **argv) {
     }
     check(cudaStreamSynchronize(stream));
     Stats stats;
-    if (gpt_statistics(&g, B, T, &stats))
+    if (gpt_statistics(&g, B, T, 0, &stats))
         die(FAILED, "the loss is not finite, and AdamW did nothing since: try a smaller -lr");
     for (int i = 0; i < steps; i++) lasted.push_back(seconds(ends[i], ends[i + 1]));
     for (cudaEvent_t event : ends) check(cudaEventDestroy(event));

@@ -71,17 +71,17 @@ static void model(Config *cfg, int steps) {
     float *p = (float *)allocate(N, sizeof(float));
     get(p, N, false);
     check(cudaMemcpy(g.params, p, N * sizeof(float), cudaMemcpyHostToDevice));
-    gpt_weights(&g);
+    update_weights(g.weights, g.params, N);
     for (int step = 1; step <= steps; step++) {
         get(inputs, rows, true);
         get(targets, rows, true);
-        gpt_batch(&g, inputs, targets, B, T);
+        batch_send(&g.batch, inputs, targets, B, T);
         gpt_constants(&g, step);
         gpt_gradient(&g, B, T, 1);
         for (int i = 0; i < rows; i++) put_device(g.logits + (size_t)i * padded(V), V);
         put_device(g.grads, N);
         gpt_update(&g, 1);
-        gpt_statistics(&g, B, T, &stats);
+        gpt_statistics(&g, B, T, 1, &stats);
         put_one(stats.train_loss);
         put_one(stats.log_z);
         put_one(stats.grad_norm);

@@ -23,7 +23,8 @@ static void move(Shim *s, cudaMemcpyKind kind) {
         check(cudaMemcpy(kind == cudaMemcpyHostToDevice ? device[i] : s->host[i],
                          kind == cudaMemcpyHostToDevice ? s->host[i] : device[i],
                          s->g.num_parameters * sizeof(float), kind));
-    if (kind == cudaMemcpyHostToDevice) gpt_weights(&s->g);
+    if (kind == cudaMemcpyHostToDevice)
+        update_weights(s->g.weights, s->g.params, s->g.num_parameters);
 }
 
 // a copy, or NaN where host is NULL
@@ -93,36 +94,39 @@ float *shim_grads(Shim *s) { return s->host[1]; }
 float *shim_m(Shim *s) { return s->host[2]; }
 float *shim_v(Shim *s) { return s->host[3]; }
 
-static double mean_loss(Shim *s, Results *results) {
+static void begin(Shim *s, const int *inputs, const int *targets, int B, int T) {
+    move(s, cudaMemcpyHostToDevice);
+    s->B = B;
+    check(cudaMemset(s->g.results, 0, 2 * sizeof(Results)));
+    batch_send(&s->g.batch, inputs, targets, B, T);
+}
+
+static double mean_loss(Shim *s) {
+    GPT *g = &s->g;
     Results r;
-    from_gpu(&r, results, sizeof r);
-    s->log_z = r.log_z / s->g.batch_rows;
-    return s->loss = r.loss / s->g.batch_rows;
+    launch(loss_kernel, 1, 256, g->results + 1, g->losses, g->log_z, g->batch.rows, (int *)NULL);
+    from_gpu(&r, g->results + 1, sizeof r);
+    s->log_z = r.log_z / g->batch.rows;
+    return s->loss = r.loss / g->batch.rows;
 }
 
 double shim_forward(Shim *s, const int *inputs, const int *targets, int B, int T) {
-    move(s, cudaMemcpyHostToDevice);
-    s->B = B;
-    gpt_batch(&s->g, inputs, targets, B, T);
+    begin(s, inputs, targets, B, T);
     for (int b = 0; b < B; b += s->g.micro_batch) {
         int n = least(s->g.micro_batch, B - b);
-        gpt_forward(&s->g, s->g.inputs + b * T, n, T, 0);
-        gpt_loss(&s->g, s->g.targets + b * T, n, T, 0);
+        gpt_forward(&s->g, s->g.batch.inputs + b * T, n, T, 1);
+        gpt_loss(&s->g, s->g.batch.targets + b * T, n, T, 0);
     }
-    Results *results = s->g.results + 1;             // an evaluation's, which adds losses
-    check(cudaMemsetAsync(results, 0, sizeof *results, stream));
-    launch(loss_kernel, 1, 256, results, s->g.losses, s->g.log_z, B * T, (AdamW *)NULL);
-    return mean_loss(s, results);
+    return mean_loss(s);
 }
 
 double shim_backward(Shim *s, const int *inputs, const int *targets, int B, int T) {
-    move(s, cudaMemcpyHostToDevice);
-    s->B = B;
-    gpt_batch(&s->g, inputs, targets, B, T);
+    begin(s, inputs, targets, B, T);
     gpt_constants(&s->g, 1);
     gpt_gradient(&s->g, B, T, 1);
+    mean_loss(s);
     move(s, cudaMemcpyDeviceToHost);
-    return mean_loss(s, s->g.results);
+    return s->loss;
 }
 
 double shim_log_z(Shim *s) { return s->log_z; }
@@ -131,7 +135,7 @@ double shim_update(Shim *s, int step) {    // also reads the step's statistics
     move(s, cudaMemcpyHostToDevice);
     gpt_constants(&s->g, step);
     gpt_update(&s->g, 1);
-    gpt_statistics(&s->g, s->B, s->g.cfg.T, &s->stats);
+    gpt_statistics(&s->g, s->B, s->g.cfg.T, 1, &s->stats);
     move(s, cudaMemcpyDeviceToHost);
     return s->stats.grad_norm;
 }
@@ -150,12 +154,14 @@ void shim_matmul_gelu(float *out, float *fc, float *dfc, const float *inp, const
     act *x[7];
     for (int i = 0; i < 7; i++) x[i] = act_on_gpu(from[i], sizes[i]);
     matmul_gelu_forward(x[0], x[1], x[3], x[4], rows, IC, OC);
+    check(cudaMemset(dweight, 0, w * sizeof(float)));
     matmul_gelu_backward(x[2], dweight, x[5], x[1], x[0], x[6], rows, OC, IC);
     for (int i = 0; i < 3; i++) to_host(to[i], x[i], n);
     for (int i = 3; i < 7; i++) check(cudaFree(x[i]));
     check(cudaFree(dweight));
 }
 
+// The residual stream is inp, without a branch.
 void shim_layernorm_forward(float *out, float *mean, float *rstd, const float *inp,
                             const float *weight, int rows, int C) {
     size_t n = (size_t)rows * C;
@@ -176,8 +182,9 @@ void shim_layernorm_backward(float *dinp, float *dweight, const float *dout, con
     act *dx = act_on_gpu(NULL, n), *dy = act_on_gpu(dout, n), *x = act_on_gpu(inp, n);
     act *w = act_on_gpu(weight, C);
     float *dw = on_gpu<float>(NULL, C), *m = on_gpu(mean, rows), *r = on_gpu(rstd, rows);
-    Partials partial = {on_gpu<float>(NULL, (size_t)ROW_BLOCKS * C), 0, {}};
-    check(cudaMemset(dx, 0, n * sizeof(act)));       // the layer adds to both
+    Partials partial = {};
+    partial.memory = on_gpu<float>(NULL, (size_t)ROW_BLOCKS * C);
+    check(cudaMemset(dx, 0, n * sizeof(act)));
     check(cudaMemset(dw, 0, C * sizeof(float)));
     residual_layernorm_backward(dx, dw, dy, x, w, m, r, &partial, rows, C);
     sum_partials(&partial, C);
