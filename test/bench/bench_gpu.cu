@@ -1,26 +1,26 @@
 // The speed of train_gpt.cu on this machine's GPU, and the share of each of its kernels in a step.
 // Random tokens and medians.
-// usage: bench_gpu N bytes [flags of train_gpt_cu: -d, -layers, -heads, -T, -batch, -vocab, -dtype,
+// usage: bench_gpu N bytes [flags of train_gpt_cu: -d, -layers, -heads, -T, -batch, -vocab,
 //                           -steps ...]
 // prints    gpu NAME
 //           model C L NH T B V parameters
 //           step seconds FLOPs peak_bytes
 //               a training step; its model FLOPs; the GPU memory in use
 //           limits FLOP/s bytes/s
-//               of cuBLAS's product of N cubed in bf16; of a copy of `bytes`, read and written
+//               of cuBLAS's product of N cubed; of a copy of `bytes`, read and written
 //           kernel NAME launches seconds FLOPs bytes
 //               for each kernel of a step: all of its launches
 #ifdef CUDA_EMU
 #include "../cuda/cuda_emu.h"
 #else
-#include <cuda_bf16.h>
-#include <cublas_v2.h>
 #include <cublasLt.h>
+#include <cuda_bf16.h>
 #include <mma.h>
 #endif
 #include <cxxabi.h>
 #include <algorithm>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -61,68 +61,70 @@ static cudaError_t timed_kernel(const cudaLaunchConfig_t *config, void (*kernel)
                  [&] { return cudaLaunchKernelEx(config, kernel, static_cast<P>(arguments)...); });
 }
 
-static cublasStatus_t timed_product(cublasHandle_t handle, cublasOperation_t op_a,
-                                    cublasOperation_t op_b, int m, int n, int k, const void *alpha,
-                                    const void *a, cudaDataType_t type, int lda, const void *b,
-                                    cudaDataType_t, int ldb, const void *beta, void *c,
-                                    cudaDataType_t type_c, int ldc, cublasComputeType_t compute,
-                                    cublasGemmAlgo_t algo) {
-    double M = m, N = n, K = k;
-    double size = type == CUDA_R_32F ? 4 : 2, size_c = type_c == CUDA_R_32F ? 4 : 2;
-    const char *name = op_a   ? "product_forward"
-                       : op_b ? "product_backward_weight"
-                              : "product_backward_input";
-    cudaStream_t stream = NULL;
-    cublasGetStream(handle, &stream);
-    return timed(stream, name, 2 * M * N * K, size * (M * K + K * N) + size_c * M * N, [&] {
-        return cublasGemmEx(handle, op_a, op_b, m, n, k, alpha, a, type, lda, b, type, ldb, beta, c,
-                            type_c, ldc, compute, algo);
-    });
+static cudaError_t timed_memset(void *to, int value, size_t bytes, cudaStream_t stream) {
+    return timed(stream, "memset", 0, (double)bytes,
+                 [&] { return cudaMemsetAsync(to, value, bytes, stream); });
 }
 
-template <class... A> static cublasStatus_t timed_gelu_product(A... arguments) {
-    return timed(std::get<sizeof...(A) - 1>(std::make_tuple(arguments...)), "product_gelu", 0, 0,
-                 [&] { return cublasLtMatmul(arguments...); });
-}
+template <class... A>
+static cublasStatus_t timed_product(cublasLtHandle_t handle, cublasLtMatmulDesc_t product,
+                                    A... arguments);
 
 #define cudaLaunchKernelEx timed_kernel
-#define cublasGemmEx timed_product
-#define cublasLtMatmul timed_gelu_product
+#define cudaMemsetAsync timed_memset
+#define cublasLtMatmul timed_product
 #define main train_gpt_main
 #include "../../train_gpt.cu"
 #undef main
-#undef cublasGemmEx
+#undef cublasLtMatmul
+
+// A product with the FLOPs and bytes of its shape, under a name that says what it is for
+template <class... A>
+static cublasStatus_t timed_product(cublasLtHandle_t handle, cublasLtMatmulDesc_t product,
+                                    A... arguments) {
+    int i = 0;
+    while (products[i].product != product) i++;
+    const Shape s = products[i].shape;
+    const char *name = s.ending != PLAIN ? "product_gelu"
+                       : s.b_flipped     ? "product_forward"
+                       : s.a_flipped     ? "product_backward_weight"
+                                         : "product_backward_input";
+    double M = s.M, N = s.N, K = s.K, n = sizeof(act), out = s.real_out ? sizeof(real) : n;
+    double bytes = n * (M * K + K * N) + out * M * N * (s.adds ? 2 : 1);
+    if (s.ending != PLAIN) bytes += n * M * N;       // GELU's input
+    return timed(stream, name, 2 * M * N * K, bytes,
+                 [&] { return cublasLtMatmul(handle, product, arguments...); });
+}
 
 // What a step must compute and move, for each kernel: the formulas that stand beside the kernels.
-// Products count themselves, but for those of cuBLASLt, which hides its shapes.
+// Products and memsets count themselves. tokens: different ones in the batch.
 struct Cost { const char *kernel; double flops, bytes; };
-static std::vector<Cost> costs(const GPT *g, int B) {
+static std::vector<Cost> costs(const GPT *g, int B, size_t tokens) {
     const Config *cfg = &g->cfg;
     double L = cfg->layers, C = cfg->d, T = cfg->T, V = g->V, HS = C / cfg->heads;
-    double N = (double)g->num_parameters, rows = B * T, n = cfg->dtype == BF16 ? 2 : 4;
-    double x = n * rows * C;
-    int normed = cfg->qk_norm != 0;
-    int row_grid = least(blocks(rows, row_block(cfg->d).y), ROW_BLOCKS);
-    int head_grid = least(blocks(rows * cfg->heads * head_lanes((int)HS), 128), HEAD_BLOCKS);
+    double N = (double)g->num_parameters, rows = B * T, n = sizeof(act), x = n * rows * C;
+    int normed = cfg->qk_norm != 0, heads = B * cfg->T * cfg->heads;
+    int row_grid = least(ceil_div(B * cfg->T, row_block(cfg->d).y), ROW_BLOCKS);
+    int head_grid = least(ceil_div(heads, HEAD_THREADS / head_lanes((int)HS)), ROW_BLOCKS / 2);
     return {
-        // C in, 4C and 4C out; backward C and 4C in, 4C out
-        {"product_gelu", 2 * 2 * 4 * C * C * L * rows, L * (18 * x + 8 * C * C * n)},
         {"embedding_forward_kernel", 0, 2 * x},
-        {"layernorm_forward_kernel", 0, (4 * 2 * L + 2) * x},
+        {"residual_layernorm_forward_kernel", 0, (4 * 2 * L + 2) * x},
         {"qk_norm_rope_forward_kernel", 0, 4 * L * x},
         {"attention_forward_kernel", 2 * rows * T * C * L, 4 * L * x},
         {"gelu_forward_kernel", 0, 8 * L * x},
         {"cross_entropy_kernel", 0, 2 * n * rows * V},
-        {"layernorm_backward_kernel", 0, (4 * 2 * L + 3) * x},
+        {"residual_layernorm_backward_kernel", 0, 4 * (2 * L + 1) * x},
         {"gelu_backward_kernel", 0, 12 * L * x},
-        {"attention_backward_kernel", 7 * rows * T * C * L, 12 * L * x},
+        {"attention_dq_kernel", 3 * rows * T * C * L, 6 * L * x},
+        {"attention_dkv_kernel", 4 * rows * T * C * L, 6 * L * x},
         {"qk_norm_rope_backward_kernel", 0, (normed ? 6 : 4) * L * x},
-        {"sum_rows_kernel", 0, 4 * ((2 * L + 1) * row_grid * C + normed * 2 * L * head_grid * HS)},
-        {"embedding_backward_kernel", 0, x + 4 * V * C},
-        {"mean_loss_kernel", 0, 8 * rows},
-        {"grad_squares_kernel", 0, 4 * N},
+        {"sum_partials_kernel", 0,
+         sizeof(real) * ((2 * L + 1) * row_grid * C + normed * 2 * L * head_grid * HS)},
+        {"embedding_backward_kernel", 0, x + 2 * sizeof(real) * (double)tokens * C},
+        {"loss_kernel", 0, 2 * sizeof(real) * rows},
+        {"grad_squares_kernel", 0, sizeof(real) * N},
         {"grad_norm_kernel", 0, 0},
-        {"adamw_kernel", 0, (cfg->dtype == BF16 ? 30 : 28) * N},
+        {"adamw_kernel", 0, (7 * sizeof(real) + (BF16 ? sizeof(act) : 0)) * N},
     };
 }
 
@@ -161,13 +163,15 @@ int main(int argc, char **argv) {
     char *end;
     int cube = argc > 2 ? (int)strtol(argv[1], &end, 10) : 0;
     size_t copied = cube > 0 && !*end ? (size_t)strtod(argv[2], &end) / 2 / 16 * 16 : 0;
-    if (!copied || *end) die(USAGE, "usage: bench_gpu N bytes [flags of train_gpt_cu]");
+    if (!copied || *end || cube % W)
+        die(USAGE, "usage: bench_gpu N bytes [flags of train_gpt_cu], N a multiple of %d", W);
     Config cfg;
     config_parse(&cfg, argc - 2, argv + 2);
     int B = cfg.batch, T = cfg.T, V = cfg.vocab ? cfg.vocab : 256, steps = cfg.steps;
     if (steps < 1) die(USAGE, "-steps: at least one is measured");
     GPT g;
-    printf("gpu %s\n", gpt_init(&g, &cfg, V, B, T));
+    gpt_init(&g, &cfg, V, B, T);
+    printf("gpu %s\n", g.gpu.name);
     printf("model %d %d %d %d %d %d %zu\n", cfg.d, cfg.layers, cfg.heads, T, B, V,
            g.num_parameters);
     int *tokens = (int *)allocate((size_t)B * T, sizeof(int));
@@ -180,7 +184,7 @@ int main(int argc, char **argv) {
     }
     auto prepare = [&] {
         step = step % cfg.steps + 1;
-        gpt_batch(&g, tokens, targets, B, T);
+        batch_send(&g.batch, tokens, targets, B, T);
         gpt_constants(&g, step);
     };
 
@@ -195,7 +199,7 @@ int main(int argc, char **argv) {
     }
     check(cudaStreamSynchronize(stream));
     Stats stats;
-    if (gpt_statistics(&g, B, T, &stats))
+    if (gpt_statistics(&g, B, T, 0, &stats))
         die(FAILED, "the loss is not finite, and AdamW did nothing since: try a smaller -lr");
     for (int i = 0; i < steps; i++) lasted.push_back(seconds(ends[i], ends[i + 1]));
     for (cudaEvent_t event : ends) check(cudaEventDestroy(event));
@@ -216,7 +220,6 @@ int main(int argc, char **argv) {
         for (int j = 0; j < 4; j++) gpt_step(&g, B, T, 0);
         timing = true;
         gpt_gradient(&g, B, T, 0);
-        mean_loss(&g, 0, g.constants);
         gpt_update(&g, 0);
         timing = false;
         check(cudaStreamSynchronize(stream));
@@ -237,7 +240,7 @@ int main(int argc, char **argv) {
         spans.clear();
         for (auto &sum : sums) rows[sum.first].lasted.push_back(sum.second);
     }
-    for (const Cost &cost : costs(&g, B))
+    for (const Cost &cost : costs(&g, B, std::set<int>(tokens, tokens + B * T).size()))
         if (rows.count(cost.kernel)) {
             rows[cost.kernel].flops += cost.flops;
             rows[cost.kernel].bytes += cost.bytes;
@@ -247,24 +250,22 @@ int main(int argc, char **argv) {
                median(row.second.lasted), row.second.flops, row.second.bytes);
     gpt_free(&g);
 
-    // What the GPU can do, while it is as warm as the steps made it
-    bf16 *matrices = NULL, *host = (bf16 *)allocate((size_t)cube * cube, sizeof(bf16));
-    char *memory = NULL;
-    float one = 1, zero = 0;
+    // What the GPU can do, while it is as warm as the steps made it. A small model brings cuBLAS.
+    cfg.d = W;
+    cfg.heads = cfg.layers = cfg.T = cfg.batch = 1;
+    cfg.micro_batch = 0;
+    gpt_init(&g, &cfg, V, 1, 1);
     size_t size = (size_t)cube * cube;
-    for (size_t i = 0; i < size; i++)
-        host[i] = __float2bfloat16((float)(random_uniform(&random) - 0.5));
-    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    check(cublasCreate(&cublas));
-    check(cublasSetStream(cublas, stream));
-    check(cudaMalloc(&matrices, 2 * size * sizeof(bf16)));
+    act *matrices = NULL, *host = (act *)allocate(size, sizeof(act));
+    char *memory = NULL;
+    for (size_t i = 0; i < size; i++) host[i] = (act)(float)(random_uniform(&random) - 0.5);
+    check(cudaMalloc(&matrices, 2 * size * sizeof(act)));
     check(cudaMalloc(&memory, 2 * copied));
     check(cudaMemset(memory, 0, 2 * copied));
-    to_gpu(matrices, host, (double)(size * sizeof(bf16)));
+    to_gpu(matrices, host, (double)(size * sizeof(act)));
+    Matrix square = matrix(matrices, cube);
     double product = time_of(20, [&] {
-        check(cublasGemmEx(cublas, CUBLAS_OP_N, CUBLAS_OP_N, cube, cube, cube, &one, matrices,
-                           CUDA_R_16BF, cube, matrices, CUDA_R_16BF, cube, &zero, matrices + size,
-                           CUDA_R_16BF, cube, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+        matmul(matrices + size, (act *)NULL, square, square, cube, cube, cube);
     });
     double copy = time_of(20, [&] {
         check(cudaMemcpyAsync(memory + copied, memory, copied, cudaMemcpyDeviceToDevice, stream));
@@ -272,8 +273,7 @@ int main(int argc, char **argv) {
     printf("limits %g %g\n", 2 * pow(cube, 3) / product, 2 * (double)copied / copy);
     check(cudaFree(matrices));
     check(cudaFree(memory));
-    check(cublasDestroy(cublas));
-    check(cudaStreamDestroy(stream));
+    gpt_free(&g);
     free(host);
     free(tokens);
     free(targets);

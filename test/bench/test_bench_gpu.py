@@ -22,60 +22,65 @@ except ImportError:  # too large to be installed for one test
 NVCC = shutil.which("nvcc")
 
 
+def built(*flags):
+    return build_emu("bench_gpu", TEST / "bench" / "bench_gpu.cu", "-O0", *flags)
+
+
 @pytest.fixture(scope="session")
 def program():
-    return build_emu("bench_gpu", TEST / "bench" / "bench_gpu.cu", "-O0")
+    return built()
 
 
-# B 2, T 8: 16 rows of C 16, 256 values. L 2, NH 2, HS 8, V 50 (rows of 56 in memory); 7856
-# parameters with qk-norm, of which 800 wte's. A kernel: its launches, FLOPs, values of activations,
+# B 2, T 8: 16 rows of C 16, 256 values. L 2, NH 2, HS 8, V 50; 7856 parameters with qk-norm, of
+# which 800 wte's; TOKENS of the 50 occur. A kernel: its launches, FLOPs, values of activations,
 # floats.
+TOKENS = 14
 LAYER, VALUES = 2 * 16 * 16 * 16, 256  # FLOPs of a product (rows,C) x (C,C)
+FC1, FC2 = 256 + 1024 + 1024, 1024 + 1024 + 256
 COUNTS = {
     "product_forward": (
-        7,
-        2 * (3 + 1 + 4) * LAYER + 2 * 16 * 16 * 50,
-        2 * (256 + 768 + 768) + 2 * (256 + 256 + 256) + 2 * (1024 + 1024 + 256) + (256 + 800 + 800),
+        9,
+        2 * (3 + 1 + 4 + 4) * LAYER + 2 * 16 * 16 * 50,
+        2 * (256 + 768 + 768) + 2 * (256 + 256 + 256) + 2 * (FC1 + FC2) + (256 + 800 + 800),
         0,
     ),
     "product_backward_input": (
-        7,
-        2 * (3 + 1 + 4) * LAYER + 2 * 16 * 16 * 50,
-        2 * (768 + 768 + 256) + 2 * (256 + 256 + 256) + 2 * (1024 + 1024 + 256) + (800 + 800 + 256),
+        9,
+        2 * (3 + 1 + 4 + 4) * LAYER + 2 * 16 * 16 * 50,
+        2 * (768 + 768 + 256) + 2 * (256 + 256 + 256) + 2 * (FC1 + FC2) + (800 + 800 + 256),
         0,
     ),
+    # it adds to gradients: reads them and writes them
     "product_backward_weight": (
         9,
         2 * (3 + 1 + 4 + 4) * LAYER + 2 * 16 * 16 * 50,
         2 * (256 + 768) + 2 * (256 + 256) + 4 * (256 + 1024) + (256 + 800),
-        2 * (768 + 256 + 1024 + 1024) + 800,
-    ),
-    "product_gelu": (
-        4,
-        2 * 2 * 4 * LAYER,
-        2 * (256 + 1024 + 1024 + 1024) + 2 * (256 + 1024 + 1024 + 1024),
-        0,
+        2 * (2 * (768 + 256 + 1024 + 1024) + 800),
     ),
     "embedding_forward_kernel": (1, 0, 2 * VALUES, 0),
-    "layernorm_forward_kernel": (5, 0, (2 + 4 * 4) * VALUES, 0),
+    "residual_layernorm_forward_kernel": (5, 0, (2 + 4 * 4) * VALUES, 0),
     "qk_norm_rope_forward_kernel": (2, 0, 2 * 4 * VALUES, 0),
     # L, 2 products, B T T C halved
     "attention_forward_kernel": (2, 2 * 2 * (2 * 2 * 8 * 8 * 16) // 2, 2 * 4 * VALUES, 0),
+    "gelu_forward_kernel": (2, 0, 2 * 2 * 1024, 0),
     "cross_entropy_kernel": (1, 0, 2 * 16 * 50, 0),
-    "layernorm_backward_kernel": (5, 0, (3 + 4 * 4) * VALUES, 0),
-    "attention_backward_kernel": (4, 2 * 7 * (2 * 2 * 8 * 8 * 16) // 2, 2 * 12 * VALUES, 0),
+    "residual_layernorm_backward_kernel": (5, 0, 5 * 4 * VALUES, 0),
+    "gelu_backward_kernel": (2, 0, 2 * 3 * 1024, 0),
+    "attention_dq_kernel": (2, 2 * 3 * (2 * 2 * 8 * 8 * 16) // 2, 2 * 6 * VALUES, 0),
+    "attention_dkv_kernel": (2, 2 * 4 * (2 * 2 * 8 * 8 * 16) // 2, 2 * 6 * VALUES, 0),
     "qk_norm_rope_backward_kernel": (2, 0, 2 * 6 * VALUES, 0),
     # 4 blocks of 4 rows; 32 heads are one block
-    "sum_rows_kernel": (9, 0, 0, 5 * 4 * 16 + 4 * 1 * 8),
-    "embedding_backward_kernel": (1, 0, VALUES, 50 * 16),
-    "mean_loss_kernel": (1, 0, 0, 2 * 16),
+    "sum_partials_kernel": (2, 0, 0, 5 * 4 * 16 + 4 * 1 * 8),
+    "embedding_backward_kernel": (1, 0, VALUES, 2 * TOKENS * 16),
+    "memset": (2, 0, VALUES, 7856),  # the gradients, and the residual stream's
+    "loss_kernel": (1, 0, 0, 2 * 16),
     "grad_squares_kernel": (1, 0, 0, 7856),
     "grad_norm_kernel": (1, 0, 0, 0),
     "adamw_kernel": (1, 0, 7856, 7 * 7856),  # the bf16 copy is the activations' size
 }
 
 
-def lines(program, *flags, **settings):
+def lines(program, *flags):
     result = subprocess.run(
         [
             program,
@@ -86,7 +91,6 @@ def lines(program, *flags, **settings):
         ],
         capture_output=True,
         text=True,
-        env={**os.environ, **{"CUDA_EMU_" + k: str(v) for k, v in settings.items()}},
     )
     assert result.returncode == 0, result.stderr
     return [line.split(" ") for line in result.stdout.splitlines()]
@@ -120,24 +124,12 @@ def test_counts(program):
 
 
 @pytest.mark.parametrize(
-    "flags, settings, size",
-    [(("-dtype", "fp32"), {}, 4), (("-qk_norm", "0"), dict(CAPABILITY=80), 2)],
-    ids=str,
+    "precision, flags, size", [(["-DFP32"], [], 4), ([], ["-qk_norm", "0"], 2)], ids=str
 )
-def test_counts_elsewhere(flags, settings, size, program):
-    """GELU as a pass of its own; fp32; no qk-norm."""
-    seen, number = (
-        {
-            words[1]: words[2:]
-            for words in lines(program, *flags, **settings)
-            if words[0] == "kernel"
-        },
-        7856 if size == 4 else 7856 - 32,
-    )
-    assert (
-        "product_gelu" not in seen
-        and float(seen["product_forward"][2]) == COUNTS["product_forward"][1] + 2 * 4 * LAYER
-    )
+def test_counts_elsewhere(precision, flags, size):
+    """In fp32, and without qk-norm."""
+    output = lines(built(*precision), *flags)
+    seen = {words[1]: words[2:] for words in output if words[0] == "kernel"}
     for name, values in dict(
         gelu_forward=2 * 2 * 1024,
         gelu_backward=2 * 3 * 1024,
@@ -145,8 +137,19 @@ def test_counts_elsewhere(flags, settings, size, program):
         qk_norm_rope_backward=2 * (6 if size == 4 else 4) * VALUES,
     ).items():
         assert float(seen[name + "_kernel"][3]) == size * values, name
-    assert float(seen["adamw_kernel"][3]) == number * (30 if size == 2 else 28)
-    assert float(seen["sum_rows_kernel"][3]) == 4 * (5 * 4 * 16 + (4 * 8 if size == 4 else 0))
+    assert float(seen["adamw_kernel"][3]) == (30 * (7856 - 32) if size == 2 else 28 * 7856)
+    assert float(seen["sum_partials_kernel"][3]) == 4 * (5 * 4 * 16 + (4 * 8 if size == 4 else 0))
+
+
+def test_counts_with_gelu_in_products():
+    """Two products a layer have GELU for their last step, and move its input too."""
+    output = lines(built("-DGELU_IN_PRODUCT=1"))
+    seen = {words[1]: [float(x) for x in words[2:]] for words in output if words[0] == "kernel"}
+    assert not {"gelu_forward_kernel", "gelu_backward_kernel"} & {*seen}
+    count, _, work, moved = seen["product_gelu"]
+    assert (count, work, moved) == (4, 2 * 2 * 4 * LAYER, 2 * 2 * 2 * (FC1 + 1024))
+    for name in "product_forward", "product_backward_input":
+        assert seen[name][0] == 7 and seen[name][2] == COUNTS[name][1] - 2 * 4 * LAYER, name
 
 
 def test_table():
@@ -243,16 +246,18 @@ def test_command(program, tmp_path):
     ).split()
     result = subprocess.run([program, "16", "4096", *diverges], capture_output=True, text=True)
     assert result.returncode == 1 and "not finite" in result.stderr, result.stderr
-    for wrong in ["7"], ["x", "4096"], ["32", "4096", "-steps", "0"]:
+    for wrong in ["7"], ["x", "4096"], ["31", "4096"], ["32", "4096", "-steps", "0"]:
         assert subprocess.run([program, *wrong], capture_output=True, cwd=tmp_path).returncode == 2
 
 
 @pytest.mark.skipif(not NVCC, reason="nvcc is not installed")
-def test_nvcc():
+@pytest.mark.parametrize("flag", ["-DFP32", "-DGELU_IN_PRODUCT=1"])
+def test_nvcc(flag):
     subprocess.run(
         [
             NVCC,
             "-std=c++17",
+            flag,
             "-O0",
             "-Xcicc",
             "-O0",

@@ -51,11 +51,11 @@ static void kernel(const char *work) {    // rows and C, then the arrays
     int rows = size[0], C = size[1];
     size_t n = (size_t)rows * C;
     float *x = get_device(n), *out = on_device(n);
-    if (!strcmp(work, "gelu_forward")) gelu_forward(out, x, n);
-    else if (!strcmp(work, "gelu_backward")) gelu_backward(out, x, get_device(n), n);
+    if (!strcmp(work, "gelu_forward")) gelu_forward(out, x, rows, C);
+    else if (!strcmp(work, "gelu_backward")) gelu_backward(out, x, get_device(n), rows, C);
     else {
-        float *mean = on_device(rows), *rstd = on_device(rows), *none = NULL;
-        layernorm_forward(out, none, mean, rstd, x, (const float *)none, get_device(C), rows, C);
+        float *mean = on_device(rows), *rstd = on_device(rows);
+        residual_layernorm_forward(out, x, mean, rstd, x, NULL, get_device(C), rows, C);
     }
     put_device(out, n);
 }
@@ -71,21 +71,19 @@ static void model(Config *cfg, int steps) {
     float *p = (float *)allocate(N, sizeof(float));
     get(p, N, false);
     check(cudaMemcpy(g.params, p, N * sizeof(float), cudaMemcpyHostToDevice));
-    gpt_weights(&g);
+    update_weights(g.weights, g.params, N);
     for (int step = 1; step <= steps; step++) {
-        double log_z, loss;
         get(inputs, rows, true);
         get(targets, rows, true);
-        gpt_batch(&g, inputs, targets, B, T);
+        batch_send(&g.batch, inputs, targets, B, T);
         gpt_constants(&g, step);
         gpt_gradient(&g, B, T, 1);
-        for (int i = 0; i < rows; i++) put_device((float *)g.logits + (size_t)i * g.row, V);
-        loss = gpt_mean_loss(&g, &log_z);
+        for (int i = 0; i < rows; i++) put_device(g.logits + (size_t)i * padded(V), V);
         put_device(g.grads, N);
         gpt_update(&g, 1);
-        gpt_statistics(&g, B, T, &stats);
-        put_one(loss);
-        put_one(log_z);
+        gpt_statistics(&g, B, T, 1, &stats);
+        put_one(stats.train_loss);
+        put_one(stats.log_z);
         put_one(stats.grad_norm);
         put_one(learning_rate(cfg, step));
         put_one(stats.act_rms[ACT_LOGITS]);

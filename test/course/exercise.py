@@ -66,34 +66,37 @@ EXERCISES = {
                 (
                     (
                         "The forward pass. Where q_weight is not NULL, normalise this head's q or k"
-                        " over its HS values and multiply it by q_weight or k_weight (HS). x[0] and"
-                        " x[1] are its two halves; a group of `lanes` lanes holds the HS values."
-                        " lanes_sum sums over the group."
+                        " over its HS values, multiply it by q_weight or k_weight (HS), and write"
+                        " its mean and rstd. x[0] and x[1] hold PAIRS values each of the head's two"
+                        " halves; a group of `lanes` lanes holds all HS. lanes_sum sums over the"
+                        " group."
                     ),
-                    "(void)q_weight, (void)k_weight, (void)NH;",
+                    "(void)mean, (void)rstd, (void)q_weight, (void)k_weight;",
                 ),
                 (
                     (
-                        "The backward pass. Replace g[0] and g[1], the gradient of the normalised"
-                        " q or k, with the gradient of the q or k in qkv. Compute mean and rstd"
-                        " again from qkv. Collect the gradient of the weight in dw[0] and dw[1]."
+                        "The backward pass. Where q_weight is not NULL, load into w this lane's"
+                        " values of q_weight or, if part_of_qkv is 1, of k_weight."
                     ),
-                    "(void)qkv, (void)k_weight;",
+                    "(void)k_weight, (void)w;",
                 ),
                 (
                     (
-                        "The gradient of the weight. Where q_weight is not NULL, write the"
-                        " block's sum of dw over its groups to partial (2,blocks,HS)."
+                        "Where q_weight is not NULL, replace g[0] and g[1], the gradient of the"
+                        " normalised q or k, with that of the q or k in qkv, which is in n[0] and"
+                        " n[1]. The head's mean and rstd are at `stat`. Add the gradient of the"
+                        " weight to dw[0] and dw[1]."
                     ),
-                    "(void)q_weight, (void)partial, (void)dw;",
+                    ("(void)mean, (void)rstd, (void)stat;\n(void)n, (void)mean_g, (void)mean_gn;"),
                 ),
-                ("dq_weight (HS) is the sum over the blocks of partial[0]", ""),
                 (
-                    "dk_weight (HS) is the same of partial[1]",
-                    "(void)dq_weight, (void)dk_weight, (void)adds;",
+                    (
+                        "Where q_weight is not NULL, ask partials_add for the memory of the blocks'"
+                        " sums: dq_weight's, where the kernel writes q's and behind them k's, then"
+                        " dk_weight's."
+                    ),
+                    "(void)dq_weight, (void)dk_weight, (void)partial;\nq_weight = NULL;",
                 ),
-                ("Where cfg.qk_norm is 1, this layer's tensors Q_NORM and K_NORM", ""),
-                ("Where cfg.qk_norm is 1, this layer's tensors Q_NORM and K_NORM", ""),
             ],
         },
         plot=(
@@ -254,9 +257,8 @@ EXERCISES = {
                 ("Multiply the learning rate of this kind of tensor by its factor", ""),
             ],
             "train_gpt.cu": [
-                ("Multiply y[i] by logit_scale", ""),
                 ("The gradient of the logits passes through the same factor", ""),
-                ("Multiply the learning rate of this kind of tensor by its factor", ""),
+                ("Multiply the learning rate of this kind of tensor by its factor", "(void)p;"),
                 ("The log shows the RMS of the logits times their factor", ""),
             ],
         },
@@ -440,16 +442,20 @@ EXERCISES = {
         title="CUDA kernels",
         section="2.1",
         read=(
-            "the first section of train_gpt.cu (load, store, row_sum); gelu_forward and"
-            " layernorm_row in train_gpt.c; the comment at the top of kit/cuda_emu.h"
+            "load, store and row_sum in lib/gpu.h; gelu_forward and layernorm_row in train_gpt.c;"
+            " the comment at the top of kit/cuda_emu.h"
         ),
         functions={
             "train_gpt.cu": {
+                "gelu": (
+                    "Returns gelu(x); *slope = gelu'(x). The formulas are those of train_gpt.c.",
+                    "(void)x;\n*slope = 0;\nreturn 0;",
+                ),
                 "gelu_forward_kernel": (
                     (
-                        "out = gelu(inp), n values, as gelu_forward of train_gpt.c. A thread"
-                        " computes W of them, from (blockIdx.x * blockDim.x + threadIdx.x) * W on;"
-                        " the last threads may have none. load and store move W values."
+                        "out = gelu(inp), n values. A thread computes W of them, from"
+                        " (blockIdx.x * blockDim.x + threadIdx.x) * W on; the last threads may have"
+                        " none. load and store move W values."
                     ),
                     "(void)out, (void)inp, (void)n;",
                 ),
@@ -457,19 +463,19 @@ EXERCISES = {
                     "dinp = dout * gelu'(inp), n values, W of them by each thread",
                     "(void)dinp, (void)dout, (void)inp, (void)n;",
                 ),
-                "layernorm_forward_kernel": (
+                "residual_layernorm_forward_kernel": (
                     (
-                        "out = weight * (inp - mean) * rstd for rows of C values; mean, rstd"
-                        " (rows). Where add is not NULL, write sum = inp + add and normalise that"
-                        " instead of inp. The blockDim.x threads of one threadIdx.y share a row:"
-                        " thread x reads the values from (j * blockDim.x + threadIdx.x) * W on, for"
-                        " j < KEEP. row_sum sums over a row's threads and waits for the whole"
+                        "Where branch is not NULL, x = inp + branch; else x is inp. out = weight *"
+                        " (x - mean) * rstd for rows of C values; mean, rstd (rows). The blockDim.x"
+                        " threads of one threadIdx.y share a row: a thread has the W values from"
+                        " (part * blockDim.x + threadIdx.x) * W on, for part < PARTS, where these"
+                        " are below C. row_sum sums over a row's threads and waits for the whole"
                         " block, so every thread of the block must call it. The last block may have"
-                        " rows to spare."
+                        " rows to spare. Normalise rounded(x), which memory holds."
                     ),
                     (
-                        "(void)out, (void)sum, (void)mean, (void)rstd, (void)inp, (void)add,"
-                        " (void)weight, (void)rows, (void)C;"
+                        "(void)out, (void)x, (void)mean, (void)rstd, (void)inp;\n"
+                        "(void)branch, (void)weight, (void)rows, (void)C;"
                     ),
                 ),
             }
@@ -528,7 +534,7 @@ def definition(lines, name):
     for i, line in enumerate(lines):
         if line.startswith(f"enum {{ {name} "):
             return i, i, i
-        if not re.match(rf"[a-zA-Z_].*\b{name}\(", line):
+        if not re.match(rf"(?:[a-zA-Z_].*)?\b{name}\(", line):
             continue
         brace = i
         while not lines[brace].rstrip().endswith(("{", "}", ";")):
@@ -536,7 +542,7 @@ def definition(lines, name):
         if lines[brace].rstrip().endswith(";"):  # only declared here
             continue
         start, end = i, brace
-        while re.match(r"template|static inline __attribute__\S*$", lines[start - 1]):
+        while re.match(r"template|.*\b__(attribute|launch_bounds)__\S*$", lines[start - 1]):
             start -= 1
         if lines[brace].rstrip().endswith("{"):
             end = lines.index("}", brace)

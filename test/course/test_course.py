@@ -129,10 +129,6 @@ END_BACKWARD = (
     "                }                                                               // qk_norm]\n"
 )
 BACK_V = "        const real *v = qkv + first * 3 * C + 2 * C + channel;\n        real *dq = dqkv"
-GELU_LOOP = (
-    "{\n        float x = clamp_30(y[i]), e = expf(-fabsf(x) * (GELU_A + GELU_B * x * x));\n"
-    "        y[i] *="
-)
 ALL = [0, 1, 2, 3]
 WRONG = {
     "qk_norm": {
@@ -372,8 +368,8 @@ WRONG = {
             [0, 4],
             (
                 "train_gpt.cu",
-                f"    for (int i = 0; i < W; i++) {GELU_LOOP}",
-                f"    for (int i = 0; i < W / 2; i++) {GELU_LOOP}",
+                "for (int i = 0; i < W; i++) x[i] = gelu(x[i], &slope);",
+                "for (int i = 0; i < W / 2; i++) x[i] = gelu(x[i], &slope);",
             ),
             says="A thread has W of them",
         ),
@@ -381,11 +377,8 @@ WRONG = {
             [1, 4],
             (
                 "train_gpt.cu",
-                (
-                    "d[i] *= (x > 0 ? 1 : e) * inverse + x * e * inverse * inverse * (GELU_A + 3 *"
-                    " GELU_B * x * x);"
-                ),
-                "d[i] *= (x > 0 ? 1 : e) * inverse;",
+                "*slope = s + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * a2);",
+                "*slope = s;",
             ),
             says="product rule",
         ),
@@ -393,8 +386,14 @@ WRONG = {
             [2, 3, 4],
             (
                 "train_gpt.cu",
-                "            if (c + i < C) x[j][i] -= m, r += x[j][i] * x[j][i];",
-                "            if (c + i < C) r += x[j][i] * x[j][i], x[j][i] -= m;",
+                (
+                    "            y[part][i] = c < C ? y[part][i] - m : 0;\n"
+                    "            variance += y[part][i] * y[part][i];\n"
+                ),
+                (
+                    "            variance += y[part][i] * y[part][i];\n"
+                    "            y[part][i] = c < C ? y[part][i] - m : 0;\n"
+                ),
             ),
         ),
         "no_barrier": wrong(
@@ -544,8 +543,9 @@ def test_exercise(name, tmp_path):
                     show.unmarked(line).strip()
                     for line in show.read(file).splitlines()[first - 1 : last]
                 ]
+                # some stand a second time, in another layer
                 assert not any(
-                    line in changed[file]
+                    changed[file].count(line) >= show.read(file).count(line)
                     for line in lines
                     if len(line) > 24 and not line.endswith(("{", "++)"))
                 ), lines

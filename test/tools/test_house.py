@@ -10,13 +10,14 @@ from conftest import ROOT, TEST
 # A header may include those of the rows above its own.
 ORDER = [
     {"lib/base.h"},
-    {"gpt.h", "dataloader.h"},
+    {"gpt.h", "dataloader.h", "lib/gpu.h"},
     {"lib/flags.h"},
     {"lib/checkpoint.h"},
     {"lib/run.h"},
     {"lib/sweep.h"},
 ]
 ROW = {header: row for row, headers in enumerate(ORDER) for header in sorted(headers)}
+STAND_IN = "test/cuda/cuda_emu.h"  # takes the place of CUDA's own headers
 PROGRAMS = "train_gpt.c", "train_gpt.cu"
 
 
@@ -34,6 +35,7 @@ def test_every_header_has_a_row():
 @pytest.mark.parametrize("header", ROW)
 def test_no_header_includes_one_above_it(header):
     found = [str(file.relative_to(ROOT)) for file, _ in includes(header)]
+    found = [file for file in found if file != STAND_IN]
     assert [file for file in found if ROW[file] >= ROW[header]] == []
     assert bool(found) == (ROW[header] > 0)  # all but the lowest stand on another
 
