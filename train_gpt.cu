@@ -560,27 +560,27 @@ static void qk_norm_rope_backward(act *dqkv, float *dq_weight, float *dk_weight,
 // Causal attention: out_i = sum over j <= i of p_ij v_j, where p_i is the softmax over j of the
 // scores (attention logits) s_ij = scale * dot(q_i, k_j).
 //
-// Scores and p stay in registers (Dao 2023, FlashAttention-2): a warp has 16 queries of a head, or
-// 16 keys for dk and dv, and meets the other side in tiles. The backward pass recomputes p from
+// Scores and p stay in registers (Dao 2023, FlashAttention-2): a warp keeps 16 queries of a head,
+// or 16 keys for dk and dv, and meets the other side in tiles. The backward pass recomputes p from
 // softmax (B,NH,T,2), which holds two numbers per query: the largest score, and 1 / the sum of
 // exp(score - largest). One number, the log of the sum of exp(score), would not be enough: near 1e6
 // a float rounds it by up to 0.03, which puts p off by 3%.
 //
-// A GPU computes 2^x, so scores are in units of ln 2: s_ij = scale / ln 2 * dot(q_i, k_j), and
-// exp(score) is 2^s. __fmul_rn rounds this product alike in all three kernels. The compiler would
-// fuse it with the subtraction of the largest s, unrounded: at 1e30 even their difference is large.
+// A GPU computes 2^x, so scores are in units of ln 2 here, and exp(score) is 2^s. __fmul_rn rounds
+// scale * dot alike in all three kernels. Fused with the subtraction of the largest score, it would
+// not be rounded: above 1e9 even the largest score minus itself would be far from 0.
 enum { ROWS = 64, ATTENTION_THREADS = 2 * ROWS };    // queries or keys of a block, 16 per warp
 #define PER_LN_2 1.44269504f                         // 1 / ln 2
 
 // Rows of a head in shared memory, at most 8 KB. CH is HS rounded up to 32, 64 or 128; channels
-// beyond HS are zeros. The 16 bytes after each row spread a column over the banks.
+// beyond HS are zeros. The 16 bytes after each row spread a column over all banks.
 template <int CH> struct Tile {
     enum { ROWS = CH * sizeof(act) < 128 ? 64 : 8192 / (CH * sizeof(act)) };
     enum { N = 16 / sizeof(act), LD = CH + N };      // elements in 16 bytes, and from row to row
     __align__(16) act x[ROWS * LD];
 };
 
-// Starts to copy from (rows,HS), `row` elements from one row to the next, to tile; zeros beyond.
+// Starts to copy `from` (rows,HS), `row` elements from one row to the next, to tile; zeros beyond
 template <int CH>
 __device__ inline void fetch(Tile<CH> &tile, const act *from, int row, int rows, int HS) {
     const int N = Tile<CH>::N, STEP = ATTENTION_THREADS * N / CH;
@@ -593,19 +593,18 @@ __device__ inline void fetch(Tile<CH> &tile, const act *from, int row, int rows,
     }
 }
 
-// Waits for the tiles that this block has fetched, and for its warps to have left the others.
+// Waits until the tiles that this block fetches are complete and no warp reads the others.
 __device__ inline void wait_for_tiles() {
     __pipeline_commit();
     __pipeline_wait_prior(0);
     __syncthreads();
 }
 
-// The block at row i and channel c of tile as a right factor: channels are its columns, or, for a
-// product over channels, its rows
-template <int CH> __device__ inline Right by_row(const Tile<CH> &tile, int i, int c) {
+// The block at row i and channel c of tile, as a right factor of a product over rows or channels
+template <int CH> __device__ inline Right over_rows(const Tile<CH> &tile, int i, int c) {
     return right_factor(tile.x + i * Tile<CH>::LD + c, Tile<CH>::LD);
 }
-template <int CH> __device__ inline Right by_channel(const Tile<CH> &tile, int i, int c) {
+template <int CH> __device__ inline Right over_channels(const Tile<CH> &tile, int i, int c) {
     return right_transposed(tile.x + i * Tile<CH>::LD + c, Tile<CH>::LD);
 }
 
@@ -622,8 +621,8 @@ __device__ inline void store_rows(act *x, int row, int i, int rows, int HS,
 }
 
 // out (B,T,C) from q and k in qk (B,T,2,C) and v in qkv (B,T,3,C). max_logit (1), unless NULL, is
-// raised to the largest |scale * dot(q_i, k_j)|. Blocks of a head are neighbours, so that they
-// find its keys and values in L2; the longest rows come first. Moves 4 C values a token.
+// raised to the largest |scale * dot(q_i, k_j)|. A block has ROWS queries, the longest rows first.
+// Blocks of a head are neighbours: they find its keys and values in L2. Moves 4 C values a token.
 template <int CH>
 __global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
 attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *qk,
@@ -653,7 +652,7 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
         #pragma unroll
         for (int n = 0; n < KEYS / 16; n++)
             for (int c = 0; c < CH / 16; c++)
-                multiply(s[n], qi[c], by_channel(k_tile[now], 16 * n, 16 * c));
+                multiply(s[n], qi[c], over_channels(k_tile[now], 16 * n, 16 * c));
         // 2. scale and mask; the largest score
         if (max_logit || j0 + KEYS - 1 > i0)
             for (int n = 0; n < KEYS / 16; n++)
@@ -688,7 +687,8 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
         #pragma unroll
         for (int n = 0; n < KEYS / 16; n++) {
             Left p = left_factor(s[n]);
-            for (int c = 0; c < CH / 16; c++) multiply(o[c], p, by_row(v_tile[now], 16 * n, 16 * c));
+            for (int c = 0; c < CH / 16; c++)
+                multiply(o[c], p, over_rows(v_tile[now], 16 * n, 16 * c));
         }
     }
     for (int r = 0; r < 2; r++) {
@@ -703,7 +703,7 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
     if (!max_logit) return;
     for (int distance = 16; distance > 0; distance /= 2)
         largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, distance));
-    // no order of a maximum shows, and floats from 0 on are ordered as their bits
+    // a maximum is the same in any order, and floats from 0 up are ordered as their bits are
     if (threadIdx.x % 32 == 0) atomicMax((int *)max_logit, __float_as_int(scale * largest));
 }
 
@@ -711,15 +711,15 @@ static void attention_forward(act *out, float *softmax, float *max_logit, const 
                               const act *qkv, float scale, int B, int T, int NH, int HS) {
     auto kernel = HS <= 32 ? attention_forward_kernel<32>
                 : HS <= 64 ? attention_forward_kernel<64> : attention_forward_kernel<128>;
-    launch(kernel, dim3(blocks(T, ROWS), NH, B), ATTENTION_THREADS, out, softmax, max_logit, qk, qkv,
-           scale, T, NH, HS);
+    launch(kernel, dim3(blocks(T, ROWS), NH, B), ATTENTION_THREADS, out, softmax, max_logit, qk,
+           qkv, scale, T, NH, HS);
 }
 
 // dqkv (B,T,3,C), the gradients of q and k in qk and of v in qkv, from dout and out (B,T,C):
 //   dp_ij = dot(dout_i, v_j);  ds_ij = scale * p_ij (dp_ij - dot(dout_i, out_i))
 //   dq = ds k;  dk = ds^T q;  dv = p^T dout
-// dq is a sum over keys, dk and dv are sums over queries. Two kernels each keep their sums in
-// registers, in a fixed order, and compute p and ds both. They multiply by scale last.
+// dq is a sum over keys, dk and dv are sums over queries. Two kernels keep these sums in registers,
+// in a fixed order, and both compute p and ds. The scale of ds is applied to the sums.
 
 // dq, and dot (B,NH,T): dot_i = dot(dout_i, out_i). Moves 6 C values a token.
 template <int CH>
@@ -765,8 +765,8 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
             // 1. scores = q k^T, dp = dout v^T
             float s[8] = {}, dp[8] = {}, ds[8];
             for (int c = 0; c < CH / 16; c++) {
-                multiply(s, qi[c], by_channel(k_tile[now], 16 * n, 16 * c));
-                multiply(dp, doi[c], by_channel(v_tile[now], 16 * n, 16 * c));
+                multiply(s, qi[c], over_channels(k_tile[now], 16 * n, 16 * c));
+                multiply(dp, doi[c], over_channels(v_tile[now], 16 * n, 16 * c));
             }
             // 2. p and ds
             if (j0 + 16 * n + 15 > i0)
@@ -779,15 +779,16 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
                 ds[e] = p * (dp[e] - dot_i[r]);
             }
             // 3. dq = ds k
-            Left a = left_factor(ds);
-            for (int c = 0; c < CH / 16; c++) multiply(dq[c], a, by_row(k_tile[now], 16 * n, 16 * c));
+            Left ds_i = left_factor(ds);
+            for (int c = 0; c < CH / 16; c++)
+                multiply(dq[c], ds_i, over_rows(k_tile[now], 16 * n, 16 * c));
         }
     }
     float factor[2] = {scale, scale};
     store_rows<CH>(dqkv + first * 3 * C + channel, 3 * C, i0, T, HS, dq, factor);
 }
 
-// dk and dv: blocks of scores and p are transposed here, rows are keys. Moves 6 C values a token.
+// dk and dv. Rows of scores and p are keys here, columns are queries. Moves 6 C values a token.
 template <int CH>
 __global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
 attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *softmax,
@@ -821,14 +822,14 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
     for (int i0 = begin, now = 0; i0 < T; i0 += QUERIES, now ^= 1) {
         wait_for_tiles();
         if (i0 + QUERIES < T) fetch_queries(now ^ 1, i0 + QUERIES);
-        if (i0 + QUERIES <= j0) continue;            // none of these queries sees a key of this warp
-        #pragma unroll (CH == 128 ? 1 : 4)
+        if (i0 + QUERIES <= j0) continue;            // no key of this warp is seen by them
+        #pragma unroll (CH == 128 ? 1 : 4)           // 128 channels leave no registers for more
         for (int n = 0; n < QUERIES / 16; n++) {
             // 1. scores = q k^T, dp = dout v^T
             float s[8] = {}, dp[8] = {}, p[8], ds[8];
             for (int c = 0; c < CH / 16; c++) {
-                multiply(s, kj[c], by_channel(q_tile[now], 16 * n, 16 * c));
-                multiply(dp, vj[c], by_channel(do_tile[now], 16 * n, 16 * c));
+                multiply(s, kj[c], over_channels(q_tile[now], 16 * n, 16 * c));
+                multiply(dp, vj[c], over_channels(do_tile[now], 16 * n, 16 * c));
             }
             // 2. p and ds
             if (i0 + 16 * n < j0 + 15)
@@ -842,10 +843,12 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
                 ds[e] = p[e] * (dp[e] - dot_tile[now][i]);
             }
             // 3. dk = ds^T q
-            Left ds_left = left_factor(ds), p_left = left_factor(p);
-            for (int c = 0; c < CH / 16; c++) multiply(dk[c], ds_left, by_row(q_tile[now], 16 * n, 16 * c));
+            Left ds_j = left_factor(ds), p_j = left_factor(p);
+            for (int c = 0; c < CH / 16; c++)
+                multiply(dk[c], ds_j, over_rows(q_tile[now], 16 * n, 16 * c));
             // 4. dv = p^T dout
-            for (int c = 0; c < CH / 16; c++) multiply(dv[c], p_left, by_row(do_tile[now], 16 * n, 16 * c));
+            for (int c = 0; c < CH / 16; c++)
+                multiply(dv[c], p_j, over_rows(do_tile[now], 16 * n, 16 * c));
         }
     }
     act *to = dqkv + first * 3 * C + C + channel;
@@ -1061,7 +1064,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, int creat
     g->cfg = *cfg;
     g->cfg.vocab = g->V = V;
     g->row = blocks(V, W) * W;
-    g->micro_batch = cfg->micro_batch && cfg->micro_batch < B ? cfg->micro_batch : B;
+    g->micro_batch = least(cfg->micro_batch && cfg->micro_batch < B ? cfg->micro_batch : B, 65535);    // a grid's limit
     g->num_parameters = parameter_table(cfg, V, g->table);
     double L = cfg->layers, NH = cfg->heads, C = cfg->d, BT = (double)g->micro_batch * T, N = (double)g->num_parameters, bytes = sizeof(act);
     const struct { void *buffer; double bytes; } list[] = {

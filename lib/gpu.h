@@ -4,17 +4,17 @@
 
 // ---------------------------------------------------------------------------
 // Tensor cores: sums (16,16) += left (16,16) right (16,16) by the 32 lanes of a warp, in registers.
-// The layout is NVIDIA's (PTX ISA, "Matrix Fragments for mma.m16n8k16"): of sums and of left, a
-// lane holds the eight elements (block_row(e), block_column(e)). So sums are the left factor of
-// the next product without an exchange.
+// The layout is NVIDIA's (PTX ISA, "Matrix Fragments for mma.m16n8k16"): a lane holds the eight
+// elements (block_row(e), block_column(e)) of sums, and the same of left. So sums become the left
+// factor of the next product without an exchange between lanes.
 
 __device__ inline int block_row(int e) { return threadIdx.x % 32 / 4 + e / 2 % 2 * 8; }
 __device__ inline int block_column(int e) { return threadIdx.x % 4 * 2 + e % 2 + e / 4 * 8; }
 
 #ifndef CUDA_EMU
 // x: this lane's part of four blocks of 8 x 8 bf16 in shared memory. Lane l gives the address of
-// row l % 8 of block l / 8 (16 bytes, aligned), and gets elements 2 (l % 4) and the next of row
-// l / 4 of each block, or of that column where transposed.
+// row l % 8 of block l / 8 (16 bytes, aligned). It gets elements 2 (l % 4) and 2 (l % 4) + 1 of
+// row l / 4 of each block, or of column l / 4 where transposed.
 __device__ inline void ldmatrix(unsigned (&x)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
@@ -32,8 +32,7 @@ __device__ inline void mma_16x8x16(float *sums, const unsigned *a, const unsigne
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// 2^x to 22 bits; 0 where it would be less than 2^-126. exp2f is the same and eight bits of care
-// for those.
+// 2^x to 22 bits, in one instruction: 0 instead of less than 2^-126. exp2f takes four.
 __device__ inline float power_of_2(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -68,15 +67,16 @@ __device__ inline Left left_factor(const act *x, int row, int i, int rows, int c
     for (int e = 0; e < 8; e += 2) {
         int r = i + block_row(e), column = c + block_column(e);
         a.x[e / 2] = pair(0, 0);
-        if (r < rows && column < columns) a.x[e / 2] = *(const Pair *)(x + (size_t)r * row + column);
+        if (r < rows && column < columns)
+            a.x[e / 2] = *(const Pair *)(x + (size_t)r * row + column);
     }
     return a;
 }
 
-// The right factor is a block in shared memory, `row` elements from one row to the next, each a
-// multiple of 16 bytes; or that block transposed.
+// The right factor: a block in shared memory, or that block transposed. `row` elements lead from
+// one row to the next; rows start at multiples of 16 bytes.
 #ifdef FP32
-// Not for tensor cores, which round floats: read where it is used, and slow.
+// Tensor cores would round floats. Each multiply reads the block from shared memory: slow, exact.
 struct Right { const float *x; int row, column; };
 __device__ inline Right right_factor(const act *block, int row) { return {block, row, 1}; }
 __device__ inline Right right_transposed(const act *block, int row) { return {block, 1, row}; }
@@ -85,7 +85,8 @@ __device__ inline void multiply(float (&sums)[8], const Left &a, const Right &b)
     for (int k = 0; k < 16; k++) {
         int lane = threadIdx.x % 32 / 4 * 4 + k % 8 / 2;    // holds column k of left's two rows
         float x[2];
-        for (int r = 0; r < 2; r++) x[r] = __shfl_sync(ALL, element(a, k % 2 + 2 * r + k / 8 * 4), lane);
+        for (int r = 0; r < 2; r++)
+            x[r] = __shfl_sync(ALL, element(a, k % 2 + 2 * r + k / 8 * 4), lane);
         for (int e = 0; e < 8; e++)
             sums[e] += x[e / 2 % 2] * b.x[k * b.row + block_column(e) * b.column];
     }
