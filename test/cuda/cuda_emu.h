@@ -486,8 +486,8 @@ inline void mma_16x8x16(float *sums, const unsigned *a, const unsigned *b,
         for (int k = 0; k < 16; k++) {
             const unsigned *left = given[lane / 4 * 4 + k % 8 / 2].word;
             const unsigned *right = given[4 * (lane % 4 * 2 + e % 2) + k % 8 / 2].word + 4;
-            sums[e] += cuda_emu::bf16_of(left[e / 2 + k / 8 * 2], k % 2)
-                       * cuda_emu::bf16_of(right[k / 8], k % 2);
+            sums[e] = fmaf(cuda_emu::bf16_of(left[e / 2 + k / 8 * 2], k % 2),
+                           cuda_emu::bf16_of(right[k / 8], k % 2), sums[e]);
         }
 }
 

@@ -255,7 +255,9 @@ __global__ void copies(float *out, const float *x) {
     for (int i = 0; i < 4; i++) out[4 * t + i] = s[4 * t + i];
 }
 
-__global__ void powers(float *out, const float *x) { out[threadIdx.x] = power_of_2(x[threadIdx.x]); }
+__global__ void powers(float *out, const float *x) {
+    out[threadIdx.x] = power_of_2(x[threadIdx.x]);
+}
 
 __global__ void maximum(int *top, float *out) {
     atomicMax(top, __float_as_int((float)((threadIdx.x * 37 + 11) % 128)));
