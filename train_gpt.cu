@@ -1,16 +1,15 @@
-// train_gpt.cu: the same GPT as train_gpt.c, trained on one NVIDIA GPU. Read train_gpt.c first. This
-// file has its sections in its order, its names and its argument lists; what differs is what a GPU
-// makes different: a layer is a kernel, which every thread runs for a few values, and a function
-// that launches it. Kernels do as much as they can to values that they have in registers, since
-// memory is what they wait for.
+// train_gpt.cu: the same GPT as train_gpt.c, trained on one NVIDIA GPU. Read train_gpt.c first: this
+// file has the same sections, names and argument lists. What differs is what a GPU makes different.
+// A layer is a kernel, which every thread runs for a few values, and a function that launches it.
+// Kernels do as much as they can to values that are in registers, since they wait for memory.
 //
 // act is the type of activations and of the weights that products read: bf16, or float if built
 // with PRECISION=fp32 (lib/gpu.h). A real is a float. Gradients of weights are added to zeros by
 // each micro-batch. Two runs give the same bits: no order of a sum is left to chance.
 //
-// Where the time should go: one token's share of a step of C 1024, L 16, T 512, V 32128 (267 million
-// parameters) in bf16 with a batch of 256, and the least time on an H200 (790 TFLOP/s in bf16,
-// 4.3 TB/s), the larger of FLOPs and bytes. Computed from the formulas, with n = 2 bytes per
+// Where the time should go: one token's share of a step of C 1024, L 16, T 512, V 32128 (267
+// million parameters) in bf16 with a batch of 256, and the least time on an H200 (790 TFLOP/s in
+// bf16, 4.3 TB/s), the larger of FLOPs and bytes. Computed from the formulas, with n = 2 bytes per
 // activation; nothing here was measured on a GPU yet.
 //
 //                                  MFLOP    KB      ns    FLOPs, or bytes to and from memory
@@ -111,11 +110,11 @@ static dim3 row_block(int C) {
     return dim3(x, x < 128 ? 128 / x : 1);
 }
 
-// x (rows,C) = inp + branch, the residual stream with the output of a branch added, and out (rows,C)
-// = LayerNorm of each row of x (Ba et al. 2016, without a bias):
+// Adds the output of a branch to the residual stream, x (rows,C) = inp + branch, and normalizes
+// each row, out (rows,C) = LayerNorm(x), without a bias (Ba et al. 2016):
 //   out = weight * n, where n = (x - mean) * rstd and rstd = 1 / sqrt(variance + 1e-6)
-// branch (rows,C) may be NULL: then x must be inp. weight (C); mean, rstd (rows). Moves 4 C values
-// per row, 2 C without branch.
+// branch may be NULL: then x must be inp. weight (C); mean, rstd (rows). Moves 4 C values per row,
+// 2 C without branch.
 __global__ void __launch_bounds__(ROW_THREADS)
 residual_layernorm_forward_kernel(act *out, act *x, real *mean, real *rstd, const act *inp,
                                   const act *branch, const act *weight, int rows, int C) {
@@ -308,9 +307,10 @@ static int head_lanes(int HS) {
     return lanes;
 }
 
-// Computes the q and k that attention sees, qk (B,T,2,C), from c_attn's output, qkv (B,T,3,C): by
-// qk-norm, LayerNorm of each head with q_weight or k_weight (HS), which are NULL without it; then by
-// RoPE. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2). Moves 4 C values per token.
+// Computes the q and k that attention sees, qk (B,T,2,C), from qkv (B,T,3,C), the output of the
+// linear layer c_attn: by qk-norm, LayerNorm of each head with q_weight or k_weight (HS), which are
+// NULL without it; then by RoPE. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2). Moves 4 C
+// values per token.
 __global__ void qk_norm_rope_forward_kernel(act *qk, real *mean, real *rstd, const act *qkv,
                                             const act *q_weight, const act *k_weight,
                                             const real *cosine, const real *sine,
@@ -366,7 +366,7 @@ static void qk_norm_rope_forward(act *qk, real *mean, real *rstd, const act *qkv
            qk, mean, rstd, qkv, q_weight, k_weight, cosine, sine, B * T, T, NH, HS, lanes);
 }
 
-// Turns the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), into those of qkv, in
+// Converts the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), to those of qkv, in
 // place. First rotates back (a rotation's transpose is its inverse), then goes back through
 // qk-norm, as in residual_layernorm_backward. blockIdx.y: q, then k. Moves 6 C values per token
 // (reads dqkv and qkv, writes dqkv), 4 C without qk-norm. partial (blocks,HS) of q, then of k.
@@ -845,8 +845,8 @@ static void matmul_gelu_backward(act *dfc, real *dweight, const act *dout, act *
 // Loss and gradient of one row of logits per block. Multiplies the logits by muParam's logit_scale
 // first; then, with Z = sum of exp(logits) and p = exp(logits) / Z:
 //   losses (rows) = log Z - logit[target];  log_z (rows) = log Z
-// If gradient is 1, overwrites the logits with the gradient of mean(losses) + z_loss * mean(log_z^2)
-// over the batch_rows of all micro-batches,
+// If gradient is 1, overwrites the logits with the gradient of
+// mean(losses) + z_loss * mean(log_z^2), means over the batch_rows of all micro-batches,
 //   dlogits = logit_scale * ((1 + 2 z_loss log Z) p - onehot(target)) / batch_rows
 // The largest logit and the sum are found in one reading; the second finds the row in the cache.
 // Moves 2 V values per token. The rows of logits (rows,V) lie padded(V) apart. Products with
@@ -972,7 +972,8 @@ typedef struct {
     double bytes;                                    // a double does not overflow
 } Memory;
 
-// What reserve returns: memory for `count` values of the type of the pointer that it is assigned to.
+// What reserve returns: memory for `count` values of the type of the pointer that it is assigned
+// to
 struct Reserved {
     Memory *memory;
     double count;
@@ -1124,8 +1125,8 @@ typedef struct {
     act *gelu;                                       // (B,T,4C)
 } Layer;
 
-// The constants of a step. The moments start at 0: correction1 is 1 / (1 - beta1^step), which
-// removes the bias that this gives to m, and correction2 that of v.
+// The constants of a step. The moments start at 0, which makes them too small at first: m is
+// multiplied by correction1 = 1 / (1 - beta1^step), and v by correction2.
 typedef struct {
     real clip, beta1, beta2, correction1, correction2, eps, decay;
     real lr[NUM_KINDS];                              // muParam gives each kind its own
@@ -1304,7 +1305,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
 
     embedding_forward(x, tokens, g->w[WTE], rows, C);
     for (int l = 0; l < L; l++) {
-        const Layer a = g->layers[l];                // a copy of its pointers
+        const Layer a = g->layers[l];                // a: activations; a copy of the pointers
         act *const *w = a.w;                         // its weights by kind
         // x += branch;  branch = attn_c_proj(attention(c_attn(ln_1(x))))
         residual_layernorm_forward(a.ln_1, a.x, a.ln_1_mean, a.ln_1_rstd, x, branch, w[LN_1],
@@ -1348,8 +1349,9 @@ static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
 }
 
 // Computes all gradients, after gpt_forward and gpt_loss on the same batch, by taking the steps of
-// gpt_forward in reverse. dx is the gradient of the residual stream. Each branch (MLP, attention)
-// carries dx back from its output to its input, a LayerNorm, and adds the result to dx there.
+// gpt_forward in reverse. dx is the gradient of the residual stream. It passes each sum x + branch
+// unchanged, and a copy goes back through the branch; the branch's first layer, a LayerNorm, adds
+// what arrives there to dx.
 // Adds the gradients of the weights to g->grads.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
@@ -1456,7 +1458,7 @@ __global__ void constants_kernel(AdamW *to, AdamW from) { *to = from; }
 static void gpt_constants(GPT *g, int step) {
     const Config *cfg = &g->cfg;
     double lr = learning_rate(cfg, step);
-    double beta2 = 0.95, eps = 1e-8, decay = 0;
+    double beta2 = 0.95, eps = 1e-8, decay = 0;      // without the flags
     beta2 = cfg->beta2;                                                         // [beta2]
     eps = cfg->eps;                                                             // [eps]
     decay = weight_decay(cfg, step);                                            // [wd]
@@ -1528,8 +1530,8 @@ static double gpu_total(const double *sums, int n) {
 }
 
 // Waits for the GPU and copies what the last step left. statistics 1: also the largest attention
-// logit of each layer and the RMS of the activations, gradients, updates and parameters. Returns the
-// first step whose loss was not finite, or 0.
+// logit of each layer and the RMS of the activations, gradients, updates and parameters. Returns
+// the first step whose loss was not finite, or 0.
 static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *stats) {
     Results r;
     from_gpu(&r, g->results, sizeof r);
@@ -1605,7 +1607,7 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     double entropy_floor = dataloader_entropy_floor(&loader, windows);
     Run run = run_begin(cfg, g.table, g.num_parameters, g.memory.bytes, &state, entropy_floor,
                         g.gpu.name, threads, progress);
-    if (state.log_bytes == 0) {
+    if (state.log_bytes == 0) {                      // a new run
         double initial = evaluate(&g, &loader, windows, inputs, targets);
         run_initial(&run, &stats, initial);
     }
@@ -1686,9 +1688,9 @@ static void sample(const Config *cfg) {
     gpt_free(&g);
 }
 
-// Dies, before any file is touched, if the data are missing, or if there is no GPU, or too little of
-// its memory to train. Returns the bytes that a run needs. CUDA does not survive a fork, and a sweep
-// forks its runs: so a child asks for the GPU.
+// Dies, before any file is touched, if the data are missing, or if there is no GPU, or too little
+// of its memory to train. Returns the bytes that a run needs. CUDA does not survive a fork, and a
+// sweep forks its runs: so a child asks for the GPU.
 static double check_runs(const Config *cfg) {
     DataLoader loader;
     GPT g;

@@ -1,5 +1,5 @@
-// lib/gpu.h: errors and launches; memory 16 bytes at a time; sums over the threads of a block; tensor
-// cores; matrix multiply by cuBLASLt; the GPU.
+// lib/gpu.h: errors and launches; memory 16 bytes at a time; sums over the threads of a block;
+// tensor cores; matrix multiply by cuBLASLt; the GPU.
 #ifndef GPU_H
 #define GPU_H
 
@@ -332,8 +332,8 @@ static void products_free(void) {
 static const cudaDataType_t ACT = BF16 ? CUDA_R_16BF : CUDA_R_32F;
 
 // Describes the product to cuBLASLt, which counts by columns. A matrix stored by rows is there its
-// transpose: so it is asked for out^T = b^T a^T. A sum may be split, if its parts are added in float
-// and in a fixed order.
+// transpose: so it is asked for out^T = b^T a^T. A sum may be split, if its parts are added in
+// float and in a fixed order.
 static void product_plan(Product *p) {
     const Shape s = p->shape;
     cublasOperation_t op_left = s.b_flipped ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -382,7 +382,7 @@ static void product_plan(Product *p) {
 }
 
 // out (M,N) = add + a (M,K) b (K,N). add is NULL or out. The rows of out lie padded(N) apart. Sums
-// are in float. ending GELU: fc (M,N) = a b, out = gelu(fc). GELU_GRADIENT: out = gelu'(fc) * (a b).
+// are in float. ending GELU: fc (M,N) = a b, out = gelu(fc); GELU_GRADIENT: out = gelu'(fc) * a b.
 template <class number>
 static void matmul(number *out, const number *add, Matrix a, Matrix b, int M, int N, int K,
                    Ending ending = PLAIN, act *fc = NULL) {

@@ -1215,7 +1215,8 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     if (s) return s;
     if (preference->reduction != CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)
         cuda_emu::stop(
-            "cublasLtMatmulAlgoGetHeuristic: only CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE is supported");
+            "cublasLtMatmulAlgoGetHeuristic: only CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE is"
+            " supported");
     for (uint32_t bytes : preference->aligned) if (bytes % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (p->epilogue != CUBLASLT_EPILOGUE_DEFAULT
         && !strcmp(cuda_emu::setting("CUDA_EMU_EPILOGUES", "1"), "0"))
