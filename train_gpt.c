@@ -1207,8 +1207,8 @@ static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix
 }
 
 // Starts tasks that compute blocks of out, about one per thread: blocks of whole rows if there are
-// enough rows, at least 4 tiles each, else divided by columns too. A weight gradient, where a is transposed, is divided on
-// its longer side. nogroup: the caller's taskgroup waits.
+// enough rows, at least 4 tiles each, else divided by columns too. A weight gradient, where a is
+// transposed, is divided on its longer side. nogroup: the caller's taskgroup waits.
 static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N, int K) {
     int tasks = omp_get_num_threads();                      // of the team that runs this
     int down = a.col != 1 && N > M ? 1 : least(tasks, ceil_div(M, 4 * MR));

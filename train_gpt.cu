@@ -1,6 +1,6 @@
-// train_gpt.cu: the same GPT as train_gpt.c, trained on one NVIDIA GPU. Read train_gpt.c first: this
-// file has the same sections, names and argument lists. What differs is what a GPU makes different.
-// A layer is a kernel, which every thread runs for a few values, and a function that launches it.
+// train_gpt.cu: the same GPT as train_gpt.c, trained on one NVIDIA GPU. Read train_gpt.c first: it
+// has the same sections, names and argument lists. What differs is what a GPU makes different. A
+// layer is a kernel, which every thread runs for a few values, and a function that launches it.
 // Kernels do as much as they can to values that are in registers, since they wait for memory.
 //
 // act is the type of activations and of the weights that products read: bf16, or float if built
@@ -309,8 +309,8 @@ static int head_lanes(int HS) {
 
 // Computes the q and k that attention sees, qk (B,T,2,C), from qkv (B,T,3,C), the output of the
 // linear layer c_attn: by qk-norm, LayerNorm of each head with q_weight or k_weight (HS), which are
-// NULL without it; then by RoPE. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2). Moves 4 C
-// values per token.
+// NULL without it; then by RoPE. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2). Moves
+// 4 C values per token.
 __global__ void qk_norm_rope_forward_kernel(act *qk, real *mean, real *rstd, const act *qkv,
                                             const act *q_weight, const act *k_weight,
                                             const real *cosine, const real *sine,
