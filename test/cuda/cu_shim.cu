@@ -114,7 +114,7 @@ double shim_forward(Shim *s, const int *inputs, const int *targets, int B, int T
     begin(s, inputs, targets, B, T);
     for (int b = 0; b < B; b += s->g.micro_batch) {
         int n = least(s->g.micro_batch, B - b);
-        gpt_forward(&s->g, s->g.batch.inputs + b * T, n, T, 1);
+        gpt_forward(&s->g, s->g.batch.inputs + b * T, n, T, 0);
         gpt_loss(&s->g, s->g.batch.targets + b * T, n, T, 0);
     }
     return mean_loss(s);
