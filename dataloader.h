@@ -329,7 +329,8 @@ static uint32_t read_number(const unsigned char *bytes, int width) {
 static void shard_open(Shard *shard, const char *path) {
     enum { HEADER = 256 * 4, MAGIC = 20240520, VERSION = 1 };
     struct stat info;
-    if (stat(path, &info) != 0)
+    int file = open(path, O_RDONLY | O_NONBLOCK);    // a pipe must not wait for its writer
+    if (file < 0 || fstat(file, &info))
         die(FAILED, "%s: cannot read it (%s): give 'synthetic', a text file, or .bin shards "
             "(a path or a pattern)", path, strerror(errno));
     if (!S_ISREG(info.st_mode))
@@ -337,9 +338,6 @@ static void shard_open(Shard *shard, const char *path) {
             "(a path or a pattern)", path, S_ISDIR(info.st_mode) ? "directory" : "device");
     if (info.st_size == 0) die(FAILED, "%s: is empty: give a file with text or tokens", path);
 
-    int file = open(path, O_RDONLY);
-    if (file < 0)
-        die(FAILED, "%s: cannot read it (%s): its owner can allow that", path, strerror(errno));
     shard->path = path;
     shard->size = (size_t)info.st_size;
     shard->map = mmap(NULL, shard->size, PROT_READ, MAP_PRIVATE, file, 0);
@@ -358,12 +356,10 @@ static void shard_open(Shard *shard, const char *path) {
         die(FAILED, "%s: has %lld bytes, fewer than the %d of a .bin header: is it truncated?",
             path, (long long)shard->size, HEADER);
     uint32_t magic = read_number(header, 4), version = read_number(header + 4, 4);
-    if (magic != MAGIC)
-        die(FAILED, "%s: has the magic number %u, a .bin of tokens has %d: make it with llm.c's "
-            "dev/data scripts", path, magic, MAGIC);
-    if (version != VERSION)
-        die(FAILED, "%s: has version %u of the .bin format, this program reads version %d "
-            "(uint16 tokens)", path, version, VERSION);
+    if (magic != MAGIC || version != VERSION)
+        die(FAILED, "%s: has magic number %u and version %u, but a .bin of uint16 tokens has %d "
+            "and version %d: make it with llm.c's dev/data scripts", path, magic, version, MAGIC,
+            VERSION);
     shard->tokens += HEADER;
     shard->count = read_number(header + 8, 4);
     int64_t size = HEADER + 2 * shard->count;
@@ -377,9 +373,7 @@ static void part_open(Part *part, const char *pattern) {
     // GLOB_NOCHECK: a pattern without a match stands for itself, and shard_open says what is wrong.
     if (glob(pattern, GLOB_NOCHECK, NULL, &part->paths) != 0)
         die(FAILED, "%s: cannot look for the files of this pattern", pattern);
-    part->shards = (Shard *)calloc(part->paths.gl_pathc, sizeof(Shard));
-    if (!part->shards)
-        die(FAILED, "%s: no memory for a list of %zu files", pattern, part->paths.gl_pathc);
+    part->shards = (Shard *)allocate(part->paths.gl_pathc, sizeof(Shard));
     signal(SIGBUS, on_bus_error);
     for (size_t i = 0; i < part->paths.gl_pathc; i++)
         shard_open(&part->shards[i], part->paths.gl_pathv[i]);
@@ -478,9 +472,7 @@ static void dataloader_init(DataLoader *loader, const char *data, const char *va
         if (own_val)
             die(FAILED, "%s: synthetic data includes validation rows: leave -val out", val);
         loader->val_windows = INT64_MAX;
-        loader->language = (Language *)malloc(sizeof(Language));
-        if (!loader->language)
-            die(FAILED, "synthetic: no memory for a language of %zu bytes", sizeof(Language));
+        loader->language = (Language *)allocate(1, sizeof(Language));
         language_init(loader->language, LANGUAGE_SEED);
         return;
     }

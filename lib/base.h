@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <float.h>
 #include <inttypes.h>
+#include <libgen.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -21,7 +22,6 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/types.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -93,19 +93,15 @@ static int cores(void) { return omp_get_max_threads(); }
 // Starts the program again with settings that make OpenMP's threads spin for a moment and then
 // sleep. Waking takes longer than most layers of a small model; but a thread that spins on a busy
 // machine keeps away the one that it waits for. GCC's and LLVM's OpenMP read the settings only when
-// they are loaded. Does nothing if the user has chosen them, or if /proc does not name the program.
+// they are loaded. Does nothing if the user has chosen them, or if the program cannot be found.
 static void restart_with_short_waits(char **argv) {
     static const char *const settings[3][2] = {
         {"GOMP_SPINCOUNT", "1000"}, {"KMP_BLOCKTIME", "1"}, {"KMP_USE_YIELD", "2"}
     };
-    char program[4096];
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program);
-    if (length <= 0 || length == (ssize_t)sizeof program) return;
-    program[length] = 0;
     for (int i = 0; i < 3; i++)
         if (setenv(settings[i][0], settings[i][1], 0)) return;    // else it would start for ever
-    execv(program, argv);
+    execvp(argv[0], argv);
 }
 #else
 static void omp_set_num_threads(int threads) { (void)threads; }
@@ -178,11 +174,9 @@ static void atomic_fail(const char *path) {
 // in place. Some file systems cannot sync a folder: EINVAL.
 static void atomic_close(FILE *file, const char *path) {
     char folder[MAX_TEXT];
-    const char *slash = strrchr(path, '/');
-    int length = slash ? (int)(slash - path) + 1 : 1;
-    snprintf(folder, sizeof folder, "%.*s", length, slash ? path : ".");
+    strcpy(folder, path);
     if (ferror(file) || fflush(file) || fsync(fileno(file)) || fclose(file)) atomic_fail(path);
-    int handle = open(folder, O_RDONLY);
+    int handle = open(dirname(folder), O_RDONLY);
     if (handle < 0 || rename(atomic_tmp, path)) atomic_fail(path);
     if ((fsync(handle) && errno != EINVAL) || close(handle))
         die(FAILED, "wrote %s, but cannot sync its folder: %s", path, strerror(errno));

@@ -39,10 +39,10 @@ static uint64_t tensor_bytes(const Tensor *t) {
     return t->shape[0] * (t->rank == 2 ? t->shape[1] : 1) * sizeof(real);
 }
 
-// The shape in JSON: [rows,cols], [length], or [].
+// The shape in JSON: [rows,cols] or [length].
 static void shape_text(char out[64], int rank, const uint64_t shape[2]) {
-    static const char *const formats[3] = {"[]", "[%" PRIu64 "]", "[%" PRIu64 ",%" PRIu64 "]"};
-    snprintf(out, 64, formats[rank], shape[0], shape[1]);
+    if (rank == 1) snprintf(out, 64, "[%" PRIu64 "]", shape[0]);
+    else snprintf(out, 64, "[%" PRIu64 ",%" PRIu64 "]", shape[0], shape[1]);
 }
 
 // Adds a key. Returns the room for its value.
@@ -57,12 +57,12 @@ static const char *metadata_value(const Metadata *meta, const char *key) {    //
     return NULL;
 }
 
+// flag_set accepts no control character, so only these two need an escape.
 static void json_write_string(FILE *file, const char *text) {
     putc('"', file);
     for (; *text; text++) {
-        if (*text == '"' || *text == '\\') fprintf(file, "\\%c", *text);
-        else if ((unsigned char)*text < 0x20) fprintf(file, "\\u%04x", *text);
-        else putc(*text, file);
+        if (*text == '"' || *text == '\\') putc('\\', file);
+        putc(*text, file);
     }
     putc('"', file);
 }
@@ -138,35 +138,24 @@ static void json_expect(Safetensors *s, char c) {
 }
 
 static void json_string(Safetensors *s, char *text, size_t size) {
-    static const char letters[] = "\"\\/bfnrt", meanings[] = "\"\\/\b\f\n\r\t";
     size_t n = 0;
     json_expect(s, '"');
     for (; *s->at != '"'; s->at++) {
-        char c = *s->at, digits[5] = "";
-        if ((unsigned char)c < 0x20) json_fail(s, "a control character, or no end, in a string");
+        if ((unsigned char)*s->at < 0x20)
+            json_fail(s, "a control character, or no end, in a string");
         if (n + 1 == size) json_fail(s, "a string too long for this program");
-        if (c == '\\' && *++s->at == 'u') {    // ASCII only: the official writer escapes no more
-            if (strspn(s->at + 1, "0123456789abcdefABCDEF") >= 4) memcpy(digits, s->at + 1, 4);
-            unsigned long code = strtoul(digits, NULL, 16);
-            if (code == 0 || code > 127) json_fail(s, "an escape that is not ASCII");
-            c = (char)code;
-            s->at += 4;
-        } else if (c == '\\') {
-            const char *letter = strchr(letters, *s->at);
-            if (*s->at == 0 || !letter) json_fail(s, "an unknown escape");
-            c = meanings[letter - letters];
-        }
-        text[n++] = c;
+        if (*s->at == '\\' && !strspn(++s->at, "\"\\/"))
+            json_fail(s, "an escape other than \\\", \\\\ and \\/");
+        text[n++] = *s->at;
     }
     s->at++;
     text[n] = 0;
 }
 
-// A list of at most two numbers. Returns how many.
+// A list of one or two numbers. Returns how many.
 static int json_numbers(Safetensors *s, uint64_t numbers[2]) {
     int n = 0;
     json_expect(s, '[');
-    if (json_accept(s, ']')) return 0;
     do {
         char c = json_next(s);
         if (n == 2 || c < '0' || c > '9') json_fail(s, "not a whole number, or a third one");
@@ -200,19 +189,19 @@ static void parse_metadata(Safetensors *s) {
 // not found yet, with its dtype and shape, in bytes of the file that no other tensor has.
 static void parse_tensor(Safetensors *s, const char *name) {
     uint64_t shape[2] = {0, 0}, place[2] = {0, 0};
-    int rank = -1, places = -1;    // numbers in each; -1: not given
+    int rank = 0, places = 0;    // numbers in each; 0: not given
     char key[16], dtype[16] = "", theirs[64], ours[64];
     json_expect(s, '{');
     do {
         json_string(s, key, sizeof key);
         json_expect(s, ':');
         if (!strcmp(key, "dtype") && !*dtype) json_string(s, dtype, sizeof dtype);
-        else if (!strcmp(key, "shape") && rank < 0) rank = json_numbers(s, shape);
-        else if (!strcmp(key, "data_offsets") && places < 0) places = json_numbers(s, place);
+        else if (!strcmp(key, "shape") && !rank) rank = json_numbers(s, shape);
+        else if (!strcmp(key, "data_offsets") && !places) places = json_numbers(s, place);
         else json_fail(s, "an unknown or repeated field of a tensor");
     } while (json_accept(s, ','));
     json_expect(s, '}');
-    if (!*dtype || rank < 0 || places != 2 || place[0] > place[1])
+    if (!*dtype || !rank || places != 2 || place[0] > place[1])
         json_fail(s, "a tensor without a dtype, a shape or two data_offsets in order");
     if (!s->tensors) return;
     Tensor *t = NULL;
@@ -243,7 +232,7 @@ static void parse_tensor(Safetensors *s, const char *name) {
 static void parse_header(Safetensors *s, const char *end) {
     char name[96];
     json_expect(s, '{');
-    if (json_next(s) != '}') do {
+    do {
         json_string(s, name, sizeof name);
         json_expect(s, ':');
         if (strcmp(name, "__metadata__")) parse_tensor(s, name);
@@ -258,16 +247,14 @@ static void parse_header(Safetensors *s, const char *end) {
 // Reads the metadata and, unless tensors is NULL, these tensors into their memory. Dies unless the
 // file has these and no others.
 static void safetensors_read(const char *path, Tensor *tensors, int count, Metadata *meta) {
-    const uint64_t limit = 100000000;    // the format's, for a header
-    struct stat info;                    // checked first: opening a FIFO waits for its writer
+    struct stat info;
     uint64_t length, sum = 0;
     meta->count = 0;
-    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) die(FAILED, "%s is not a file", path);
     FILE *file = fopen(path, "rb");
     if (!file || fstat(fileno(file), &info))
         die(FAILED, "cannot read %s: %s", path, strerror(errno));
     uint64_t size = (uint64_t)info.st_size;
-    if (fread(&length, sizeof length, 1, file) != 1 || length > limit || length + 8 > size)
+    if (fread(&length, sizeof length, 1, file) != 1 || length > size - 8)
         die(FAILED, "%s is truncated, or not a safetensors file: its first 8 bytes should be the "
             "length of a header that follows them", path);
     char *header = (char *)allocate(length + 1, 1);

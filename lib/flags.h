@@ -53,9 +53,11 @@ static void flag_set(Config *cfg, const Flag *flag, const char *text, const char
     char range[64], word[MAX_TEXT];
     double value = flag->type == CHOICE ? NAN : parse_number(text);
     if (flag->type == TEXT) {
-        if (strlen(text) >= MAX_TEXT || strchr(text, '\n'))
-            flag_fail(file, "-%s: the value is longer than %d characters or contains a newline",
-                      flag->name, MAX_TEXT - 1);
+        size_t length = 0;
+        while (text[length] && !iscntrl((unsigned char)text[length])) length++;
+        if (text[length] || length >= MAX_TEXT)
+            flag_fail(file, "-%s: the value is longer than %d characters or contains a control "
+                      "character, such as a newline", flag->name, MAX_TEXT - 1);
         strcpy((char *)field, text);
         return;
     }

@@ -23,7 +23,7 @@ typedef struct {
     pid_t sweep;
     int step;
     double loss;            // the training loss of this step
-    double seconds_left;
+    double seconds_left;    // a whole number
     Summary summary;        // once the run is DONE
 } Progress;
 
@@ -47,17 +47,17 @@ static volatile sig_atomic_t interrupted = 0;    // the signal that asks the run
 
 static void on_signal(int number) { interrupted = number; }
 
-// From here on a signal stops the run after the current step, with a checkpoint.
+// From here on a signal stops the run after the current step, with a checkpoint. An ignored signal
+// stays ignored: nohup's SIGHUP, the SIGINT of a script's background job.
 static void catch_signals(void) {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
     struct sigaction action, old;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART;    // the write of a checkpoint continues
-    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
-        bool nohup = !sigaction(numbers[i], NULL, &old) && old.sa_handler == SIG_IGN;
-        if (numbers[i] != SIGHUP || !nohup) sigaction(numbers[i], &action, NULL);
-    }
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        if (!sigaction(numbers[i], NULL, &old) && old.sa_handler != SIG_IGN)
+            sigaction(numbers[i], &action, NULL);
     signal(SIGXFSZ, SIG_IGN);        // a file that grows too large is a failed write
     signal(SIGCHLD, SIG_DFL);        // if it is ignored, a sweep cannot wait for its runs
 }
@@ -65,15 +65,12 @@ static void catch_signals(void) {
 // The stream for a last message: after SIGPIPE nobody reads stdout.
 static FILE *listener(void) { return interrupted == SIGPIPE ? stderr : stdout; }
 
-// The number after this name at the start of a line; NAN if it is not found.
-static double number_in(const char *path, const char *name) {
+// The number in the first line of this format; NAN if there is none.
+static double number_in(const char *path, const char *format) {
     double number = NAN;
     char line[128];
     FILE *file = fopen(path, "r");
-    while (file && isnan(number) && fgets(line, sizeof line, file)) {
-        if (strncmp(line, name, strlen(name))) continue;
-        if (sscanf(line + strlen(name), "%lf", &number) != 1) number = NAN;
-    }
+    while (file && isnan(number) && fgets(line, sizeof line, file)) sscanf(line, format, &number);
     if (file) fclose(file);
     return number;
 }
@@ -81,9 +78,9 @@ static double number_in(const char *path, const char *name) {
 // Dies, before anything is allocated, if the machine or the container has less free memory. The
 // page cache of the container does not count. fmin ignores NAN, which stands for no limit.
 static void check_memory(double bytes) {
-    double limit = number_in("/sys/fs/cgroup/memory.max", "");
-    double machine = 1024 * number_in("/proc/meminfo", "MemAvailable:");
-    double available = fmin(machine, limit - number_in("/sys/fs/cgroup/memory.stat", "anon "));
+    double limit = number_in("/sys/fs/cgroup/memory.max", "%lf");
+    double machine = 1024 * number_in("/proc/meminfo", "MemAvailable: %lf");
+    double available = fmin(machine, limit - number_in("/sys/fs/cgroup/memory.stat", "anon %lf"));
     if (bytes > available)
         die(FAILED, "the run needs %.3g GB of memory and %.3g GB are free; try a smaller -d, "
             "-layers, -T or -batch", 1e-9 * bytes, 1e-9 * available);
@@ -192,16 +189,6 @@ static void log_fail(const Config *cfg) {
         strerror(errno));
 }
 
-// Waits up to five seconds: a process that was killed may take a moment to end.
-static void log_lock(FILE *log, const char *path) {
-    for (int tries = 0; flock(fileno(log), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK; tries++) {
-        if (tries == 50 || interrupted)
-            die(FAILED, "%s: another process is writing it; wait until it has ended, or choose "
-                "another -out", path);
-        usleep(100000);
-    }
-}
-
 // Dies unless this can be the log that the checkpoint was written beside: a row ends at log_bytes,
 // and its step is not after the checkpoint's.
 static void log_check(FILE *log, const char *path, const State *state) {
@@ -272,7 +259,9 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     if (!log)
         die(FAILED, "cannot write %s%s: %s", path, resumed ? ", which -resume needs" : "",
             strerror(errno));
-    log_lock(log, path);
+    if (flock(fileno(log), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+        die(FAILED, "%s: another process is writing it; wait until it has ended, or choose "
+            "another -out", path);
     if (resumed) log_check(log, path, state);
     if (unlink(summary) && errno != ENOENT)
         die(FAILED, "cannot replace %s: %s", summary, strerror(errno));
@@ -308,20 +297,13 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     return run;
 }
 
-// Seconds as 1:05 or 2h30.
-static void time_text(double seconds, char out[16]) {
-    int minutes = (int)(seconds / 60);
-    if (minutes < 60) snprintf(out, 16, "%d:%02d", minutes, (int)fmod(seconds, 60));
-    else snprintf(out, 16, "%dh%02d", minutes / 60, minutes % 60);
-}
-
 // A live line on a terminal, and a line that stays at each validation. In a sweep: the figures for
 // the sweep's line.
 static void run_show(Run *run, const Stats *s, int step) {
     const Config *cfg = run->cfg;
     Progress *progress = run->progress;
     double seconds = now() - run->started, steps = step - run->first_step + 1;
-    double left = step ? seconds / steps * (cfg->steps - step) : 0;
+    double left = step ? floor(seconds / steps * (cfg->steps - step)) : 0;
     if (progress) {
         progress->step = step;
         progress->loss = s->train_loss;
@@ -337,12 +319,10 @@ static void run_show(Run *run, const Stats *s, int step) {
            cfg->steps);
     if (step) printf("  train %.4f", fabs(s->train_loss));    // fabs: nan, not -nan
     if (!isnan(s->val_loss)) printf("  val %.4f", s->val_loss);
-    if (step) {
-        char text[16];
-        time_text(left, text);
-        printf("  lr %.2e  grad %.3g  %.0f tokens/s  %s left", learning_rate(cfg, step),
-               fabs(s->grad_norm), steps * cfg->batch * cfg->T / seconds, text);
-    }
+    if (step)
+        printf("  lr %.2e  grad %.3g  %.0f tokens/s  %.0f:%02.0f left", learning_rate(cfg, step),
+               fabs(s->grad_norm), steps * cfg->batch * cfg->T / seconds, floor(left / 60),
+               fmod(left, 60));
     if (stays) putchar('\n');
     fflush(stdout);
 }

@@ -2,7 +2,7 @@
 #ifndef SWEEP_H
 #define SWEEP_H
 
-#include "run.h"    // Progress, Summary, diagnose, catch_signals, time_text
+#include "run.h"    // Progress, Summary, diagnose, catch_signals
 
 // ---------------------------------------------------------------------------
 // The report at the end of a sweep
@@ -23,13 +23,9 @@ static void sweep_table(const Summary *runs, int n) {
     }
 }
 
-static int chart_row(double loss, double least, double step) {
-    return (int)floor((loss - least) / step + 0.5);
-}
-
-// The losses in the terminal: one column per run, higher losses higher up.
+// The losses in the terminal: one column of 7 characters per run, higher losses higher up.
 static void sweep_chart(const Summary *runs, int n) {
-    enum { HEIGHT = 12, WIDTH = 7 };
+    enum { HEIGHT = 12 };
     double least = INFINITY, most = -INFINITY, entropy_floor = runs[0].entropy_floor;
     for (int i = 0; i < n; i++) {
         least = fmin(least, sweep_loss(&runs[i]));
@@ -41,21 +37,17 @@ static void sweep_chart(const Summary *runs, int n) {
     printf("\nfinal validation loss, nats (x: diverged%s)\n",
            isnan(entropy_floor) ? "" : "; dots: the entropy of the language");
     for (int row = HEIGHT; row >= 0; row--) {
-        bool dots = !isnan(entropy_floor) && chart_row(entropy_floor, least, step) == row;
+        const char *blank = round((entropy_floor - least) / step) == row ? "...." : "    ";
         printf("%7.3f |", least + row * step);
         for (int i = 0; i < n; i++) {
-            bool here = chart_row(sweep_loss(&runs[i]), least, step) == row;
-            char mark = summary_diverged(&runs[i]) ? 'x' : 'o', blank = dots ? '.' : ' ';
-            for (int j = 0; j < WIDTH; j++) putchar(here && j == WIDTH / 2 ? mark : blank);
+            bool here = round((sweep_loss(&runs[i]) - least) / step) == row;
+            char mark = summary_diverged(&runs[i]) ? 'x' : 'o';
+            printf("%.2s%c%s", blank, here ? mark : *blank, blank);
         }
         putchar('\n');
     }
     printf("         ");
-    for (int i = 0; i < n; i++) {
-        int length = (int)strlen(runs[i].cfg.lr_text);
-        int indent = length < WIDTH ? (WIDTH - length) / 2 : 0, room = WIDTH - indent;
-        printf("%*s%-*.*s", indent, "", room, room, runs[i].cfg.lr_text);
-    }
+    for (int i = 0; i < n; i++) printf(" %-6.6s", runs[i].cfg.lr_text);
     printf(" learning rate\n");
 }
 
@@ -104,16 +96,12 @@ static void sweep_report(const Config *cfg, const Summary *runs, int n) {
 // A run's line: of the live display, or at its end.
 static void sweep_line(const char *lr, const Progress *p, int steps, bool live) {
     static const char *const words[] = {"waiting", "starting", "done", "stopped", "failed"};
-    char left[16];
-    printf("%slr %-6s", live ? "\r\033[K" : "", lr);
-    if (p->step == 0) {
-        printf("  %s\n", words[p->state]);
-        return;
-    }
-    time_text(p->seconds_left, left);
-    printf("  step %*d/%d  train %6.4f  ", (int)log10(steps + 1.0) + 1, p->step, steps,
-           fabs(p->loss));
-    if (p->state == RUNNING) printf("%s left\n", left);
+    printf("%slr %-6s  ", live ? "\r\033[K" : "", lr);
+    if (p->step)
+        printf("step %*d/%d  train %6.4f  ", (int)log10(steps + 1.0) + 1, p->step, steps,
+               fabs(p->loss));
+    if (p->step && p->state == RUNNING)
+        printf("%.0f:%02.0f left\n", floor(p->seconds_left / 60), fmod(p->seconds_left, 60));
     else printf("%s\n", words[p->state]);
 }
 
@@ -215,8 +203,7 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
 // ---------------------------------------------------------------------------
 // Sampling
 
-// A token drawn from softmax(logits / temperature) (V); the most likely at temperature
-// 0.
+// A token drawn from softmax(logits / temperature) (V); the most likely one at temperature 0.
 static int sample_token(const real *logits, int V, double temperature, uint64_t *random) {
     int best = 0;
     double sum = 0;

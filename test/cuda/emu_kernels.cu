@@ -2,7 +2,7 @@
 // stdout as raw memory. Of those with a planted mistake the first number says whether it is there.
 #include "cuda_emu.h"
 
-static long number[32];    // the command's numbers
+static long number[33];    // the command's numbers
 static bool wrong() { return number[0]; }
 
 static void check(cudaError_t e) { if (e) printf("%s\n", cudaGetErrorString(e)), exit(1); }
@@ -218,14 +218,26 @@ struct Use {
     Problem asked, done;    // of the algorithm and of the product
     // beta; whether C is not D; the operand (A, B, C, D, aux: 1 .. 5) that is an element short, and
     // the one that starts 8 bytes late; the alignment that is promised; the workspace's bytes in
-    // the product; the type of sums; whether a graph of the product runs three times
-    long beta, apart, short_one, late, promise, workspace, compute, graph;
+    // the product; the type of sums; whether a graph of the product runs three times; a mistake
+    long beta, apart, short_one, late, promise, workspace, compute, graph, mistake;
+};
+enum {
+    NO_HANDLE_ASKS = 1,
+    NO_HANDLE,
+    STRANGE_STREAM,
+    LATE_WORKSPACE,
+    C_UNLIKE_D,
+    B_UNLIKE_A,
+    ANY_SCHEME,
+    NO_ALGORITHM,
+    HALF_A_SETTING
 };
 enum { WORKSPACE = 1024 };
 
 struct Product {
     cublasLtMatmulDesc_t desc;
-    cublasLtMatrixLayout_t a, b, d;
+    cublasLtMatrixLayout_t a, b, c, d;
+    std::array<cublasLtMatrixLayout_t, 3> made;
     Product(const Problem &p, long compute, void *aux) {
         cublasOperation_t op_a = p.ta ? CUBLAS_OP_T : CUBLAS_OP_N;
         cublasOperation_t op_b = p.tb ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -239,6 +251,8 @@ struct Product {
         check(cublasLtMatrixLayoutCreate(&b, in, (uint64_t)(p.tb ? p.n : p.k),
                                          (uint64_t)(p.tb ? p.k : p.n), p.ldb));
         check(cublasLtMatrixLayoutCreate(&d, out, (uint64_t)p.m, (uint64_t)p.n, p.ldd));
+        c = d;
+        made = {a, b, d};
         set(CUBLASLT_MATMUL_DESC_TRANSA, op_a);
         set(CUBLASLT_MATMUL_DESC_TRANSB, op_b);
         set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
@@ -251,7 +265,7 @@ struct Product {
         check(cublasLtMatmulDescSetAttribute(desc, name, &value, sizeof value));
     }
     ~Product() {
-        for (cublasLtMatrixLayout_t x : {a, b, d}) check(cublasLtMatrixLayoutDestroy(x));
+        for (cublasLtMatrixLayout_t x : made) check(cublasLtMatrixLayoutDestroy(x));
         check(cublasLtMatmulDescDestroy(desc));
     }
 };
@@ -286,17 +300,20 @@ static void product_of_stdin() {
     cublasLtMatmulHeuristicResult_t known = {};
     int count;
     uint64_t most = WORKSPACE;
-    uint32_t promise = (uint32_t)use.promise, scheme = CUBLASLT_REDUCTION_SCHEME_NONE;
+    uint32_t promise = (uint32_t)use.promise, scheme = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     float alpha = 0.5f, beta = (float)use.beta;
-    char *workspace = device<char>(WORKSPACE);
+    int shift = use.mistake == LATE_WORKSPACE ? 16 : 0;
+    char *workspace = device<char>((size_t)(WORKSPACE + shift));
     cudaStream_t stream;
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     check(cublasLtCreate(&handle));
     check(cublasLtMatmulPreferenceCreate(&preference));
     check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                                &most, sizeof most));
-    check(cublasLtMatmulPreferenceSetAttribute(
-        preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme, sizeof scheme));
+    if (use.mistake != ANY_SCHEME)
+        check(cublasLtMatmulPreferenceSetAttribute(
+            preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme,
+            use.mistake == HALF_A_SETTING ? 2 : sizeof scheme));
     for (auto name : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
                       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
@@ -304,12 +321,19 @@ static void product_of_stdin() {
         check(cublasLtMatmulPreferenceSetAttribute(preference, name, &promise, sizeof promise));
     {
         Product asked(use.asked, use.compute, x[4]), done(p, use.compute, x[4]);
-        check(cublasLtMatmulAlgoGetHeuristic(handle, asked.desc, asked.a, asked.b, asked.d, asked.d,
+        for (Product *x : {&asked, &done}) {
+            if (use.mistake == C_UNLIKE_D) x->c = x->a;
+            if (use.mistake == B_UNLIKE_A) x->b = x->d;
+        }
+        check(cublasLtMatmulAlgoGetHeuristic(use.mistake == NO_HANDLE_ASKS ? NULL : handle,
+                                             asked.desc, asked.a, asked.b, asked.c, asked.d,
                                              preference, 1, &known, &count));
         if (use.graph) check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-        check(cublasLtMatmul(handle, done.desc, &alpha, x[0], done.a, x[1], done.b, &beta, c,
-                             done.d, x[3], done.d, &known.algo, workspace, (size_t)use.workspace,
-                             stream));
+        check(cublasLtMatmul(use.mistake == NO_HANDLE ? NULL : handle, done.desc, &alpha, x[0],
+                             done.a, x[1], done.b, &beta, c, done.c, x[3], done.d,
+                             use.mistake == NO_ALGORITHM ? NULL : &known.algo, workspace + shift,
+                             (size_t)use.workspace,
+                             use.mistake == STRANGE_STREAM ? (cudaStream_t)&use : stream));
     }
     if (use.graph) {
         cudaGraph_t graph;
@@ -331,7 +355,7 @@ static void product_of_stdin() {
 
 int main(int argc, char **argv) {
     std::string name = argc > 1 ? argv[1] : "";
-    for (int i = 2; i < argc && i < 34; i++) number[i - 2] = atol(argv[i]);
+    for (int i = 2; i < argc && i < 35; i++) number[i - 2] = atol(argv[i]);
     const std::map<std::string, void (*)(int *, bool, int)> missing = {
         {"neighbour", neighbour}, {"overwrite", overwrite},     {"broadcast", broadcast},
         {"in_warp", in_warp},     {"after_store", after_store}, {"before_load", before_load}};

@@ -215,7 +215,9 @@ def test_wmma(transposed, order, kernels):
 PROBLEM = dict(
     ta=0, tb=0, m=5, n=7, k=9, lda=16, ldb=16, ldd=16, in16=1, out16=1, epilogue=1, ldaux=0
 )
-USE = dict(beta=0, apart=0, short_one=0, late=0, promise=16, workspace=1024, compute=68, graph=0)
+USE = dict(
+    beta=0, apart=0, short_one=0, late=0, promise=16, workspace=1024, compute=68, graph=0, mistake=0
+)
 DEFAULT, GELU_AUX, DGELU = 1, 160, 192
 MATRICES = "a", "b", "c", "d", "aux"
 
@@ -388,6 +390,25 @@ INVALID, UNSUPPORTED = "unsupported value", "requested is not supported"
 def test_product_refused(settings, wanted, kernels):
     status, said = product(kernels, **settings)
     assert status in (1, -6) and wanted in said, said
+
+
+MISTAKES = dict(
+    no_handle_asks="not initialized",
+    no_handle="not initialized",
+    strange_stream=INVALID,
+    late_workspace=INVALID,
+    c_unlike_d=INVALID,
+    b_unlike_a=INVALID,
+    any_scheme="only CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE",
+    no_algorithm=INVALID,
+    half_a_setting=INVALID,
+)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistaken_product(name, kernels):
+    status, said = product(kernels, mistake=1 + list(MISTAKES).index(name))
+    assert status in (1, -6) and MISTAKES[name] in said, said
 
 
 def test_every_call_of_a_product_can_fail(kernels):

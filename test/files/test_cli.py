@@ -226,6 +226,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-d -lr 1e-2", "-d needs a value"),
         ("-out", "-out needs a value"),
         ("-data -T 3", "-data needs"),
+        ("-data 'a\tb'", "-data | control character"),
         ("-mu_param most", "-mu_param | 'most' | one of: off simple intermediate full"),
         ("-mu_param fuller", "-mu_param | 'fuller'"),
         ("-mu_param ''", "-mu_param"),

@@ -4,9 +4,9 @@ signals. Each time one line says it, and once it is mended the run goes on to th
 undisturbed one."""
 
 import contextlib
-import fcntl
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,8 +18,18 @@ import pytest
 
 import survive
 import test_plot
-from test_cli import PROGRAM, REPO, TINY, program, snapshot, summary, train, words
-from test_runs import MODEL, assert_same_run, has_signal, metadata, start, wait
+from test_cli import (
+    PROGRAM,
+    REPO,
+    TINY,
+    program,
+    snapshot,
+    summary,
+    train,
+    without_sanitizer,
+    words,
+)
+from test_runs import MODEL, assert_same_run, metadata, start, wait
 from test_sweep import (  # noqa: F401, parallel is a fixture
     FEW,
     assert_same_sweep,
@@ -32,6 +42,7 @@ from test_sweep import (  # noqa: F401, parallel is a fixture
 
 FLAGS = dict(steps=400, checkpoint_every=50, log_every=5, eval_every=200)
 ROOT = os.geteuid() == 0
+WAITING = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_USE_YIELD"
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +130,7 @@ def test_runs_of_a_killed_sweep_stop(tmp_path):
 
 
 def test_one_run_a_folder(tmp_path, undisturbed):
-    """A second one waits a moment, as what was killed may still be dying, and changes nothing."""
+    """A second one changes nothing."""
     first = begin(tmp_path / "x")
     wait(first, lambda: saved(tmp_path / "x"))
     first.send_signal(signal.SIGSTOP)
@@ -136,15 +147,119 @@ def test_one_run_a_folder(tmp_path, undisturbed):
     assert_same_run(tmp_path / "x", undisturbed)
 
 
-def test_signals_are_caught_before_the_log_is_begun(tmp_path):
-    (tmp_path / "x").mkdir()
-    with open(tmp_path / "x" / "log.csv", "w") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        process = begin(tmp_path / "x")
-        wait(process, lambda: has_signal(process.pid, "SigCgt", signal.SIGINT))
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        assert_one_line(process, "log.csv: another process is writing it")
+# ---------------------------------------------------------------------------
+# Functions of the C library that do something else
+
+
+def run_with(folder, functions):
+    """A tiny run in the folder x, with these functions in place of the C library's."""
+    source, library = folder / "other.c", folder / "other.so"
+    source.write_text(functions)
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    subprocess.run([*compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    environment = {k: v for k, v in os.environ.items() if k not in WAITING}
+    return subprocess.run(
+        [PROGRAM, *words(TINY), "-out", "x"],
+        cwd=folder,
+        env={**environment, "LD_PRELOAD": str(library)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@without_sanitizer
+def test_the_log_is_locked_until_the_summary_is_there(tmp_path):
+    result = run_with(
+        tmp_path,
+        r"""
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <string.h>
+        #include <sys/file.h>
+
+        int rename(const char *from, const char *to) {
+            int failed = renameat(AT_FDCWD, from, AT_FDCWD, to);
+            if (!strcmp(to, "x/summary.csv"))
+                fputs(flock(open("x/log.csv", O_RDONLY), LOCK_EX | LOCK_NB) ? "locked" : "free",
+                      stderr);
+            return failed;
+        }
+        """,
+    )
+    assert (result.returncode, result.stderr) == (0, "locked")
+
+
+@without_sanitizer
+def test_a_file_is_on_the_disk_before_its_name_and_its_name_at_the_end(tmp_path):
+    result = run_with(
+        tmp_path,
+        r"""
+        #include <fcntl.h>
+        #include <stdio.h>
+        #include <sys/stat.h>
+        #include <unistd.h>
+
+        int fsync(int file) {
+            char link[64], path[4096] = "";
+            snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+            fprintf(stderr, "sync %.*s\n", (int)readlink(link, path, sizeof path), path);
+            return fdatasync(file);
+        }
+        int rename(const char *from, const char *to) {
+            struct stat info;
+            stat(from, &info);
+            fprintf(stderr, "rename %s %d\n", to, info.st_size > 0);
+            return renameat(AT_FDCWD, from, AT_FDCWD, to);
+        }
+        """,
+    )
+    folder = tmp_path / "x"
+    wanted = [f"sync {folder}/log.csv"]
+    for name in MODEL, "summary.csv":
+        wanted += [f"sync {folder}/{name}.tmp", f"rename x/{name} 1", f"sync {folder}"]
+    assert (result.returncode, result.stderr.splitlines()) == (0, wanted)
+
+
+@without_sanitizer
+def test_no_start_without_end_where_the_environment_is_full(tmp_path):
+    result = run_with(
+        tmp_path,
+        """
+        #include <unistd.h>
+
+        int setenv(const char *name, const char *value, int over) { return -1; }
+        int execv(const char *path, char *const *argv) { _exit(99); }
+        int execvp(const char *file, char *const *argv) { _exit(99); }
+        """,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.skipif(
+    Path(PROGRAM).exists() and b"GOMP_SPINCOUNT" not in Path(PROGRAM).read_bytes(),
+    reason="built without OpenMP",
+)
+@pytest.mark.parametrize("name", [PROGRAM, Path(PROGRAM).name], ids=["path", "name"])
+def test_threads_wait_as_they_should(tmp_path, name):
+    """The settings are in the environment that the program starts with, and it keeps its name."""
+    environment = {k: v for k, v in os.environ.items() if k not in WAITING}
+    environment["PATH"] += ":" + str(Path(PROGRAM).parent)
+    process = subprocess.Popen(
+        [name, *words({**TINY, **FLAGS, "steps": 100000}), "-out", "x"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait(process, lambda: saved(tmp_path / "x"))
+        proc = Path("/proc") / str(process.pid)
+        settings = (proc / "environ").read_text().split("\0")
+        assert (proc / "comm").read_text().strip() == Path(PROGRAM).name[:15]
+    finally:
+        process.kill()
+        process.wait()
+    assert {"GOMP_SPINCOUNT=1000", "KMP_BLOCKTIME=1", "KMP_USE_YIELD=2"} <= {*settings}
 
 
 # ---------------------------------------------------------------------------
@@ -423,15 +538,23 @@ def test_stopped_and_continued(tmp_path, undisturbed):
     assert_same_run(tmp_path / "x", undisturbed)
 
 
-def test_nohup(tmp_path, undisturbed):
+@pytest.mark.parametrize(
+    "ignoring, number",
+    [
+        (["nohup"], signal.SIGHUP),
+        (["sh", "-c", "trap '' INT; exec \"$@\"", "sh"], signal.SIGINT),
+    ],
+    ids=["nohup", "trap"],
+)
+def test_an_ignored_signal_stays_ignored(tmp_path, undisturbed, ignoring, number):
     process = subprocess.Popen(
-        ["nohup", PROGRAM, *words({**TINY, **FLAGS}), "-out", tmp_path / "x"],
+        [*ignoring, PROGRAM, *words({**TINY, **FLAGS}), "-out", tmp_path / "x"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
     )
     wait(process, lambda: saved(tmp_path / "x"))
-    process.send_signal(signal.SIGHUP)
+    process.send_signal(number)
     process.communicate()
     assert process.returncode == 0
     assert_same_run(tmp_path / "x", undisturbed)

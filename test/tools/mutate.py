@@ -516,6 +516,17 @@ MUTANTS = [
         ],
     ),
     (
+        "lib/base.h",
+        "test_survive.py -k 'without_end or threads_wait or on_the_disk'",
+        [
+            ("dirname(folder)", "folder"),
+            ("fflush(file) || fsync(fileno(file))", "fflush(file)"),
+            ("settings[i][1], 0)) return;", "settings[i][1], 0)) continue;"),
+            ("execvp(argv[0], argv)", "execv(argv[0], argv)"),
+            ("execvp(argv[0], argv)", 'execv("/proc/self/exe", argv)'),
+        ],
+    ),
+    (
         "lib/flags.h",
         (
             "test_cli.py -k 'schedule or learning_rates or help or range or names or"
@@ -562,7 +573,8 @@ MUTANTS = [
             ("|| memcmp(shape, t->shape, sizeof shape))", ")"),
             ("if (strcmp(dtype, DTYPE))", "if (strlen(dtype) != strlen(DTYPE))"),
             ("position % 8; position++", "position % 4; position++"),
-            ("if (code == 0 || code > 127)", "if (code > 127)"),
+            ("strspn(++s->at, ", 'strspn(++s->at, "nu" '),
+            ("if (*text == '\"' || *text", "if (*text"),
             ("else if (s->meta->count) json_fail", "else if (s->meta->count > 99) json_fail"),
         ],
     ),
@@ -649,6 +661,17 @@ MUTANTS = [
         [
             ("if (access(path, F_OK) && !access(summary, F_OK))", "if (0)"),
             ("run->progress->summary = summary;", "run->progress->summary.cfg = *cfg;"),
+        ],
+    ),
+    (
+        "lib/run.h",
+        "test_survive.py -k 'locked or ignored'",
+        [
+            (
+                "= run_summary(run, step);",
+                "= run_summary(run, step);\n        flock(fileno(run->log), LOCK_UN);",
+            ),
+            (" && old.sa_handler != SIG_IGN)", ")"),
         ],
     ),
     (
@@ -1020,7 +1043,7 @@ def build(folder):
 
 def fails(folder, tests):
     """What the first test that failed is called, "timeout", or None."""
-    if re.search("numbers|cli|checkpoint|runs|cuda", tests):
+    if re.search("numbers|cli|checkpoint|runs|survive|cuda", tests):
         build(folder)
     words = [
         re.sub(r"^test_\w+\.py", lambda file: str(next(folder.glob("test/*/" + file[0]))), word)
