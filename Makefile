@@ -17,6 +17,8 @@
 #                   it (PYTHON=another); ARGS="--rounds 5"; ARGS=-h lists the options
 # make bench_gpu    the same of train_gpt.cu, kernel by kernel, and beside PyTorch where python3 has
 #                   it (PYTHON=another)
+# make sass         train_gpt.cu's machine code: registers, spills, and attention's main loops; needs
+#                   nvcc, no GPU
 # make figures      the pictures of README.md, from runs made here
 # make show         the interventions and how many lines each has; make show-qk_norm prints them
 #                   with the formula
@@ -97,7 +99,7 @@ build/venv/ready: test/requirements.txt | build
 	touch $@
 
 .PHONY: show mirror grade test test_gpu coverage mutate golden survive endurance bench bench_gpu
-.PHONY: figures fuzz lint clean force
+.PHONY: sass figures fuzz lint clean force
 test: train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
 
@@ -125,6 +127,9 @@ bench: build/bench build/venv/ready
 
 bench_gpu: build/bench_gpu
 	$(PYTHON) test/bench/bench_gpu.py
+
+sass:
+	@python3 test/tools/sass.py $(PRECISION_FLAG)
 
 # README.md's pictures: the paper's experiments at laptop scale (experiment:seeds), and z_loss once
 # more in long runs. About three quarters of an hour on two cores; finished runs are not repeated.

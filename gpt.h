@@ -197,7 +197,7 @@ static double learning_rate(const Config *cfg, int step) {
     return end + (cfg->lr - end) * 0.5 * (1 + cos(3.14159265358979323846 * done));
 }
 
-// The share of a weight that decays at a step (section 3.2.2).
+// The fraction of each weight that a step subtracts (section 3.2.2).
 static double weight_decay(const Config *cfg, int step) {
     double lr = learning_rate(cfg, step);
     return cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr);                 // [wd_independent]
@@ -205,8 +205,8 @@ static double weight_decay(const Config *cfg, int step) {
 
 // muParam (section 3.2.4), with m = C/base_d. Each factor is 1 at C = base_d: there the model is
 // the standard one, bit for bit. simple: hidden matrices learn at lr/m. intermediate: the logits
-// are divided by m as well. full: and attention's scale is sqrt(HS_base)/HS. The number of heads is
-// the same at both widths, so that this is 1/sqrt(HS) * sqrt(1/m).
+// are divided by m as well. full: attention's scale is multiplied by sqrt(1/m) as well, which makes
+// it sqrt(HS_base)/HS, since the number of heads is the same at both widths.
 static double mu_m(const Config *cfg) { return (double)cfg->d / cfg->base_d; }  // [mu_param]
 static double mu_lr_scale(const Config *cfg, const Parameter *p) {              // [mu_param
     return cfg->mu_param >= MU_SIMPLE && p->hidden ? 1 / mu_m(cfg) : 1;

@@ -9,12 +9,13 @@
 // row-major: x (B,T,C) has its element (b,t,c) at x[(b*T + t)*C + c]. dx is the gradient of the
 // loss with respect to x. A real is a float (a double in the gradient check).
 //
-// A line marked [flag], or the lines from [flag to flag], are what that flag adds.
+// A line marked [flag], or the lines from `[flag` to `flag]`, are what that flag adds. gpt.h says
+// what each flag does.
 //
 // Threads: one thread runs the program. At `omp taskloop` it cuts a loop into tasks, runs them with
-// the help of idle threads, and goes on when all are done. `omp simd` asks for vector instructions.
-// A sum that tasks share is cut at places that do not depend on the number of threads, so that
-// results have the same bits with any number.
+// the help of idle threads, and goes on when all are done (with `nogroup`, at once). `omp simd`
+// asks for vector instructions. A sum that tasks share is cut at places that do not depend on the
+// number of threads, so that results have the same bits with any number.
 
 #include <tgmath.h>        // sqrt, log and fabs of a float return a float
 #include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors, Stats
@@ -64,7 +65,7 @@ static void embedding_forward(real *out, const int *tokens, const real *wte, int
 // same row of dwte at once.
 static void embedding_backward(real *dwte, const real *dout, const int *tokens,
                                int rows, int C, int V) {
-    enum { CHANNELS = 32 };                          // of a task: whole cache lines
+    enum { CHANNELS = 32 };                          // per task: two cache lines of floats
     #pragma omp taskloop
     for (int from = 0; from < C; from += CHANNELS) {
         int end = least(C, from + CHANNELS);
@@ -114,8 +115,8 @@ static void layernorm_row_backward(real *dx, const real *add, real *dweight, con
         dx[j] = (add ? add[j] : 0) + rstd * (g[j] - mean_g - n[j] * mean_gn);
 }
 
-// x (rows,C) = inp + branch, the residual stream with the output of a branch added, and out (rows,C)
-// = LayerNorm of each row of x. branch (rows,C) may be NULL: then x must be inp. weight (C); mean,
+// Adds the output of a branch to the residual stream, x (rows,C) = inp + branch, and normalizes
+// each row, out (rows,C) = LayerNorm(x). branch may be NULL: then x must be inp. weight (C); mean,
 // rstd (rows)
 static void residual_layernorm_forward(real *out, real *x, real *mean, real *rstd,
                                        const real *inp, const real *branch, const real *weight,
@@ -131,7 +132,7 @@ static void residual_layernorm_forward(real *out, real *x, real *mean, real *rst
 
 // The gradient of a norm's weight sums over rows: a task sums the rows of a chunk, then the chunks
 // are added in their order, whatever the number of threads.
-enum { CHUNK = 64 };
+enum { CHUNK = 64 };                                 // rows
 
 // out (n) = the sum over chunks of the first n values of partial (chunks,stride)
 static void sum_chunks(real *out, const real *partial, size_t stride, int chunks, int n) {
@@ -140,8 +141,9 @@ static void sum_chunks(real *out, const real *partial, size_t stride, int chunks
         for (int j = 0; j < n; j++) out[j] += partial[chunk * stride + j];
 }
 
-// dx (rows,C) += the gradient that reaches x through its LayerNorm. dout, x (rows,C); dweight,
-// weight (C); mean, rstd (rows); partial (chunks,3,C): a chunk's dweight and the scratch of a row
+// Adds to dx (rows,C) the gradient that reaches x through its LayerNorm; sets dweight (C). dout, x
+// (rows,C); weight (C); mean, rstd (rows); partial (chunks,3,C): a chunk's dweight and the scratch
+// of a row
 static void residual_layernorm_backward(real *dx, real *dweight, const real *dout, const real *x,
                                         const real *weight, const real *mean, const real *rstd,
                                         real *partial, int rows, int C) {
@@ -194,10 +196,11 @@ static void rope_row(real *out, const real *inp, const real *cosine, const real 
     }
 }
 
-// Computes the q and k that attention sees, qk (B,T,2,C), from c_attn's output, qkv (B,T,3,C).
-// qk-norm applies LayerNorm to each head, so that scores stay small however large the weights of
-// c_attn grow. All heads share q_weight and k_weight (HS), which are NULL without qk-norm. RoPE
-// then turns the heads. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2).
+// Computes the q and k that attention sees, qk (B,T,2,C), from qkv (B,T,3,C), the output of the
+// linear layer c_attn. qk-norm applies LayerNorm to each head, so that scores stay small however
+// large the weights of c_attn grow. All heads share q_weight and k_weight (HS), which are NULL
+// without qk-norm. RoPE then turns the heads. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine
+// (T,HS/2).
 static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *qkv,
                                  const real *q_weight, const real *k_weight, const real *cosine,
                                  const real *sine, int B, int T, int NH, int HS) {
@@ -207,7 +210,7 @@ static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *q
         for (int i = 0; i < 2; i++) {                // q, then k
             const real *from = qkv + ((size_t)row * 3 + i) * C;
             real *to = qk + ((size_t)row * 2 + i) * C;
-            size_t position = (size_t)(row % T) * (HS / 2);
+            size_t angles = (size_t)(row % T) * (HS / 2);
             if (q_weight) {                                                     // [qk_norm
                 size_t head = ((size_t)row * 2 + i) * NH;
                 for (int h = 0; h < NH; h++)
@@ -215,11 +218,11 @@ static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *q
                                   i ? k_weight : q_weight, HS);
                 from = to;
             }                                                                   // qk_norm]
-            rope_row(to, from, cosine + position, sine + position, 1, NH, HS);
+            rope_row(to, from, cosine + angles, sine + angles, 1, NH, HS);
         }
 }
 
-// Turns the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), into those of qkv, in
+// Converts the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), to those of qkv, in
 // place. First rotates back (a rotation's transpose is its inverse), then goes back through
 // qk-norm. dq_weight, dk_weight (HS): NULL without qk-norm. partial (chunks,4,HS): a chunk's
 // dq_weight and dk_weight, then scratch (2,HS).
@@ -235,9 +238,9 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
         for (int row = chunk * CHUNK; row < least(rows, (chunk + 1) * CHUNK); row++)
             for (int i = 0; i < 2; i++) {            // q, then k
                 size_t at = ((size_t)row * 3 + i) * C;
-                size_t position = (size_t)(row % T) * (HS / 2);
+                size_t angles = (size_t)(row % T) * (HS / 2);
                 real *d = dqkv + at;
-                rope_row(d, d, cosine + position, sine + position, -1, NH, HS);
+                rope_row(d, d, cosine + angles, sine + angles, -1, NH, HS);
                 if (q_weight) {                                                 // [qk_norm
                     size_t head = ((size_t)row * 2 + i) * NH;
                     for (int h = 0; h < NH; h++)
@@ -253,8 +256,8 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
     }                                                                           // qk_norm]
 }
 
-// Causal attention, a task for each head of each sequence: out_i = sum over j <= i of p_ij v_j,
-// where p_i is the softmax over j of the scores (attention logits) s_ij = scale * dot(q_i, k_j).
+// Causal attention: out_i = sum over j <= i of p_ij v_j, where p_i is the softmax over j of the
+// scores (attention logits) s_ij = scale * dot(q_i, k_j). A task computes a head of a sequence.
 //
 // Keeps the scores of at most QB queries per thread, not of all T (Dao et al. 2022). The backward
 // pass recomputes p from softmax (B,NH,T,2), which holds two numbers per query: the largest score,
@@ -262,13 +265,15 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
 // be enough: near 1e6 a float rounds it by up to 0.03, which puts p off by 3%.
 enum { QB = 64 };                                    // queries in a block
 
-// The memory of one thread while it runs a task
+// The memory of one thread while it runs a task. A block has `rows` queries, which see `cols` keys.
 typedef struct {
     real *p;                                         // (rows,cols) scores, then exp or p
     real *dp;                                        // (rows,cols) dp, then ds: backward only
     real *k_t, *v_t;                                 // (HS,T) k and v of this head, transposed
-    real *mask;                                      // (2T) T zeros, then T times -infinity: adding
-} AttentionScratch;                                  // mask[T - 1 - i + j] hides the keys j > i
+    // (2T) T zeros, then T times -infinity. Adding mask[T - 1 - i + j] to the score of query i and
+    // key j hides the key if j > i.
+    real *mask;
+} AttentionScratch;
 
 // The reals that one thread needs
 static size_t attention_scratch_size(int T, int HS) { return (size_t)2 * (QB + HS + 1) * T; }
@@ -295,21 +300,22 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
                               const real *qkv, real scale, real *scratch,
                               int B, int T, int NH, int HS) {
     int C = NH * HS;
-    int block = T > 2 * QB ? QB : QB / 2;            // shorter ones waste fewer masked scores
+    int block = T > 2 * QB ? QB : QB / 2;            // shorter blocks mask fewer scores
     #pragma omp taskloop
     for (int head = 0; head < B * NH; head++) {
+        // the first row of this sequence, the first channel of this head
         size_t first = (size_t)(head / NH) * T, channel = (size_t)(head % NH) * HS;
         const real *q = qk + first * 2 * C + channel, *k = q + C;
         const real *v = qkv + first * 3 * C + 2 * C + channel;
         real *o = out + first * C + channel;
         real largest = 0;
         AttentionScratch s = attention_scratch(scratch, T, HS);
-        transpose(s.k_t, T, k, 2 * C, T, HS);        // once here, not per block in multiply
+        transpose(s.k_t, T, k, 2 * C, T, HS);        // else multiply would, for each block
         // queries i0 .. i0+rows-1, keys 0 .. cols-1
         for (int i0 = 0; i0 < T; i0 += block) {
             int rows = least(block, T - i0), cols = i0 + rows;
             real *stats = softmax + 2 * ((size_t)head * T + i0);
-            // 1. scores = q k^T
+            // 1. products q k^T
             multiply(s.p, NULL, cols, matrix(q + (size_t)i0 * 2 * C, 2 * C), matrix(s.k_t, T),
                      rows, cols, HS);
             for (int i = 0; i < rows; i++) {
@@ -337,8 +343,9 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
 // dqkv (B,T,3,C), the gradients of q and k in qk and of v in qkv, from dout and out (B,T,C):
 //   dp_ij = dot(dout_i, v_j);  ds_ij = scale * p_ij (dp_ij - dot(dout_i, out_i))
 //   dq = ds k;  dk = ds^T q;  dv = p^T dout
-// ds is the gradient of dot(q_i, k_j), before the scale. dot(dout_i, out_i) is the sum over j of
-// p_ij dp_ij, which softmax's backward pass takes away, since out_i = sum over j of p_ij v_j.
+// ds_ij is the gradient of dot(q_i, k_j), not of s_ij: it includes the scale. Softmax's backward
+// pass subtracts from dp_ij the sum over j of p_ij dp_ij. This equals dot(dout_i, out_i), since
+// out_i = sum over j of p_ij v_j.
 static void attention_backward(real *dqkv, const real *dout, const real *out, const real *softmax,
                                const real *qk, const real *qkv, real scale, real *scratch,
                                int B, int T, int NH, int HS) {
@@ -353,14 +360,14 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
         AttentionScratch s = attention_scratch(scratch, T, HS);
         transpose(s.k_t, T, k, 2 * C, T, HS);
         transpose(s.v_t, T, v, 3 * C, T, HS);
-        // from the last block, which sees all keys and so writes all of dk and dv, to the first:
-        // the others add to them
+        // starts with the last block, which sees all keys and so writes all of dk and dv; the
+        // blocks before it add to them
         for (int i0 = last; i0 >= 0; i0 -= block) {
             int rows = least(block, T - i0), cols = i0 + rows;
             size_t at = (first + i0) * C + channel;
             const real *oi = out + at, *doi = dout + at, *qi = q + (size_t)i0 * 2 * C;
             const real *stats = softmax + 2 * ((size_t)head * T + i0);
-            // 1. scores = q k^T, dp = dout v^T
+            // 1. products q k^T, dp = dout v^T
             multiply(s.p, NULL, cols, matrix(qi, 2 * C), matrix(s.k_t, T), rows, cols, HS);
             multiply(s.dp, NULL, cols, matrix(doi, C), matrix(s.v_t, T), rows, cols, HS);
             // 2. p and ds, which takes the place of dp
@@ -390,12 +397,13 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
 //   gelu(x) = x (1 + tanh u) / 2 = x s, where s = 1 / (1 + exp(-2u)) and 2u = x (A + B x^2)
 // With e = exp(-|2u|), which is at most 1: s = 1/(1 + e) or e/(1 + e), and s (1 - s) = e/(1 + e)^2.
 // Nothing is subtracted: for large x, 1 - s would be 6e-8 where it should be 0, and the x^3 in
-// x (2u)' would blow this up in the gradient. Beyond |x| = 30, e is 0 and |x| need not grow.
+// x (2u)' would blow this up in the gradient. Caps |x| at 30, where e is 0 already, so that e x^2
+// is never 0 * infinity.
 #define GELU_A ((real)1.5957691216057308)            // 2 sqrt(2/pi)
 #define GELU_B (GELU_A * (real)0.044715)
 
 // inp, out, slope (rows,C): out = gelu(inp), and slope = gelu'(inp) = s + x s (1 - s) (2u)', all
-// that the backward pass needs: it costs no exponential here
+// that the backward pass needs. Computing it here reuses e.
 static void gelu_forward(real *out, real *slope, const real *inp, int rows, int C) {
     #pragma omp taskloop
     for (int i = 0; i < rows; i++) {
@@ -454,7 +462,7 @@ static void cross_entropy(real *logits, real *losses, real *log_z, const int *ta
         for (int j = 0; j < V; j++) x[j] = exponential(x[j] - top);
         real sum = row_sum(x, V);
         log_z[i] = top + log(sum);
-        losses[i] = top - target + log(sum);         // the large terms first
+        losses[i] = top - target + log(sum);         // top + log(sum) would round log(sum)
         if (!gradient) continue;
         real weight = 1;                             // of p
         weight += 2 * z_loss * log_z[i];                                        // [z_loss]
@@ -510,7 +518,7 @@ typedef struct {
     real *dqkv;                                      // (B,T,3,C)
     real *dfc;                                       // (B,T,4C)
     real *scratch;                                   // (threads, attention_scratch_size)
-    real *partial;                                   // (chunks,4,C) of the norms' backward passes
+    real *partial;                                   // (chunks,4,C) for any norm's backward pass
     double *sums;                                    // (longest array summed / SUM_CHUNK + 1)
     double squares[NUM_ACTIVATIONS];                 // sums over the activations, if measured
     void *memory;                                    // holds the arrays above, except layers
@@ -628,7 +636,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     memset(squares, 0, sizeof g->squares);
     embedding_forward(x, tokens, g->w[WTE], rows, C);
     for (int l = 0; l < L; l++) {
-        const Layer a = g->layers[l];                // a copy of its pointers
+        const Layer a = g->layers[l];                // a: activations; a copy of the pointers
         real *const *w = a.w;                        // its weights by kind
         // x += branch;  branch = attn_c_proj(attention(c_attn(ln_1(x))))
         residual_layernorm_forward(a.ln_1, a.x, a.ln_1_mean, a.ln_1_rstd, x, branch, w[LN_1],
@@ -678,8 +686,9 @@ static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, d
 }
 
 // Computes all gradients, after gpt_forward and gpt_loss on the same batch, by taking the steps of
-// gpt_forward in reverse. dx is the gradient of the residual stream. Each branch (MLP, attention)
-// carries dx back from its output to its input, a LayerNorm, and adds the result to dx there.
+// gpt_forward in reverse. dx is the gradient of the residual stream. It passes each sum x + branch
+// unchanged, and a copy goes back through the branch; the branch's first layer, a LayerNorm, adds
+// what arrives there to dx.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     real scale = (real)attention_scale(&g->cfg);
@@ -715,8 +724,8 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
 // ---------------------------------------------------------------------------
 // AdamW (Loshchilov and Hutter 2019)
 
-// The constants of a step. The moments start at 0: correction1 is 1 / (1 - beta1^step), which
-// removes the bias that this gives to m, and correction2 that of v.
+// The constants of a step. The moments start at 0, which makes them too small at first: m is
+// multiplied by correction1 = 1 / (1 - beta1^step), and v by correction2.
 typedef struct { real clip_scale, beta1, beta2, correction1, correction2, eps, decay; } AdamW;
 
 // One step for n parameters:
@@ -753,7 +762,7 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
     const Config *cfg = &g->cfg;
     double norm = sqrt(sum_squares(g->grads, g->num_parameters, g->sums));
     double lr = learning_rate(cfg, step);
-    double clip_scale = 1, beta2 = 0.95, eps = 1e-8, decay = 0;
+    double clip_scale = 1, beta2 = 0.95, eps = 1e-8, decay = 0;    // without the flags
     if (cfg->clip > 0 && norm > cfg->clip) clip_scale = cfg->clip / norm;       // [clip]
     beta2 = cfg->beta2;                                                         // [beta2]
     eps = cfg->eps;                                                             // [eps]
@@ -831,7 +840,7 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     double entropy_floor = dataloader_entropy_floor(&loader, windows);
     Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, entropy_floor, NULL,
                         threads, progress);
-    if (state.log_bytes == 0) {
+    if (state.log_bytes == 0) {                      // a new run
         double initial = evaluate(&g, &loader, windows, inputs, targets);
         run_initial(&run, &stats, initial);
     }
@@ -887,7 +896,7 @@ static int train(const Config *flags, int threads, Progress *progress) {
     #pragma omp parallel num_threads(threads)
     #pragma omp master
     {
-        omp_set_num_threads(threads);                // what omp_get_max_threads says in here
+        omp_set_num_threads(threads);                // for gpt_layout, which asks how many
         status = train_run(flags, threads, progress);
     }
     return status;
@@ -934,13 +943,13 @@ static int train_sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int runs)
 }
 
 int main(int argc, char **argv) {
-    restart_with_short_waits(argv);                  // once: OpenMP reads how to wait when loaded
+    restart_with_short_waits(argv);                  // idle threads sleep soon; must come first
     Config cfg;
     char lr[MAX_RUNS][MAX_RATE];
     config_parse(&cfg, argc, argv);
     if (cfg.micro_batch)
-        die(USAGE, "-micro_batch %d: only train_gpt_cu has micro-batches; this program computes the "
-            "whole batch at once", cfg.micro_batch);
+        die(USAGE, "-micro_batch %d: only train_gpt_cu has micro-batches; this program computes "
+            "the whole batch at once", cfg.micro_batch);
 
     int runs = learning_rates(cfg.lr_text, lr, NULL);
     if (runs > 1) return train_sweep(&cfg, lr, runs);
@@ -954,8 +963,8 @@ int main(int argc, char **argv) {
 // ---------------------------------------------------------------------------
 // Arithmetic: exponentials, sums of a row, and the matrix multiply
 
-// A tile of MR x NR sums stays in vector registers: AVX-512 and Arm have 32 registers, AVX and SSE
-// 16. A vector holds VL reals, and NR is two vectors.
+// multiply computes out in tiles of MR x NR sums, which stay in vector registers: AVX-512 and Arm
+// have 32 of them, AVX and SSE 16. A vector holds VL reals, and NR is two vectors.
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64, MR = 8 };
 #elif defined(__AVX__)
@@ -975,7 +984,8 @@ static inline real reciprocal(real x) { return 1 / x; }
 // exp(x) for x <= 0 without a branch or a call, so that loops over it become vector code (Cephes'
 // expf, error below 1e-7): x = n ln 2 + r with n whole and |r| <= ln(2)/2, so exp(x) = 2^n exp(r).
 static inline float exponential(float x) {
-    float shifted = x * 1.44269504f + 12582912.0f;          // 1.5 * 2^23: rounds to a whole number
+    // 1.5 * 2^23 leaves no bits for a fraction: the low bits of shifted are the integer n
+    float shifted = x * 1.44269504f + 12582912.0f;
     float n = shifted - 12582912.0f;
     // ln 2 in two parts: n times the first is exact
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -989,7 +999,8 @@ static inline float exponential(float x) {
     p = p * r + 1;
     uint32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits << 23) + 0x3f800000;                       // 2^n: n moves to the exponent
+    // 2^n as a float: n moves to the exponent, bits 23 and up, where 0x3f800000 stands for 2^0
+    bits = (bits << 23) + 0x3f800000;
     float power;
     memcpy(&power, &bits, sizeof power);
     // e^-60 = 1e-26 adds nothing to a sum of at least 1; its products would be denormal, which is
@@ -1063,11 +1074,12 @@ static double sum_squares(const real *x, size_t n, double *sums) {
     return total;
 }
 
-// out (16,16) = in (16,16) transposed; the rows of out lie ldo apart, those of in ldi. The place of
-// a value in the block is a number of 8 bits: 4 of its row, 4 of its column. Dealing out the two
-// halves of the block in turn, like cards, moves each bit up by one and the highest to the lowest;
-// after four deals row and column have changed places. Compilers make vector shuffles of a deal,
-// but not of plain loops, with which a step takes 3 to 6% longer.
+// out (16,16) = in (16,16) transposed; the rows of out lie ldo apart, those of in ldi. The index of
+// a value in the block has 8 bits, 4 of its row and then 4 of its column. A deal takes a value from
+// each half of the block in turn, like merging two halves of a pack of cards. It rotates the bits
+// of every index left by one, so that after four deals row and column have changed places.
+// Compilers turn a deal into vector instructions, but not plain loops: with these a step takes 3 to
+// 6% longer.
 static inline void transpose_block(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi) {
     real deal[2][256];
     for (int i = 0; i < 16; i++) memcpy(deal[0] + 16 * i, in + i * ldi, 16 * sizeof(real));
@@ -1100,8 +1112,8 @@ static void transpose(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi, i
 // of a row, which a tile reads in turn, are otherwise far apart.
 enum { KC = 512, NC = 8 * NR, MC = 12 * MR };
 
-// A tile: out (m,n) = add + a (m,K) b (K,n), m <= MR, n <= vectors * VL. b.col is 1, and b can be
-// read up to vectors * VL columns. vectors, 1 or 2, is a constant once this is inlined.
+// A tile: out (m,n) = add + a (m,K) b (K,n), m <= MR, n <= vectors * VL. b.col is 1, and its rows
+// have vectors * VL readable columns. vectors, 1 or 2, is a constant once this is inlined.
 static inline __attribute__((always_inline))
 void tile(int vectors, real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix b,
           int m, int n, int K) {
@@ -1111,7 +1123,7 @@ void tile(int vectors, real *out, const real *add, ptrdiff_t ldc, Matrix a, Matr
         row[i] = a.data + least(i, m - 1) * a.row;          // repeats row m - 1 past the end
         for (int w = 0; w < vectors; w++) sum[i][w] = (vector){0};
     }
-    for (int k = 0; k < K; k++)
+    for (int k = 0; k < K; k++)                             // a[i][k], a number, times row k of b
         for (int i = 0; i < MR; i++)
             for (int w = 0; w < vectors; w++)
                 sum[i][w] += row[i][k * a.col] * *(const vector *)(b.data + k * b.row + w * VL);
@@ -1132,23 +1144,24 @@ void tile(int vectors, real *out, const real *add, ptrdiff_t ldc, Matrix a, Matr
 static Matrix part(Matrix m, int i, int j) {                // skips the first i rows, j columns
     return (Matrix){m.data + i * m.row + j * m.col, m.row, m.col};
 }
-static Matrix flip(Matrix m) { return (Matrix){m.data, m.col, m.row}; }
+static Matrix flip(Matrix m) { return (Matrix){m.data, m.col, m.row}; }    // transposes it
 
-// Copies m (K,cols) as panels of `width` columns, KC * width reals apart, each (K,width), with
-// zeros past the last column. m.row or m.col is 1. width is a constant once this is inlined, so
-// that the copy of a whole row becomes vector moves.
+// Copies m (K,cols) as panels of `width` columns, each (K,width), with zeros past the last column.
+// m.row or m.col is 1. width is a constant once this is inlined, so that the copy of a whole row
+// becomes vector moves.
 static inline __attribute__((always_inline))
 void pack(real *packed, Matrix m, int width, int cols, int K) {
     for (int j = 0; j < cols; j += width) {
-        real *panel = packed + j * KC;
+        real *panel = packed + j * KC;                      // panels lie KC * width apart
         int n = least(width, cols - j);
         if (n < width) memset(panel, 0, (size_t)K * (size_t)width * sizeof(real));
-        if (m.col != 1) {
+        if (m.col != 1) {                                   // then m.row is 1: m lies transposed
             transpose(panel, width, m.data + j * m.col, m.col, n, K);
             continue;
         }
         for (int k = 0; k < K; k++) {
             const real *row = m.data + k * m.row + j;
+            // the same copy twice: the first has a constant size
             if (n == width) memcpy(panel + k * width, row, width * sizeof(real));
             else memcpy(panel + k * width, row, (size_t)n * sizeof(real));
         }
@@ -1160,7 +1173,7 @@ static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix
     static _Thread_local real a_block[KC * MC] __attribute__((aligned(64)));
     static _Thread_local real b_block[KC * NC] __attribute__((aligned(64)));
     int pack_a = a.col != 1 && M > 2 * MC && N > 2 * NR;    // enough tiles to repay the copy
-    int pack_b = b.col != 1 || M > MC || N % VL != 0;       // or a tile could not read it whole
+    int pack_b = b.col != 1 || M > MC || N % VL != 0;       // tiles read whole vectors of columns
     // 1. depth, by KC: all but the first add to the sums in out
     for (int k0 = 0; k0 < K; k0 += KC, add = out) {
         int depth = least(KC, K - k0);
@@ -1175,6 +1188,7 @@ static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix
                 // 4. rows, by MR
                 for (int i = i0; i < i0 + height; i += MR) {
                     Matrix rows = part(a, i, k0);
+                    // the panel holds these rows as columns: (depth,MR)
                     if (pack_a) rows = transposed(a_block + (i - i0) * KC, MR);
                     // 5. columns, by NR
                     for (int j = j0; j < j0 + width; j += NR) {
@@ -1193,7 +1207,7 @@ static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix
 }
 
 // Starts tasks that compute blocks of out, about one per thread: blocks of whole rows if there are
-// enough rows, else divided by columns too. A weight gradient, where a is transposed, is divided on
+// enough rows, at least 4 tiles each, else divided by columns too. A weight gradient, where a is transposed, is divided on
 // its longer side. nogroup: the caller's taskgroup waits.
 static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N, int K) {
     int tasks = omp_get_num_threads();                      // of the team that runs this

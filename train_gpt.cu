@@ -1,16 +1,15 @@
-// train_gpt.cu: the same GPT as train_gpt.c, trained on one NVIDIA GPU. Read train_gpt.c first. This
-// file has its sections in its order, its names and its argument lists; what differs is what a GPU
-// makes different: a layer is a kernel, which every thread runs for a few values, and a function
-// that launches it. Kernels do as much as they can to values that they have in registers, since
-// memory is what they wait for.
+// train_gpt.cu: the same GPT as train_gpt.c, trained on one NVIDIA GPU. Read train_gpt.c first: this
+// file has the same sections, names and argument lists. What differs is what a GPU makes different.
+// A layer is a kernel, which every thread runs for a few values, and a function that launches it.
+// Kernels do as much as they can to values that are in registers, since they wait for memory.
 //
 // act is the type of activations and of the weights that products read: bf16, or float if built
 // with PRECISION=fp32 (lib/gpu.h). A real is a float. Gradients of weights are added to zeros by
 // each micro-batch. Two runs give the same bits: no order of a sum is left to chance.
 //
-// Where the time should go: one token's share of a step of C 1024, L 16, T 512, V 32128 (267 million
-// parameters) in bf16 with a batch of 256, and the least time on an H200 (790 TFLOP/s in bf16,
-// 4.3 TB/s), the larger of FLOPs and bytes. Computed from the formulas, with n = 2 bytes per
+// Where the time should go: one token's share of a step of C 1024, L 16, T 512, V 32128 (267
+// million parameters) in bf16 with a batch of 256, and the least time on an H200 (790 TFLOP/s in
+// bf16, 4.3 TB/s), the larger of FLOPs and bytes. Computed from the formulas, with n = 2 bytes per
 // activation; nothing here was measured on a GPU yet.
 //
 //                                  MFLOP    KB      ns    FLOPs, or bytes to and from memory
@@ -111,11 +110,11 @@ static dim3 row_block(int C) {
     return dim3(x, x < 128 ? 128 / x : 1);
 }
 
-// x (rows,C) = inp + branch, the residual stream with the output of a branch added, and out (rows,C)
-// = LayerNorm of each row of x (Ba et al. 2016, without a bias):
+// Adds the output of a branch to the residual stream, x (rows,C) = inp + branch, and normalizes
+// each row, out (rows,C) = LayerNorm(x), without a bias (Ba et al. 2016):
 //   out = weight * n, where n = (x - mean) * rstd and rstd = 1 / sqrt(variance + 1e-6)
-// branch (rows,C) may be NULL: then x must be inp. weight (C); mean, rstd (rows). Moves 4 C values
-// per row, 2 C without branch.
+// branch may be NULL: then x must be inp. weight (C); mean, rstd (rows). Moves 4 C values per row,
+// 2 C without branch.
 __global__ void __launch_bounds__(ROW_THREADS)
 residual_layernorm_forward_kernel(act *out, act *x, real *mean, real *rstd, const act *inp,
                                   const act *branch, const act *weight, int rows, int C) {
@@ -308,9 +307,10 @@ static int head_lanes(int HS) {
     return lanes;
 }
 
-// Computes the q and k that attention sees, qk (B,T,2,C), from c_attn's output, qkv (B,T,3,C): by
-// qk-norm, LayerNorm of each head with q_weight or k_weight (HS), which are NULL without it; then by
-// RoPE. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2). Moves 4 C values per token.
+// Computes the q and k that attention sees, qk (B,T,2,C), from qkv (B,T,3,C), the output of the
+// linear layer c_attn: by qk-norm, LayerNorm of each head with q_weight or k_weight (HS), which are
+// NULL without it; then by RoPE. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2). Moves 4 C
+// values per token.
 __global__ void qk_norm_rope_forward_kernel(act *qk, real *mean, real *rstd, const act *qkv,
                                             const act *q_weight, const act *k_weight,
                                             const real *cosine, const real *sine,
@@ -366,7 +366,7 @@ static void qk_norm_rope_forward(act *qk, real *mean, real *rstd, const act *qkv
            qk, mean, rstd, qkv, q_weight, k_weight, cosine, sine, B * T, T, NH, HS, lanes);
 }
 
-// Turns the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), into those of qkv, in
+// Converts the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), to those of qkv, in
 // place. First rotates back (a rotation's transpose is its inverse), then goes back through
 // qk-norm, as in residual_layernorm_backward. blockIdx.y: q, then k. Moves 6 C values per token
 // (reads dqkv and qkv, writes dqkv), 4 C without qk-norm. partial (blocks,HS) of q, then of k.
@@ -454,298 +454,318 @@ static void qk_norm_rope_backward(act *dqkv, real *dq_weight, real *dk_weight, c
            q_weight, k_weight, cosine, sine, B * T, T, NH, HS, lanes);
 }
 
-// Causal attention. q, k (B,T,2,NH,HS) are in qk, v in qkv (B,T,3,NH,HS), out (B,T,NH,HS): out_i = sum over j <= i of
-// p_ij v_j, p = softmax of scale * q_i k_j. A T x T matrix never reaches memory: scores exist for 32 keys at a time, and the
-// backward pass makes p again from softmax (B,NH,T): of each row the largest score, and 1 / the sum of exp(score - largest).
-// The log of the whole sum would be rounded by 0.03 at scores of 1e6, and so p by 3%; products with scale must be rounded
-// alike in both passes (__fmul_rn), as a product fused with the subtraction is not rounded at all.
+// Causal attention: out_i = sum over j <= i of p_ij v_j, where p_i is the softmax over j of the
+// scores (attention logits) s_ij = scale * dot(q_i, k_j).
 //
-// A block has `own` rows (queries, or in the backward pass keys), 16 a warp, and walks over the other side KT at a time.
-// It computes CH of a head's HS channels of the output; a longer head has more blocks (blockIdx.z), each of which computes
-// the scores from all channels, its own last. Tiles in shared memory are padded with zeros to whole CH, and each of their
-// rows with 16 bytes, so that a column is not all in one bank.
-enum { KT = 32, SLD = KT + 4 };    // SLD: elements from one row of scores to the next
+// Scores and p stay in registers (Dao 2023, FlashAttention-2): a warp keeps 16 queries of a head,
+// or 16 keys for dk and dv, and meets the other side in tiles. The backward pass recomputes p from
+// softmax (B,NH,T,2), which holds two numbers per query: the largest score, and 1 / the sum of
+// exp(score - largest). One number, the log of the sum of exp(score), would not be enough: near 1e6
+// a float rounds it by up to 0.03, which puts p off by 3%.
+//
+// A GPU computes 2^x, so scores are in units of ln 2 here, and exp(score) is 2^s. __fmul_rn rounds
+// scale * dot alike in all three kernels. Fused with the subtraction of the largest score, it would
+// not be rounded: above 1e9 even the largest score minus itself would be far from 0.
+enum { ROWS = 64, ATTENTION_THREADS = 2 * ROWS };    // queries or keys of a block, 16 per warp
+#define PER_LN_2 1.44269504f                         // 1 / ln 2
 
-// out (16,N) = the sum of products a (16,K) b (K,N): one warp's, in registers; a and b in shared memory.
-// Lane l holds rows l/8*4 + i and columns l%8 + 8j.
-#ifdef FP32
-template <int N> struct Sums {
-    float sum[4][N / 8];
-    __device__ void zero() { for (int i = 0; i < 4; i++) for (int j = 0; j < N / 8; j++) sum[i][j] = 0; }
-    // b is stored (N,K) where flipped
-    template <bool flipped> __device__ void add(const act *a, int lda, const act *b, int ldb, int K) {
-        int lane = threadIdx.x % 32, row = lane / 8 * 4, col = lane % 8;
-        #pragma unroll 4
-        for (int k = 0; k < K; k++) {
-            float x[4];
-            for (int i = 0; i < 4; i++) x[i] = value(a[(row + i) * lda + k]);
-            for (int j = 0; j < N / 8; j++) {
-                float y = value(flipped ? b[(col + 8 * j) * ldb + k] : b[k * ldb + col + 8 * j]);
-                for (int i = 0; i < 4; i++) sum[i][j] += x[i] * y;
-            }
-        }
-    }
-    __device__ void scale_rows(const float *factors) {    // (16,16), a row's all the same
-        for (int i = 0; i < 4; i++) {
-            float factor = factors[(threadIdx.x % 32 / 8 * 4 + i) * 16];
-            for (int j = 0; j < N / 8; j++) sum[i][j] *= factor;
-        }
-    }
-    template <int part> __device__ void put(float *out, int row) {    // 16 columns, from 16 part on
-        int lane = threadIdx.x % 32;
-        for (int i = 0; i < 4; i++)
-            for (int j = 0; j < 2; j++) out[(lane / 8 * 4 + i) * row + lane % 8 + 8 * j] = sum[i][2 * part + j];
-    }
+// Rows of a head in shared memory, at most 8 KB. CH is HS rounded up to 32, 64 or 128; channels
+// beyond HS are zeros. The 16 bytes after each row spread a column over all banks.
+template <int CH> struct Tile {
+    enum { ROWS = CH * sizeof(act) < 128 ? 64 : 8192 / (CH * sizeof(act)) };
+    enum { N = 16 / sizeof(act), LD = CH + N };      // elements in 16 bytes, and from row to row
+    __align__(16) act x[ROWS * LD];
 };
 
-// bf16 on tensor cores: fragments of 16 x 16. Which of its elements a lane holds is not for us to know.
-#else
-namespace wmma = nvcuda::wmma;
-template <int N> struct Sums {
-    wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum[N / 16];
-    __device__ void zero() { for (int n = 0; n < N / 16; n++) wmma::fill_fragment(sum[n], 0.0f); }
-    template <bool flipped> __device__ void add(const act *a, int lda, const act *b, int ldb, int K) {
-        using order = std::conditional_t<flipped, wmma::col_major, wmma::row_major>;
-        wmma::fragment<wmma::matrix_a, 16, 16, 16, bf16, wmma::row_major> x;
-        wmma::fragment<wmma::matrix_b, 16, 16, 16, bf16, order> y;
-        #pragma unroll (N > 64 ? 1 : 2)    // more would not fit in the registers beside the sums
-        for (int k = 0; k < K; k += 16) {
-            wmma::load_matrix_sync(x, a + k, lda);
-            #pragma unroll
-            for (int n = 0; n < N / 16; n++) {
-                wmma::load_matrix_sync(y, flipped ? b + 16 * n * ldb + k : b + k * ldb + 16 * n, ldb);
-                wmma::mma_sync(sum[n], x, y, sum[n]);
-            }
-        }
-    }
-    __device__ void scale_rows(const float *factors) {    // a fragment of them has its rows where the sums have theirs
-        wmma::fragment<wmma::accumulator, 16, 16, 16, float> factor;
-        wmma::load_matrix_sync(factor, factors, 16, wmma::mem_row_major);
-        for (int n = 0; n < N / 16; n++)
-            for (int i = 0; i < (int)factor.num_elements; i++) sum[n].x[i] *= factor.x[i];
-    }
-    template <int part> __device__ void put(float *out, int row) { wmma::store_matrix_sync(out, sum[part], row, wmma::mem_row_major); }
-};
-#endif
-
-// tile (ROWS,CH) = the first rows and cols of `from`, `row` elements from one row to the next, zeros around; all threads
-template <int ROWS, int CH> __device__ inline void load_tile(act *tile, int ld, const act *from, int row, int rows, int cols) {
-    for (int i = threadIdx.x; i < ROWS * CH / W; i += blockDim.x) {
-        int r = i / (CH / W), c = i % (CH / W) * W, n = r < rows ? cols - c : 0;
-        act *to = tile + r * ld + c;
-        for (int j = n > 0 ? n : 0; j < W; j++) round_to(&to[j], 0);
-        if (n > 0) { float y[W]; load(y, from + (size_t)r * row + c); store(to, y); }
-    }
-}
-
-// Half a row of scores, KT/2 from `column` on, is a lane's: two lanes have a row.
-__device__ inline void load_scores(float (&x)[KT / 2], const float *row, int column) {
+// Starts to copy `from` (rows,HS), `row` elements from one row to the next, to tile; zeros beyond
+template <int CH>
+__device__ inline void fetch(Tile<CH> &tile, const act *from, int row, int rows, int HS) {
+    const int N = Tile<CH>::N, STEP = ATTENTION_THREADS * N / CH;
+    int r = threadIdx.x * N / CH, c = threadIdx.x * N % CH;
+    act *to = tile.x + r * Tile<CH>::LD + c;
     #pragma unroll
-    for (int c = 0; c < KT / 2; c += 4) {
-        float4 four = *(const float4 *)(row + column + c);
-        x[c] = four.x, x[c + 1] = four.y, x[c + 2] = four.z, x[c + 3] = four.w;
+    for (int i = 0; i < Tile<CH>::ROWS; i += STEP) {
+        int zeros = r + i < rows && c < HS ? 0 : 16;
+        __pipeline_memcpy_async(to + i * Tile<CH>::LD, from + ((r + i) * row + c), 16, zeros);
     }
 }
 
-// The same half row, as act in the place of the floats: the left factor of the next product
-__device__ inline void store_scores(float *row, int column, const float (&x)[KT / 2]) {
-    float y[W];
-    for (int c = 0; c < KT / 2; c += W) {
-        for (int i = 0; i < W; i++) y[i] = x[c + i];
-        store((act *)row + column + c, y);
-    }
+// Waits until the tiles that this block fetches are complete and no warp reads the others.
+__device__ inline void wait_for_tiles() {
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    __syncthreads();
 }
 
-// The rows of a warp's sums (16,CH) at out, `row` elements from one to the next: the first rows and cols, times factor, a
-// lane's row's. s is the warp's shared memory.
-template <int part, int CH, class S>
-__device__ inline void store_rows(act *out, int row, int rows, int cols, S &sums, float factor, float *s) {
-    if constexpr (part < CH / 16) {
-        int lane = threadIdx.x % 32, r = lane / 2, c = lane % 2 * W;
-        float x[W];
-        __syncwarp();
-        sums.template put<part>(s, SLD);
-        __syncwarp();
-        load(x, s + r * SLD + c);
-        for (int i = 0; i < W; i++) x[i] *= factor;
-        store(out + (size_t)r * row + 16 * part + c, x, r < rows && cols > 16 * part + c);
-        store_rows<part + 1, CH>(out, row, rows, cols, sums, factor, s);
-    }
+// The block at row i and channel c of tile, as a right factor of a product over rows or channels
+template <int CH> __device__ inline Right over_rows(const Tile<CH> &tile, int i, int c) {
+    return right_factor(tile.x + i * Tile<CH>::LD + c, Tile<CH>::LD);
+}
+template <int CH> __device__ inline Right over_channels(const Tile<CH> &tile, int i, int c) {
+    return right_transposed(tile.x + i * Tile<CH>::LD + c, Tile<CH>::LD);
 }
 
-// The largest |scale * q_i k_j| of a block is left in max_logit (B,NH,blocks). Moves 4 C act a token: q, k, v once each (a
-// head's k and v come from the cache after the first block's reading), and out.
-template <int CH, int ROWS>
-__global__ void __launch_bounds__(2 * ROWS, CH == 64 ? 4 : 3) attention_forward_kernel(act *out, float2 *softmax, float *max_logit, const act *qk, const act *qkv, float scale,
-                                                                     int T, int NH, int HS) {
-    const int LD = CH + 16 / (int)sizeof(act), SLD_ACT = SLD * 4 / (int)sizeof(act);
-    __shared__ __align__(128) act q_tile[ROWS * LD];
-    __shared__ __align__(128) act k_tile[KT * LD];
-    __shared__ __align__(128) act v_tile[KT * LD];
-    __shared__ __align__(128) float scores[ROWS * SLD];
-    __shared__ __align__(128) float factors[ROWS * 16];
-    int C = NH * HS, lane = threadIdx.x % 32, warp = threadIdx.x / 32 * 16, column = lane % 2 * (KT / 2);
-    int i0 = (gridDim.y - 1 - blockIdx.y) * ROWS, i = i0 + warp + lane / 2;    // the longest rows first; i: this lane's query
-    size_t at = (size_t)(blockIdx.x / NH) * T, head = blockIdx.x % NH * HS;
-    const act *q = qk + at * 2 * C + head, *k = q + C, *v = qkv + at * 3 * C + 2 * C + head;
-    float *s = scores + warp * SLD, *row = s + lane / 2 * SLD, top = -INFINITY, sum = 0, largest = 0;
-    Sums<CH> o;
-    o.zero();
-    for (int j0 = 0; j0 < least(T, i0 + ROWS); j0 += KT) {
-        bool seen = j0 <= i0 + warp + 15;    // by some query of the warp
-        Sums<KT> x;
-        x.zero();
-        for (int part = 1; part <= (int)gridDim.z; part++) {
-            int c = (blockIdx.z + part) % gridDim.z * CH;
-            __syncthreads();
-            if (j0 == 0 || gridDim.z > 1) load_tile<ROWS, CH>(q_tile, LD, q + (size_t)i0 * 2 * C + c, 2 * C, T - i0, HS - c);
-            load_tile<KT, CH>(k_tile, LD, k + (size_t)j0 * 2 * C + c, 2 * C, T - j0, HS - c);
-            if (part == (int)gridDim.z) load_tile<KT, CH>(v_tile, LD, v + (size_t)j0 * 3 * C + c, 3 * C, T - j0, HS - c);
-            __syncthreads();
-            if (seen) x.template add<true>(q_tile + warp * LD, LD, k_tile, LD, CH);
+// x (rows,HS), `row` elements from one row to the next: its rows i to i + 15 = sums * their factor
+template <int CH>
+__device__ inline void store_rows(act *x, int row, int i, int rows, int HS,
+                                  const float (&sums)[CH / 16][8], const float (&factor)[2]) {
+    for (int c = 0; c < CH / 16; c++)
+        for (int e = 0; e < 8; e += 2) {
+            int r = i + block_row(e), column = 16 * c + block_column(e);
+            Pair y = pair(sums[c][e] * factor[e / 2 % 2], sums[c][e + 1] * factor[e / 2 % 2]);
+            if (r < rows && column < HS) *(Pair *)(x + (size_t)r * row + column) = y;
         }
-        if (!seen) continue;
-        float p[KT / 2], old = top, total = 0;
-        x.template put<0>(s, SLD);
-        x.template put<1>(s + 16, SLD);
-        __syncwarp();
-        load_scores(p, row, column);
-        for (int c = 0; c < KT / 2; c++) {
-            p[c] = __fmul_rn(p[c], scale);
-            if (j0 + column + c <= i && i < T) top = fmaxf(top, p[c]), largest = fmaxf(largest, fabsf(p[c]));
-        }
-        top = fmaxf(top, __shfl_xor_sync(ALL, top, 1));
-        for (int c = 0; c < KT / 2; c++) {
-            p[c] = j0 + column + c <= i && i < T ? expf(p[c] - top) : 0;
-            total += p[c];
-        }
-        float factor = expf(old - top);
-        sum = sum * factor + total + __shfl_xor_sync(ALL, total, 1);
-        __syncwarp();
-        store_scores(row, column, p);
-        for (int c = 0; c < 8; c++) factors[(warp + lane / 2) * 16 + lane % 2 * 8 + c] = factor;
-        __syncwarp();
-        o.scale_rows(factors + warp * 16);
-        o.template add<false>((const act *)s, SLD_ACT, v_tile, LD, KT);
-    }
-    int c = blockIdx.z * CH;
-    store_rows<0, CH>(out + (at + i0 + warp) * C + head + c, C, T - i0 - warp, HS - c, o, 1 / sum, s);
-    if (c == 0 && i < T && lane % 2 == 0) softmax[(size_t)blockIdx.x * T + i] = make_float2(top, 1 / sum);
-    largest = row_max(largest);
-    if (c == 0 && threadIdx.x == 0 && max_logit) atomicMax((int *)max_logit, __float_as_int(largest));
 }
 
-// dp_ij = dout_i v_j;  ds_ij = scale * p_ij (dp_ij - dot_i), dot_i = dout_i out_i (B,NH,T);  dq = ds k;  dk = ds^T q;  dv = p^T dout.
-// Two kernels from one text, as a sum over keys (dq) and one over queries (dk, dv) each want their rows in one block's
-// registers, in a fixed order: own rows are queries, or `keys`. Each moves 4 C act a token in and 1 C or 2 C out.
-template <int CH, int ROWS, bool keys>
-__global__ void __launch_bounds__(2 * ROWS, ROWS == 64 ? 3 : 4) attention_backward_kernel(act *dqkv, float *dot, const act *dout, const act *out, const float2 *softmax,
-                                                                      const act *qk, const act *qkv, float scale, int T, int NH, int HS) {
-    const int LD = CH + 16 / (int)sizeof(act), SLD_ACT = SLD * 4 / (int)sizeof(act);
-    __shared__ __align__(128) act own_1[ROWS * LD];    // q, or k
-    __shared__ __align__(128) act own_2[ROWS * LD];    // dout, or v
-    __shared__ __align__(128) act other_1[KT * LD];    // k, or q
-    __shared__ __align__(128) act other_2[KT * LD];    // v, or dout
-    __shared__ __align__(128) float scores[ROWS * SLD];
-    __shared__ __align__(128) float dscores[ROWS * SLD];
-    __shared__ float2 row_softmax[KT];                 // of the queries, where they are the others
-    __shared__ float row_dot[KT];                      // of the queries, where they are the others
-    int C = NH * HS, lane = threadIdx.x % 32, warp = threadIdx.x / 32 * 16, column = lane % 2 * (KT / 2);
-    int r0 = (keys ? blockIdx.y : gridDim.y - 1 - blockIdx.y) * ROWS, r = r0 + warp + lane / 2;    // the longest first
-    size_t at = (size_t)(blockIdx.x / NH) * T, head = blockIdx.x % NH * HS;
-    const act *q = qk + at * 2 * C + head, *k = q + C, *v = qkv + at * 3 * C + 2 * C + head, *d = dout + at * C + head, *o = out + at * C + head;
-    const act *own1 = keys ? k : q, *own2 = keys ? v : d, *other1 = keys ? q : k, *other2 = keys ? d : v;
-    int own2_row = keys ? 3 * C : C, other2_row = keys ? C : 3 * C;
-    float *s = scores + warp * SLD, *ds = dscores + warp * SLD, *row = s + lane / 2 * SLD, *drow = ds + lane / 2 * SLD, my_dot = 0;
-    float2 my_softmax = make_float2(0, 0);
-    softmax += (size_t)blockIdx.x * T;
-    dot += (size_t)blockIdx.x * T;
-    if (!keys) {
-        float x[W], y[W];
-        for (int c = lane % 2 * W; c < HS; c += 2 * W) {
-            load(x, d + (size_t)r * C + c, r < T && HS > c);
-            load(y, o + (size_t)r * C + c, r < T && HS > c);
-            for (int i = 0; i < W; i++) my_dot += x[i] * y[i];
+// out (B,T,C) from q and k in qk (B,T,2,C) and v in qkv (B,T,3,C). max_logit (1), unless NULL, is
+// raised to the largest |scale * dot(q_i, k_j)|. A block has ROWS queries, the longest rows first.
+// Blocks of a head are neighbours: they find its keys and values in L2. Moves 4 C values a token.
+template <int CH>
+__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
+attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *qk,
+                         const act *qkv, float scale, int T, int NH, int HS) {
+    const int KEYS = Tile<CH>::ROWS;
+    __shared__ Tile<CH> k_tile[2], v_tile[2];
+    int C = NH * HS, head = blockIdx.z * NH + blockIdx.y;
+    int last = (gridDim.x - blockIdx.x) * ROWS, i0 = last - ROWS + threadIdx.x / 32 * 16;
+    size_t first = (size_t)blockIdx.z * T, channel = blockIdx.y * HS;
+    const act *q = qk + first * 2 * C + channel, *k = q + C;
+    const act *v = qkv + first * 3 * C + 2 * C + channel;
+    fetch(k_tile[0], k, 2 * C, T, HS);
+    fetch(v_tile[0], v, 3 * C, T, HS);
+    Left qi[CH / 16];                                // this warp's queries i0 .. i0 + 15
+    for (int c = 0; c < CH / 16; c++) qi[c] = left_factor(q, 2 * C, i0, T, 16 * c, HS);
+    float o[CH / 16][8] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, largest = 0;
+    last = least(last, T);
+    for (int j0 = 0, now = 0; j0 < last; j0 += KEYS, now ^= 1) {
+        wait_for_tiles();
+        if (j0 + KEYS < last) {
+            fetch(k_tile[now ^ 1], k += KEYS * 2 * C, 2 * C, T - j0 - KEYS, HS);
+            fetch(v_tile[now ^ 1], v += KEYS * 3 * C, 3 * C, T - j0 - KEYS, HS);
         }
-        my_dot += __shfl_xor_sync(ALL, my_dot, 1);
-        if (r < T) my_softmax = softmax[r];
-        if (r < T && blockIdx.z == 0 && lane % 2 == 0) dot[r] = my_dot;
-    }
-    Sums<CH> sum_1, sum_2;    // dq, or dk and dv
-    sum_1.zero();
-    sum_2.zero();
-    for (int t0 = keys ? r0 : 0; t0 < (keys ? T : least(T, r0 + ROWS)); t0 += KT) {
-        bool seen = keys ? t0 + KT > r0 + warp : t0 <= r0 + warp + 15;    // some pair of the warp's has j <= i
-        Sums<KT> x, dx;
-        x.zero();
-        dx.zero();
-        for (int part = 1; part <= (int)gridDim.z; part++) {
-            int c = (blockIdx.z + part) % gridDim.z * CH;
-            __syncthreads();
-            if (t0 == (keys ? r0 : 0) || gridDim.z > 1) {
-                load_tile<ROWS, CH>(own_1, LD, own1 + (size_t)r0 * 2 * C + c, 2 * C, T - r0, HS - c);
-                load_tile<ROWS, CH>(own_2, LD, own2 + (size_t)r0 * own2_row + c, own2_row, T - r0, HS - c);
+        if (j0 > i0 + 15) continue;                  // no query of this warp sees these keys
+        // 1. scores = q k^T
+        float s[KEYS / 16][8] = {}, factor[2];
+        #pragma unroll
+        for (int n = 0; n < KEYS / 16; n++)
+            for (int c = 0; c < CH / 16; c++)
+                multiply(s[n], qi[c], over_channels(k_tile[now], 16 * n, 16 * c));
+        // 2. scale and mask; the largest score
+        if (max_logit || j0 + KEYS - 1 > i0)
+            for (int n = 0; n < KEYS / 16; n++)
+                for (int e = 0; e < 8; e++) {
+                    bool seen = j0 + 16 * n + block_column(e) <= i0 + block_row(e);
+                    largest = fmaxf(largest, seen ? fabsf(s[n][e]) : 0);
+                    s[n][e] = seen ? s[n][e] : -INFINITY;
+                }
+        for (int r = 0; r < 2; r++) factor[r] = top[r];
+        for (int n = 0; n < KEYS / 16; n++)
+            for (int e = 0; e < 8; e++) {
+                s[n][e] = __fmul_rn(s[n][e], scale * PER_LN_2);
+                top[e / 2 % 2] = fmaxf(top[e / 2 % 2], s[n][e]);
             }
-            load_tile<KT, CH>(other_1, LD, other1 + (size_t)t0 * 2 * C + c, 2 * C, T - t0, HS - c);
-            load_tile<KT, CH>(other_2, LD, other2 + (size_t)t0 * other2_row + c, other2_row, T - t0, HS - c);
-            if (keys && threadIdx.x < KT && t0 + (int)threadIdx.x < T) row_softmax[threadIdx.x] = softmax[t0 + threadIdx.x], row_dot[threadIdx.x] = dot[t0 + threadIdx.x];
-            __syncthreads();
-            if (seen) {
-                x.template add<true>(own_1 + warp * LD, LD, other_1, LD, CH);
-                dx.template add<true>(own_2 + warp * LD, LD, other_2, LD, CH);
+        // 3. exponentials and their sum
+        float from[2];                               // the largest score, or 0 if all are -infinity
+        for (int r = 0; r < 2; r++) {
+            top[r] = fmaxf(top[r], __shfl_xor_sync(ALL, top[r], 1));
+            top[r] = fmaxf(top[r], __shfl_xor_sync(ALL, top[r], 2));
+            from[r] = top[r] == -INFINITY ? 0 : top[r];
+            factor[r] = power_of_2(factor[r] - from[r]);
+            sum[r] *= factor[r];
+        }
+        for (int n = 0; n < KEYS / 16; n++)
+            for (int e = 0; e < 8; e++) {
+                s[n][e] = power_of_2(s[n][e] - from[e / 2 % 2]);
+                sum[e / 2 % 2] += s[n][e];
             }
+        // 4. out = p v / sum
+        for (int c = 0; c < CH / 16; c++)
+            for (int e = 0; e < 8; e++) o[c][e] *= factor[e / 2 % 2];
+        #pragma unroll
+        for (int n = 0; n < KEYS / 16; n++) {
+            Left p = left_factor(s[n]);
+            for (int c = 0; c < CH / 16; c++)
+                multiply(o[c], p, over_rows(v_tile[now], 16 * n, 16 * c));
         }
-        if (!seen) continue;
-        float p[KT / 2], dp[KT / 2];
-        x.template put<0>(s, SLD);
-        x.template put<1>(s + 16, SLD);
-        dx.template put<0>(ds, SLD);
-        dx.template put<1>(ds + 16, SLD);
-        __syncwarp();
-        load_scores(p, row, column);
-        load_scores(dp, drow, column);
-        for (int c = 0; c < KT / 2; c++) {
-            int t = t0 + column + c, i = keys ? t : r, j = keys ? r : t;
-            bool pair = j <= i && i < T;
-            float2 of_i = keys && pair ? row_softmax[column + c] : my_softmax;
-            float dot_i = keys && pair ? row_dot[column + c] : my_dot;
-            p[c] = pair ? expf(__fmul_rn(p[c], scale) - of_i.x) * of_i.y : 0;
-            dp[c] = pair ? scale * p[c] * (dp[c] - dot_i) : 0;
-        }
-        __syncwarp();
-        if (keys) store_scores(row, column, p);
-        store_scores(drow, column, dp);
-        __syncwarp();
-        sum_1.template add<false>((const act *)ds, SLD_ACT, other_1, LD, KT);
-        if (keys) sum_2.template add<false>((const act *)s, SLD_ACT, other_2, LD, KT);
     }
-    int c = blockIdx.z * CH;
-    act *to = dqkv + (at + r0 + warp) * 3 * C + head + c;
-    store_rows<0, CH>(to + (keys ? C : 0), 3 * C, T - r0 - warp, HS - c, sum_1, 1, s);
-    if (keys) store_rows<0, CH>(to + 2 * C, 3 * C, T - r0 - warp, HS - c, sum_2, 1, s);
+    for (int r = 0; r < 2; r++) {
+        int i = i0 + block_row(2 * r);
+        sum[r] = 1 / lanes_sum(sum[r], 4);
+        if (threadIdx.x % 4 == 0 && i < T) {
+            softmax[2 * ((size_t)head * T + i)] = top[r];
+            softmax[2 * ((size_t)head * T + i) + 1] = sum[r];
+        }
+    }
+    store_rows<CH>(out + first * C + channel, C, i0, T, HS, o, sum);
+    if (!max_logit) return;
+    for (int distance = 16; distance > 0; distance /= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, distance));
+    // a maximum is the same in any order, and floats from 0 up are ordered as their bits are
+    if (threadIdx.x % 32 == 0) atomicMax((int *)max_logit, __float_as_int(scale * largest));
 }
 
-enum { QUERIES = 64 };    // a block of attention_forward
-
-// CH and the rows of a block are what 48 KB of shared memory hold.
-static void attention_forward(act *out, float *softmax, float *max_logit, const act *qk, const act *qkv, float scale, int B, int T, int NH, int HS) {
-    const int CH = sizeof(act) == 2 ? 128 : 64;
-    dim3 grid(B * NH, ceil_div(T, QUERIES), ceil_div(HS, CH));
-    launch(HS <= 64 ? attention_forward_kernel<64, QUERIES> : attention_forward_kernel<CH, QUERIES>, grid, 2 * QUERIES,
-           out, (float2 *)softmax, max_logit, qk, qkv, scale, T, NH, HS);
+static void attention_forward(act *out, float *softmax, float *max_logit, const act *qk,
+                              const act *qkv, float scale, int B, int T, int NH, int HS) {
+    auto kernel = HS <= 32 ? attention_forward_kernel<32>
+                : HS <= 64 ? attention_forward_kernel<64> : attention_forward_kernel<128>;
+    launch(kernel, dim3(ceil_div(T, ROWS), NH, B), ATTENTION_THREADS, out, softmax, max_logit, qk,
+           qkv, scale, T, NH, HS);
 }
 
-template <bool keys, class... Arguments> static void attention_backward_half(int B, int T, int NH, int HS, Arguments... arguments) {
-    const int CH = sizeof(act) == 2 ? 128 : 64, ROWS = sizeof(act) == 2 ? 64 : 32;
-    int rows = HS <= 64 ? ROWS : 32;
-    launch(HS <= 64 ? attention_backward_kernel<64, ROWS, keys> : attention_backward_kernel<CH, 32, keys>,
-           dim3(B * NH, ceil_div(T, rows), ceil_div(HS, CH)), 2 * rows, arguments..., T, NH, HS);
+// dqkv (B,T,3,C), the gradients of q and k in qk and of v in qkv, from dout and out (B,T,C):
+//   dp_ij = dot(dout_i, v_j);  ds_ij = scale * p_ij (dp_ij - dot(dout_i, out_i))
+//   dq = ds k;  dk = ds^T q;  dv = p^T dout
+// dq is a sum over keys, dk and dv are sums over queries. Two kernels keep these sums in registers,
+// in a fixed order, and both compute p and ds. The scale of ds is applied to the sums.
+
+// dq, and dot (B,NH,T): dot_i = dot(dout_i, out_i). Moves 6 C values a token.
+template <int CH>
+__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
+attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, const float *softmax,
+                    const act *qk, const act *qkv, float scale, int T, int NH, int HS) {
+    const int KEYS = Tile<CH>::ROWS;
+    __shared__ Tile<CH> k_tile[2], v_tile[2];
+    int C = NH * HS, head = blockIdx.z * NH + blockIdx.y;
+    int last = (gridDim.x - blockIdx.x) * ROWS, i0 = last - ROWS + threadIdx.x / 32 * 16;
+    size_t first = (size_t)blockIdx.z * T, channel = blockIdx.y * HS;
+    const act *q = qk + first * 2 * C + channel, *k = q + C;
+    const act *v = qkv + first * 3 * C + 2 * C + channel;
+    fetch(k_tile[0], k, 2 * C, T, HS);
+    fetch(v_tile[0], v, 3 * C, T, HS);
+    Left qi[CH / 16], doi[CH / 16];
+    float dq[CH / 16][8] = {}, top[2] = {}, inverse[2] = {}, dot_i[2] = {};
+    for (int c = 0; c < CH / 16; c++) {
+        size_t at = first * C + channel;
+        Left oi = left_factor(out + at, C, i0, T, 16 * c, HS);
+        qi[c] = left_factor(q, 2 * C, i0, T, 16 * c, HS);
+        doi[c] = left_factor(dout + at, C, i0, T, 16 * c, HS);
+        for (int e = 0; e < 8; e++) dot_i[e / 2 % 2] += element(doi[c], e) * element(oi, e);
+    }
+    for (int r = 0; r < 2; r++) {
+        size_t i = i0 + block_row(2 * r), at = (size_t)head * T + i;
+        dot_i[r] = lanes_sum(dot_i[r], 4);
+        if (i >= (size_t)T) continue;
+        top[r] = softmax[2 * at];
+        inverse[r] = softmax[2 * at + 1];
+        if (threadIdx.x % 4 == 0) dot[at] = dot_i[r];
+    }
+    last = least(last, T);
+    for (int j0 = 0, now = 0; j0 < last; j0 += KEYS, now ^= 1) {
+        wait_for_tiles();
+        if (j0 + KEYS < last) {
+            fetch(k_tile[now ^ 1], k += KEYS * 2 * C, 2 * C, T - j0 - KEYS, HS);
+            fetch(v_tile[now ^ 1], v += KEYS * 3 * C, 3 * C, T - j0 - KEYS, HS);
+        }
+        if (j0 > i0 + 15) continue;
+        #pragma unroll
+        for (int n = 0; n < KEYS / 16; n++) {
+            // 1. scores = q k^T, dp = dout v^T
+            float s[8] = {}, dp[8] = {}, ds[8];
+            for (int c = 0; c < CH / 16; c++) {
+                multiply(s, qi[c], over_channels(k_tile[now], 16 * n, 16 * c));
+                multiply(dp, doi[c], over_channels(v_tile[now], 16 * n, 16 * c));
+            }
+            // 2. p and ds
+            if (j0 + 16 * n + 15 > i0)
+                for (int e = 0; e < 8; e++)
+                    if (j0 + 16 * n + block_column(e) > i0 + block_row(e)) s[e] = -INFINITY;
+            for (int e = 0; e < 8; e++) {
+                int r = e / 2 % 2;
+                s[e] = __fmul_rn(s[e], scale * PER_LN_2);
+                float p = power_of_2(s[e] - top[r]) * inverse[r];
+                ds[e] = p * (dp[e] - dot_i[r]);
+            }
+            // 3. dq = ds k
+            Left ds_i = left_factor(ds);
+            for (int c = 0; c < CH / 16; c++)
+                multiply(dq[c], ds_i, over_rows(k_tile[now], 16 * n, 16 * c));
+        }
+    }
+    float factor[2] = {scale, scale};
+    store_rows<CH>(dqkv + first * 3 * C + channel, 3 * C, i0, T, HS, dq, factor);
 }
 
-static void attention_backward(act *dqkv, const act *dout, const act *out, const float *softmax, const act *qk, const act *qkv, float scale, float *scratch,
+// dk and dv. Rows of scores and p are keys here, columns are queries. Moves 6 C values a token.
+template <int CH>
+__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
+attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *softmax,
+                     const act *qk, const act *qkv, float scale, int T, int NH, int HS) {
+    const int QUERIES = Tile<CH>::ROWS;
+    __shared__ Tile<CH> q_tile[2], do_tile[2];
+    __shared__ __align__(16) float softmax_tile[2][2 * QUERIES], dot_tile[2][QUERIES];
+    int C = NH * HS, head = blockIdx.z * NH + blockIdx.y;
+    int begin = blockIdx.x * ROWS, j0 = begin + threadIdx.x / 32 * 16;
+    size_t first = (size_t)blockIdx.z * T, channel = blockIdx.y * HS;
+    size_t at = first + begin;                       // the block's first key, and first query
+    const act *q = qk + at * 2 * C + channel, *d = dout + at * C + channel;
+    const act *k = qk + first * 2 * C + C + channel, *v = qkv + first * 3 * C + 2 * C + channel;
+    auto fetch_queries = [&](int now, int i0) {
+        fetch(q_tile[now], q, 2 * C, T - i0, HS);
+        fetch(do_tile[now], d, C, T - i0, HS);
+        q += QUERIES * 2 * C;
+        d += QUERIES * C;
+        int i = threadIdx.x, at = head * T + least(i0 + i, T - 1), zeros = i0 + i < T ? 0 : 4;
+        if (i >= QUERIES) return;
+        __pipeline_memcpy_async(&softmax_tile[now][2 * i], softmax + 2 * at, 8, 2 * zeros);
+        __pipeline_memcpy_async(&dot_tile[now][i], dot + at, 4, zeros);
+    };
+    fetch_queries(0, begin);
+    Left kj[CH / 16], vj[CH / 16];
+    float dk[CH / 16][8] = {}, dv[CH / 16][8] = {};
+    for (int c = 0; c < CH / 16; c++) {
+        kj[c] = left_factor(k, 2 * C, j0, T, 16 * c, HS);
+        vj[c] = left_factor(v, 3 * C, j0, T, 16 * c, HS);
+    }
+    for (int i0 = begin, now = 0; i0 < T; i0 += QUERIES, now ^= 1) {
+        wait_for_tiles();
+        if (i0 + QUERIES < T) fetch_queries(now ^ 1, i0 + QUERIES);
+        if (i0 + QUERIES <= j0) continue;            // no key of this warp is seen by them
+        #pragma unroll (CH == 128 ? 1 : 4)           // 128 channels leave no registers for more
+        for (int n = 0; n < QUERIES / 16; n++) {
+            // 1. scores = q k^T, dp = dout v^T
+            float s[8] = {}, dp[8] = {}, p[8], ds[8];
+            for (int c = 0; c < CH / 16; c++) {
+                multiply(s, kj[c], over_channels(q_tile[now], 16 * n, 16 * c));
+                multiply(dp, vj[c], over_channels(do_tile[now], 16 * n, 16 * c));
+            }
+            // 2. p and ds
+            if (i0 + 16 * n < j0 + 15)
+                for (int e = 0; e < 8; e++)
+                    if (j0 + block_row(e) > i0 + 16 * n + block_column(e)) s[e] = -INFINITY;
+            for (int e = 0; e < 8; e++) {
+                int i = 16 * n + block_column(e);
+                float top = softmax_tile[now][2 * i], inverse = softmax_tile[now][2 * i + 1];
+                s[e] = __fmul_rn(s[e], scale * PER_LN_2);
+                p[e] = power_of_2(s[e] - top) * inverse;
+                ds[e] = p[e] * (dp[e] - dot_tile[now][i]);
+            }
+            // 3. dk = ds^T q
+            Left ds_j = left_factor(ds), p_j = left_factor(p);
+            for (int c = 0; c < CH / 16; c++)
+                multiply(dk[c], ds_j, over_rows(q_tile[now], 16 * n, 16 * c));
+            // 4. dv = p^T dout
+            for (int c = 0; c < CH / 16; c++)
+                multiply(dv[c], p_j, over_rows(do_tile[now], 16 * n, 16 * c));
+        }
+    }
+    act *to = dqkv + first * 3 * C + C + channel;
+    float factor[2] = {scale, scale}, one[2] = {1, 1};
+    store_rows<CH>(to, 3 * C, j0, T, HS, dk, factor);
+    store_rows<CH>(to + C, 3 * C, j0, T, HS, dv, one);
+}
+
+// scratch (B,NH,T): dot_i
+static void attention_backward(act *dqkv, const act *dout, const act *out, const float *softmax,
+                               const act *qk, const act *qkv, float scale, float *scratch,
                                int B, int T, int NH, int HS) {
-    attention_backward_half<false>(B, T, NH, HS, dqkv, scratch, dout, out, (const float2 *)softmax, qk, qkv, scale);
-    attention_backward_half<true>(B, T, NH, HS, dqkv, scratch, dout, out, (const float2 *)softmax, qk, qkv, scale);
+    dim3 grid(ceil_div(T, ROWS), NH, B);
+    auto dq = HS <= 32 ? attention_dq_kernel<32>
+            : HS <= 64 ? attention_dq_kernel<64> : attention_dq_kernel<128>;
+    auto dkv = HS <= 32 ? attention_dkv_kernel<32>
+             : HS <= 64 ? attention_dkv_kernel<64> : attention_dkv_kernel<128>;
+    launch(dq, grid, ATTENTION_THREADS, dqkv, scratch, dout, out, softmax, qk, qkv, scale, T, NH,
+           HS);
+    launch(dkv, grid, ATTENTION_THREADS, dqkv, scratch, dout, softmax, qk, qkv, scale, T, NH, HS);
 }
 
 // GELU in its tanh form, computed as in train_gpt.c: gelu(x) = x s with s = 1 / (1 + exp(-2u)) and
@@ -825,8 +845,8 @@ static void matmul_gelu_backward(act *dfc, real *dweight, const act *dout, act *
 // Loss and gradient of one row of logits per block. Multiplies the logits by muParam's logit_scale
 // first; then, with Z = sum of exp(logits) and p = exp(logits) / Z:
 //   losses (rows) = log Z - logit[target];  log_z (rows) = log Z
-// If gradient is 1, overwrites the logits with the gradient of mean(losses) + z_loss * mean(log_z^2)
-// over the batch_rows of all micro-batches,
+// If gradient is 1, overwrites the logits with the gradient of
+// mean(losses) + z_loss * mean(log_z^2), means over the batch_rows of all micro-batches,
 //   dlogits = logit_scale * ((1 + 2 z_loss log Z) p - onehot(target)) / batch_rows
 // The largest logit and the sum are found in one reading; the second finds the row in the cache.
 // Moves 2 V values per token. The rows of logits (rows,V) lie padded(V) apart. Products with
@@ -952,7 +972,8 @@ typedef struct {
     double bytes;                                    // a double does not overflow
 } Memory;
 
-// What reserve returns: memory for `count` values of the type of the pointer that it is assigned to.
+// What reserve returns: memory for `count` values of the type of the pointer that it is assigned
+// to
 struct Reserved {
     Memory *memory;
     double count;
@@ -1104,8 +1125,8 @@ typedef struct {
     act *gelu;                                       // (B,T,4C)
 } Layer;
 
-// The constants of a step. The moments start at 0: correction1 is 1 / (1 - beta1^step), which
-// removes the bias that this gives to m, and correction2 that of v.
+// The constants of a step. The moments start at 0, which makes them too small at first: m is
+// multiplied by correction1 = 1 / (1 - beta1^step), and v by correction2.
 typedef struct {
     real clip, beta1, beta2, correction1, correction2, eps, decay;
     real lr[NUM_KINDS];                              // muParam gives each kind its own
@@ -1284,7 +1305,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
 
     embedding_forward(x, tokens, g->w[WTE], rows, C);
     for (int l = 0; l < L; l++) {
-        const Layer a = g->layers[l];                // a copy of its pointers
+        const Layer a = g->layers[l];                // a: activations; a copy of the pointers
         act *const *w = a.w;                         // its weights by kind
         // x += branch;  branch = attn_c_proj(attention(c_attn(ln_1(x))))
         residual_layernorm_forward(a.ln_1, a.x, a.ln_1_mean, a.ln_1_rstd, x, branch, w[LN_1],
@@ -1328,8 +1349,9 @@ static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
 }
 
 // Computes all gradients, after gpt_forward and gpt_loss on the same batch, by taking the steps of
-// gpt_forward in reverse. dx is the gradient of the residual stream. Each branch (MLP, attention)
-// carries dx back from its output to its input, a LayerNorm, and adds the result to dx there.
+// gpt_forward in reverse. dx is the gradient of the residual stream. It passes each sum x + branch
+// unchanged, and a copy goes back through the branch; the branch's first layer, a LayerNorm, adds
+// what arrives there to dx.
 // Adds the gradients of the weights to g->grads.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
@@ -1436,7 +1458,7 @@ __global__ void constants_kernel(AdamW *to, AdamW from) { *to = from; }
 static void gpt_constants(GPT *g, int step) {
     const Config *cfg = &g->cfg;
     double lr = learning_rate(cfg, step);
-    double beta2 = 0.95, eps = 1e-8, decay = 0;
+    double beta2 = 0.95, eps = 1e-8, decay = 0;      // without the flags
     beta2 = cfg->beta2;                                                         // [beta2]
     eps = cfg->eps;                                                             // [eps]
     decay = weight_decay(cfg, step);                                            // [wd]
@@ -1508,8 +1530,8 @@ static double gpu_total(const double *sums, int n) {
 }
 
 // Waits for the GPU and copies what the last step left. statistics 1: also the largest attention
-// logit of each layer and the RMS of the activations, gradients, updates and parameters. Returns the
-// first step whose loss was not finite, or 0.
+// logit of each layer and the RMS of the activations, gradients, updates and parameters. Returns
+// the first step whose loss was not finite, or 0.
 static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *stats) {
     Results r;
     from_gpu(&r, g->results, sizeof r);
@@ -1585,7 +1607,7 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     double entropy_floor = dataloader_entropy_floor(&loader, windows);
     Run run = run_begin(cfg, g.table, g.num_parameters, g.memory.bytes, &state, entropy_floor,
                         g.gpu.name, threads, progress);
-    if (state.log_bytes == 0) {
+    if (state.log_bytes == 0) {                      // a new run
         double initial = evaluate(&g, &loader, windows, inputs, targets);
         run_initial(&run, &stats, initial);
     }
@@ -1666,9 +1688,9 @@ static void sample(const Config *cfg) {
     gpt_free(&g);
 }
 
-// Dies, before any file is touched, if the data are missing, or if there is no GPU, or too little of
-// its memory to train. Returns the bytes that a run needs. CUDA does not survive a fork, and a sweep
-// forks its runs: so a child asks for the GPU.
+// Dies, before any file is touched, if the data are missing, or if there is no GPU, or too little
+// of its memory to train. Returns the bytes that a run needs. CUDA does not survive a fork, and a
+// sweep forks its runs: so a child asks for the GPU.
 static double check_runs(const Config *cfg) {
     DataLoader loader;
     GPT g;

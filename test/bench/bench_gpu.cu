@@ -15,7 +15,7 @@
 #else
 #include <cublasLt.h>
 #include <cuda_bf16.h>
-#include <mma.h>
+#include <cuda_pipeline.h>
 #endif
 #include <cxxabi.h>
 #include <algorithm>

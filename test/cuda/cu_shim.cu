@@ -143,8 +143,8 @@ double shim_max_attn_logit(Shim *s, int layer) { return s->stats.max_attn_logit[
 double shim_act_rms(Shim *s, int i) { return s->stats.act_rms[i]; }
 double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
 
-// fc (rows,OC) = inp (rows,IC) weight^T, out = gelu(fc); dfc = gelu'(fc) * (dout (rows,IC) weight2),
-// weight2 (IC,OC). A model must exist, for cuBLAS.
+// fc (rows,OC) = inp (rows,IC) weight^T, out = gelu(fc); dfc = gelu'(fc) * (dout weight2), dout
+// (rows,IC), weight2 (IC,OC). A model must exist, for cuBLAS.
 void shim_matmul_gelu(float *out, float *fc, float *dfc, const float *inp, const float *weight,
                       const float *dout, const float *weight2, int rows, int IC, int OC) {
     size_t n = (size_t)rows * OC, in = (size_t)rows * IC, w = (size_t)IC * OC;

@@ -7,16 +7,18 @@
 // What there is
 //   Kernels: __global__ functions without `static`, started by cudaLaunchKernelEx; threadIdx,
 //     blockIdx, blockDim, gridDim; __shared__ arrays; __syncthreads; __syncwarp, __shfl_sync and
-//     __shfl_xor_sync by whole warps; atomicMax of an int; float4, uint4; bf16 as a format to store
-//     numbers in; wmma's 16 x 16 x 16 bf16 fragments with float sums.
+//     __shfl_xor_sync by whole warps; float4, uint4; bf16 as a format to store numbers in; the
+//     instructions of lib/gpu.h (ldmatrix, mma.m16n8k16, ex2); cp.async; atomicMax.
 //   Host: device and pinned memory, copies, one stream, events, graphs captured from the stream,
 //     cuBLASLt's products in float and bf16; those with bf16 results may end with GELU or its
 //     gradient.
 // What it looks for
 //   A missing barrier: a block's threads run one after another, each until a barrier, in the order
 //     that CUDA_EMU_ORDER names: forward (the default), reverse, or random, in which warps take
-//     turns too. Blocks run in that order as well. Fragments are loaded and stored without a
-//     barrier, as CUDA promises none. A shuffle is one, though CUDA promises none.
+//     turns too. Blocks run in that order as well. ldmatrix reads a lane's row when that lane
+//     comes, as CUDA promises no barrier. A shuffle is one, though CUDA promises none.
+//   A copy to shared memory (cp.async) that nobody waits for, or that is read or begun too early:
+//     from its start to its thread's wait the memory holds NaN.
 //   Threads at different barriers, or past their end while others wait at one; a warp's call that
 //     some lanes leave out.
 //   Memory that nobody wrote: device and pinned memory starts as NaN (0xFF), a block's shared
@@ -27,7 +29,7 @@
 //   Work runs only when the host waits for it, so that reading its results too early shows.
 //   A kernel's argument that points to the host's memory; a process that used CUDA before fork;
 //     work in a capture that cannot be captured; products that reach outside of an allocation, or
-//     use the algorithm of another problem; fragments at addresses that wmma refuses.
+//     use the algorithm of another problem; addresses that ldmatrix and cp.async refuse.
 // What it pretends: CUDA_EMU_DEVICES=0 no device, =old a driver that is too old;
 // CUDA_EMU_MEMORY=bytes of the device (default 8 GiB); CUDA_EMU_CAPABILITY=its compute capability
 // (default 90: 9.0); CUDA_EMU_PTX=the PTX version that kernels were built for (default 80);
@@ -112,20 +114,17 @@ enum Scope { THREAD, WHOLE_WARP, WHOLE_BLOCK };
 struct Barrier { Scope scope; const char *name; int line; };
 
 struct Fiber { jmp_buf context; ucontext_t start; void *stack, *fake; bool fresh; };
-struct Warp {
-    // what lanes exchange, in turns: one may be at the next exchange while others still read this
-    // one
-    uint64_t value[2][WARP];
-    const void *operand[WARP][4];
-    void (*action)(Warp &);       // done once when all lanes have come
-};
+struct Words { unsigned word[6]; };    // what a lane gives to the others
+// in turns: a lane may be at the next exchange while others still read this one
+struct Warp { Words words[2][WARP]; };
+struct Copy { char *to; const char *from; size_t bytes, zeros; unsigned group; };
 struct Thread {
     uint3 index;
     Fiber *fiber;
     Barrier at;
     bool ended;
-    uint64_t calls;               // a fingerprint of the warp's calls that do not wait
-    unsigned turn;
+    unsigned turn, groups;        // groups: of copies that are committed
+    std::vector<Copy> copies;     // to shared memory, under way
 };
 
 jmp_buf scheduler;
@@ -218,6 +217,7 @@ inline void fiber_main() {
     CUDA_EMU_ASAN(__sanitizer_finish_switch_fiber(NULL, &scheduler_stack, &scheduler_stack_size));
     for (;;) {    // one thread after another, as the scheduler hands them over
         body();
+        if (!current->copies.empty()) stop("a thread ends and has not waited for its copies");
         current->ended = true;
         leave();
     }
@@ -288,9 +288,6 @@ inline void must_agree(int first, int last, const char *group) {
         if (a.ended != b.ended || (!a.ended && (a.at.name != b.at.name || a.at.line != b.at.line)))
             stop("divergent barriers in a %s: %s, %s", group, place_of(first).c_str(),
                  place_of(t).c_str());
-        if (a.calls != b.calls && first / WARP == t / WARP)
-            stop("a fragment was not loaded or stored alike by all lanes of a warp: %s, %s",
-                 place_of(first).c_str(), place_of(t).c_str());
     }
 }
 
@@ -304,8 +301,6 @@ inline bool run_warp(int w, Order order) {
     if (last - first < WARP)
         stop("%s of line %d in a warp of %d threads; 32 are needed", t.at.name, t.at.line,
              last - first);
-    if (warps[w].action) warps[w].action(warps[w]);
-    warps[w].action = NULL;
     return true;
 }
 
@@ -335,7 +330,7 @@ inline void run_block(Order order) {
     shared_reset();
     for (unsigned t = 0; t < (unsigned)num_threads; t++)
         threads[t] = {{t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y},
-                      NULL, {}, false, 0, 0};
+                      NULL, {}, false, 0, 0, {}};
     do {
         std::vector<int> ready = sequence((num_threads + WARP - 1) / WARP, order);
         // each warp runs until the block's barrier; in random order they take turns
@@ -362,26 +357,26 @@ inline void run_grid(const void *address, dim3 grid, dim3 block) {
     kernel_address = NULL;
 }
 
-// Gives each lane's value to all lanes; the result is the warp's.
-inline const uint64_t *exchange(const char *name, unsigned mask, uint64_t value, Here here) {
+// Gives each lane's words to all lanes; the result is the warp's.
+inline const Words *exchange(const char *name, unsigned mask, const Words &mine, Here here) {
     if (mask != 0xffffffff)
         stop("%s of line %d with mask 0x%x; only whole warps are supported", name, here.line, mask);
     if (!current) stop("%s outside of a kernel", name);
     int thread = (int)(current - threads);
-    uint64_t *values = warps[thread / WARP].value[current->turn++ % 2];
-    values[thread % WARP] = value;
+    Words *words = warps[thread / WARP].words[current->turn++ % 2];
+    words[thread % WARP] = mine;
     wait(WHOLE_WARP, name, here);
-    return values;
+    return words;
 }
 
 template <typename T> T shuffle(const char *name, unsigned mask, T value, int source, Here here) {
     static_assert(std::is_arithmetic<T>::value, "shuffles of this type are not supported");
-    uint64_t bits = 0;
-    memcpy(&bits, &value, sizeof value);
+    Words words = {};
+    memcpy(&words, &value, sizeof value);
     if (source < 0 || source >= WARP)
         stop("%s of line %d from lane %d; there are 32", name, here.line, source);
-    bits = exchange(name, mask, bits, here)[source];
-    memcpy(&value, &bits, sizeof value);
+    words = exchange(name, mask, words, here)[source];
+    memcpy(&value, &words, sizeof value);
     return value;
 }
 
@@ -393,7 +388,7 @@ inline void __syncthreads(cuda_emu::Here here = cuda_emu::Here::at()) {
     cuda_emu::wait(cuda_emu::WHOLE_BLOCK, "__syncthreads", here);
 }
 inline void __syncwarp(unsigned mask = 0xffffffff, cuda_emu::Here here = cuda_emu::Here::at()) {
-    cuda_emu::exchange("__syncwarp", mask, 0, here);
+    cuda_emu::exchange("__syncwarp", mask, {}, here);
 }
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, cuda_emu::Here here = cuda_emu::Here::at()) {
@@ -457,106 +452,97 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
 }
 
 // ---------------------------------------------------------------------------
-// wmma: D = A B + C by a warp, 16 x 16 x 16
+// The instructions of lib/gpu.h, lane by lane as the PTX ISA documents them
 
-namespace nvcuda { namespace wmma {
 
-struct matrix_a { enum { STRIDE = 77 }; };
-struct matrix_b { enum { STRIDE = 139 }; };
-struct accumulator { enum { STRIDE = 203 }; };
-struct row_major {};
-struct col_major {};
-enum layout_t { mem_row_major, mem_col_major };
+namespace cuda_emu {
+namespace {
 
-template <typename Use, int M, int N, int K, typename T, typename Layout = void> struct fragment {
-    static_assert(M == 16 && N == 16 && K == 16, "only fragments of 16 x 16 x 16 are supported");
-    static_assert(std::is_same<Use, accumulator>::value ? std::is_same<T, float>::value
-                                                        : std::is_same<T, __nv_bfloat16>::value,
-                  "only bf16 fragments with float sums are supported");
-    enum { num_elements = 8 };
-    T x[num_elements];
-    // The place of element i of a lane, as row * 16 + column: each once, in an order that no
-    // program should rely on.
-    static int place(int lane, int i) { return (lane * num_elements + i) * Use::STRIDE % 256; }
-};
-
-// The fingerprint of calls that every lane must make, though none waits for another.
-inline void note(const char *name, const void *p, unsigned ld, unsigned size, cuda_emu::Here here) {
-    if (!cuda_emu::current) cuda_emu::stop("%s outside of a kernel", name);
-    if ((uintptr_t)p % 32)
-        cuda_emu::stop("%s of line %d: the address is not a multiple of 32 bytes", name, here.line);
-    if (ld * size % 16)
-        cuda_emu::stop("%s of line %d: ld is %u; it must be a multiple of %u", name, here.line, ld,
-                       16 / size);
-    cuda_emu::current->calls = (cuda_emu::current->calls ^ (uint64_t)here.line
-                                ^ (uint64_t)(uintptr_t)p << 16 ^ ld)
-                               * 0x9E3779B97F4A7C15u;
+// half 0 (low) or 1 (high) of a word, as bf16
+inline unsigned half(unsigned word, int which) { return which ? word >> 16 : word & 0xffff; }
+inline float bf16_of(unsigned word, int which) {
+    unsigned bits = half(word, which) << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
-template <typename T, typename F> void move(F &f, T *p, unsigned ld, bool by_rows, bool load) {
-    for (int i = 0; i < F::num_elements; i++) {
-        unsigned place = (unsigned)F::place(cuda_emu::lane(), i);
-        unsigned row = place / 16, col = place % 16;
-        T *at = p + (by_rows ? row * ld + col : col * ld + row);
-        if (load) f.x[i] = *at;
-        else *at = f.x[i];
+// Four blocks of 8 x 8. Lane l reads row l % 8 of block l / 8; it gets elements 2 (l % 4) and the
+// next of row l / 4, or of column l / 4 where transposed.
+inline void load_blocks(const char *name, unsigned (&x)[4], const void *row, bool transposed,
+                        Here here) {
+    if ((uintptr_t)row % 16)
+        stop("%s of line %d: the address of a row is not a multiple of 16", name, here.line);
+    Words words = {};
+    memcpy(&words, row, 16);
+    const Words *rows = exchange(name, 0xffffffff, words, here);
+    int group = lane() / 4, pair = lane() % 4;
+    for (int b = 0; b < 4; b++) {
+        x[b] = rows[8 * b + group].word[pair];
+        if (!transposed) continue;
+        unsigned low = half(rows[8 * b + 2 * pair].word[group / 2], group % 2);
+        unsigned high = half(rows[8 * b + 2 * pair + 1].word[group / 2], group % 2);
+        x[b] = low | high << 16;
     }
 }
-template <typename Use, typename T, typename Layout>
-void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout> &f, const T *p, unsigned ld,
-                      cuda_emu::Here here = cuda_emu::Here::at()) {
-    note("load_matrix_sync", p, ld, sizeof(T), here);
-    move(f, const_cast<T *>(p), ld, std::is_same<Layout, row_major>::value, true);
+
+}}    // namespace cuda_emu
+
+inline void ldmatrix(unsigned (&x)[4], const void *row,
+                     cuda_emu::Here here = cuda_emu::Here::at()) {
+    cuda_emu::load_blocks("ldmatrix", x, row, false, here);
 }
-inline void load_matrix_sync(fragment<accumulator, 16, 16, 16, float> &f, const float *p,
-                             unsigned ld, layout_t layout,
-                             cuda_emu::Here here = cuda_emu::Here::at()) {
-    note("load_matrix_sync", p, ld, 4, here);
-    move(f, const_cast<float *>(p), ld, layout == mem_row_major, true);
-}
-inline void store_matrix_sync(float *p, const fragment<accumulator, 16, 16, 16, float> &f,
-                              unsigned ld, layout_t layout,
-                              cuda_emu::Here here = cuda_emu::Here::at()) {
-    note("store_matrix_sync", p, ld, 4, here);
-    move(const_cast<fragment<accumulator, 16, 16, 16, float> &>(f), p, ld, layout == mem_row_major,
-         false);
-}
-template <typename F, typename T> void fill_fragment(F &f, T value) {
-    for (auto &x : f.x) x = value;
+inline void ldmatrix_transposed(unsigned (&x)[4], const void *row,
+                                cuda_emu::Here here = cuda_emu::Here::at()) {
+    cuda_emu::load_blocks("ldmatrix_transposed", x, row, true, here);
 }
 
-template <typename A, typename B, typename C> void multiply(cuda_emu::Warp &w) {
-    float a[256], b[256], d[256];
-    for (int lane = 0; lane < 32; lane++)
-        for (int i = 0; i < 8; i++) {
-            a[A::place(lane, i)] = (float)((const A *)w.operand[lane][0])->x[i];
-            b[B::place(lane, i)] = (float)((const B *)w.operand[lane][1])->x[i];
-            d[C::place(lane, i)] = ((const C *)w.operand[lane][2])->x[i];
+// Element (i, k) of a is in lane 4 (i % 8) + k % 8 / 2, word i / 8 + 2 (k / 8), half k % 2;
+// element (k, j) of b in lane 4 j + k % 8 / 2, word k / 8, half k % 2; sum e of a lane is element
+// (lane / 4 + 8 (e / 2), 2 (lane % 4) + e % 2).
+inline void mma_16x8x16(float *sums, const unsigned *a, const unsigned *b,
+                        cuda_emu::Here here = cuda_emu::Here::at()) {
+    cuda_emu::Words words = {{a[0], a[1], a[2], a[3], b[0], b[1]}};
+    const cuda_emu::Words *given = cuda_emu::exchange("mma", 0xffffffff, words, here);
+    int lane = cuda_emu::lane();
+    for (int e = 0; e < 4; e++)
+        for (int k = 0; k < 16; k++) {
+            const unsigned *left = given[lane / 4 * 4 + k % 8 / 2].word;
+            const unsigned *right = given[4 * (lane % 4 * 2 + e % 2) + k % 8 / 2].word + 4;
+            sums[e] = fmaf(cuda_emu::bf16_of(left[e / 2 + k / 8 * 2], k % 2),
+                           cuda_emu::bf16_of(right[k / 8], k % 2), sums[e]);
         }
-    for (int i = 0; i < 16; i++)
-        for (int k = 0; k < 16; k++)
-            for (int j = 0; j < 16; j++) d[i * 16 + j] += a[i * 16 + k] * b[k * 16 + j];
-    for (int lane = 0; lane < 32; lane++)
-        for (int i = 0; i < 8; i++) ((C *)w.operand[lane][3])->x[i] = d[C::place(lane, i)];
-}
-template <typename LA, typename LB>
-void mma_sync(fragment<accumulator, 16, 16, 16, float> &d,
-              const fragment<matrix_a, 16, 16, 16, __nv_bfloat16, LA> &a,
-              const fragment<matrix_b, 16, 16, 16, __nv_bfloat16, LB> &b,
-              const fragment<accumulator, 16, 16, 16, float> &c,
-              cuda_emu::Here here = cuda_emu::Here::at()) {
-    if (!cuda_emu::current) cuda_emu::stop("mma_sync outside of a kernel");
-    int thread = (int)(cuda_emu::current - cuda_emu::threads);
-    cuda_emu::Warp &w = cuda_emu::warps[thread / 32];
-    const void *operands[4] = {&a, &b, &c, &d};
-    memcpy(w.operand[thread % 32], operands, sizeof operands);
-    w.action = multiply<fragment<matrix_a, 16, 16, 16, __nv_bfloat16, LA>,
-                        fragment<matrix_b, 16, 16, 16, __nv_bfloat16, LB>,
-                        fragment<accumulator, 16, 16, 16, float>>;
-    cuda_emu::wait(cuda_emu::WHOLE_WARP, "mma_sync", here);
 }
 
-}}    // namespace nvcuda::wmma
+inline float power_of_2(float x) {
+    float y = exp2f(x);
+    return y < 1.17549435e-38f ? 0 : y;
+}
+
+// cp.async: a copy of 4, 8 or 16 bytes to shared memory, the last `zeros` of them zeros, that is
+// done when its thread has waited for it
+inline void __pipeline_memcpy_async(void *to, const void *from, size_t bytes, size_t zeros = 0) {
+    if (!cuda_emu::current) cuda_emu::stop("cp.async outside of a kernel");
+    if ((bytes != 4 && bytes != 8 && bytes != 16) || zeros > bytes)
+        cuda_emu::stop("cp.async of %zu bytes, %zu of them zeros", bytes, zeros);
+    if ((uintptr_t)to % bytes || (uintptr_t)from % bytes)
+        cuda_emu::stop("cp.async of %zu bytes: an address is not a multiple of that", bytes);
+    memset(to, 0xFF, bytes);
+    cuda_emu::Thread &t = *cuda_emu::current;
+    t.copies.push_back({(char *)to, (const char *)from, bytes, zeros, t.groups});
+}
+inline void __pipeline_commit() { cuda_emu::current->groups++; }
+// until at most the last `groups` committed groups are under way
+inline void __pipeline_wait_prior(unsigned groups) {
+    cuda_emu::Thread &t = *cuda_emu::current;
+    std::vector<cuda_emu::Copy> later;
+    for (const cuda_emu::Copy &c : t.copies)
+        if (c.group + groups < t.groups) {
+            memcpy(c.to, c.from, c.bytes - c.zeros);
+            memset(c.to + c.bytes - c.zeros, 0, c.zeros);
+        } else later.push_back(c);
+    t.copies.swap(later);
+}
 
 // ---------------------------------------------------------------------------
 // The runtime: errors, memory, the stream
@@ -1229,7 +1215,8 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
     if (s) return s;
     if (preference->reduction != CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)
         cuda_emu::stop(
-            "cublasLtMatmulAlgoGetHeuristic: only CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE is supported");
+            "cublasLtMatmulAlgoGetHeuristic: only CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE is"
+            " supported");
     for (uint32_t bytes : preference->aligned) if (bytes % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (p->epilogue != CUBLASLT_EPILOGUE_DEFAULT
         && !strcmp(cuda_emu::setting("CUDA_EMU_EPILOGUES", "1"), "0"))

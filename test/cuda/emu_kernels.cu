@@ -79,31 +79,62 @@ __global__ void in_warp(int *out, bool wrong, int distance) {    // within a war
     out[t] = s[(t & ~31) + ((t + distance) & 31)];
 }
 
-using namespace nvcuda;
-typedef wmma::fragment<wmma::accumulator, 16, 16, 16, float> Sums;
-
-// a fragment stored, then read by other lanes
-__global__ void after_store(int *out, bool wrong, int) {
-    __shared__ __align__(32) float s[256];
-    Sums f;
-    wmma::fill_fragment(f, 3.0f);
-    s[threadIdx.x] = s[threadIdx.x + 128] = 0;
-    __syncthreads();
-    if (threadIdx.x < 32) wmma::store_matrix_sync(s, f, 16, wmma::mem_row_major);
+// shared memory written, then loaded by ldmatrix
+__global__ void before_load(int *out, bool wrong, int) {
+    __shared__ __align__(16) __nv_bfloat16 s[256];
+    unsigned x[4];
+    int t = (int)threadIdx.x;
+    s[t] = s[t + 128] = __float2bfloat16(1);
     if (!wrong) __syncthreads();
-    out[threadIdx.x] = (int)(s[255 - threadIdx.x] + s[threadIdx.x]);
+    ldmatrix(x, s + t % 32 * 8);
+    out[t] = x[0] == 0x3f803f80 && x[0] == x[1] && x[0] == x[2] && x[0] == x[3];
 }
 
-// shared memory written, then loaded into a fragment
-__global__ void before_load(int *out, bool wrong, int) {
-    __shared__ __align__(32) float s[256];
-    Sums f;
-    s[threadIdx.x] = s[threadIdx.x + 128] = 1;
+// a copy to shared memory, of x from global memory, read by the thread at this distance; without
+// its barrier, and, at distance 0, without the wait
+__global__ void after_copy(int *out, bool wrong, int distance) {
+    __shared__ int s[128];
+    int t = (int)threadIdx.x;
+    out[t] = t * t;
+    __pipeline_memcpy_async(&s[t], &out[t], 4);
+    __pipeline_commit();
+    if (!wrong || distance) __pipeline_wait_prior(0);
+    if (!wrong || !distance) __syncthreads();
+    int seen = s[(t + distance) & 127];
+    __pipeline_wait_prior(0);
+    out[t] = seen;
+}
+
+// a copy over what another thread has yet to read
+__global__ void early_copy(int *out, bool wrong, int distance) {
+    __shared__ int s[128];
+    int t = (int)threadIdx.x;
+    out[t] = -1;
+    s[t] = t * t;
+    __syncthreads();
+    int seen = wrong ? 0 : s[(t + distance) & 127];
     if (!wrong) __syncthreads();
-    wmma::load_matrix_sync(f, s, 16, wmma::mem_row_major);
-    float sum = 0;
-    for (int i = 0; i < f.num_elements; i++) sum += f.x[i];
-    out[threadIdx.x] = (int)sum;
+    __pipeline_memcpy_async(&s[t], &out[t], 4);
+    __pipeline_commit();
+    if (wrong) seen = s[(t + distance) & 127];
+    __pipeline_wait_prior(0);
+    __syncthreads();
+    out[t] = seen + s[t];
+}
+
+// Two groups of copies: the first is there when at most one is under way.
+__global__ void two_groups(int *out, bool wrong, int) {
+    __shared__ int s[2][128];
+    int t = (int)threadIdx.x;
+    out[t] = t * t;
+    for (int i = 0; i < 2; i++) {
+        __pipeline_memcpy_async(&s[i][t], &out[t], 4);
+        __pipeline_commit();
+    }
+    __pipeline_wait_prior(1);
+    int seen = s[wrong][t];
+    __pipeline_wait_prior(0);
+    out[t] = seen;
 }
 
 // ---- accesses that no kernel may make
@@ -146,23 +177,27 @@ __global__ void two_shuffles(bool wrong) {
 }
 __global__ void mask(bool wrong) { __shfl_sync(wrong ? 0xffffu : 0xffffffffu, 1, 0); }
 __global__ void lane_left_out(bool wrong) {
-    __shared__ __align__(32) float s[256];
-    Sums f;
-    wmma::fill_fragment(f, 3.0f);
-    if (!wrong || threadIdx.x != 7) wmma::store_matrix_sync(s, f, 16, wmma::mem_row_major);
-    __syncwarp();
+    __shared__ __align__(16) __nv_bfloat16 s[256];
+    unsigned x[4];
+    if (!wrong || threadIdx.x != 7) ldmatrix(x, s + threadIdx.x % 32 * 8);
 }
 __global__ void misaligned(bool wrong) {
-    __shared__ __align__(32) float s[272];
-    Sums f;
-    wmma::load_matrix_sync(f, s + (wrong ? 4 : 8), 16, wmma::mem_row_major);
+    __shared__ __align__(16) __nv_bfloat16 s[264];
+    unsigned x[4];
+    ldmatrix(x, s + threadIdx.x % 32 * 8 + (wrong && threadIdx.x == 5 ? 4 : 0));
 }
-__global__ void odd_ld(bool wrong) {
-    __shared__ __align__(32) float s[272];
-    Sums f;
-    wmma::load_matrix_sync(f, s, wrong ? 17 : 16, wmma::mem_row_major);
+__global__ void copy_misaligned(bool wrong) {
+    __shared__ __align__(16) float s[136];
+    __pipeline_memcpy_async(s + 4 + (wrong ? 2 : 0), s, 16, 16);
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
 }
-
+__global__ void copy_left(bool wrong) {
+    __shared__ __align__(16) float s[128];
+    __pipeline_memcpy_async(s + threadIdx.x, s, 4, 4);
+    __pipeline_commit();
+    if (!wrong) __pipeline_wait_prior(0);
+}
 // ---- what must come out right
 
 __global__ void shuffles(float *out, double *sums) {
@@ -189,25 +224,47 @@ __global__ void round_to_bf16(__nv_bfloat16 *out, float *back, const float *x, i
     }
 }
 
-// out (16,16) = 2 a b + c
-template <typename LA, typename LB>
+// out (16,8) = 2 a (16,16) b (16,8) + c (16,8), each element where the PTX ISA says. b_by_columns:
+// b is stored (8,16)
 __global__ void product(float *out, const __nv_bfloat16 *a, const __nv_bfloat16 *b, const float *c,
-                        int lda, int ldb, int by_rows) {
-    wmma::fragment<wmma::matrix_a, 16, 16, 16, __nv_bfloat16, LA> fa;
-    wmma::fragment<wmma::matrix_b, 16, 16, 16, __nv_bfloat16, LB> fb;
-    Sums sum, add;
-    wmma::load_matrix_sync(fa, a, (unsigned)lda);
-    wmma::load_matrix_sync(fb, b, (unsigned)ldb);
-    wmma::load_matrix_sync(add, c, 16, by_rows ? wmma::mem_row_major : wmma::mem_col_major);
-    wmma::fill_fragment(sum, 0.0f);
-    wmma::mma_sync(sum, fa, fb, sum);
-    wmma::mma_sync(sum, fa, fb, sum);
-    for (int i = 0; i < sum.num_elements; i++) sum.x[i] += add.x[i];
-    wmma::store_matrix_sync(out, sum, 16, by_rows ? wmma::mem_row_major : wmma::mem_col_major);
+                        int b_by_columns) {
+    __shared__ __align__(16) __nv_bfloat16 s[512];
+    unsigned x[4], y[4];
+    float sums[4];
+    int lane = (int)threadIdx.x;
+    for (int i = lane; i < 256; i += 32) s[i] = a[i];
+    for (int i = lane; i < 128; i += 32) s[256 + i] = s[384 + i] = b[i];
+    __syncwarp();
+    ldmatrix(x, s + lane % 16 * 16 + lane / 16 * 8);
+    // the second half of y is the first again
+    if (b_by_columns) ldmatrix(y, s + 256 + lane / 16 * 128 + lane % 8 * 16 + lane / 8 % 2 * 8);
+    else ldmatrix_transposed(y, s + 256 + lane * 8);
+    for (int e = 0; e < 4; e++) sums[e] = c[(lane / 4 + e / 2 * 8) * 8 + lane % 4 * 2 + e % 2];
+    mma_16x8x16(sums, x, y);
+    mma_16x8x16(sums, x, y + 2);
+    for (int e = 0; e < 4; e++) out[(lane / 4 + e / 2 * 8) * 8 + lane % 4 * 2 + e % 2] = sums[e];
+}
+
+// out (32,4): of 16 bytes of x (32,4) all but the last zeros are copied
+__global__ void copies(float *out, const float *x) {
+    __shared__ __align__(16) float s[128];
+    int t = (int)threadIdx.x;
+    __pipeline_memcpy_async(s + 4 * t, x + 4 * t, 16, (size_t)(t % 5 * 4));
+    __pipeline_commit();
+    __pipeline_wait_prior(0);
+    for (int i = 0; i < 4; i++) out[4 * t + i] = s[4 * t + i];
+}
+
+__global__ void powers(float *out, const float *x) {
+    out[threadIdx.x] = power_of_2(x[threadIdx.x]);
+}
+
+__global__ void maximum(int *top, float *out) {
+    atomicMax(top, __float_as_int((float)((threadIdx.x * 37 + 11) % 128)));
+    out[threadIdx.x] = 0;
 }
 
 __global__ void add_one(float *x) { x[threadIdx.x] += 1; }
-__global__ void max_of_all(int *top, const int *x) { atomicMax(top, x[threadIdx.x]); }
 __global__ void on_two(float *x, const float *y) { x[threadIdx.x] = y ? y[threadIdx.x] : 0; }
 
 // ---- cuBLASLt
@@ -357,14 +414,15 @@ int main(int argc, char **argv) {
     std::string name = argc > 1 ? argv[1] : "";
     for (int i = 2; i < argc && i < 35; i++) number[i - 2] = atol(argv[i]);
     const std::map<std::string, void (*)(int *, bool, int)> missing = {
-        {"neighbour", neighbour}, {"overwrite", overwrite},     {"broadcast", broadcast},
-        {"in_warp", in_warp},     {"after_store", after_store}, {"before_load", before_load}};
+        {"neighbour", neighbour},     {"overwrite", overwrite},   {"broadcast", broadcast},
+        {"in_warp", in_warp},         {"after_copy", after_copy}, {"early_copy", early_copy},
+        {"before_load", before_load}, {"two_groups", two_groups}};
     const std::map<std::string, void (*)(bool)> divergent = {
-        {"some_wait", some_wait},         {"some_end", some_end},
-        {"two_barriers", two_barriers},   {"half_shuffles", half_shuffles},
-        {"two_shuffles", two_shuffles},   {"mask", mask},
-        {"lane_left_out", lane_left_out}, {"misaligned", misaligned},
-        {"odd_ld", odd_ld}};
+        {"some_wait", some_wait},             {"some_end", some_end},
+        {"two_barriers", two_barriers},       {"half_shuffles", half_shuffles},
+        {"two_shuffles", two_shuffles},       {"mask", mask},
+        {"lane_left_out", lane_left_out},     {"misaligned", misaligned},
+        {"copy_misaligned", copy_misaligned}, {"copy_left", copy_left}};
     const std::map<std::string, void (*)(float *, long)> access = {
         {"store_at", store_at}, {"load_at", load_at}, {"shared_at", shared_at}};
     if (missing.count(name)) {
@@ -454,32 +512,31 @@ int main(int argc, char **argv) {
         to_stdout(out, (size_t)n);
         to_stdout(back, (size_t)n);
         check(cudaFree(x));
-    } else if (name == "wmma") {
-        typedef wmma::row_major R;
-        typedef wmma::col_major C;
-        int lda = (int)number[2], ldb = (int)number[3];
-        __nv_bfloat16 *a = from_stdin<__nv_bfloat16>(16 * (size_t)lda),
-                      *b = from_stdin<__nv_bfloat16>(16 * (size_t)ldb);
-        float *c = from_stdin<float>(256), *out = device<float>(256);
-        auto of_columns = number[1] ? product<C, C> : product<C, R>;
-        auto of_rows = number[1] ? product<R, C> : product<R, R>;
-        launch(number[0] ? of_columns : of_rows, 1, 32, out, a, b, c, lda, ldb, (int)number[4]);
-        to_stdout(out, 256);
+    } else if (name == "mma") {
+        __nv_bfloat16 *a = from_stdin<__nv_bfloat16>(256), *b = from_stdin<__nv_bfloat16>(128);
+        float *c = from_stdin<float>(128), *out = device<float>(128);
+        launch(product, 1, 32, out, a, b, c, (int)number[0]);
+        to_stdout(out, 128);
         check(cudaFree(a));
         check(cudaFree(b));
         check(cudaFree(c));
-    } else if (name == "max") {
-        int *x = from_stdin<int>(64), *top = device<int>(1);
-        check(cudaMemcpy(top, x, sizeof *x, cudaMemcpyDeviceToDevice));
-        launch(max_of_all, 1, 64, top, (const int *)x);
-        to_stdout(top, 1);
-        check(cudaFree(x));
     } else if (name == "attributes") {
         cudaFuncAttributes attributes;
         check(cudaFuncGetAttributes(&attributes, add_one));
         printf("%d %d\n", attributes.ptxVersion, attributes.binaryVersion);
     } else if (name == "product") {
         product_of_stdin();
+    } else if (name == "copies" || name == "powers") {
+        float *x = from_stdin<float>(128), *out = device<float>(128);
+        launch(name == "copies" ? copies : powers, 1, name == "copies" ? 32 : 128, out, x);
+        to_stdout(out, 128);
+        check(cudaFree(x));
+    } else if (name == "maximum") {
+        int *top = from_stdin<int>(1);
+        float *out = device<float>(128);
+        launch(maximum, 1, 128, top, out);
+        check(cudaFree(out));
+        to_stdout(top, 1);
     } else return 8;
     return 0;
 }

@@ -1,0 +1,130 @@
+"""make sass: the machine code of train_gpt.cu's kernels, for sm_80 and sm_90.
+
+For each kernel: registers per thread, instructions that spill them (LDL, STL), shared memory, and
+loads by an address of any kind (LD), which are slower than LDG and LDS. For the main loop of each
+attention kernel, per warp and 16 x 32 scores (a block of 64 queries has four such warps): issue
+slots, HMMA (tensor cores), LDSM (ldmatrix), LDS, and from global memory LDG and LDGSTS (cp.async)
+by width in bits.
+"""
+
+import collections
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ARCHITECTURES = "sm_80", "sm_90"
+# an HMMA is 16 x 8 scores by 16 channels; products of the formulas: q k^T, p v; q k^T, dout v^T,
+# ds k; and those two, ds^T q, p^T dout
+PRODUCTS = dict(attention_forward_kernel=2, attention_dq_kernel=3, attention_dkv_kernel=4)
+
+
+def tool(name):
+    path = shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
+    if not path:
+        sys.exit(f"sass: {name} is missing; it comes with the CUDA toolkit")
+    return path
+
+
+def output(*command):
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"sass: {command[0]} failed: {(result.stderr.strip() or '?').splitlines()[-1]}")
+    return result.stdout
+
+
+def plain(mangled):
+    """The name of a kernel, with its template's first number."""
+    length = re.match(r"_Z(\d+)", mangled)
+    if not length:
+        return mangled
+    name, rest = mangled[length.end() :][: int(length[1])], mangled[length.end() + int(length[1]) :]
+    number = re.match(r"ILi(\d+)E", rest)
+    return f"{name}<{number[1]}>" if number else name
+
+
+def kernels(cubin):
+    """For each kernel: its registers, its bytes of shared memory and its instructions, as
+    (address, opcode, target of a jump)."""
+    found = {}
+    text = output(tool("cuobjdump"), "-res-usage", cubin)
+    for name, registers, shared in re.findall(
+        r"Function (\S+):\s+REG:(\d+) .*?SHARED:(\d+)", text
+    ):
+        found[name] = [int(registers), int(shared), []]
+    for part in output(tool("cuobjdump"), "-sass", cubin).split("Function : ")[1:]:
+        name, code = part.split(None, 1)
+        for address, opcode, rest in re.findall(
+            r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*?);", code
+        ):
+            target = re.search(r"\b0x([0-9a-f]+)", rest) if opcode.startswith("BRA") else None
+            found[name][2].append((int(address, 16), opcode, target and int(target[1], 16)))
+    return found
+
+
+def main_loop(code):
+    """The opcodes of the shortest loop with the most HMMA."""
+    loops = [
+        [op for at, op, _ in code if target <= at <= end]
+        for end, _, target in code
+        if target is not None and target < end
+    ]
+    return max(loops, key=lambda ops: (count(ops, "HMMA"), -len(ops)))
+
+
+def count(opcodes, pattern):
+    return sum(bool(re.match(pattern + r"(\.|$)", op)) for op in opcodes)
+
+
+def width(opcode):
+    bits = re.search(r"\.(U?8|U?16|64|128)\b", opcode)
+    return int(bits[1].lstrip("U")) if bits else 32
+
+
+def report(architecture, cubin):
+    print(f"{architecture:27} registers spills shared generic | slots HMMA LDSM LDS  LDG, LDGSTS")
+    for mangled, (registers, shared, code) in sorted(
+        kernels(cubin).items(), key=lambda k: plain(k[0])
+    ):
+        name, all_ops = plain(mangled), [op for _, op, _ in code]
+        spills, generic = count(all_ops, "(LDL|STL)"), count(all_ops, "LD")
+        line = f"{name:31} {registers:5} {spills:6} {shared:6} {generic:7}"
+        products = PRODUCTS.get(name.split("<")[0])
+        if products:
+            channels = int(re.search(r"<(\d+)>", name)[1])
+            ops = main_loop(code)
+            # blocks of 16 x 32 scores in the loop
+            blocks = count(ops, "HMMA") / (products * 4 * channels / 16)
+            each = [count(ops, x) / blocks for x in ("HMMA", "LDSM", "LDS")]
+            widths = collections.Counter(
+                f"{x}{width(op)}" for op in ops for x in ("LDG", "LDGSTS") if count([op], x)
+            )
+            line += f" | {len(ops) / blocks:5.0f} " + " ".join(f"{x:4.0f}" for x in each) + "  "
+            line += ", ".join(f"{n / blocks:g} {x}" for x, n in sorted(widths.items()))
+        print(line)
+
+
+def main():
+    tool("cuobjdump")
+    for architecture in ARCHITECTURES:
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = f"{folder}/train_gpt.cubin"
+            output(
+                tool("nvcc"),
+                "-std=c++17",
+                "-O3",
+                *sys.argv[1:],
+                f"-arch={architecture}",
+                "-cubin",
+                "-o",
+                cubin,
+                str(ROOT / "train_gpt.cu"),
+            )
+            report(architecture, cubin)
+
+
+if __name__ == "__main__":
+    main()
