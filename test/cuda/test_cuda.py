@@ -559,16 +559,6 @@ def test_shapes_it_does_not_take(shape, lr, program, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(GPU, reason="a real GPU cannot pretend to be another")
-def test_bf16_needs_a_gpu_that_has_it(programs, tmp_path):
-    """Below compute capability 8.0 one line names the other precision, which trains there."""
-    flags, settings = {**TINY, "steps": 1}, dict(CAPABILITY=75)
-    said = run(programs["bf16"], status=1, cwd=tmp_path, settings=settings, **flags)
-    assert re.fullmatch("train_gpt: .*PRECISION=fp32.*\n", said), said
-    assert not list(tmp_path.iterdir())
-    run(programs["fp32"], settings=settings, **flags, out=tmp_path / "out")
-
-
 @pytest.mark.skipif(GPU, reason="a real GPU cannot be told to fail")
 @pytest.mark.parametrize(
     "settings, words, wanted",
@@ -588,6 +578,12 @@ def test_bf16_needs_a_gpu_that_has_it(programs, tmp_path):
             (),
             "needs 0.\\d+ GB of GPU memory, and 0.001 of the .* are free; .*-micro_batch",
         ),
+        (
+            dict(CAPABILITY=75),
+            (),
+            "compute capability 7.5, and train_gpt_cu needs 8.0; ./train_gpt trains on the CPU",
+        ),
+        (dict(PTX=52), (), "was not built for the .*: make -B train_gpt_cu ARCH=sm_90"),
         (dict(DEVICES=0), ("lr", "1e-3,1e-2"), "no NVIDIA GPU can be used here"),
         (dict(MEMORY=10**6), ("lr", "1e-3,1e-2"), "GB of GPU memory"),
     ],
