@@ -51,9 +51,7 @@ def kernels(cubin):
     (address, opcode, target of a jump)."""
     found = {}
     text = output(tool("cuobjdump"), "-res-usage", cubin)
-    for name, registers, shared in re.findall(
-        r"Function (\S+):\s+REG:(\d+) .*?SHARED:(\d+)", text
-    ):
+    for name, registers, shared in re.findall(r"Function (\S+):\s+REG:(\d+) .*?SHARED:(\d+)", text):
         found[name] = [int(registers), int(shared), []]
     for part in output(tool("cuobjdump"), "-sass", cubin).split("Function : ")[1:]:
         name, code = part.split(None, 1)
@@ -74,9 +72,7 @@ def loops(code):
         if target is not None and target < end
     ]
     outer = [ops for ops in found if count(ops, "LDGSTS")]
-    return [
-        max(some, key=lambda ops: (count(ops, "HMMA"), -len(ops))) for some in (outer, found)
-    ]
+    return [max(some, key=lambda ops: (count(ops, "HMMA"), -len(ops))) for some in (outer, found)]
 
 
 def count(opcodes, pattern):
