@@ -509,6 +509,7 @@ template <int CH> __device__ inline Right over_channels(const Tile<CH> &tile, in
 template <int CH>
 __device__ inline void store_rows(act *x, int row, int i, int rows, int HS,
                                   const float (&sums)[CH / 16][8], const float (&factor)[2]) {
+    #pragma unroll
     for (int c = 0; c < CH / 16; c++)
         for (int e = 0; e < 8; e += 2) {
             int r = i + block_row(e), column = 16 * c + block_column(e);
@@ -534,6 +535,7 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
     fetch(k_tile[0], k, 2 * C, T, HS);
     fetch(v_tile[0], v, 3 * C, T, HS);
     Left qi[CH / 16];                                // this warp's queries i0 .. i0 + 15
+    #pragma unroll
     for (int c = 0; c < CH / 16; c++) qi[c] = left_factor(q, 2 * C, i0, T, 16 * c, HS);
     float o[CH / 16][8] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, largest = 0;
     last = least(last, T);
@@ -548,6 +550,7 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
         float s[KEYS / 16][8] = {}, factor[2];
         #pragma unroll
         for (int n = 0; n < KEYS / 16; n++)
+            #pragma unroll
             for (int c = 0; c < CH / 16; c++)
                 multiply(s[n], qi[c], over_channels(k_tile[now], 16 * n, 16 * c));
         // 2. scale and mask; the largest score
@@ -579,11 +582,13 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
                 sum[e / 2 % 2] += s[n][e];
             }
         // 4. out = p v / sum
+        #pragma unroll
         for (int c = 0; c < CH / 16; c++)
             for (int e = 0; e < 8; e++) o[c][e] *= factor[e / 2 % 2];
         #pragma unroll
         for (int n = 0; n < KEYS / 16; n++) {
             Left p = left_factor(s[n]);
+            #pragma unroll
             for (int c = 0; c < CH / 16; c++)
                 multiply(o[c], p, over_rows(v_tile[now], 16 * n, 16 * c));
         }
@@ -634,6 +639,7 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
     fetch(v_tile[0], v, 3 * C, T, HS);
     Left qi[CH / 16], doi[CH / 16];
     float dq[CH / 16][8] = {}, top[2] = {}, inverse[2] = {}, dot_i[2] = {};
+    #pragma unroll
     for (int c = 0; c < CH / 16; c++) {
         size_t at = first * C + channel;
         Left oi = left_factor(out + at, C, i0, T, 16 * c, HS);
@@ -661,6 +667,7 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
         for (int n = 0; n < KEYS / 16; n++) {
             // 1. scores = q k^T, dp = dout v^T
             float s[8] = {}, dp[8] = {}, ds[8];
+            #pragma unroll
             for (int c = 0; c < CH / 16; c++) {
                 multiply(s, qi[c], over_channels(k_tile[now], 16 * n, 16 * c));
                 multiply(dp, doi[c], over_channels(v_tile[now], 16 * n, 16 * c));
@@ -677,6 +684,7 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
             }
             // 3. dq = ds k
             Left ds_i = left_factor(ds);
+            #pragma unroll
             for (int c = 0; c < CH / 16; c++)
                 multiply(dq[c], ds_i, over_rows(k_tile[now], 16 * n, 16 * c));
         }
@@ -712,6 +720,7 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
     fetch_queries(0, begin);
     Left kj[CH / 16], vj[CH / 16];
     float dk[CH / 16][8] = {}, dv[CH / 16][8] = {};
+    #pragma unroll
     for (int c = 0; c < CH / 16; c++) {
         kj[c] = left_factor(k, 2 * C, j0, T, 16 * c, HS);
         vj[c] = left_factor(v, 3 * C, j0, T, 16 * c, HS);
@@ -720,10 +729,11 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
         wait_for_tiles();
         if (i0 + QUERIES < T) fetch_queries(now ^ 1, i0 + QUERIES);
         if (i0 + QUERIES <= j0) continue;            // no key of this warp is seen by them
-        #pragma unroll (CH == 128 ? 1 : 4)           // 128 channels leave no registers for more
+        #pragma unroll (CH == 128 ? 1 : 2)           // 128 channels leave no registers for more
         for (int n = 0; n < QUERIES / 16; n++) {
             // 1. scores = q k^T, dp = dout v^T
             float s[8] = {}, dp[8] = {}, p[8], ds[8];
+            #pragma unroll
             for (int c = 0; c < CH / 16; c++) {
                 multiply(s, kj[c], over_channels(q_tile[now], 16 * n, 16 * c));
                 multiply(dp, vj[c], over_channels(do_tile[now], 16 * n, 16 * c));
@@ -741,9 +751,11 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
             }
             // 3. dk = ds^T q
             Left ds_j = left_factor(ds), p_j = left_factor(p);
+            #pragma unroll
             for (int c = 0; c < CH / 16; c++)
                 multiply(dk[c], ds_j, over_rows(q_tile[now], 16 * n, 16 * c));
             // 4. dv = p^T dout
+            #pragma unroll
             for (int c = 0; c < CH / 16; c++)
                 multiply(dv[c], p_j, over_rows(do_tile[now], 16 * n, 16 * c));
         }

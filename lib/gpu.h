@@ -75,8 +75,8 @@ enum { W = 8 };    // values that a thread takes at a time: 16 bytes of bf16
 
 __host__ __device__ inline int padded(int n) { return ceil_div(n, W) * W; }
 
-__device__ inline float value(float x) { return x; }
-__device__ inline float value(bf16 x) { return __bfloat162float(x); }
+__host__ __device__ inline float value(float x) { return x; }
+__host__ __device__ inline float value(bf16 x) { return __bfloat162float(x); }
 __device__ inline void round_to(float *out, float x) { *out = x; }
 __device__ inline void round_to(bf16 *out, float x) { *out = __float2bfloat16(x); }
 

@@ -51,9 +51,7 @@ def kernels(cubin):
     (address, opcode, target of a jump)."""
     found = {}
     text = output(tool("cuobjdump"), "-res-usage", cubin)
-    for name, registers, shared in re.findall(
-        r"Function (\S+):\s+REG:(\d+) .*?SHARED:(\d+)", text
-    ):
+    for name, registers, shared in re.findall(r"Function (\S+):\s+REG:(\d+) .*?SHARED:(\d+)", text):
         found[name] = [int(registers), int(shared), []]
     for part in output(tool("cuobjdump"), "-sass", cubin).split("Function : ")[1:]:
         name, code = part.split(None, 1)
@@ -65,14 +63,16 @@ def kernels(cubin):
     return found
 
 
-def main_loop(code):
-    """The opcodes of the shortest loop with the most HMMA."""
-    loops = [
+def loops(code):
+    """The opcodes of attention's main loop, which fetches a tile, and of the loop over 16 rows of
+    it, which is the same where it is unrolled."""
+    found = [
         [op for at, op, _ in code if target <= at <= end]
         for end, _, target in code
         if target is not None and target < end
     ]
-    return max(loops, key=lambda ops: (count(ops, "HMMA"), -len(ops)))
+    outer = [ops for ops in found if count(ops, "LDGSTS")]
+    return [max(some, key=lambda ops: (count(ops, "HMMA"), -len(ops))) for some in (outer, found)]
 
 
 def count(opcodes, pattern):
@@ -95,15 +95,23 @@ def report(architecture, cubin):
         products = PRODUCTS.get(name.split("<")[0])
         if products:
             channels = int(re.search(r"<(\d+)>", name)[1])
-            ops = main_loop(code)
-            # blocks of 16 x 32 scores in the loop
-            blocks = count(ops, "HMMA") / (products * 4 * channels / 16)
-            each = [count(ops, x) / blocks for x in ("HMMA", "LDSM", "LDS")]
-            widths = collections.Counter(
-                f"{x}{width(op)}" for op in ops for x in ("LDG", "LDGSTS") if count([op], x)
-            )
-            line += f" | {len(ops) / blocks:5.0f} " + " ".join(f"{x:4.0f}" for x in each) + "  "
-            line += ", ".join(f"{n / blocks:g} {x}" for x, n in sorted(widths.items()))
+            outer, inner = loops(code)
+            # blocks of 16 x 32 scores in a tile, and how often the inner loop runs
+            blocks = min(64, 4096 // channels) / 32
+            runs = blocks * products * channels / 4 / count(inner, "HMMA")
+            ops = collections.Counter(outer)
+            ops.update({op: n * (runs - 1) for op, n in collections.Counter(inner).items()})
+            each = {
+                x: sum(n for op, n in ops.items() if count([op], x)) / blocks
+                for x in ("HMMA", "LDSM", "LDS")
+            }
+            widths = collections.Counter()
+            for op, n in ops.items():
+                for x in "LDG", "LDGSTS":
+                    widths[f"{x}{width(op)}"] += n * count([op], x)
+            line += f" | {sum(ops.values()) / blocks:5.0f} "
+            line += " ".join(f"{n:4.0f}" for n in each.values()) + "  "
+            line += ", ".join(f"{n / blocks:g} {x}" for x, n in sorted(widths.items()) if n)
         print(line)
 
 
