@@ -729,7 +729,7 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
         wait_for_tiles();
         if (i0 + QUERIES < T) fetch_queries(now ^ 1, i0 + QUERIES);
         if (i0 + QUERIES <= j0) continue;            // no key of this warp is seen by them
-        #pragma unroll (CH == 128 ? 1 : 2)           // 128 channels leave no registers for more
+        #pragma unroll 1                             // more would not fit in the registers
         for (int n = 0; n < QUERIES / 16; n++) {
             // 1. scores = q k^T, dp = dout v^T
             float s[8] = {}, dp[8] = {}, p[8], ds[8];
