@@ -553,7 +553,7 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
             #pragma unroll
             for (int c = 0; c < CH / 16; c++)
                 multiply(s[n], qi[c], over_channels(k_tile[now], 16 * n, 16 * c));
-        // 2. scale and mask; the largest score
+        // 2. scale and mask, which only the diagonal needs; the largest score
         if (max_logit || j0 + KEYS - 1 > i0)
             for (int n = 0; n < KEYS / 16; n++)
                 for (int e = 0; e < 8; e++) {
@@ -712,10 +712,11 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
         fetch(do_tile[now], d, C, T - i0, HS);
         q += QUERIES * 2 * C;
         d += QUERIES * C;
-        int i = threadIdx.x, at = head * T + least(i0 + i, T - 1), zeros = i0 + i < T ? 0 : 4;
+        int i = threadIdx.x, query = head * T + least(i0 + i, T - 1);
+        int zeros = i0 + i < T ? 0 : 4;
         if (i >= QUERIES) return;
-        __pipeline_memcpy_async(&softmax_tile[now][2 * i], softmax + 2 * at, 8, 2 * zeros);
-        __pipeline_memcpy_async(&dot_tile[now][i], dot + at, 4, zeros);
+        __pipeline_memcpy_async(&softmax_tile[now][2 * i], softmax + 2 * query, 8, 2 * zeros);
+        __pipeline_memcpy_async(&dot_tile[now][i], dot + query, 4, zeros);
     };
     fetch_queries(0, begin);
     Left kj[CH / 16], vj[CH / 16];
