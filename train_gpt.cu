@@ -301,10 +301,98 @@ static void matmul_backward(act *dinp, real *dweight, const act *dout, const act
 // A head of q or k stays in the registers of a group of lanes, PAIRS pairs (i, i + HS/2) in each.
 // The number of lanes is a power of 2, so that a warp holds whole groups.
 enum { PAIRS = 4, MAX_HS = 128, HEAD_THREADS = 128 };
+typedef struct { float x[2][PAIRS]; } Head;          // one lane's part
 static int head_lanes(int HS) {
     int lanes = 1;
     while (lanes * 2 * PAIRS < HS) lanes *= 2;
     return lanes;
+}
+
+__device__ inline Head load_head(const act *from, int HS, bool inside) {
+    Head h;
+    load(h.x[0], from, inside);
+    load(h.x[1], from + HS / 2, inside);
+    return h;
+}
+
+__device__ inline void store_head(act *to, const Head &h, int HS, bool inside) {
+    store(to, h.x[0], inside);
+    store(to + HS / 2, h.x[1], inside);
+}
+
+// Rotary positions (Su et al. 2021): turns each pair, forward if direction is 1, back if -1.
+__device__ inline void rope_head(Head &h, const float (&cosine)[PAIRS], const float (&sine)[PAIRS],
+                                 float direction) {
+    for (int i = 0; i < PAIRS; i++) {
+        float x0 = h.x[0][i], x1 = h.x[1][i], s = direction * sine[i];
+        h.x[0][i] = x0 * cosine[i] - x1 * s;
+        h.x[1][i] = x0 * s + x1 * cosine[i];
+    }
+}
+
+// h = LayerNorm(h), and its mean and rstd, as in residual_layernorm_forward. Lanes that are not
+// inside of the head hold zeros.
+__device__ inline void layernorm_head(Head &h, real *mean, real *rstd, const Head &weight,
+                                      bool inside, int HS, int lanes) {
+    float m = 0, variance = 0;
+    for (int i = 0; i < PAIRS; i++) m += h.x[0][i] + h.x[1][i];
+    m = lanes_sum(m, lanes) / HS;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < PAIRS; i++) {
+            h.x[part][i] = inside ? h.x[part][i] - m : 0;
+            variance += h.x[part][i] * h.x[part][i];
+        }
+    variance = lanes_sum(variance, lanes) / HS;
+    float r = 1 / sqrtf(variance + 1e-6f) + 0 * variance;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < PAIRS; i++) h.x[part][i] = weight.x[part][i] * (h.x[part][i] * r);
+    if (inside && threadIdx.x % lanes == 0) {
+        *mean = m;
+        *rstd = r;
+    }
+}
+
+// g, the gradient of LayerNorm(x), becomes that of x; dweight += its share of the weight's. As in
+// residual_layernorm_backward.
+__device__ inline void layernorm_head_backward(Head &g, Head &dweight, const Head &x,
+                                               const Head &weight, float mean, float rstd,
+                                               int HS, int lanes) {
+    float mean_g = 0, mean_gn = 0;
+    Head n;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < PAIRS; i++) {
+            n.x[part][i] = (x.x[part][i] - mean) * rstd;
+            dweight.x[part][i] += g.x[part][i] * n.x[part][i];
+            g.x[part][i] *= weight.x[part][i];
+            mean_g += g.x[part][i];
+            mean_gn += g.x[part][i] * n.x[part][i];
+        }
+    mean_g = lanes_sum(mean_g, lanes) / HS;
+    mean_gn = lanes_sum(mean_gn, lanes) / HS;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < PAIRS; i++)
+            g.x[part][i] = rstd * (g.x[part][i] - mean_g - n.x[part][i] * mean_gn);
+}
+
+// partial (HS) = the sum of h over the heads of the block. The groups of a warp hold the same
+// channels, and so do the warps.
+__device__ inline void sum_heads(real *partial, const Head &h, int HS, int lanes) {
+    __shared__ float shares[HEAD_THREADS / 32][MAX_HS];
+    int i0 = threadIdx.x % lanes * PAIRS;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < PAIRS; i++) {
+            float sum = h.x[part][i];
+            for (int distance = 16; distance >= lanes; distance /= 2)
+                sum += __shfl_xor_sync(ALL, sum, distance);
+            if ((int)threadIdx.x % 32 < lanes && i0 < HS / 2)
+                shares[threadIdx.x / 32][part * (HS / 2) + i0 + i] = sum;
+        }
+    __syncthreads();
+    for (int i = threadIdx.x; i < HS; i += HEAD_THREADS) {
+        float sum = 0;
+        for (int warp = 0; warp < HEAD_THREADS / 32; warp++) sum += shares[warp][i];
+        partial[i] = sum;
+    }
 }
 
 // Computes the q and k that attention sees, qk (B,T,2,C), from qkv (B,T,3,C), the output of the
@@ -315,47 +403,22 @@ __global__ void qk_norm_rope_forward_kernel(act *qk, real *mean, real *rstd, con
                                             const act *q_weight, const act *k_weight,
                                             const real *cosine, const real *sine,
                                             int rows, int T, int NH, int HS, int lanes) {
-    // head: of the 2*NH of each row, q's first
-    size_t head = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / lanes, row = head / (2 * NH);
-    int h = (int)(head % (2 * NH)), C = NH * HS, half = HS / 2;
+    // head: one of the 2 NH of each row, those of q first
+    size_t head = ((size_t)blockIdx.x * HEAD_THREADS + threadIdx.x) / lanes, row = head / (2 * NH);
+    int h = (int)(head % (2 * NH)), C = NH * HS;
     int i0 = threadIdx.x % lanes * PAIRS;            // this lane's first pair
-    bool inside = row < (size_t)rows && i0 < half;
-    const act *from = qkv + row * 3 * C + (size_t)h * HS + i0;
-    act *to = qk + row * 2 * C + (size_t)h * HS + i0;
-    size_t position = row % T * half + i0;
-    float x[2][PAIRS], cos_t[PAIRS], sin_t[PAIRS];
-    load(x[0], from, inside);
-    load(x[1], from + half, inside);
-    load(cos_t, cosine + position, inside);
-    load(sin_t, sine + position, inside);
+    bool inside = row < (size_t)rows && i0 < HS / 2;
+    size_t angles = row % T * (HS / 2) + i0;
+    float cos_t[PAIRS], sin_t[PAIRS];
+    Head x = load_head(qkv + row * 3 * C + (size_t)h * HS + i0, HS, inside);
+    load(cos_t, cosine + angles, inside);
+    load(sin_t, sine + angles, inside);
     if (q_weight) {                                                             // [qk_norm
-        const act *weight = (h < NH ? q_weight : k_weight) + i0;
-        float w[2][PAIRS], m = 0, variance = 0;
-        load(w[0], weight, inside);
-        load(w[1], weight + half, inside);
-        for (int i = 0; i < PAIRS; i++) m += x[0][i] + x[1][i];
-        m = lanes_sum(m, lanes) / HS;
-        for (int part = 0; part < 2; part++)
-            for (int i = 0; i < PAIRS; i++) {
-                x[part][i] = inside ? x[part][i] - m : 0;
-                variance += x[part][i] * x[part][i];
-            }
-        variance = lanes_sum(variance, lanes) / HS;
-        float r = 1 / sqrtf(variance + 1e-6f) + 0 * variance;
-        for (int part = 0; part < 2; part++)
-            for (int i = 0; i < PAIRS; i++) x[part][i] = w[part][i] * (x[part][i] * r);
-        if (inside && i0 == 0) {
-            mean[head] = m;
-            rstd[head] = r;
-        }
+        Head weight = load_head((h < NH ? q_weight : k_weight) + i0, HS, i0 < HS / 2);
+        layernorm_head(x, mean + head, rstd + head, weight, inside, HS, lanes);
     }                                                                           // qk_norm]
-    for (int i = 0; i < PAIRS; i++) {
-        float x0 = x[0][i], x1 = x[1][i];
-        x[0][i] = x0 * cos_t[i] - x1 * sin_t[i];
-        x[1][i] = x0 * sin_t[i] + x1 * cos_t[i];
-    }
-    store(to, x[0], inside);
-    store(to + half, x[1], inside);
+    rope_head(x, cos_t, sin_t, 1);
+    store_head(qk + row * 2 * C + (size_t)h * HS + i0, x, HS, inside);
 }
 
 static void qk_norm_rope_forward(act *qk, real *mean, real *rstd, const act *qkv,
@@ -368,75 +431,40 @@ static void qk_norm_rope_forward(act *qk, real *mean, real *rstd, const act *qkv
 
 // Converts the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), to those of qkv, in
 // place. First rotates back (a rotation's transpose is its inverse), then goes back through
-// qk-norm, as in residual_layernorm_backward. blockIdx.y: q, then k. Moves 6 C values per token
-// (reads dqkv and qkv, writes dqkv), 4 C without qk-norm. partial (blocks,HS) of q, then of k.
+// qk-norm. A block has heads of q, or of k. Moves 6 C values per token (reads dqkv and qkv, writes
+// dqkv), 4 C without qk-norm. partial (2,blocks,HS): the weights' gradients.
 __global__ void qk_norm_rope_backward_kernel(act *dqkv, real *partial, const act *qkv,
                                              const real *mean, const real *rstd,
                                              const act *q_weight, const act *k_weight,
                                              const real *cosine, const real *sine,
                                              int rows, int T, int NH, int HS, int lanes) {
-    __shared__ float shares[HEAD_THREADS / 32][MAX_HS];
-    int C = NH * HS, half = HS / 2, heads = rows * NH, each = HEAD_THREADS / lanes;
-    int i0 = threadIdx.x % lanes * PAIRS, part_of_qkv = blockIdx.y;
-    float dw[2][PAIRS] = {}, w[2][PAIRS] = {};
-    if (q_weight) {                                                             // [qk_norm
-        const act *weight = (part_of_qkv ? k_weight : q_weight) + i0;
-        load(w[0], weight, i0 < half);
-        load(w[1], weight + half, i0 < half);
-    }                                                                           // qk_norm]
+    int C = NH * HS, heads = rows * NH, each = HEAD_THREADS / lanes, k = blockIdx.y;
+    int i0 = threadIdx.x % lanes * PAIRS;
+    Head weight = {}, dweight = {};
+    if (q_weight)                                                               // [qk_norm
+        weight = load_head((k ? k_weight : q_weight) + i0, HS, i0 < HS / 2);    // qk_norm]
     for (int first = blockIdx.x * each; first < heads; first += gridDim.x * each) {
         int head = first + threadIdx.x / lanes;
-        bool inside = head < heads && i0 < half;
-        size_t row = head / NH, at = row * 3 * C + (size_t)part_of_qkv * C + head % NH * HS + i0;
-        size_t position = row % T * half + i0;
-        size_t stat = (row * 2 + part_of_qkv) * NH + head % NH;
-        float g[2][PAIRS], n[2][PAIRS], cos_t[PAIRS], sin_t[PAIRS], mean_g = 0, mean_gn = 0;
-        load(g[0], dqkv + at, inside);
-        load(g[1], dqkv + at + half, inside);
-        load(n[0], qkv + at, inside && q_weight);
-        load(n[1], qkv + at + half, inside && q_weight);
-        load(cos_t, cosine + position, inside);
-        load(sin_t, sine + position, inside);
-        for (int i = 0; i < PAIRS; i++) {
-            float g0 = g[0][i], g1 = g[1][i];
-            g[0][i] = g0 * cos_t[i] + g1 * sin_t[i];
-            g[1][i] = g1 * cos_t[i] - g0 * sin_t[i];
-        }
+        bool inside = head < heads && i0 < HS / 2;
+        size_t row = head / NH, h = head % NH, at = (row * 3 + k) * C + h * HS + i0;
+        size_t angles = row % T * (HS / 2) + i0;
+        float cos_t[PAIRS], sin_t[PAIRS];
+        Head g = load_head(dqkv + at, HS, inside);
+        load(cos_t, cosine + angles, inside);
+        load(sin_t, sine + angles, inside);
+        rope_head(g, cos_t, sin_t, -1);
         if (q_weight) {                                                         // [qk_norm
+            Head x = load_head(qkv + at, HS, inside);
+            size_t stat = (row * 2 + k) * NH + h;
             float m = inside ? mean[stat] : 0, r = inside ? rstd[stat] : 0;
-            for (int part = 0; part < 2; part++)
-                for (int i = 0; i < PAIRS; i++) {
-                    n[part][i] = (n[part][i] - m) * r;
-                    dw[part][i] += g[part][i] * n[part][i];
-                    g[part][i] *= w[part][i];
-                    mean_g += g[part][i];
-                    mean_gn += g[part][i] * n[part][i];
-                }
-            mean_g = lanes_sum(mean_g, lanes) / HS;
-            mean_gn = lanes_sum(mean_gn, lanes) / HS;
-            for (int part = 0; part < 2; part++)
-                for (int i = 0; i < PAIRS; i++)
-                    g[part][i] = r * (g[part][i] - mean_g - n[part][i] * mean_gn);
+            layernorm_head_backward(g, dweight, x, weight, m, r, HS, lanes);
         }                                                                       // qk_norm]
-        store(dqkv + at, g[0], inside);
-        store(dqkv + at + half, g[1], inside);
+        store_head(dqkv + at, g, HS, inside);
     }
-    if (!q_weight) return;
-    // the groups of a warp hold the same channels, and so do the warps of the block
-    for (int part = 0; part < 2; part++)
-        for (int i = 0; i < PAIRS; i++) {
-            float sum = dw[part][i];
-            for (int distance = 16; distance >= lanes; distance /= 2)
-                sum += __shfl_xor_sync(ALL, sum, distance);
-            if ((int)threadIdx.x % 32 < lanes && i0 < half)
-                shares[threadIdx.x / 32][part * half + i0 + i] = sum;
-        }
-    __syncthreads();
-    for (int i = threadIdx.x; i < HS; i += HEAD_THREADS) {
-        float sum = 0;
-        for (int warp = 0; warp < HEAD_THREADS / 32; warp++) sum += shares[warp][i];
-        partial[((size_t)part_of_qkv * gridDim.x + blockIdx.x) * HS + i] = sum;
-    }
+    if (q_weight) {                                                             // [qk_norm
+        partial += ((size_t)k * gridDim.x + blockIdx.x) * HS;
+        sum_heads(partial, dweight, HS, lanes);
+    }                                                                           // qk_norm]
 }
 
 static void qk_norm_rope_backward(act *dqkv, real *dq_weight, real *dk_weight, const act *qkv,
