@@ -169,7 +169,7 @@ __device__ inline float row_max(float x) {    // a NaN is passed over
     return x;
 }
 
-#include "lib/gpu.h"
+#include "lib/gpu.h"    // Left, Right, multiply: products by tensor cores; power_of_2
 
 // ---------------------------------------------------------------------------
 // Matrix multiply: all but a few percent of the FLOPs of a step
