@@ -17,8 +17,8 @@
 #                   it (PYTHON=another); ARGS="--rounds 5"; ARGS=-h lists the options
 # make bench_gpu    the same of train_gpt.cu, kernel by kernel, and beside PyTorch where python3 has
 #                   it (PYTHON=another)
-# make sass         train_gpt.cu's machine code: registers, spills, and attention's main loops; needs
-#                   nvcc, no GPU
+# make sass         train_gpt.cu's machine code: registers, spills, attention's main loops; it
+#                   needs nvcc and cuobjdump, but no GPU
 # make figures      the pictures of README.md, from runs made here
 # make show         the interventions and how many lines each has; make show-qk_norm prints them
 #                   with the formula
