@@ -1228,7 +1228,8 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     memset(g, 0, sizeof *g);
     g->cfg = *cfg;
     g->cfg.vocab = g->V = V;
-    g->micro_batch = cfg->micro_batch && cfg->micro_batch < B ? cfg->micro_batch : B;
+    int micro_batch = cfg->micro_batch ? cfg->micro_batch : B;
+    g->micro_batch = least(least(micro_batch, B), 65535);    // as many as gridDim.z allows
     g->memory.creates = create;
     g->num_parameters = parameter_table(cfg, V, g->table);
     double BT = (double)g->micro_batch * T, C = cfg->d, NH = cfg->heads, HS = C / NH;
