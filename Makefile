@@ -59,7 +59,8 @@ SOURCES := train_gpt.c $(HEADERS) Makefile build/flags
 train_gpt: $(SOURCES)
 	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
 
-ARCH = native
+# The GPU of this machine or, where there is none (a login node), the ones in use
+ARCH = $(if $(shell nvidia-smi -L 2>/dev/null),native,sm_80 sm_90 sm_100 sm_120)
 NVCC = $(shell command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 # The type of activations in train_gpt.cu, and of the weights that its products read: bf16 or fp32
 PRECISION = bf16

@@ -216,6 +216,10 @@ __device__ inline float power_of_2(float x) {
 }
 #endif
 
+#define PER_LN_2 1.44269504f                         // 1 / ln 2
+__device__ inline float exponential(float x) { return power_of_2(x * PER_LN_2); }    // e^x
+__device__ inline float reciprocal(float x) { return __fdividef(1, x); }    // 1/x, in fewer steps
+
 #ifdef FP32
 typedef float2 Pair;
 __device__ inline Pair pair(float x, float y) { return make_float2(x, y); }
@@ -334,7 +338,7 @@ static const cudaDataType_t ACT = BF16 ? CUDA_R_16BF : CUDA_R_32F;
 // Describes the product to cuBLASLt, which counts by columns. A matrix stored by rows is there its
 // transpose: so it is asked for out^T = b^T a^T. A sum may be split, if its parts are added in
 // float and in a fixed order.
-static void product_plan(Product *p) {
+static void product_plan(Product *p, act *fc) {
     const Shape s = p->shape;
     cublasOperation_t op_left = s.b_flipped ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasOperation_t op_right = s.a_flipped ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -349,9 +353,12 @@ static void product_plan(Product *p) {
                                          sizeof op_right));
     check(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
                                          sizeof epilogue));
-    if (s.ending != PLAIN)
+    if (s.ending != PLAIN) {
         check(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD,
                                              &row, sizeof row));
+        check(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
+                                             &fc, sizeof fc));
+    }
     check(cublasLtMatrixLayoutCreate(&p->left, ACT, s.b_flipped ? s.K : s.N,
                                      s.b_flipped ? s.N : s.K, s.b_row));
     check(cublasLtMatrixLayoutCreate(&p->right, ACT, s.a_flipped ? s.M : s.K,
@@ -373,9 +380,9 @@ static void product_plan(Product *p) {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     for (auto pointer : pointers)
         check(cublasLtMatmulPreferenceSetAttribute(wish, pointer, &aligned, sizeof aligned));
-    check(cublasLtMatmulAlgoGetHeuristic(cublas, p->product, p->left, p->right, p->out, p->out,
-                                         wish, 1, &advice, &known));
-    if (!known || advice.state != CUBLAS_STATUS_SUCCESS)
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        cublas, p->product, p->left, p->right, p->out, p->out, wish, 1, &advice, &known);
+    if (status != CUBLAS_STATUS_SUCCESS || !known)
         die(FAILED, "cuBLAS knows no way to multiply (%d,%d) by (%d,%d)", s.M, s.K, s.K, s.N);
     p->algorithm = advice.algo;
     check(cublasLtMatmulPreferenceDestroy(wish));
@@ -405,7 +412,7 @@ static void matmul(number *out, const number *add, Matrix a, Matrix b, int M, in
         if (i == MAX_PRODUCTS) die(FAILED, "more than %d shapes of products", MAX_PRODUCTS);
         num_products++;
         p->shape = shape;
-        product_plan(p);
+        product_plan(p, fc);
     }
     if (fc)
         check(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
@@ -454,7 +461,7 @@ static Gpu gpu_start(void) {
     if (gpu.number < 80)
         die(FAILED, "the %s has compute capability %d.%d, and train_gpt_cu needs 8.0; ./train_gpt "
             "trains on the CPU", gpu.name, gpu.number / 10, gpu.number % 10);
-    // Built where there is no GPU, -arch=native means the oldest one: no tensor cores for bf16.
+    // Built for another GPU, or for one without tensor cores for bf16.
     if (cudaFuncGetAttributes(&built, empty_kernel) != cudaSuccess || built.ptxVersion < 80)
         die(FAILED, "this program was not built for the %s: make -B train_gpt_cu ARCH=sm_%d",
             gpu.name, gpu.number);
