@@ -39,13 +39,6 @@
 #include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, sweep, sample_text
 #include "lib/gpu.h"       // act, launch, load and store, lanes_sum, row_sum, gpu_query
 
-// 1: cuBLASLt computes GELU, and its gradient, as the last step of a product. 0: a separate kernel
-// does, which reads and writes (rows,4C) once more. Not measured here; elsewhere 1 was slower
-// (github.com/karpathy/llm.c, pull 591).
-#ifndef GELU_IN_PRODUCT
-#define GELU_IN_PRODUCT 0
-#endif
-
 // ---------------------------------------------------------------------------
 // Layers, each forward then backward
 
@@ -285,12 +278,11 @@ static void matmul_forward(act *out, const act *inp, const act *weight,
     matmul(out, (act *)NULL, matrix(inp, IC), transposed(weight, IC), rows, OC, IC);
 }
 
-// dinp (rows,IC) = dout (rows,OC) weight;  dweight (OC,IC) += dout^T inp. The rows of dout lie
-// padded(OC) apart, as those of the logits do.
+// dinp (rows,IC) = dout (rows,OC) weight;  dweight (OC,IC) += dout^T inp
 static void matmul_backward(act *dinp, real *dweight, const act *dout, const act *inp,
                             const act *weight, int rows, int IC, int OC) {
-    matmul(dinp, (act *)NULL, matrix(dout, padded(OC)), matrix(weight, IC), rows, IC, OC);
-    matmul(dweight, dweight, transposed(dout, padded(OC)), matrix(inp, IC), OC, IC, rows);
+    matmul(dinp, (act *)NULL, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
+    matmul(dweight, dweight, transposed(dout, OC), matrix(inp, IC), OC, IC, rows);
 }
 
 // A head of q or k stays in the registers of a group of lanes, PAIRS pairs (i, i + HS/2) in each.
@@ -398,28 +390,34 @@ __global__ void qk_norm_rope_forward_kernel(act *qk, real *mean, real *rstd, con
                                             const act *q_weight, const act *k_weight,
                                             const real *cosine, const real *sine,
                                             int rows, int T, int NH, int HS, int lanes) {
-    // head: one of the 2 NH of each row, those of q first
+    // a group of lanes has a head of q and the same head of k, which turn by the same angles
     unsigned head = (blockIdx.x * HEAD_THREADS + threadIdx.x) / lanes;
-    int row = head / (2 * NH), h = head % (2 * NH), C = NH * HS;
+    int row = head / NH, h = head % NH, C = NH * HS;
     int i0 = threadIdx.x % lanes * PAIRS;            // this lane's first pair
     bool inside = row < rows && i0 < HS / 2;
     int angles = row % T * (HS / 2) + i0;
+    size_t from = (size_t)row * 3 * C + h * HS + i0, to = (size_t)row * 2 * C + h * HS + i0;
     float cos_t[PAIRS], sin_t[PAIRS];
-    Head x = load_head(qkv + (size_t)row * 3 * C + h * HS + i0, HS, inside);
+    Head q = load_head(qkv + from, HS, inside), k = load_head(qkv + from + C, HS, inside);
     load(cos_t, cosine + angles, inside);
     load(sin_t, sine + angles, inside);
     if (q_weight) {                                                             // [qk_norm
-        Head weight = load_head((h < NH ? q_weight : k_weight) + i0, HS, i0 < HS / 2);
-        layernorm_head(x, mean + head, rstd + head, weight, inside, HS, lanes);
+        Head q_w = load_head(q_weight + i0, HS, i0 < HS / 2);
+        Head k_w = load_head(k_weight + i0, HS, i0 < HS / 2);
+        size_t stat = (size_t)row * 2 * NH + h;
+        layernorm_head(q, mean + stat, rstd + stat, q_w, inside, HS, lanes);
+        layernorm_head(k, mean + stat + NH, rstd + stat + NH, k_w, inside, HS, lanes);
     }                                                                           // qk_norm]
-    rope_head(x, cos_t, sin_t, 1);
-    store_head(qk + (size_t)row * 2 * C + h * HS + i0, x, HS, inside);
+    rope_head(q, cos_t, sin_t, 1);
+    rope_head(k, cos_t, sin_t, 1);
+    store_head(qk + to, q, HS, inside);
+    store_head(qk + to + C, k, HS, inside);
 }
 
 static void qk_norm_rope_forward(act *qk, real *mean, real *rstd, const act *qkv,
                                  const act *q_weight, const act *k_weight, const real *cosine,
                                  const real *sine, int B, int T, int NH, int HS) {
-    int lanes = head_lanes(HS), heads = B * T * 2 * NH;
+    int lanes = head_lanes(HS), heads = B * T * NH;
     launch(qk_norm_rope_forward_kernel, ceil_div(heads, HEAD_THREADS / lanes), HEAD_THREADS,
            qk, mean, rstd, qkv, q_weight, k_weight, cosine, sine, B * T, T, NH, HS, lanes);
 }
@@ -864,27 +862,19 @@ static void gelu_backward(act *dinp, const act *dout, const act *inp, int rows, 
     launch(gelu_backward_kernel, (n / W + 127) / 128, 128, dinp, dout, inp, n);
 }
 
-// fc (rows,OC) = inp (rows,IC) weight^T;  out (rows,OC) = gelu(fc)
+// fc (rows,OC) = inp (rows,IC) weight^T;  out (rows,OC) = gelu(fc). cuBLASLt can compute GELU, and
+// its gradient, as the last step of a product. On an H200 a step of the shape above then took 3%
+// longer, and GELU's gradient was NaN at 1e20.
 static void matmul_gelu_forward(act *out, act *fc, const act *inp, const act *weight,
                                 int rows, int IC, int OC) {
-    if (GELU_IN_PRODUCT && BF16) {
-        matmul(out, (act *)NULL, matrix(inp, IC), transposed(weight, IC), rows, OC, IC, GELU, fc);
-        return;
-    }
     matmul_forward(fc, inp, weight, rows, IC, OC);
     gelu_forward(out, fc, rows, OC);
 }
 
 // The gradients of the product that follows GELU, gelu (rows,IC) weight^T:
 //   dfc (rows,IC) = gelu'(fc) * (dout (rows,OC) weight);  dweight (OC,IC) += dout^T gelu
-static void matmul_gelu_backward(act *dfc, real *dweight, const act *dout, act *fc,
+static void matmul_gelu_backward(act *dfc, real *dweight, const act *dout, const act *fc,
                                  const act *gelu, const act *weight, int rows, int IC, int OC) {
-    if (GELU_IN_PRODUCT && BF16) {
-        matmul(dfc, (act *)NULL, matrix(dout, OC), matrix(weight, IC), rows, IC, OC,
-               GELU_GRADIENT, fc);
-        matmul(dweight, dweight, transposed(dout, OC), matrix(gelu, IC), OC, IC, rows);
-        return;
-    }
     matmul_backward(dfc, dweight, dout, gelu, weight, rows, IC, OC);
     gelu_backward(dfc, dfc, fc, rows, IC);
 }
@@ -904,6 +894,7 @@ __global__ void cross_entropy_kernel(act *logits, real *losses, real *log_z, con
     act *x = logits + (size_t)blockIdx.x * padded(V);
     int target = targets[blockIdx.x];
     float target_logit = __fmul_rn(value(x[target]), logit_scale), top = -FLT_MAX, sum = 0, y[W];
+    #pragma unroll 4                                 // loads that memory answers together
     for (int j = threadIdx.x * W; j < V; j += blockDim.x * W) {
         float old = top, total = 0;
         load(y, x + j);
@@ -1199,9 +1190,10 @@ typedef struct {
     int micro_batch;                                 // sequences at a time: B of the arrays below
     Parameter table[NUM_KINDS];
     size_t num_parameters;                           // N
-    real *params, *grads;                            // (N)
+    size_t padded_parameters;                        // N, and rows of zeros after LM_HEAD's last
+    real *params, *grads;                            // (padded_parameters)
     real *m, *v;                                     // (N) AdamW's moments
-    act *weights;                                    // (N) params as act; in fp32 params itself
+    act *weights;                                    // the same as act; in fp32 params itself
     act *w[NUM_KINDS];                               // for WTE, LN_F and LM_HEAD: one copy each
     real *dw[NUM_KINDS];
     Layer *layers;                                   // (L)
@@ -1254,11 +1246,12 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     g->num_parameters = parameter_table(cfg, V, g->table);
     double BT = (double)g->micro_batch * T, C = cfg->d, NH = cfg->heads, HS = C / NH;
     double N = (double)g->num_parameters;
-    g->params = reserve(g, N);
-    g->grads = reserve(g, N);
+    g->padded_parameters = g->num_parameters + (size_t)(padded(V) - V) * (size_t)cfg->d;
+    g->params = reserve(g, g->padded_parameters);
+    g->grads = reserve(g, g->padded_parameters);
     g->m = reserve(g, N);
     g->v = reserve(g, N);
-    if (BF16) g->weights = reserve(g, N);
+    if (BF16) g->weights = reserve(g, g->padded_parameters);
     else g->weights = (act *)g->params;
     g->cosine = reserve(g, T * HS / 2);
     g->sine = reserve(g, T * HS / 2);
@@ -1338,7 +1331,7 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     check_memory(12 * (double)g->num_parameters);    // of the host: a checkpoint passes through it
     gpt_layout(g, cfg, V, B, T, true);
     g->gpu = gpu;
-    size_t n = g->num_parameters, table = (size_t)T * (cfg->d / cfg->heads / 2);
+    size_t n = g->padded_parameters, table = (size_t)T * (cfg->d / cfg->heads / 2);
     real *params = (real *)allocate(n + 2 * table, sizeof(real));
     real *cosine = params + n, *sine = cosine + table;
     parameters_init(params, g->table, cfg->seed);
@@ -1347,19 +1340,18 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     to_gpu(g->cosine, cosine, table * sizeof(real));
     to_gpu(g->sine, sine, table * sizeof(real));
     free(params);
-    check(cudaMemsetAsync(g->m, 0, n * sizeof(real), stream));
-    check(cudaMemsetAsync(g->v, 0, n * sizeof(real), stream));
+    check(cudaMemsetAsync(g->grads, 0, n * sizeof(real), stream));
+    check(cudaMemsetAsync(g->m, 0, g->num_parameters * sizeof(real), stream));
+    check(cudaMemsetAsync(g->v, 0, g->num_parameters * sizeof(real), stream));
     check(cudaMemsetAsync(g->results, 0, 2 * sizeof(Results), stream));
-    // the logits between V and padded(V) stay 0
-    size_t logits = (size_t)g->micro_batch * T * padded(V);
-    check(cudaMemsetAsync(g->logits, 0, logits * sizeof(act), stream));
     update_weights(g->weights, g->params, n);
 }
 
 // Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T). statistics 1: also the
 // max_logit of each layer, and g->squares, to which it adds. tokens are a part of the batch.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
-    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
+    int V = padded(g->V);                            // products of odd sizes take twice as long
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg);
     act *x = g->embedded, *branch = NULL;            // the residual stream, and what is added next
@@ -1398,7 +1390,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     if (!statistics) return;
     sum_squares(squares[ACT_WTE], g->embedded, BTC);
     sum_squares(squares[ACT_RESIDUAL], g->x, BTC);
-    sum_squares(squares[ACT_LOGITS], g->logits, (size_t)rows * padded(V));
+    sum_squares(squares[ACT_LOGITS], g->logits, (size_t)rows * V);
 }
 
 // Computes the losses of g->logits against targets (B,T), a part of the batch.
@@ -1416,7 +1408,8 @@ static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
 // what arrives there to dx.
 // Adds the gradients of the weights to g->grads.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
-    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
+    int V = padded(g->V);
     real scale = (real)attention_scale(&g->cfg);
     act *dx = g->dx, *dnorm = g->dnorm;
     act *dlogits = g->logits;                        // gpt_loss left them there
@@ -1447,7 +1440,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         sum_partials(g->partial, C);
     }
     embedding_backward(g->dw[WTE], dx, g->batch.order, g->batch.start,
-                       (int)(tokens - g->batch.inputs), rows, C, V);
+                       (int)(tokens - g->batch.inputs), rows, C, g->V);
 }
 
 // ---------------------------------------------------------------------------
