@@ -894,7 +894,6 @@ __global__ void cross_entropy_kernel(act *logits, real *losses, real *log_z, con
     act *x = logits + (size_t)blockIdx.x * padded(V);
     int target = targets[blockIdx.x];
     float target_logit = __fmul_rn(value(x[target]), logit_scale), top = -FLT_MAX, sum = 0, y[W];
-    #pragma unroll 4                                 // loads that memory answers together
     for (int j = threadIdx.x * W; j < V; j += blockDim.x * W) {
         float old = top, total = 0;
         load(y, x + j);
@@ -930,7 +929,7 @@ __global__ void cross_entropy_kernel(act *logits, real *losses, real *log_z, con
 
 static void cross_entropy(act *logits, real *losses, real *log_z, const int *targets, real z_loss,
                           real logit_scale, int gradient, int rows, int batch_rows, int V) {
-    int threads = V > 4096 ? 1024 : V > 256 ? 128 : 32;
+    int threads = V > 4096 ? 512 : V > 256 ? 128 : 32;    // 1,024 took a quarter longer
     launch(cross_entropy_kernel, rows, threads, logits, losses, log_z, targets, z_loss,
            logit_scale, gradient, batch_rows, V);
 }
