@@ -588,6 +588,11 @@ def test_shapes_it_does_not_take(shape, lr, program, tmp_path):
             "needs 0.\\d+ GB of GPU memory, and 0.001 of the .* are free; .*-micro_batch",
         ),
         (
+            dict(MEMORY=10**9, TAKEN=10**9 - 10**6),
+            (),
+            "needs 0.\\d+ GB of GPU memory, and 0.001 of the .*'s 1 GB are free; .*-micro_batch",
+        ),
+        (
             dict(CAPABILITY=75),
             (),
             "compute capability 7.5, and train_gpt_cu needs 8.0; ./train_gpt trains on the CPU",

@@ -859,7 +859,12 @@ MUTANTS = [
                 "partial[((size_t)part_of_qkv * gridDim.x + blockIdx.x) * HS + i]",
                 "partial[(size_t)blockIdx.x * HS + i]",
             ),
-            ("partials_add(partial, dk_weight, grid", "partials_add(partial, dq_weight, grid"),
+            (
+                "sums = partials_add(partial, dq_weight, grid, HS);\n"
+                "        partials_add(partial, dk_weight,",
+                "sums = partials_add(partial, dk_weight, grid, HS);\n"
+                "        partials_add(partial, dq_weight,",
+            ),
             ("real s = (x > 0 ? 1 : e) * inverse;", "real s = (x > 0 ? e : 1) * inverse;"),
             ("*slope = s + x * e", "*slope = s - x * e"),
             ("(GELU_A + 3 * GELU_B * a2)", "(GELU_A + GELU_B * a2)"),
@@ -1042,6 +1047,8 @@ MUTANTS = [
         [
             ("#define PER_LN_2 1.44269504f", "#define PER_LN_2 1.4426f"),
             ("i += STEP) {", "i += 2 * STEP) {"),
+            ("    __pipeline_commit();", ""),
+            ("__pipeline_wait_prior(0);", "__pipeline_wait_prior(1);"),
             ("sums[c][e + 1] * factor[e / 2 % 2])", "sums[c][e + 1] * factor[0])"),
             ("if (r < rows && column < HS) *(Pair", "if (r < rows) *(Pair"),
             ("if (r < rows && column < HS) *(Pair", "if (column < HS) *(Pair"),
@@ -1345,7 +1352,7 @@ MUTANTS = [
         "test_cuda.py::test_gelu_in_products",
         [
             ("epilogue = s.ending == GELU ?", "epilogue = s.ending != GELU ?"),
-            ("shape.ending = ending;", "shape.ending = PLAIN;"),
+            ("shape.ending = ending;", "shape.ending = ending ? GELU : PLAIN;"),
         ],
     ),
     (
@@ -1378,9 +1385,8 @@ MUTANTS = [
         "lib/gpu.h",
         "test_cuda.py::test_inside_of_every_allocation",
         [
-            ("if (r < rows && column < columns)", "if (r < rows)"),
-            ("if (r < rows && column < columns)", "if (column < columns)"),
-            ("        check(cublasLtMatmulDescDestroy(products[i].product));", ""),
+            ("if (r < rows && column < columns)", "if (r < rows && columns > 0)"),
+            ("if (r < rows && column < columns)", "if (rows > 0 && column < columns)"),
         ],
     ),
 ]
