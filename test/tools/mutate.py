@@ -893,7 +893,10 @@ MUTANTS = [
             ("sums[blockIdx.x] += sum;", "sums[blockIdx.x] = sum;"),
             ("*grad = grads + kinds.offset[blockIdx.y]", "*grad = grads"),
             ("sums[blockIdx.y * gridDim.x + blockIdx.x] = sum", "sums[blockIdx.x] = sum"),
-            ("targets - b->inputs), targets, b->rows", "targets - b->inputs), inputs, b->rows"),
+            (
+                "targets - b->inputs), targets, b->rows",
+                "targets - b->inputs), inputs + 0 * *targets, b->rows",
+            ),
             ("order[start[inputs[i]]++] = i", "order[start[targets[i]]++] = i"),
             ("start[inputs[i] + 1]++", "start[inputs[i]]++"),
             ("p->offset + (size_t)l * parameter_size(p) : NULL", "p->offset : NULL"),
@@ -902,7 +905,7 @@ MUTANTS = [
             ("check(cudaMemsetAsync(g->v, 0, n", "check(cudaMemsetAsync(g->m, 0, n"),
             (
                 "check(cudaMemsetAsync(g->logits, 0, logits * s",
-                "check(cudaMemsetAsync(g->logits, 0, s",
+                "check(cudaMemsetAsync(g->logits, 0, logits / 2 * s",
             ),
             ("a.ln_2_rstd, a.x, branch,", "a.ln_2_rstd, x, branch,"),
             ("        x = a.x_mid;", "        x = a.x;"),
@@ -1050,8 +1053,8 @@ MUTANTS = [
             ("    __pipeline_commit();", ""),
             ("__pipeline_wait_prior(0);", "__pipeline_wait_prior(1);"),
             ("sums[c][e + 1] * factor[e / 2 % 2])", "sums[c][e + 1] * factor[0])"),
-            ("if (r < rows && column < HS) *(Pair", "if (r < rows) *(Pair"),
-            ("if (r < rows && column < HS) *(Pair", "if (column < HS) *(Pair"),
+            ("if (r < rows && column < HS) *(Pair", "if (r < rows && HS > 0) *(Pair"),
+            ("if (r < rows && column < HS) *(Pair", "if (rows > 0 && column < HS) *(Pair"),
             (
                 "fetch(v_tile[now ^ 1], v += KEYS * 3 * C, 3 * C, T - j0 - KEYS, HS);\n        }\n"
                 "        if (j0 > i0 + 15) continue;     ",
