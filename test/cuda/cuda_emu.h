@@ -31,10 +31,11 @@
 //     work in a capture that cannot be captured; products that reach outside of an allocation, or
 //     use the algorithm of another problem; addresses that ldmatrix and cp.async refuse.
 // What it pretends: CUDA_EMU_DEVICES=0 no device, =old a driver that is too old;
-// CUDA_EMU_MEMORY=bytes of the device (default 8 GiB); CUDA_EMU_CAPABILITY=its compute capability
-// (default 90: 9.0); CUDA_EMU_PTX=the PTX version that kernels were built for (default 80);
-// CUDA_EMU_EPILOGUES=0 cuBLASLt knows no algorithm with GELU; CUDA_EMU_FAIL=n the n-th call to CUDA
-// or cuBLASLt returns an error.
+// CUDA_EMU_MEMORY=bytes of the device (default 8 GiB); CUDA_EMU_TAKEN=bytes of them that another
+// program holds (default 0); CUDA_EMU_CAPABILITY=its compute capability (default 90: 9.0);
+// CUDA_EMU_PTX=the PTX version that kernels were built for (default 80); CUDA_EMU_EPILOGUES=0
+// cuBLASLt knows no algorithm with GELU; CUDA_EMU_FAIL=n the n-th call to CUDA or cuBLASLt returns
+// an error.
 #ifndef CUDA_EMU_H
 #define CUDA_EMU_H
 
@@ -607,6 +608,7 @@ pid_t process;
 inline size_t device_bytes() {
     return (size_t)strtoull(setting("CUDA_EMU_MEMORY", "8589934592"), NULL, 10);
 }
+inline size_t taken() { return (size_t)strtoull(setting("CUDA_EMU_TAKEN", "0"), NULL, 10); }
 inline int capability() { return atoi(setting("CUDA_EMU_CAPABILITY", "90")); }
 inline const char *devices() { return setting("CUDA_EMU_DEVICES", "1"); }
 inline bool planned_failure() { return ++num_calls == atoi(setting("CUDA_EMU_FAIL", "0")); }
@@ -752,7 +754,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
 inline cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
     CUDA_EMU_CALL(false);
     *total = cuda_emu::device_bytes();
-    *available = *total - std::min(*total, cuda_emu::used);
+    *available = *total - std::min(*total, cuda_emu::used + cuda_emu::taken());
     return cudaSuccess;
 }
 

@@ -38,7 +38,8 @@ MORE = dict(
     head_of_80=dict(d=80, heads=1, layers=1, T=40, eps=1e-3),
     head_of_128=dict(d=128, heads=1, layers=1, T=67, vocab=65, eps=1e-3),
     heads_of_64=dict(d=128, heads=2, layers=1, T=5, qk_norm=0, eps=1e-3),
-    many_symbols=dict(d=8, heads=1, layers=1, vocab=5003, T=4, eps=1e-3),
+    many_symbols=dict(d=8, heads=1, layers=1, vocab=8203, T=4, eps=1e-3),
+    wide=dict(d=264, heads=3, layers=1, T=2, batch=1, eps=1e-3),
 )
 SHAPES = {**CASES, **CHANGED, **MORE}
 del SHAPES["head_of_2"], SHAPES["head_of_2_normed"]
@@ -550,12 +551,18 @@ def test_words(words, program, tmp_path):
 @pytest.mark.parametrize("lr", ["1e-2", "1e-3,1e-2"], ids=["one run", "a sweep"])
 @pytest.mark.parametrize(
     "shape",
-    [dict(d=20, heads=1), dict(d=20, heads=2), dict(d=16, heads=4), dict(d=136, heads=1)],
+    [
+        dict(d=20, heads=1),
+        dict(d=20, heads=2),
+        dict(d=16, heads=4),
+        dict(d=136, heads=1),
+        dict(d=8200, heads=1025),
+    ],
     ids=str,
 )
 def test_shapes_it_does_not_take(shape, lr, program, tmp_path):
-    """A width or heads of no multiple of 8 channels, or heads of more than 128: one line that names
-    the trainer which takes them, before any file is touched."""
+    """A width or heads of no multiple of 8 channels, a width above 8192, or heads above 128: one
+    line that names the trainer which takes them, before any file is touched."""
     said = run(program, status=None, cwd=tmp_path, **{**TINY, "steps": 2, **shape, "lr": lr})
     assert re.fullmatch(r"train_gpt: .*\./train_gpt\b.*\n", said), said
     assert not list(tmp_path.iterdir())
@@ -579,6 +586,11 @@ def test_shapes_it_does_not_take(shape, lr, program, tmp_path):
             dict(MEMORY=10**6),
             (),
             "needs 0.\\d+ GB of GPU memory, and 0.001 of the .* are free; .*-micro_batch",
+        ),
+        (
+            dict(MEMORY=10**9, TAKEN=10**9 - 10**6),
+            (),
+            "needs 0.\\d+ GB of GPU memory, and 0.001 of the .*'s 1 GB are free; .*-micro_batch",
         ),
         (
             dict(CAPABILITY=75),
