@@ -85,13 +85,11 @@ static cublasStatus_t timed_product(cublasLtHandle_t handle, cublasLtMatmulDesc_
     int i = 0;
     while (products[i].product != product) i++;
     const Shape s = products[i].shape;
-    const char *name = s.ending != PLAIN ? "product_gelu"
-                       : s.b_flipped     ? "product_forward"
-                       : s.a_flipped     ? "product_backward_weight"
-                                         : "product_backward_input";
+    const char *name = s.b_flipped   ? "product_forward"
+                       : s.a_flipped ? "product_backward_weight"
+                                     : "product_backward_input";
     double M = s.M, N = s.N, K = s.K, n = sizeof(act), out = s.real_out ? sizeof(real) : n;
     double bytes = n * (M * K + K * N) + out * M * N * (s.adds ? 2 : 1);
-    if (s.ending != PLAIN) bytes += n * M * N;       // GELU's input
     return timed(stream, name, 2 * M * N * K, bytes,
                  [&] { return cublasLtMatmul(handle, product, arguments...); });
 }

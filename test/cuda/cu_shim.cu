@@ -143,22 +143,23 @@ double shim_max_attn_logit(Shim *s, int layer) { return s->stats.max_attn_logit[
 double shim_act_rms(Shim *s, int i) { return s->stats.act_rms[i]; }
 double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
 
-// fc (rows,OC) = inp (rows,IC) weight^T, out = gelu(fc); dfc = gelu'(fc) * (dout weight2), dout
-// (rows,IC), weight2 (IC,OC). A model must exist, for cuBLAS.
-void shim_matmul_gelu(float *out, float *fc, float *dfc, const float *inp, const float *weight,
-                      const float *dout, const float *weight2, int rows, int IC, int OC) {
+// fc (rows,OC) = inp (rows,IC) weight^T, out = gelu(fc); dfc = gelu'(fc) * (dout weight2), dweight
+// (IC,OC) = dout^T out; dout (rows,IC), weight2 (IC,OC). A model must exist, for cuBLAS.
+void shim_matmul_gelu(float *out, float *fc, float *dfc, float *dweight, const float *inp,
+                      const float *weight, const float *dout, const float *weight2,
+                      int rows, int IC, int OC) {
     size_t n = (size_t)rows * OC, in = (size_t)rows * IC, w = (size_t)IC * OC;
     size_t sizes[] = {n, n, n, in, w, in, w};
     const float *from[] = {NULL, NULL, NULL, inp, weight, dout, weight2};
-    float *to[] = {out, fc, dfc}, *dweight = on_gpu<float>(NULL, w);
+    float *to[] = {out, fc, dfc}, *dw = on_gpu<float>(NULL, w);
     act *x[7];
     for (int i = 0; i < 7; i++) x[i] = act_on_gpu(from[i], sizes[i]);
     matmul_gelu_forward(x[0], x[1], x[3], x[4], rows, IC, OC);
-    check(cudaMemset(dweight, 0, w * sizeof(float)));
-    matmul_gelu_backward(x[2], dweight, x[5], x[1], x[0], x[6], rows, OC, IC);
+    check(cudaMemset(dw, 0, w * sizeof(float)));
+    matmul_gelu_backward(x[2], dw, x[5], x[1], x[0], x[6], rows, OC, IC);
     for (int i = 0; i < 3; i++) to_host(to[i], x[i], n);
+    to_host(dweight, dw, w);
     for (int i = 3; i < 7; i++) check(cudaFree(x[i]));
-    check(cudaFree(dweight));
 }
 
 // The residual stream is inp, without a branch.

@@ -10,8 +10,7 @@
 //     __shfl_xor_sync by whole warps; float4, uint4; bf16 as a format to store numbers in; the
 //     instructions of lib/gpu.h (ldmatrix, mma.m16n8k16, ex2); cp.async; atomicMax.
 //   Host: device and pinned memory, copies, one stream, events, graphs captured from the stream,
-//     cuBLASLt's products in float and bf16; those with bf16 results may end with GELU or its
-//     gradient.
+//     cuBLASLt's products in float and bf16.
 // What it looks for
 //   A missing barrier: a block's threads run one after another, each until a barrier, in the order
 //     that CUDA_EMU_ORDER names: forward (the default), reverse, or random, in which warps take
@@ -33,9 +32,8 @@
 // What it pretends: CUDA_EMU_DEVICES=0 no device, =old a driver that is too old;
 // CUDA_EMU_MEMORY=bytes of the device (default 8 GiB); CUDA_EMU_TAKEN=bytes of them that another
 // program holds (default 0); CUDA_EMU_CAPABILITY=its compute capability (default 90: 9.0);
-// CUDA_EMU_PTX=the PTX version that kernels were built for (default 80); CUDA_EMU_EPILOGUES=0
-// cuBLASLt knows no algorithm with GELU; CUDA_EMU_FAIL=n the n-th call to CUDA or cuBLASLt returns
-// an error.
+// CUDA_EMU_PTX=the PTX version that kernels were built for (default 80); CUDA_EMU_FAIL=n the n-th
+// call to CUDA or cuBLASLt returns an error.
 #ifndef CUDA_EMU_H
 #define CUDA_EMU_H
 
@@ -951,8 +949,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(
 
 // ---------------------------------------------------------------------------
 // cuBLASLt: D = alpha op(A) op(B) + beta C for matrices that are stored by columns, in Fortran's
-// way. GELU_AUX stores this sum in aux, and gelu of it in D; DGELU multiplies it by gelu'(aux). As
-// NVIDIA documents it, and no more than train_gpt.cu needs: one order of sums, all settings made.
+// way. As NVIDIA documents it, and no more than train_gpt.cu needs: one order of sums, all settings
+// made.
 
 enum cublasStatus_t {
     CUBLAS_STATUS_SUCCESS = 0,
@@ -964,17 +962,9 @@ enum cublasStatus_t {
 enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
 enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68 };
-enum cublasLtEpilogue_t {
-    CUBLASLT_EPILOGUE_DEFAULT = 1,
-    CUBLASLT_EPILOGUE_GELU_AUX = 160,
-    CUBLASLT_EPILOGUE_DGELU = 192
-};
 enum cublasLtMatmulDescAttributes_t {
     CUBLASLT_MATMUL_DESC_TRANSA = 3,
-    CUBLASLT_MATMUL_DESC_TRANSB = 4,
-    CUBLASLT_MATMUL_DESC_EPILOGUE = 7,
-    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER = 11,
-    CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD = 12
+    CUBLASLT_MATMUL_DESC_TRANSB = 4
 };
 enum cublasLtMatmulPreferenceAttributes_t {
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
@@ -989,9 +979,7 @@ enum { CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2 };
 
 typedef struct cuda_emu_lt {} *cublasLtHandle_t;
 typedef struct cuda_emu_product {
-    uint32_t op_a, op_b, epilogue;
-    void *aux;
-    int64_t aux_ld;
+    uint32_t op_a, op_b;
 } *cublasLtMatmulDesc_t;
 typedef struct cuda_emu_layout {
     cudaDataType_t type;
@@ -1002,9 +990,8 @@ typedef struct cuda_emu_preference {
     uint32_t reduction, aligned[4];
 } *cublasLtMatmulPreference_t;
 struct cublasLtMatmulAlgo_t {
-    // The problem that it was asked for: ops, epilogue, aux_ld; then type, rows, cols and ld of A,
-    // B, C and D.
-    std::array<int64_t, 20> problem;
+    // The problem that it was asked for: ops; then type, rows, cols and ld of A, B, C and D.
+    std::array<int64_t, 18> problem;
     uint64_t workspace;
     uint32_t aligned[4];
 };
@@ -1080,28 +1067,14 @@ struct Matrix : cuda_emu_layout {
     }
 };
 
-// gelu(x) = x (1 + tanh u) / 2, u = sqrt(2/pi) (x + 0.044715 x^3)
-inline float epilogue(uint32_t kind, const Matrix &aux, int64_t row, int64_t col, float product) {
-    if (kind == CUBLASLT_EPILOGUE_DEFAULT) return product;
-    bool gradient = kind == CUBLASLT_EPILOGUE_DGELU;
-    double root = sqrt(2 / M_PI), x = gradient ? aux.read(row, col) : product;
-    double t = tanh(root * (x + 0.044715 * x * x * x));
-    double slope = (1 + t) / 2 + x * (1 - t * t) / 2 * root * (1 + 3 * 0.044715 * x * x);
-    if (gradient) return (float)(product * slope);
-    aux.write(row, col, product);
-    return (float)(x * (1 + t) / 2);
-}
-
-// Queues d (m,n) = epilogue(alpha op(a) (m,k) op(b) (k,n) + beta c). c is not read where beta is 0.
+// Queues d (m,n) = alpha op(a) (m,k) op(b) (k,n) + beta c. c is not read where beta is 0.
 inline void multiply(cuda_emu_product p, float alpha, Matrix a, Matrix b, float beta, Matrix c,
                      Matrix d) {
-    Matrix aux = {{d.type, d.rows, d.cols, p.aux_ld}, p.aux};
     if (beta != 0 && beta != 1) stop("cublasLtMatmul: beta is %g; it must be 0 or 1", beta);
     a.must_be_allocated("a");
     b.must_be_allocated("b");
     if (beta != 0) c.must_be_allocated("c");
     d.must_be_allocated("d");
-    if (p.epilogue != CUBLASLT_EPILOGUE_DEFAULT) aux.must_be_allocated("aux");
     enqueue([=] {
         std::vector<float> x = a.columns(p.op_a), y = b.columns(p.op_b), sum((size_t)d.rows);
         size_t m = sum.size(), k = x.size() / m;
@@ -1115,18 +1088,18 @@ inline void multiply(cuda_emu_product p, float alpha, Matrix a, Matrix b, float 
             for (int64_t i = 0; i < d.rows; i++) {
                 float value = alpha * sum[(size_t)i];
                 if (beta != 0) value += beta * c.read(i, j);
-                d.write(i, j, epilogue(p.epilogue, aux, i, j, value));
+                d.write(i, j, value);
             }
         }
     });
 }
 
 // Writes down the problem, and says whether cuBLASLt solves it.
-inline cublasStatus_t describe(std::array<int64_t, 20> *problem, cublasLtMatmulDesc_t p,
+inline cublasStatus_t describe(std::array<int64_t, 18> *problem, cublasLtMatmulDesc_t p,
                                const std::array<cublasLtMatrixLayout_t, 4> &layouts) {
     auto [a, b, c, d] = layouts;
-    *problem = {p->op_a, p->op_b, p->epilogue, p->aux_ld};
-    int64_t *next = &(*problem)[4];
+    *problem = {p->op_a, p->op_b};
+    int64_t *next = &(*problem)[2];
     for (cublasLtMatrixLayout_t x : layouts) {
         for (int64_t value : {(int64_t)x->type, x->rows, x->cols, x->ld}) *next++ = value;
         if (x->rows < 1 || x->cols < 1 || x->ld < x->rows) return CUBLAS_STATUS_INVALID_VALUE;
@@ -1140,13 +1113,7 @@ inline cublasStatus_t describe(std::array<int64_t, 20> *problem, cublasLtMatmulD
         return CUBLAS_STATUS_INVALID_VALUE;
     if (a->type != b->type || (a->type == CUDA_R_32F && d->type != CUDA_R_32F))
         return CUBLAS_STATUS_NOT_SUPPORTED;
-    if (p->epilogue == CUBLASLT_EPILOGUE_DEFAULT) {
-        if (p->aux || p->aux_ld) stop("cuBLASLt: aux is set for an epilogue that has none");
-        return CUBLAS_STATUS_SUCCESS;
-    }
-    if (d->type != CUDA_R_16BF) return CUBLAS_STATUS_NOT_SUPPORTED;
-    bool good = p->aux_ld >= d->rows && p->aux_ld % 8 == 0 && (uintptr_t)p->aux % 16 == 0;
-    return good ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+    return CUBLAS_STATUS_SUCCESS;
 }
 
 }}    // namespace cuda_emu
@@ -1162,7 +1129,7 @@ inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *p, cublasCo
     if (compute != CUBLAS_COMPUTE_32F || scale != CUDA_R_32F)
         cuda_emu::stop("cublasLtMatmulDescCreate: only CUBLAS_COMPUTE_32F with factors of"
                        " CUDA_R_32F is supported");
-    return cuda_emu::blas_create(p, {CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, NULL, 0});
+    return cuda_emu::blas_create(p, {CUBLAS_OP_N, CUBLAS_OP_N});
 }
 inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t p) {
     return cuda_emu::blas_destroy(p);
@@ -1186,11 +1153,9 @@ inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t p,
     switch (name) {
     case CUBLASLT_MATMUL_DESC_TRANSA: return cuda_emu::blas_set(p->op_a, value, size);
     case CUBLASLT_MATMUL_DESC_TRANSB: return cuda_emu::blas_set(p->op_b, value, size);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE: return cuda_emu::blas_set(p->epilogue, value, size);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER: return cuda_emu::blas_set(p->aux, value, size);
-    case CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD: return cuda_emu::blas_set(p->aux_ld, value, size);
     }
-    return CUBLAS_STATUS_INVALID_VALUE;
+    cuda_emu::stop("cublasLtMatmulDescSetAttribute: attribute %d; only TRANSA and TRANSB are"
+                   " supported", (int)name);
 }
 inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
     cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t name, const void *value,
@@ -1221,9 +1186,6 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(
             "cublasLtMatmulAlgoGetHeuristic: only CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE is"
             " supported");
     for (uint32_t bytes : preference->aligned) if (bytes % 16) return CUBLAS_STATUS_NOT_SUPPORTED;
-    if (p->epilogue != CUBLASLT_EPILOGUE_DEFAULT
-        && !strcmp(cuda_emu::setting("CUDA_EMU_EPILOGUES", "1"), "0"))
-        return CUBLAS_STATUS_NOT_SUPPORTED;
     std::copy(preference->aligned, preference->aligned + 4, result->algo.aligned);
     result->algo.workspace = result->workspaceSize = preference->workspace;
     result->state = CUBLAS_STATUS_SUCCESS;
@@ -1237,7 +1199,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
                                      const void *c, cublasLtMatrixLayout_t lc, void *d,
                                      cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t *algo,
                                      void *workspace, size_t workspace_bytes, cudaStream_t stream) {
-    std::array<int64_t, 20> problem;
+    std::array<int64_t, 18> problem;
     cublasStatus_t s = handle ? cuda_emu::blas_call() : CUBLAS_STATUS_NOT_INITIALIZED;
     if (!s) s = cuda_emu::describe(&problem, p, {la, lb, lc, ld});
     if (s) return s;

@@ -2,7 +2,7 @@
 // stdout as raw memory. Of those with a planted mistake the first number says whether it is there.
 #include "cuda_emu.h"
 
-static long number[33];    // the command's numbers
+static long number[29];    // the command's numbers
 static bool wrong() { return number[0]; }
 
 static void check(cudaError_t e) { if (e) printf("%s\n", cudaGetErrorString(e)), exit(1); }
@@ -270,12 +270,12 @@ __global__ void on_two(float *x, const float *y) { x[threadIdx.x] = y ? y[thread
 // ---- cuBLASLt
 
 // D = op(A) op(B) / 2 + beta C, as PROBLEM and USE of test_emu.py list it
-struct Problem { long ta, tb, m, n, k, lda, ldb, ldd, in16, out16, epilogue, ldaux; };
+struct Problem { long ta, tb, m, n, k, lda, ldb, ldd, in16, out16; };
 struct Use {
     Problem asked, done;    // of the algorithm and of the product
-    // beta; whether C is not D; the operand (A, B, C, D, aux: 1 .. 5) that is an element short, and
-    // the one that starts 8 bytes late; the alignment that is promised; the workspace's bytes in
-    // the product; the type of sums; whether a graph of the product runs three times; a mistake
+    // beta; whether C is not D; the operand (A, B, C, D: 1 .. 4) that is an element short, and the
+    // one that starts 8 bytes late; the alignment that is promised; the workspace's bytes in the
+    // product; the type of sums; whether a graph of the product runs three times; a mistake
     long beta, apart, short_one, late, promise, workspace, compute, graph, mistake;
 };
 enum {
@@ -287,7 +287,8 @@ enum {
     B_UNLIKE_A,
     ANY_SCHEME,
     NO_ALGORITHM,
-    HALF_A_SETTING
+    HALF_A_SETTING,
+    ANOTHER_SETTING
 };
 enum { WORKSPACE = 1024 };
 
@@ -295,13 +296,11 @@ struct Product {
     cublasLtMatmulDesc_t desc;
     cublasLtMatrixLayout_t a, b, c, d;
     std::array<cublasLtMatrixLayout_t, 3> made;
-    Product(const Problem &p, long compute, void *aux) {
+    Product(const Problem &p, long compute) {
         cublasOperation_t op_a = p.ta ? CUBLAS_OP_T : CUBLAS_OP_N;
         cublasOperation_t op_b = p.tb ? CUBLAS_OP_T : CUBLAS_OP_N;
-        cublasLtEpilogue_t epilogue = (cublasLtEpilogue_t)p.epilogue;
         cudaDataType_t in = p.in16 ? CUDA_R_16BF : CUDA_R_32F;
         cudaDataType_t out = p.out16 ? CUDA_R_16BF : CUDA_R_32F;
-        int64_t ld = p.ldaux;
         check(cublasLtMatmulDescCreate(&desc, (cublasComputeType_t)compute, CUDA_R_32F));
         check(cublasLtMatrixLayoutCreate(&a, in, (uint64_t)(p.ta ? p.k : p.m),
                                          (uint64_t)(p.ta ? p.m : p.k), p.lda));
@@ -312,11 +311,6 @@ struct Product {
         made = {a, b, d};
         set(CUBLASLT_MATMUL_DESC_TRANSA, op_a);
         set(CUBLASLT_MATMUL_DESC_TRANSB, op_b);
-        set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-        if (ld) {
-            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, aux);
-            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, ld);
-        }
     }
     template <typename T> void set(cublasLtMatmulDescAttributes_t name, T value) {
         check(cublasLtMatmulDescSetAttribute(desc, name, &value, sizeof value));
@@ -327,19 +321,19 @@ struct Product {
     }
 };
 
-// A, B, C and aux come from stdin with all of their columns' ends; D and aux go to stdout. Each
-// allocation is as long as the product needs.
+// A, B and C come from stdin with all of their columns' ends; D goes to stdout. Each allocation is
+// as long as the product needs.
 static void product_of_stdin() {
     Use use;
     static_assert(sizeof use == sizeof number, "a number for each field");
     memcpy(&use, number, sizeof use);
     const Problem &p = use.done;
-    long rows[5] = {p.ta ? p.k : p.m, p.tb ? p.n : p.k, p.m, p.m, p.m};
-    long cols[5] = {p.ta ? p.m : p.k, p.tb ? p.k : p.n, p.n, p.n, p.n};
-    long ld[5] = {p.lda, p.ldb, p.ldd, p.ldd, p.ldaux ? p.ldaux : p.m};
-    size_t bytes[5];
-    char *base[5], *x[5];
-    for (int i = 0; i < 5; i++) {
+    long rows[4] = {p.ta ? p.k : p.m, p.tb ? p.n : p.k, p.m, p.m};
+    long cols[4] = {p.ta ? p.m : p.k, p.tb ? p.k : p.n, p.n, p.n};
+    long ld[4] = {p.lda, p.ldb, p.ldd, p.ldd};
+    size_t bytes[4];
+    char *base[4], *x[4];
+    for (int i = 0; i < 4; i++) {
         size_t size = (i < 2 ? p.in16 : p.out16) ? 2 : 4, late = use.late == i + 1 ? 8 : 0;
         std::vector<char> host((size_t)(ld[i] * cols[i]) * size, (char)0xFF);
         if (i != 3 && fread(host.data(), 1, host.size(), stdin) != host.size()) exit(9);
@@ -377,7 +371,8 @@ static void product_of_stdin() {
                       CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
         check(cublasLtMatmulPreferenceSetAttribute(preference, name, &promise, sizeof promise));
     {
-        Product asked(use.asked, use.compute, x[4]), done(p, use.compute, x[4]);
+        Product asked(use.asked, use.compute), done(p, use.compute);
+        if (use.mistake == ANOTHER_SETTING) done.set((cublasLtMatmulDescAttributes_t)7, 1);
         for (Product *x : {&asked, &done}) {
             if (use.mistake == C_UNLIKE_D) x->c = x->a;
             if (use.mistake == B_UNLIKE_A) x->b = x->d;
@@ -402,7 +397,6 @@ static void product_of_stdin() {
         check(cudaGraphDestroy(graph));
     }
     to_stdout(x[3], bytes[3]);
-    to_stdout(x[4], bytes[4]);
     for (int i = 0; i < 3; i++) check(cudaFree(base[i]));
     check(cudaFree(workspace));
     check(cublasLtMatmulPreferenceDestroy(preference));
@@ -412,7 +406,7 @@ static void product_of_stdin() {
 
 int main(int argc, char **argv) {
     std::string name = argc > 1 ? argv[1] : "";
-    for (int i = 2; i < argc && i < 35; i++) number[i - 2] = atol(argv[i]);
+    for (int i = 2; i < argc && i < 31; i++) number[i - 2] = atol(argv[i]);
     const std::map<std::string, void (*)(int *, bool, int)> missing = {
         {"neighbour", neighbour},     {"overwrite", overwrite},   {"broadcast", broadcast},
         {"in_warp", in_warp},         {"after_copy", after_copy}, {"early_copy", early_copy},

@@ -233,42 +233,36 @@ def test_maximum(before, after, kernels):
 
 
 # The numbers of emu_kernels' product: a problem, as the algorithm is asked for and as it is done,
-# and how. A is (m,k), B (k,n), C, D and aux (m,n).
-PROBLEM = dict(
-    ta=0, tb=0, m=5, n=7, k=9, lda=16, ldb=16, ldd=16, in16=1, out16=1, epilogue=1, ldaux=0
-)
+# and how. A is (m,k), B (k,n), C and D (m,n).
+PROBLEM = dict(ta=0, tb=0, m=5, n=7, k=9, lda=16, ldb=16, ldd=16, in16=1, out16=1)
 USE = dict(
     beta=0, apart=0, short_one=0, late=0, promise=16, workspace=1024, compute=68, graph=0, mistake=0
 )
-DEFAULT, GELU_AUX, DGELU = 1, 160, 192
-MATRICES = "a", "b", "c", "d", "aux"
+MATRICES = "a", "b", "c", "d"
 
 
 def product(program, asked={}, settings={}, seed=2, **changes):
-    """Runs a product of random matrices, and checks D and aux, with the ends of their columns.
-    asked: where the algorithm's problem differs from the product's."""
+    """Runs a product of random matrices, and checks D, with the ends of its columns. asked: where
+    the algorithm's problem differs from the product's."""
     p, use = PROBLEM | changes, USE | changes
     numbers = [(p | asked)[x] for x in PROBLEM] + [p[x] for x in PROBLEM] + [use[x] for x in USE]
     rng = np.random.default_rng(seed)
     ta, tb, m, n, k = (p[x] for x in "ta tb m n k".split())
-    types = [bfloat16 if p[x] else np.float32 for x in ("in16", "in16", "out16", "out16")]
-    a, b, c, aux = (
+    types = [bfloat16 if p[x] else np.float32 for x in ("in16", "in16", "out16")]
+    a, b, c = (
         np.asarray(jnp.asarray(rng.standard_normal(shape), t))
         for shape, t in zip(
             (
                 (m if ta else k, p["lda"]),
                 (k if tb else n, p["ldb"]),
                 (n, p["ldd"]),
-                (n, p["ldaux"] or m),
             ),
             types,
         )
     )
     if not use["beta"]:
         c = c * np.asarray(np.nan, c.dtype)  # must not be read
-    if p["epilogue"] != DGELU:
-        aux = aux * np.asarray(np.nan, aux.dtype)
-    status, out, said = run(program, "product", *numbers, values=[a, b, c, aux], **settings)
+    status, out, said = run(program, "product", *numbers, values=[a, b, c], **settings)
     if status:
         return status, out.decode(errors="replace") + said
     A, B = a.astype(float)[:, : k if ta else m].T, b.astype(float)[:, : n if tb else k].T
@@ -280,24 +274,13 @@ def product(program, asked={}, settings={}, seed=2, **changes):
     if use["beta"]:
         sums += c.astype(float)[:, :m]
     wanted = c.astype(float) if use["beta"] and not use["apart"] else np.full(c.shape, np.nan)
-    wanted_aux = aux.astype(float)
-    x = sums if p["epilogue"] == GELU_AUX else wanted_aux[:, :m]
-    u = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
-    du = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
-    if p["epilogue"] == GELU_AUX:
-        wanted_aux[:, :m] = sums
-        sums = x * (1 + np.tanh(u)) / 2
-    elif p["epilogue"] == DGELU:
-        sums = sums * ((1 + np.tanh(u)) / 2 + x * (1 - np.tanh(u) ** 2) / 2 * du)
     wanted[:, :m] = sums
-    out = np.frombuffer(out, types[2])
-    for x in wanted, wanted_aux:
-        count = x.shape[1] * (n - 1) + m
-        actual, out = out[:count].astype(float), out[count:]
-        np.testing.assert_allclose(
-            actual, x.ravel()[:count], rtol=2**-8 if p["out16"] else 0, atol=1e-5
-        )
-    assert not out.size
+    np.testing.assert_allclose(
+        np.frombuffer(out, types[2]).astype(float),
+        wanted.ravel()[: p["ldd"] * (n - 1) + m],
+        rtol=2**-8 if p["out16"] else 0,
+        atol=1e-5,
+    )
     return 0, ""
 
 
@@ -323,31 +306,17 @@ def test_fp32_needs_four_elements(kernels):
         assert "not supported" in product(kernels, **{name: 12})[1]
 
 
-@pytest.mark.parametrize("epilogue", [GELU_AUX, DGELU])
-@pytest.mark.parametrize("ta, tb", TRANSPOSED)
-def test_gelu_product(ta, tb, epilogue, kernels):
-    settings = dict(ta=ta, tb=tb, epilogue=epilogue, ldaux=8)
-    for beta in 0, 1:
-        assert product(kernels, beta=beta, **settings) == (0, "")
-    said = product(kernels, settings=dict(EPILOGUES=0), **settings)
-    assert "requested is not supported" in said[1]
-    assert product(kernels, settings=dict(EPILOGUES=0))[0] == 0
-
-
 def test_product_in_a_graph(kernels):
     """Only recorded when it is called; its three runs add up."""
     assert product(kernels, beta=1, in16=0, out16=0, graph=1) == (0, "")
 
 
-@pytest.mark.parametrize("i", range(5), ids=MATRICES)
+@pytest.mark.parametrize("i", range(4), ids=MATRICES)
 def test_product_outside_of_an_allocation(i, kernels, sanitized):
-    settings = dict(beta=1, apart=1, epilogue=DGELU, ldaux=8)
+    settings = dict(beta=1, apart=1)
     assert product(sanitized, **settings)[0] == 0
     status, said = product(kernels, short_one=i + 1, **settings)
     assert status < 0 and f"cublasLtMatmul: {MATRICES[i]}, " in said and "is not inside" in said
-
-
-GELU = dict(epilogue=GELU_AUX, ldaux=16)
 
 
 @pytest.mark.parametrize(
@@ -363,8 +332,6 @@ GELU = dict(epilogue=GELU_AUX, ldaux=16)
         ("ldd", 24, {}),
         ("in16", 0, dict(out16=0)),
         ("out16", 0, {}),
-        ("epilogue", DGELU, GELU),
-        ("ldaux", 24, GELU),
     ],
 )
 def test_an_algorithm_is_for_one_problem(name, other, settings, kernels):
@@ -387,10 +354,6 @@ INVALID, UNSUPPORTED = "unsupported value", "requested is not supported"
         (dict(m=0), INVALID),
         (dict(n=0), INVALID),
         (dict(k=0), INVALID),
-        (dict(GELU, ldaux=0), INVALID),
-        (dict(GELU, ldaux=12), INVALID),
-        (dict(GELU, ldaux=8, m=9), INVALID),
-        (dict(GELU, late=5), INVALID),
         (dict(late=1), INVALID),
         (dict(late=2), INVALID),
         (dict(late=3, beta=1, apart=1), INVALID),
@@ -400,10 +363,6 @@ INVALID, UNSUPPORTED = "unsupported value", "requested is not supported"
         (dict(workspace=1025), INVALID),
         (dict(promise=8), UNSUPPORTED),
         (dict(in16=0, out16=1), UNSUPPORTED),
-        (dict(GELU, out16=0), UNSUPPORTED),
-        (dict(GELU, in16=0, out16=0), UNSUPPORTED),
-        (dict(epilogue=2), INVALID),
-        (dict(ldaux=16), "aux is set for an epilogue that has none"),
         (dict(beta=2), "beta is 2; it must be 0 or 1"),
         (dict(compute=77), "only CUBLAS_COMPUTE_32F"),
     ],
@@ -424,6 +383,7 @@ MISTAKES = dict(
     any_scheme="only CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE",
     no_algorithm=INVALID,
     half_a_setting=INVALID,
+    another_setting="attribute 7; only TRANSA and TRANSB are supported",
 )
 
 
