@@ -1078,7 +1078,7 @@ MUTANTS = [
             ("__float_as_int(scale * largest)", "__float_as_int(largest)"),
             ("HS <= 32 ? attention_forward_kernel", "HS <= 40 ? attention_forward_kernel"),
             ("HS <= 64 ? attention_forward_kernel", "HS <= 80 ? attention_forward_kernel"),
-            ("element(doi[c], e) * element(oi, e)", "element(doi[c], e) * element(doi[c], e)"),
+            ("element(doi[c], e) * element(oi, e)", "element(oi, e) * element(oi, e)"),
             ("dot_i[r] = lanes_sum(dot_i[r], 4)", "dot_i[r] = lanes_sum(dot_i[r], 2)"),
             ("inverse[r] = softmax[2 * at + 1]", "inverse[r] = softmax[2 * at]"),
             ("dot[at] = dot_i[r];", "dot[at] = 0;"),
