@@ -17,8 +17,8 @@
 #                   it (PYTHON=another); ARGS="--rounds 5"; ARGS=-h lists the options
 # make bench_gpu    the same of train_gpt.cu, kernel by kernel, and beside PyTorch where python3 has
 #                   it (PYTHON=another)
-# make sass         train_gpt.cu's machine code: registers, spills, and attention's main loops; needs
-#                   nvcc, no GPU
+# make sass         the machine code of train_gpt.cu: registers, spills, and attention's main loops;
+#                   needs nvcc and cuobjdump, no GPU
 # make figures      the pictures of README.md, from runs made here
 # make show         the interventions and how many lines each has; make show-qk_norm prints them
 #                   with the formula
@@ -59,7 +59,8 @@ SOURCES := train_gpt.c $(HEADERS) Makefile build/flags
 train_gpt: $(SOURCES)
 	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
 
-ARCH = native
+# The GPU of this machine or, where there is none (a login node), the ones in use
+ARCH = $(if $(shell nvidia-smi -L 2>/dev/null),native,sm_80 sm_90 sm_100 sm_120)
 NVCC = $(shell command -v nvcc || echo /usr/local/cuda/bin/nvcc)
 # The type of activations in train_gpt.cu, and of the weights that its products read: bf16 or fp32
 PRECISION = bf16

@@ -1144,7 +1144,8 @@ void tile(int vectors, real *out, const real *add, ptrdiff_t ldc, Matrix a, Matr
 static Matrix part(Matrix m, int i, int j) {                // skips the first i rows, j columns
     return (Matrix){m.data + i * m.row + j * m.col, m.row, m.col};
 }
-static Matrix flip(Matrix m) { return (Matrix){m.data, m.col, m.row}; }    // transposes it
+// The transpose of m
+static Matrix flip(Matrix m) { return (Matrix){m.data, m.col, m.row}; }
 
 // Copies m (K,cols) as panels of `width` columns, each (K,width), with zeros past the last column.
 // m.row or m.col is 1. width is a constant once this is inlined, so that the copy of a whole row

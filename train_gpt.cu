@@ -1,21 +1,27 @@
 // train_gpt.cu: the same GPT as train_gpt.c, trained on one NVIDIA GPU. Read train_gpt.c first: it
-// has the same sections, names and argument lists. What differs is what a GPU makes different. A
-// layer is a kernel, which every thread runs for a few values, and a function that launches it.
-// Kernels do as much as they can to values that are in registers, since they wait for memory.
+// has the same layers, names and, with few exceptions, argument lists. A layer is a kernel, which
+// every thread runs for a few values, and a function that launches it. Most kernels spend their
+// time waiting for memory, so each does as much as it can while values are in registers. "Moves"
+// in a comment counts the values read from and written to the GPU's memory.
 //
 // act is the type of activations and of the weights that products read: bf16, or float if built
-// with PRECISION=fp32 (lib/gpu.h). A real is a float. Gradients of weights are added to zeros by
-// each micro-batch. Two runs give the same bits: no order of a sum is left to chance.
+// with PRECISION=fp32 (lib/gpu.h). A real is a float. A thread reads and writes W = 8 values at a
+// time, so C and HS are multiples of 8 (main checks), and rows of V logits are padded to one.
+//
+// A batch may be too large for the GPU's memory: then it is computed in micro-batches, some of its
+// sequences at a time. A step sets the gradients of the weights to zero, and each micro-batch adds
+// to them. Two runs give the same bits: no order of a sum is left to chance.
 //
 // Where the time should go: one token's share of a step of C 1024, L 16, T 512, V 32128 (267
-// million parameters) in bf16 with a batch of 256, and the least time on an H200 (790 TFLOP/s in
-// bf16, 4.3 TB/s), the larger of FLOPs and bytes. Computed from the formulas, with n = 2 bytes per
-// activation; nothing here was measured on a GPU yet.
+// million parameters) in bf16 with a batch of 256, and the time on an H200 at rates that large
+// products and copies reach (790 TFLOP/s, 4.3 TB/s; its limits are 989 and 4.8), for the FLOPs or
+// for the bytes, whichever is longer. Computed from the formulas, with n = 2 bytes per activation;
+// nothing here was measured on a GPU yet.
 //
 //                                  MFLOP    KB      ns    FLOPs, or bytes to and from memory
 //     products of the layers        1208          1529    6 * 12 C^2 L
 //     products of the head           197           250    6 V C
-//     embedding, both ways                   6       1    3 C n, and 8 V C a batch
+//     embedding, both ways                   8       2    3 C n, and 8 V C a batch
 //     residual_layernorm_forward           266      62    4 C n (2L) + 2 C n
 //     qk_norm_rope_forward                 131      31    4 C n L
 //     attention_forward               17   131      31    2 products: 2 * 2 (T/2) C L;  4 C n L
@@ -25,20 +31,13 @@
 //     attention_backward              59   393      91    7 products: 7 * 2 (T/2) C L;  12 C n L
 //     qk_norm_rope_backward                197      46    6 C n L
 //     gelu_backward                        393      91    12 C n L
-//     adamw, gradient norm                  85      20    42 bytes a parameter and batch
-//     all                           1481  2261    2305    at most 434,000 tokens/s
+//     adamw, gradient norm                  85      20    42 bytes a parameter, 8 to sum gradients
+//     all                           1481  2265    2306    at most 434,000 tokens/s
 
 #include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors, Stats
 #include "dataloader.h"    // DataLoader: batches of tokens
 #include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, sweep, sample_text
 #include "lib/gpu.h"       // act, launch, load and store, lanes_sum, row_sum, gpu_query
-
-// Whether GELU is the last step of the product before it, and GELU's gradient of the product after
-// it, instead of kernels of their own that read and write (rows,4C) once more. Nobody has measured
-// it here; elsewhere cuBLASLt was seen to be slower with it (github.com/karpathy/llm.c, pull 591).
-#ifndef GELU_IN_PRODUCT
-#define GELU_IN_PRODUCT 0
-#endif
 
 // ---------------------------------------------------------------------------
 // Layers, each forward then backward
@@ -47,44 +46,34 @@
 // Moves 2 C values per token.
 __global__ void embedding_forward_kernel(act *out, const int *tokens, const act *wte,
                                          int rows, int C) {
-    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W, row = i / C, c = i % C;
-    if (row >= (size_t)rows) return;
+    unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    int row = i / (C / W), c = i % (C / W) * W;
+    if (row >= rows) return;
     float x[W];
     load(x, wte + (size_t)tokens[row] * C + c);
-    store(out + i, x);
+    store(out + (size_t)row * C + c, x);
 }
 
 static void embedding_forward(act *out, const int *tokens, const act *wte, int rows, int C) {
     launch(embedding_forward_kernel, ceil_div(rows * (C / W), 128), 128, out, tokens, wte, rows, C);
 }
 
-// The first place in [begin, end) of sorted whose number is at least row, or end
-__device__ inline int first_from(const int *sorted, int begin, int end, int row) {
-    while (begin < end) {
-        int middle = (begin + end) / 2;
-        if (sorted[middle] < row) begin = middle + 1;
-        else end = middle;
-    }
-    return begin;
-}
-
 // Adds to row v of dwte (V,C) the sum of dout (rows,C) over the positions where the token is v.
 // Threads that met the same token would have to add one after another, in an order left to chance.
-// So the host sorts the positions of the batch by token (gpt_batch): those of token v are
-// order[start[v]] .. order[start[v + 1] - 1], ascending. A block has one token and 256 channels;
-// dout is of the `rows` positions from `first` on. Moves C act per position, and 2 C float for each
-// token that occurs.
+// So the host sorts the positions of the batch by token (batch_send): those of token v are
+// order[start[v]] .. order[start[v + 1] - 1], ascending. A block has one token and 256 channels. Of
+// these positions it takes those of the micro-batch, first .. first + rows - 1, which are the rows
+// of dout. Moves C values per position, and 2 C floats per token that occurs.
 enum { EMBEDDING_ROWS = 8 };                         // positions that a block reads at a time
 __global__ void embedding_backward_kernel(real *dwte, const act *dout, const int *order,
                                           const int *start, int first, int rows, int C) {
     __shared__ float sums[EMBEDDING_ROWS][32 * W];
     int v = blockIdx.x, c = (blockIdx.y * 32 + threadIdx.x) * W;
-    int begin = first_from(order, start[v], start[v + 1], first);
-    int end = first_from(order, begin, start[v + 1], first + rows);
-    if (begin == end) return;
+    if (start[v] == start[v + 1]) return;
     float sum[W] = {}, x[W];
-    for (int i = begin + threadIdx.y; i < end; i += EMBEDDING_ROWS) {
-        load(x, dout + (size_t)(order[i] - first) * C + c, c < C);
+    for (int i = start[v] + threadIdx.y; i < start[v + 1]; i += EMBEDDING_ROWS) {
+        int row = order[i] - first;
+        load(x, dout + (size_t)row * C + c, row >= 0 && row < rows && c < C);
         for (int j = 0; j < W; j++) sum[j] += x[j];
     }
     for (int j = 0; j < W; j++) sums[threadIdx.y][threadIdx.x * W + j] = sum[j];
@@ -132,6 +121,7 @@ residual_layernorm_forward_kernel(act *out, act *x, real *mean, real *rstd, cons
     #pragma unroll
     for (int part = 0; part < PARTS; part++)
         for (int i = 0; i < W; i++) {
+            // as x is stored, since the backward pass reads that
             y[part][i] = rounded(y[part][i] + b[part][i]);
             m += y[part][i];
         }
@@ -168,12 +158,13 @@ static void residual_layernorm_forward(act *out, act *x, real *mean, real *rstd,
            out, x, mean, rstd, inp, branch, weight, rows, C);
 }
 
-// The gradient of a norm's weight sums over rows. Each block leaves the sum of its rows in a row of
-// its partial; sum_partials adds these at the end of a layer, for all of its norms in one launch.
-enum { ROW_BLOCKS = 4 * 132 };                       // at most: four for each processor of an H200
+// The gradient of a norm's weight sums over rows. Each norm has an array partial: each row of
+// threads, or block, leaves its sum in one row of it. sum_partials adds these rows at the end of a
+// layer, for all norms of the layer in one launch.
+enum { ROW_BLOCKS = 4 * 132 };                       // at most: four per multiprocessor of an H200
 enum { MAX_PARTIALS = 5 };                           // ln_f, ln_2, q_norm, k_norm, ln_1
 typedef struct {
-    real *memory;                                    // (MAX_PARTIALS,ROW_BLOCKS,C)
+    real *memory;                                    // for MAX_PARTIALS arrays
     int count;
     struct { real *out; const real *partial; int rows, cols; } list[MAX_PARTIALS];
 } Partials;
@@ -199,8 +190,11 @@ __global__ void sum_partials_kernel(Partials p) {
     auto entry = p.list[blockIdx.y];
     int c = blockIdx.x * 32 + threadIdx.x;
     float sum = 0;
-    for (int r = threadIdx.y; r < entry.rows && c < entry.cols; r += 8)
-        sum += entry.partial[(size_t)r * entry.cols + c];
+    if (c < entry.cols) {
+        #pragma unroll 8                             // loads that memory answers together
+        for (int r = threadIdx.y; r < entry.rows; r += 8)
+            sum += entry.partial[(size_t)r * entry.cols + c];
+    }
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y || c >= entry.cols) return;
@@ -217,12 +211,12 @@ static void sum_partials(Partials *p, int C) {
 // dx (rows,C) += the gradient that reaches x through its LayerNorm. dout, x (rows,C); weight (C);
 // mean, rstd (rows). With g = dout * weight:
 //   dx += rstd * (g - average(g) - n * average(g * n));  dweight (C) += the sum of dout * n
-// Moves 4 C values per row (reads dx, dout and x, writes dx). partial (blocks,C): dweight's.
+// Moves 4 C values per row (reads dx, dout and x, writes dx). Each row of threads writes its part
+// of the sum for dweight to a row of partial (blocks * blockDim.y,C).
 __global__ void __launch_bounds__(ROW_THREADS)
 residual_layernorm_backward_kernel(act *dx, real *partial, const act *dout, const act *x,
                                    const act *weight, const real *mean, const real *rstd,
                                    int rows, int C) {
-    __shared__ float others[128 * PARTS * W];
     float dw[PARTS][W] = {}, w[PARTS][W];
     #pragma unroll
     for (int part = 0; part < PARTS; part++) {
@@ -260,18 +254,11 @@ residual_layernorm_backward_kernel(act *dx, real *partial, const act *dout, cons
             store(dx + (size_t)row * C + c, d[part], row < rows && c < C);
         }
     }
-    // the rows of the block add their sums, one after another
-    for (int y = blockDim.y - 1; y >= 0; y--) {
-        #pragma unroll
-        for (int part = 0; part < PARTS; part++)
-            for (int i = 0; i < W; i++) {
-                int c = (part * blockDim.x + threadIdx.x) * W + i;
-                if ((int)threadIdx.y != y || c >= C) continue;
-                float sum = dw[part][i] + (y + 1 < (int)blockDim.y ? others[c] : 0);
-                if (y) others[c] = sum;
-                else partial[(size_t)blockIdx.x * C + c] = sum;
-            }
-        __syncthreads();
+    partial += ((size_t)blockIdx.x * blockDim.y + threadIdx.y) * C;
+    #pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        int c = (part * blockDim.x + threadIdx.x) * W;
+        store(partial + c, dw[part], c < C);
     }
 }
 
@@ -280,7 +267,7 @@ static void residual_layernorm_backward(act *dx, real *dweight, const act *dout,
                                         Partials *partial, int rows, int C) {
     dim3 block = row_block(C);
     int grid = least(ceil_div(rows, block.y), ROW_BLOCKS);
-    real *sums = partials_add(partial, dweight, grid, C);
+    real *sums = partials_add(partial, dweight, grid * block.y, C);
     launch(residual_layernorm_backward_kernel, grid, block, dx, sums, dout, x, weight, mean, rstd,
            rows, C);
 }
@@ -294,17 +281,105 @@ static void matmul_forward(act *out, const act *inp, const act *weight,
 // dinp (rows,IC) = dout (rows,OC) weight;  dweight (OC,IC) += dout^T inp
 static void matmul_backward(act *dinp, real *dweight, const act *dout, const act *inp,
                             const act *weight, int rows, int IC, int OC) {
-    matmul(dinp, (act *)NULL, matrix(dout, padded(OC)), matrix(weight, IC), rows, IC, OC);
-    matmul(dweight, dweight, transposed(dout, padded(OC)), matrix(inp, IC), OC, IC, rows);
+    matmul(dinp, (act *)NULL, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
+    matmul(dweight, dweight, transposed(dout, OC), matrix(inp, IC), OC, IC, rows);
 }
 
 // A head of q or k stays in the registers of a group of lanes, PAIRS pairs (i, i + HS/2) in each.
 // The number of lanes is a power of 2, so that a warp holds whole groups.
 enum { PAIRS = 4, MAX_HS = 128, HEAD_THREADS = 128 };
+typedef struct { float x[2][PAIRS]; } Head;          // one lane's part
 static int head_lanes(int HS) {
     int lanes = 1;
     while (lanes * 2 * PAIRS < HS) lanes *= 2;
     return lanes;
+}
+
+__device__ inline Head load_head(const act *from, int HS, bool inside) {
+    Head h;
+    load(h.x[0], from, inside);
+    load(h.x[1], from + HS / 2, inside);
+    return h;
+}
+
+__device__ inline void store_head(act *to, const Head &h, int HS, bool inside) {
+    store(to, h.x[0], inside);
+    store(to + HS / 2, h.x[1], inside);
+}
+
+// Rotary positions (Su et al. 2021): turns each pair, forward if direction is 1, back if -1.
+__device__ inline void rope_head(Head &h, const float (&cosine)[PAIRS], const float (&sine)[PAIRS],
+                                 float direction) {
+    for (int i = 0; i < PAIRS; i++) {
+        float x0 = h.x[0][i], x1 = h.x[1][i], s = direction * sine[i];
+        h.x[0][i] = x0 * cosine[i] - x1 * s;
+        h.x[1][i] = x0 * s + x1 * cosine[i];
+    }
+}
+
+// h = LayerNorm(h), and its mean and rstd, as in residual_layernorm_forward. Lanes that are not
+// inside of the head hold zeros.
+__device__ inline void layernorm_head(Head &h, real *mean, real *rstd, const Head &weight,
+                                      bool inside, int HS, int lanes) {
+    float m = 0, variance = 0;
+    for (int i = 0; i < PAIRS; i++) m += h.x[0][i] + h.x[1][i];
+    m = lanes_sum(m, lanes) / HS;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < PAIRS; i++) {
+            h.x[part][i] = inside ? h.x[part][i] - m : 0;
+            variance += h.x[part][i] * h.x[part][i];
+        }
+    variance = lanes_sum(variance, lanes) / HS;
+    float r = 1 / sqrtf(variance + 1e-6f) + 0 * variance;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < PAIRS; i++) h.x[part][i] = weight.x[part][i] * (h.x[part][i] * r);
+    if (inside && threadIdx.x % lanes == 0) {
+        *mean = m;
+        *rstd = r;
+    }
+}
+
+// g, the gradient of LayerNorm(x), becomes that of x; dweight += its share of the weight's. As in
+// residual_layernorm_backward.
+__device__ inline void layernorm_head_backward(Head &g, Head &dweight, const Head &x,
+                                               const Head &weight, float mean, float rstd,
+                                               int HS, int lanes) {
+    float mean_g = 0, mean_gn = 0;
+    Head n;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < PAIRS; i++) {
+            n.x[part][i] = (x.x[part][i] - mean) * rstd;
+            dweight.x[part][i] += g.x[part][i] * n.x[part][i];
+            g.x[part][i] *= weight.x[part][i];
+            mean_g += g.x[part][i];
+            mean_gn += g.x[part][i] * n.x[part][i];
+        }
+    mean_g = lanes_sum(mean_g, lanes) / HS;
+    mean_gn = lanes_sum(mean_gn, lanes) / HS;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < PAIRS; i++)
+            g.x[part][i] = rstd * (g.x[part][i] - mean_g - n.x[part][i] * mean_gn);
+}
+
+// partial (HS) = the sum of h over the heads of the block. The groups of a warp hold the same
+// channels, and so do the warps.
+__device__ inline void sum_heads(real *partial, const Head &h, int HS, int lanes) {
+    __shared__ float shares[HEAD_THREADS / 32][MAX_HS];
+    int i0 = threadIdx.x % lanes * PAIRS;
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < PAIRS; i++) {
+            float sum = h.x[part][i];
+            for (int distance = 16; distance >= lanes; distance /= 2)
+                sum += __shfl_xor_sync(ALL, sum, distance);
+            if ((int)threadIdx.x % 32 < lanes && i0 < HS / 2)
+                shares[threadIdx.x / 32][part * (HS / 2) + i0 + i] = sum;
+        }
+    __syncthreads();
+    for (int i = threadIdx.x; i < HS; i += HEAD_THREADS) {
+        float sum = 0;
+        for (int warp = 0; warp < HEAD_THREADS / 32; warp++) sum += shares[warp][i];
+        partial[i] = sum;
+    }
 }
 
 // Computes the q and k that attention sees, qk (B,T,2,C), from qkv (B,T,3,C), the output of the
@@ -315,128 +390,73 @@ __global__ void qk_norm_rope_forward_kernel(act *qk, real *mean, real *rstd, con
                                             const act *q_weight, const act *k_weight,
                                             const real *cosine, const real *sine,
                                             int rows, int T, int NH, int HS, int lanes) {
-    // head: of the 2*NH of each row, q's first
-    size_t head = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) / lanes, row = head / (2 * NH);
-    int h = (int)(head % (2 * NH)), C = NH * HS, half = HS / 2;
+    // a group of lanes has a head of q and the same head of k, which turn by the same angles
+    unsigned head = (blockIdx.x * HEAD_THREADS + threadIdx.x) / lanes;
+    int row = head / NH, h = head % NH, C = NH * HS;
     int i0 = threadIdx.x % lanes * PAIRS;            // this lane's first pair
-    bool inside = row < (size_t)rows && i0 < half;
-    const act *from = qkv + row * 3 * C + (size_t)h * HS + i0;
-    act *to = qk + row * 2 * C + (size_t)h * HS + i0;
-    size_t position = row % T * half + i0;
-    float x[2][PAIRS], cos_t[PAIRS], sin_t[PAIRS];
-    load(x[0], from, inside);
-    load(x[1], from + half, inside);
-    load(cos_t, cosine + position, inside);
-    load(sin_t, sine + position, inside);
+    bool inside = row < rows && i0 < HS / 2;
+    int angles = row % T * (HS / 2) + i0;
+    size_t from = (size_t)row * 3 * C + h * HS + i0, to = (size_t)row * 2 * C + h * HS + i0;
+    float cos_t[PAIRS], sin_t[PAIRS];
+    Head q = load_head(qkv + from, HS, inside), k = load_head(qkv + from + C, HS, inside);
+    load(cos_t, cosine + angles, inside);
+    load(sin_t, sine + angles, inside);
     if (q_weight) {                                                             // [qk_norm
-        const act *weight = (h < NH ? q_weight : k_weight) + i0;
-        float w[2][PAIRS], m = 0, variance = 0;
-        load(w[0], weight, inside);
-        load(w[1], weight + half, inside);
-        for (int i = 0; i < PAIRS; i++) m += x[0][i] + x[1][i];
-        m = lanes_sum(m, lanes) / HS;
-        for (int part = 0; part < 2; part++)
-            for (int i = 0; i < PAIRS; i++) {
-                x[part][i] = inside ? x[part][i] - m : 0;
-                variance += x[part][i] * x[part][i];
-            }
-        variance = lanes_sum(variance, lanes) / HS;
-        float r = 1 / sqrtf(variance + 1e-6f) + 0 * variance;
-        for (int part = 0; part < 2; part++)
-            for (int i = 0; i < PAIRS; i++) x[part][i] = w[part][i] * (x[part][i] * r);
-        if (inside && i0 == 0) {
-            mean[head] = m;
-            rstd[head] = r;
-        }
+        Head q_w = load_head(q_weight + i0, HS, i0 < HS / 2);
+        Head k_w = load_head(k_weight + i0, HS, i0 < HS / 2);
+        size_t stat = (size_t)row * 2 * NH + h;
+        layernorm_head(q, mean + stat, rstd + stat, q_w, inside, HS, lanes);
+        layernorm_head(k, mean + stat + NH, rstd + stat + NH, k_w, inside, HS, lanes);
     }                                                                           // qk_norm]
-    for (int i = 0; i < PAIRS; i++) {
-        float x0 = x[0][i], x1 = x[1][i];
-        x[0][i] = x0 * cos_t[i] - x1 * sin_t[i];
-        x[1][i] = x0 * sin_t[i] + x1 * cos_t[i];
-    }
-    store(to, x[0], inside);
-    store(to + half, x[1], inside);
+    rope_head(q, cos_t, sin_t, 1);
+    rope_head(k, cos_t, sin_t, 1);
+    store_head(qk + to, q, HS, inside);
+    store_head(qk + to + C, k, HS, inside);
 }
 
 static void qk_norm_rope_forward(act *qk, real *mean, real *rstd, const act *qkv,
                                  const act *q_weight, const act *k_weight, const real *cosine,
                                  const real *sine, int B, int T, int NH, int HS) {
-    int lanes = head_lanes(HS), heads = B * T * 2 * NH;
+    int lanes = head_lanes(HS), heads = B * T * NH;
     launch(qk_norm_rope_forward_kernel, ceil_div(heads, HEAD_THREADS / lanes), HEAD_THREADS,
            qk, mean, rstd, qkv, q_weight, k_weight, cosine, sine, B * T, T, NH, HS, lanes);
 }
 
 // Converts the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), to those of qkv, in
 // place. First rotates back (a rotation's transpose is its inverse), then goes back through
-// qk-norm, as in residual_layernorm_backward. blockIdx.y: q, then k. Moves 6 C values per token
-// (reads dqkv and qkv, writes dqkv), 4 C without qk-norm. partial (blocks,HS) of q, then of k.
+// qk-norm. A block has heads of q, or of k. Moves 6 C values per token (reads dqkv and qkv, writes
+// dqkv), 4 C without qk-norm. partial (2,blocks,HS): the weights' gradients.
 __global__ void qk_norm_rope_backward_kernel(act *dqkv, real *partial, const act *qkv,
                                              const real *mean, const real *rstd,
                                              const act *q_weight, const act *k_weight,
                                              const real *cosine, const real *sine,
                                              int rows, int T, int NH, int HS, int lanes) {
-    __shared__ float shares[HEAD_THREADS / 32][MAX_HS];
-    int C = NH * HS, half = HS / 2, heads = rows * NH, each = HEAD_THREADS / lanes;
-    int i0 = threadIdx.x % lanes * PAIRS, part_of_qkv = blockIdx.y;
-    float dw[2][PAIRS] = {}, w[2][PAIRS] = {};
-    if (q_weight) {                                                             // [qk_norm
-        const act *weight = (part_of_qkv ? k_weight : q_weight) + i0;
-        load(w[0], weight, i0 < half);
-        load(w[1], weight + half, i0 < half);
-    }                                                                           // qk_norm]
+    int C = NH * HS, heads = rows * NH, each = HEAD_THREADS / lanes, k = blockIdx.y;
+    int i0 = threadIdx.x % lanes * PAIRS;
+    Head weight = {}, dweight = {};
+    if (q_weight)                                                               // [qk_norm
+        weight = load_head((k ? k_weight : q_weight) + i0, HS, i0 < HS / 2);    // qk_norm]
     for (int first = blockIdx.x * each; first < heads; first += gridDim.x * each) {
         int head = first + threadIdx.x / lanes;
-        bool inside = head < heads && i0 < half;
-        size_t row = head / NH, at = row * 3 * C + (size_t)part_of_qkv * C + head % NH * HS + i0;
-        size_t position = row % T * half + i0;
-        size_t stat = (row * 2 + part_of_qkv) * NH + head % NH;
-        float g[2][PAIRS], n[2][PAIRS], cos_t[PAIRS], sin_t[PAIRS], mean_g = 0, mean_gn = 0;
-        load(g[0], dqkv + at, inside);
-        load(g[1], dqkv + at + half, inside);
-        load(n[0], qkv + at, inside && q_weight);
-        load(n[1], qkv + at + half, inside && q_weight);
-        load(cos_t, cosine + position, inside);
-        load(sin_t, sine + position, inside);
-        for (int i = 0; i < PAIRS; i++) {
-            float g0 = g[0][i], g1 = g[1][i];
-            g[0][i] = g0 * cos_t[i] + g1 * sin_t[i];
-            g[1][i] = g1 * cos_t[i] - g0 * sin_t[i];
-        }
-        if (q_weight) {                                                         // [qk_norm
-            float m = inside ? mean[stat] : 0, r = inside ? rstd[stat] : 0;
-            for (int part = 0; part < 2; part++)
-                for (int i = 0; i < PAIRS; i++) {
-                    n[part][i] = (n[part][i] - m) * r;
-                    dw[part][i] += g[part][i] * n[part][i];
-                    g[part][i] *= w[part][i];
-                    mean_g += g[part][i];
-                    mean_gn += g[part][i] * n[part][i];
-                }
-            mean_g = lanes_sum(mean_g, lanes) / HS;
-            mean_gn = lanes_sum(mean_gn, lanes) / HS;
-            for (int part = 0; part < 2; part++)
-                for (int i = 0; i < PAIRS; i++)
-                    g[part][i] = r * (g[part][i] - mean_g - n[part][i] * mean_gn);
-        }                                                                       // qk_norm]
-        store(dqkv + at, g[0], inside);
-        store(dqkv + at + half, g[1], inside);
+        bool inside = head < heads && i0 < HS / 2;
+        int row = head / NH, h = head % NH, angles = row % T * (HS / 2) + i0;
+        size_t at = ((size_t)row * 3 + k) * C + h * HS + i0, stat = ((size_t)row * 2 + k) * NH + h;
+        float cos_t[PAIRS], sin_t[PAIRS];
+        // all loads come first, also those that only qk-norm needs
+        Head g = load_head(dqkv + at, HS, inside);
+        Head x = load_head(qkv + at, HS, inside && q_weight);
+        float m = inside && q_weight ? mean[stat] : 0, r = inside && q_weight ? rstd[stat] : 0;
+        load(cos_t, cosine + angles, inside);
+        load(sin_t, sine + angles, inside);
+        rope_head(g, cos_t, sin_t, -1);
+        if (q_weight)                                                           // [qk_norm
+            layernorm_head_backward(g, dweight, x, weight, m, r, HS, lanes);    // qk_norm]
+        store_head(dqkv + at, g, HS, inside);
     }
-    if (!q_weight) return;
-    // the groups of a warp hold the same channels, and so do the warps of the block
-    for (int part = 0; part < 2; part++)
-        for (int i = 0; i < PAIRS; i++) {
-            float sum = dw[part][i];
-            for (int distance = 16; distance >= lanes; distance /= 2)
-                sum += __shfl_xor_sync(ALL, sum, distance);
-            if ((int)threadIdx.x % 32 < lanes && i0 < half)
-                shares[threadIdx.x / 32][part * half + i0 + i] = sum;
-        }
-    __syncthreads();
-    for (int i = threadIdx.x; i < HS; i += HEAD_THREADS) {
-        float sum = 0;
-        for (int warp = 0; warp < HEAD_THREADS / 32; warp++) sum += shares[warp][i];
-        partial[((size_t)part_of_qkv * gridDim.x + blockIdx.x) * HS + i] = sum;
-    }
+    if (q_weight) {                                                             // [qk_norm
+        partial += ((size_t)k * gridDim.x + blockIdx.x) * HS;
+        sum_heads(partial, dweight, HS, lanes);
+    }                                                                           // qk_norm]
 }
 
 static void qk_norm_rope_backward(act *dqkv, real *dq_weight, real *dk_weight, const act *qkv,
@@ -444,11 +464,11 @@ static void qk_norm_rope_backward(act *dqkv, real *dq_weight, real *dk_weight, c
                                   const act *k_weight, const real *cosine, const real *sine,
                                   Partials *partial, int B, int T, int NH, int HS) {
     int lanes = head_lanes(HS), heads = B * T * NH;
-    int grid = least(ceil_div(heads, HEAD_THREADS / lanes), ROW_BLOCKS / 2);    // one wave, q and k
+    int grid = least(ceil_div(heads, HEAD_THREADS / lanes), ROW_BLOCKS);    // for q, and for k
     real *sums = NULL;
     if (q_weight) {                                                             // [qk_norm
         sums = partials_add(partial, dq_weight, grid, HS);
-        partials_add(partial, dk_weight, grid, HS);
+        partials_add(partial, dk_weight, grid, HS);  // lies behind sums: the kernel writes both
     }                                                                           // qk_norm]
     launch(qk_norm_rope_backward_kernel, dim3(grid, 2), HEAD_THREADS, dqkv, sums, qkv, mean, rstd,
            q_weight, k_weight, cosine, sine, B * T, T, NH, HS, lanes);
@@ -457,8 +477,11 @@ static void qk_norm_rope_backward(act *dqkv, real *dq_weight, real *dk_weight, c
 // Causal attention: out_i = sum over j <= i of p_ij v_j, where p_i is the softmax over j of the
 // scores (attention logits) s_ij = scale * dot(q_i, k_j).
 //
-// Scores and p stay in registers (Dao 2023, FlashAttention-2): a warp keeps 16 queries of a head,
-// or 16 keys for dk and dv, and meets the other side in tiles. The backward pass recomputes p from
+// Scores and p stay in registers (Dao 2023, FlashAttention-2): a warp keeps 16 queries of a head
+// and reads the keys tile by tile; for dk and dv it keeps 16 keys and reads the queries. Of each
+// block of 16 x 16 scores a lane holds 8, of two rows (lib/gpu.h): element e is in its row
+// e / 2 % 2, so top[2] and sum[2] are per row. Four neighbouring lanes share the two rows, four
+// columns of each per lane. The backward pass recomputes p from
 // softmax (B,NH,T,2), which holds two numbers per query: the largest score, and 1 / the sum of
 // exp(score - largest). One number, the log of the sum of exp(score), would not be enough: near 1e6
 // a float rounds it by up to 0.03, which puts p off by 3%.
@@ -467,14 +490,13 @@ static void qk_norm_rope_backward(act *dqkv, real *dq_weight, real *dk_weight, c
 // scale * dot alike in all three kernels. Fused with the subtraction of the largest score, it would
 // not be rounded: above 1e9 even the largest score minus itself would be far from 0.
 enum { ROWS = 64, ATTENTION_THREADS = 2 * ROWS };    // queries or keys of a block, 16 per warp
-#define PER_LN_2 1.44269504f                         // 1 / ln 2
 
-// Rows of a head in shared memory, at most 8 KB. CH is HS rounded up to 32, 64 or 128; channels
-// beyond HS are zeros. The 16 bytes after each row spread a column over all banks.
+// Rows of a head in shared memory: at most 8 KB, and 16 bytes after each row, which spread a column
+// over all banks. CH is HS rounded up to 32, 64 or 128; channels beyond HS are zeros.
 template <int CH> struct Tile {
-    enum { ROWS = CH * sizeof(act) < 128 ? 64 : 8192 / (CH * sizeof(act)) };
+    enum { HEIGHT = CH * sizeof(act) < 128 ? 64 : 8192 / (CH * sizeof(act)) };    // rows
     enum { N = 16 / sizeof(act), LD = CH + N };      // elements in 16 bytes, and from row to row
-    __align__(16) act x[ROWS * LD];
+    __align__(16) act x[HEIGHT * LD];
 };
 
 // Starts to copy `from` (rows,HS), `row` elements from one row to the next, to tile; zeros beyond
@@ -484,8 +506,8 @@ __device__ inline void fetch(Tile<CH> &tile, const act *from, int row, int rows,
     int r = threadIdx.x * N / CH, c = threadIdx.x * N % CH;
     act *to = tile.x + r * Tile<CH>::LD + c;
     #pragma unroll
-    for (int i = 0; i < Tile<CH>::ROWS; i += STEP) {
-        int zeros = r + i < rows && c < HS ? 0 : 16;
+    for (int i = 0; i < Tile<CH>::HEIGHT; i += STEP) {
+        int zeros = r + i < rows && c < HS ? 0 : 16;    // bytes to set to 0 instead of reading them
         __pipeline_memcpy_async(to + i * Tile<CH>::LD, from + ((r + i) * row + c), 16, zeros);
     }
 }
@@ -497,7 +519,8 @@ __device__ inline void wait_for_tiles() {
     __syncthreads();
 }
 
-// The block at row i and channel c of tile, as a right factor of a product over rows or channels
+// The block at row i and channel c of tile as the right factor of a product that sums over the
+// block's rows or, transposed, over its channels
 template <int CH> __device__ inline Right over_rows(const Tile<CH> &tile, int i, int c) {
     return right_factor(tile.x + i * Tile<CH>::LD + c, Tile<CH>::LD);
 }
@@ -505,7 +528,8 @@ template <int CH> __device__ inline Right over_channels(const Tile<CH> &tile, in
     return right_transposed(tile.x + i * Tile<CH>::LD + c, Tile<CH>::LD);
 }
 
-// x (rows,HS), `row` elements from one row to the next: its rows i to i + 15 = sums * their factor
+// Rows i to i + 15 of x (rows,HS) = sums, each row times its factor. `row` elements lead from one
+// row of x to the next.
 template <int CH>
 __device__ inline void store_rows(act *x, int row, int i, int rows, int HS,
                                   const float (&sums)[CH / 16][8], const float (&factor)[2]) {
@@ -520,15 +544,16 @@ __device__ inline void store_rows(act *x, int row, int i, int rows, int HS,
 
 // out (B,T,C) from q and k in qk (B,T,2,C) and v in qkv (B,T,3,C). max_logit (1), unless NULL, is
 // raised to the largest |scale * dot(q_i, k_j)|. A block has ROWS queries, the longest rows first.
-// Blocks of a head are neighbours: they find its keys and values in L2. Moves 4 C values a token.
+// Blocks of a head are neighbours: they find its keys and values in L2. Moves 4 C values per token.
+// The compiler may use as many registers as leave room for 2 or 3 blocks on a multiprocessor.
 template <int CH>
 __global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
 attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *qk,
                          const act *qkv, float scale, int T, int NH, int HS) {
-    const int KEYS = Tile<CH>::ROWS;
+    const int KEYS = Tile<CH>::HEIGHT;
     __shared__ Tile<CH> k_tile[2], v_tile[2];
     int C = NH * HS, head = blockIdx.z * NH + blockIdx.y;
-    int last = (gridDim.x - blockIdx.x) * ROWS, i0 = last - ROWS + threadIdx.x / 32 * 16;
+    int end = (gridDim.x - blockIdx.x) * ROWS, i0 = end - ROWS + threadIdx.x / 32 * 16;
     size_t first = (size_t)blockIdx.z * T, channel = blockIdx.y * HS;
     const act *q = qk + first * 2 * C + channel, *k = q + C;
     const act *v = qkv + first * 3 * C + 2 * C + channel;
@@ -538,12 +563,14 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
     #pragma unroll
     for (int c = 0; c < CH / 16; c++) qi[c] = left_factor(q, 2 * C, i0, T, 16 * c, HS);
     float o[CH / 16][8] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {}, largest = 0;
-    last = least(last, T);
-    for (int j0 = 0, now = 0; j0 < last; j0 += KEYS, now ^= 1) {
+    end = least(end, T);
+    for (int j0 = 0, now = 0; j0 < end; j0 += KEYS, now ^= 1) {
         wait_for_tiles();
-        if (j0 + KEYS < last) {
-            fetch(k_tile[now ^ 1], k += KEYS * 2 * C, 2 * C, T - j0 - KEYS, HS);
-            fetch(v_tile[now ^ 1], v += KEYS * 3 * C, 3 * C, T - j0 - KEYS, HS);
+        if (j0 + KEYS < end) {                       // the next tile, while this one is used
+            k += KEYS * 2 * C;
+            v += KEYS * 3 * C;
+            fetch(k_tile[now ^ 1], k, 2 * C, T - j0 - KEYS, HS);
+            fetch(v_tile[now ^ 1], v, 3 * C, T - j0 - KEYS, HS);
         }
         if (j0 > i0 + 15) continue;                  // no query of this warp sees these keys
         // 1. scores = q k^T
@@ -553,7 +580,7 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
             #pragma unroll
             for (int c = 0; c < CH / 16; c++)
                 multiply(s[n], qi[c], over_channels(k_tile[now], 16 * n, 16 * c));
-        // 2. scale and mask; the largest score
+        // 2. scale and mask, which only the diagonal needs; the largest score
         if (max_logit || j0 + KEYS - 1 > i0)
             for (int n = 0; n < KEYS / 16; n++)
                 for (int e = 0; e < 8; e++) {
@@ -561,19 +588,21 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
                     largest = fmaxf(largest, seen ? fabsf(s[n][e]) : 0);
                     s[n][e] = seen ? s[n][e] : -INFINITY;
                 }
-        for (int r = 0; r < 2; r++) factor[r] = top[r];
+        float old[2] = {top[0], top[1]};
         for (int n = 0; n < KEYS / 16; n++)
             for (int e = 0; e < 8; e++) {
                 s[n][e] = __fmul_rn(s[n][e], scale * PER_LN_2);
                 top[e / 2 % 2] = fmaxf(top[e / 2 % 2], s[n][e]);
             }
         // 3. exponentials and their sum
-        float from[2];                               // the largest score, or 0 if all are -infinity
+        float from[2];                               // top, or 0 if all scores are -infinity so far
         for (int r = 0; r < 2; r++) {
+            // over the four lanes that share the row
             top[r] = fmaxf(top[r], __shfl_xor_sync(ALL, top[r], 1));
             top[r] = fmaxf(top[r], __shfl_xor_sync(ALL, top[r], 2));
             from[r] = top[r] == -INFINITY ? 0 : top[r];
-            factor[r] = power_of_2(factor[r] - from[r]);
+            // sum and o were computed relative to the old top
+            factor[r] = power_of_2(old[r] - from[r]);
             sum[r] *= factor[r];
         }
         for (int n = 0; n < KEYS / 16; n++)
@@ -593,15 +622,16 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
                 multiply(o[c], p, over_rows(v_tile[now], 16 * n, 16 * c));
         }
     }
+    float inverse[2];
     for (int r = 0; r < 2; r++) {
         int i = i0 + block_row(2 * r);
-        sum[r] = 1 / lanes_sum(sum[r], 4);
+        inverse[r] = 1 / lanes_sum(sum[r], 4);
         if (threadIdx.x % 4 == 0 && i < T) {
             softmax[2 * ((size_t)head * T + i)] = top[r];
-            softmax[2 * ((size_t)head * T + i) + 1] = sum[r];
+            softmax[2 * ((size_t)head * T + i) + 1] = inverse[r];
         }
     }
-    store_rows<CH>(out + first * C + channel, C, i0, T, HS, o, sum);
+    store_rows<CH>(out + first * C + channel, C, i0, T, HS, o, inverse);
     if (!max_logit) return;
     for (int distance = 16; distance > 0; distance /= 2)
         largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, distance));
@@ -623,15 +653,15 @@ static void attention_forward(act *out, float *softmax, float *max_logit, const 
 // dq is a sum over keys, dk and dv are sums over queries. Two kernels keep these sums in registers,
 // in a fixed order, and both compute p and ds. The scale of ds is applied to the sums.
 
-// dq, and dot (B,NH,T): dot_i = dot(dout_i, out_i). Moves 6 C values a token.
+// dq, and dot (B,NH,T): dot_i = dot(dout_i, out_i). Moves 6 C values per token.
 template <int CH>
 __global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
 attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, const float *softmax,
                     const act *qk, const act *qkv, float scale, int T, int NH, int HS) {
-    const int KEYS = Tile<CH>::ROWS;
+    const int KEYS = Tile<CH>::HEIGHT;
     __shared__ Tile<CH> k_tile[2], v_tile[2];
     int C = NH * HS, head = blockIdx.z * NH + blockIdx.y;
-    int last = (gridDim.x - blockIdx.x) * ROWS, i0 = last - ROWS + threadIdx.x / 32 * 16;
+    int end = (gridDim.x - blockIdx.x) * ROWS, i0 = end - ROWS + threadIdx.x / 32 * 16;
     size_t first = (size_t)blockIdx.z * T, channel = blockIdx.y * HS;
     const act *q = qk + first * 2 * C + channel, *k = q + C;
     const act *v = qkv + first * 3 * C + 2 * C + channel;
@@ -655,12 +685,14 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
         inverse[r] = softmax[2 * at + 1];
         if (threadIdx.x % 4 == 0) dot[at] = dot_i[r];
     }
-    last = least(last, T);
-    for (int j0 = 0, now = 0; j0 < last; j0 += KEYS, now ^= 1) {
+    end = least(end, T);
+    for (int j0 = 0, now = 0; j0 < end; j0 += KEYS, now ^= 1) {
         wait_for_tiles();
-        if (j0 + KEYS < last) {
-            fetch(k_tile[now ^ 1], k += KEYS * 2 * C, 2 * C, T - j0 - KEYS, HS);
-            fetch(v_tile[now ^ 1], v += KEYS * 3 * C, 3 * C, T - j0 - KEYS, HS);
+        if (j0 + KEYS < end) {                       // the next tile, while this one is used
+            k += KEYS * 2 * C;
+            v += KEYS * 3 * C;
+            fetch(k_tile[now ^ 1], k, 2 * C, T - j0 - KEYS, HS);
+            fetch(v_tile[now ^ 1], v, 3 * C, T - j0 - KEYS, HS);
         }
         if (j0 > i0 + 15) continue;
         #pragma unroll
@@ -693,12 +725,12 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
     store_rows<CH>(dqkv + first * 3 * C + channel, 3 * C, i0, T, HS, dq, factor);
 }
 
-// dk and dv. Rows of scores and p are keys here, columns are queries. Moves 6 C values a token.
+// dk and dv. Rows of scores and p are keys here, columns are queries. Moves 6 C values per token.
 template <int CH>
 __global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
 attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *softmax,
                      const act *qk, const act *qkv, float scale, int T, int NH, int HS) {
-    const int QUERIES = Tile<CH>::ROWS;
+    const int QUERIES = Tile<CH>::HEIGHT;
     __shared__ Tile<CH> q_tile[2], do_tile[2];
     __shared__ __align__(16) float softmax_tile[2][2 * QUERIES], dot_tile[2][QUERIES];
     int C = NH * HS, head = blockIdx.z * NH + blockIdx.y;
@@ -712,10 +744,11 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
         fetch(do_tile[now], d, C, T - i0, HS);
         q += QUERIES * 2 * C;
         d += QUERIES * C;
-        int i = threadIdx.x, at = head * T + least(i0 + i, T - 1), zeros = i0 + i < T ? 0 : 4;
+        int i = threadIdx.x, query = head * T + least(i0 + i, T - 1);
+        int zeros = i0 + i < T ? 0 : 4;
         if (i >= QUERIES) return;
-        __pipeline_memcpy_async(&softmax_tile[now][2 * i], softmax + 2 * at, 8, 2 * zeros);
-        __pipeline_memcpy_async(&dot_tile[now][i], dot + at, 4, zeros);
+        __pipeline_memcpy_async(&softmax_tile[now][2 * i], softmax + 2 * query, 8, 2 * zeros);
+        __pipeline_memcpy_async(&dot_tile[now][i], dot + query, 4, zeros);
     };
     fetch_queries(0, begin);
     Left kj[CH / 16], vj[CH / 16];
@@ -731,7 +764,7 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
         if (i0 + QUERIES <= j0) continue;            // no key of this warp is seen by them
         #pragma unroll 1                             // more would not fit in the registers
         for (int n = 0; n < QUERIES / 16; n++) {
-            // 1. scores = q k^T, dp = dout v^T
+            // 1. transposed scores = k q^T, transposed dp = v dout^T; so are p and ds below
             float s[8] = {}, dp[8] = {}, p[8], ds[8];
             #pragma unroll
             for (int c = 0; c < CH / 16; c++) {
@@ -781,15 +814,15 @@ static void attention_backward(act *dqkv, const act *dout, const act *out, const
 }
 
 // GELU in its tanh form, computed as in train_gpt.c: gelu(x) = x s with s = 1 / (1 + exp(-2u)) and
-// 2u = x (A + B x^2), from e = exp(-|2u|). *slope = gelu'(x): it is not kept for the backward pass,
-// as in train_gpt.c, since here memory costs more than an exponential.
+// 2u = x (A + B x^2), from e = exp(-|2u|). *slope = gelu'(x): train_gpt.c keeps it for the backward
+// pass; here that pass computes it again, since memory costs more than an exponential.
 #define GELU_A ((real)1.5957691216057308)            // 2 sqrt(2/pi)
 #define GELU_B (GELU_A * (real)0.044715)
 __device__ inline real gelu(real x, real *slope) {
     real a = fabsf(x) < 30 ? fabsf(x) : 30;
     real a2 = a * a;
-    real e = expf(-a * (GELU_A + GELU_B * a2));
-    real inverse = 1 / (1 + e);
+    real e = exponential(-a * (GELU_A + GELU_B * a2));
+    real inverse = reciprocal(1 + e);
     real s = (x > 0 ? 1 : e) * inverse;
     *slope = s + x * e * inverse * inverse * (GELU_A + 3 * GELU_B * a2);
     return x * s;
@@ -829,27 +862,19 @@ static void gelu_backward(act *dinp, const act *dout, const act *inp, int rows, 
     launch(gelu_backward_kernel, (n / W + 127) / 128, 128, dinp, dout, inp, n);
 }
 
-// fc (rows,OC) = inp (rows,IC) weight^T;  out (rows,OC) = gelu(fc)
+// fc (rows,OC) = inp (rows,IC) weight^T;  out (rows,OC) = gelu(fc). cuBLASLt can compute GELU, and
+// its gradient, as the last step of a product. On an H200 a step of the shape above then took 3%
+// longer, and GELU's gradient was NaN at 1e20.
 static void matmul_gelu_forward(act *out, act *fc, const act *inp, const act *weight,
                                 int rows, int IC, int OC) {
-    if (GELU_IN_PRODUCT && BF16) {
-        matmul(out, (act *)NULL, matrix(inp, IC), transposed(weight, IC), rows, OC, IC, GELU, fc);
-        return;
-    }
     matmul_forward(fc, inp, weight, rows, IC, OC);
     gelu_forward(out, fc, rows, OC);
 }
 
 // The gradients of the product that follows GELU, gelu (rows,IC) weight^T:
 //   dfc (rows,IC) = gelu'(fc) * (dout (rows,OC) weight);  dweight (OC,IC) += dout^T gelu
-static void matmul_gelu_backward(act *dfc, real *dweight, const act *dout, act *fc,
+static void matmul_gelu_backward(act *dfc, real *dweight, const act *dout, const act *fc,
                                  const act *gelu, const act *weight, int rows, int IC, int OC) {
-    if (GELU_IN_PRODUCT && BF16) {
-        matmul(dfc, (act *)NULL, matrix(dout, OC), matrix(weight, IC), rows, IC, OC,
-               GELU_GRADIENT, fc);
-        matmul(dweight, dweight, transposed(dout, OC), matrix(gelu, IC), OC, IC, rows);
-        return;
-    }
     matmul_backward(dfc, dweight, dout, gelu, weight, rows, IC, OC);
     gelu_backward(dfc, dfc, fc, rows, IC);
 }
@@ -876,12 +901,12 @@ __global__ void cross_entropy_kernel(act *logits, real *losses, real *log_z, con
             y[i] = j + i < V ? __fmul_rn(y[i], logit_scale) : -INFINITY;
             top = fmaxf(top, y[i]);
         }
-        for (int i = 0; i < W; i++) total += expf(y[i] - top);
-        sum = sum * expf(old - top) + total;
+        for (int i = 0; i < W; i++) total += exponential(y[i] - top);
+        sum = sum * exponential(old - top) + total;
     }
     float own = top;
     top = row_max(top);
-    sum = row_sum(sum * expf(own - top));
+    sum = row_sum(sum * exponential(own - top));
     float z = top + logf(sum);
     if (threadIdx.x == 0) {
         losses[blockIdx.x] = top - target_logit + logf(sum);    // the large terms first
@@ -895,7 +920,7 @@ __global__ void cross_entropy_kernel(act *logits, real *losses, real *log_z, con
     for (int j = threadIdx.x * W; j < V; j += blockDim.x * W) {
         load(y, x + j);
         for (int i = 0; i < W; i++) {
-            y[i] = j + i < V ? expf(__fmul_rn(y[i], logit_scale) - top) * factor : 0;
+            y[i] = j + i < V ? exponential(__fmul_rn(y[i], logit_scale) - top) * factor : 0;
             if (j + i == target) y[i] -= logit_scale / batch_rows;
         }
         store(x + j, y);
@@ -904,12 +929,13 @@ __global__ void cross_entropy_kernel(act *logits, real *losses, real *log_z, con
 
 static void cross_entropy(act *logits, real *losses, real *log_z, const int *targets, real z_loss,
                           real logit_scale, int gradient, int rows, int batch_rows, int V) {
-    launch(cross_entropy_kernel, rows, V > 4096 ? 1024 : 128, logits, losses, log_z, targets,
-           z_loss, logit_scale, gradient, batch_rows, V);
+    int threads = V > 4096 ? 512 : V > 256 ? 128 : 32;    // 1,024 took a quarter longer
+    launch(cross_entropy_kernel, rows, threads, logits, losses, log_z, targets, z_loss,
+           logit_scale, gradient, batch_rows, V);
 }
 
-// What the host reads of a step. If a loss is not finite, diverged_step says when, and the weights
-// stay as they are, so that the host need not look at every step.
+// What the host reads of a step. diverged_step is the first step whose loss is not finite, or 0.
+// Later steps then change nothing, so that the host need not look at every step.
 typedef struct {
     double loss, log_z;                              // sums over the batch
     double grad_norm;                                // before clipping
@@ -917,8 +943,8 @@ typedef struct {
     int diverged_step;
 } Results;
 
-// results->loss, log_z = the sums of losses, log_z (rows) in a training step, which also notes the
-// first step whose loss is not finite. If step is NULL, as in an evaluation, adds the sums to them.
+// results->loss, log_z = the sums of losses, log_z (rows). Notes the first step whose loss is not
+// finite. In an evaluation step is NULL: then adds the sums to results->loss, log_z.
 __global__ void loss_kernel(Results *results, const real *losses, const real *log_z, int rows,
                             const int *step) {
     double loss = 0, z = 0;
@@ -929,8 +955,10 @@ __global__ void loss_kernel(Results *results, const real *losses, const real *lo
     loss = row_sum(loss);
     z = row_sum(z);
     if (threadIdx.x || (step && results->diverged_step)) return;
-    results->loss = loss + (step ? 0 : results->loss);
-    results->log_z = z + (step ? 0 : results->log_z);
+    if (!step) loss += results->loss;
+    if (!step) z += results->log_z;
+    results->loss = loss;
+    results->log_z = z;
     if (step && !isfinite(loss)) results->diverged_step = *step;
 }
 
@@ -949,9 +977,12 @@ __global__ void sum_squares_kernel(double *sums, const act *x, size_t n) {
     if (threadIdx.x == 0) sums[blockIdx.x] += sum;
 }
 
+static int sum_blocks(size_t n) {
+    return n < (size_t)128 * W * SUM_BLOCKS ? ceil_div((int)n, 128 * W) : SUM_BLOCKS;
+}
+
 static void sum_squares(double *sums, const act *x, size_t n) {
-    int blocks = n < 128 * W * SUM_BLOCKS ? ceil_div((int)n, 128 * W) : SUM_BLOCKS;
-    launch(sum_squares_kernel, blocks, 128, sums, x, n);
+    launch(sum_squares_kernel, sum_blocks(n), 128, sums, x, n);
 }
 
 // Where the tensors of each kind lie among all parameters: blockIdx.y is a kind.
@@ -975,8 +1006,8 @@ __global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds
 // ---------------------------------------------------------------------------
 // What only a GPU needs: its memory, batches that travel ahead, checkpoints, steps as graphs
 
-// The arrays on the GPU, to free them. Each is an allocation, so that a tool sees writes past its
-// end. While creates is not set, arrays are only counted.
+// The arrays on the GPU, to free them. Each is allocated separately, so that compute-sanitizer sees
+// writes past its end. While creates is not set, only counts their bytes.
 typedef struct {
     bool creates;
     void **list;
@@ -984,8 +1015,8 @@ typedef struct {
     double bytes;                                    // a double does not overflow
 } Memory;
 
-// What reserve returns: memory for `count` values of the type of the pointer that it is assigned
-// to
+// reserve does not know what it reserves: g->logits = reserve(g, n) makes C++ convert a Reserved to
+// act *, and this conversion allocates n values of that type.
 struct Reserved {
     Memory *memory;
     double count;
@@ -1002,8 +1033,8 @@ struct Reserved {
     }
 };
 
-// A batch on the GPU, and two copies on the host that take turns, in memory from which the GPU
-// copies by itself: so the host may be two batches ahead.
+// A batch on the GPU, and two on the host, in pinned memory, from which the GPU copies while the
+// host works. The host fills them in turn and so may be two batches ahead.
 typedef struct {
     int *inputs, *targets;                           // (B,T)
     int *order, *start;                              // (B,T), (V+1): see embedding_backward
@@ -1015,7 +1046,12 @@ typedef struct {
 // memory: for 3 B T + V + 1 ints on the GPU, in one array so that one copy brings a batch
 static void batch_init(Batch *b, int *memory, int B, int T, int V) {
     size_t BT = (size_t)B * T;
-    *b = {memory, memory + BT, memory + 2 * BT, memory + 3 * BT, {}, {}, 0, 0, V};
+    *b = {};
+    b->inputs = memory;
+    b->targets = memory + BT;
+    b->order = memory + 2 * BT;
+    b->start = memory + 3 * BT;
+    b->V = V;
     for (int i = 0; i < 2; i++) {
         check(cudaMallocHost((void **)&b->host[i], (3 * BT + V + 1) * sizeof(int)));
         check(cudaEventCreateWithFlags(&b->copied[i], cudaEventDisableTiming));
@@ -1024,7 +1060,6 @@ static void batch_init(Batch *b, int *memory, int B, int T, int V) {
 
 // Sends inputs and targets (B,T) to the GPU, with the positions sorted by token.
 static void batch_send(Batch *b, const int *inputs, const int *targets, int B, int T) {
-    check(cudaEventRecord(b->copied[b->turn], stream));
     b->turn = !b->turn;
     check(cudaEventSynchronize(b->copied[b->turn]));
     int *host = b->host[b->turn], V = b->V;
@@ -1032,7 +1067,9 @@ static void batch_send(Batch *b, const int *inputs, const int *targets, int B, i
     b->rows = B * T;
     memcpy(host, inputs, b->rows * sizeof(int));
     memcpy(host + (b->targets - b->inputs), targets, b->rows * sizeof(int));
-    // a counting sort: start[v + 1] counts token v, then becomes the place of its next position
+    // A counting sort. First start[v + 1] counts token v. The sums make start[v] the first place of
+    // token v; placing its positions moves start[v] on to the next token's. The last loop moves the
+    // starts back.
     memset(start, 0, (V + 1) * sizeof(int));
     for (int i = 0; i < b->rows; i++) start[inputs[i] + 1]++;
     for (int v = 0; v < V; v++) start[v + 1] += start[v];
@@ -1041,6 +1078,7 @@ static void batch_send(Batch *b, const int *inputs, const int *targets, int B, i
     start[0] = 0;
     size_t bytes = (b->start + V + 1 - b->inputs) * sizeof(int);
     check(cudaMemcpyAsync(b->inputs, host, bytes, cudaMemcpyHostToDevice, stream));
+    check(cudaEventRecord(b->copied[b->turn], stream));
 }
 
 static void batch_free(Batch *b) {
@@ -1079,7 +1117,7 @@ static void gpu_checkpoint_save(const Config *cfg, const Parameter *table, const
     free(host);
 }
 
-// weights (n) = params (n) as act, after params changed elsewhere than in AdamW
+// weights (n) = params (n) as act, after something other than AdamW has changed params
 __global__ void weights_kernel(act *weights, const real *params, size_t n) {
     size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
     if (i >= n) return;
@@ -1099,9 +1137,9 @@ typedef struct {
     int runs;
 } Graph;
 
-// Queues the work: from the recorded graph, if there is one. small: whether it is worth recording.
-template <class Work> static void graph_run(Graph *graph, bool small, Work work) {
-    bool records = small && graph->runs++ == 1;
+// Queues the work: from the recorded graph, if there is one. records: whether to make one.
+template <class Work> static void graph_run(Graph *graph, bool records, Work work) {
+    records = records && graph->runs++ == 1;
     if (!graph->exec) {
         if (records) check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
         work();
@@ -1151,9 +1189,10 @@ typedef struct {
     int micro_batch;                                 // sequences at a time: B of the arrays below
     Parameter table[NUM_KINDS];
     size_t num_parameters;                           // N
-    real *params, *grads;                            // (N)
+    size_t padded_parameters;                        // N, and rows of zeros after LM_HEAD's last
+    real *params, *grads;                            // (padded_parameters)
     real *m, *v;                                     // (N) AdamW's moments
-    act *weights;                                    // (N) params as act; in fp32 params itself
+    act *weights;                                    // the same as act; in fp32 params itself
     act *w[NUM_KINDS];                               // for WTE, LN_F and LM_HEAD: one copy each
     real *dw[NUM_KINDS];
     Layer *layers;                                   // (L)
@@ -1170,10 +1209,11 @@ typedef struct {
     act *dqkv;                                       // (B,T,3,C)
     act *dfc;                                        // (B,T,4C)
     real *scratch;                                   // (B,NH,T) of attention_backward
-    Partials partial[1];                             // sums of the norms' backward passes
+    Partials partial[1];                             // (1) of the norms' backward passes
     real *max_logit;                                 // (L) the layers' max_logit
-    double *squares;                                 // (NUM_ACTIVATIONS,SUM_BLOCKS)
-    double *sums;                                    // (3,NUM_KINDS,SUM_BLOCKS) of AdamW
+    double (*squares)[SUM_BLOCKS];                   // (NUM_ACTIVATIONS,SUM_BLOCKS)
+    double *sums;                                    // (3,NUM_KINDS,blocks) of gpt_update
+    double *totals;                                  // (NUM_ACTIVATIONS + 3 NUM_KINDS) of both
     AdamW *adamw;                                    // (1)
     Results *results;                                // (2) of the last step, and of an evaluation
     Batch batch;
@@ -1199,16 +1239,18 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     memset(g, 0, sizeof *g);
     g->cfg = *cfg;
     g->cfg.vocab = g->V = V;
-    g->micro_batch = cfg->micro_batch && cfg->micro_batch < B ? cfg->micro_batch : B;
+    int micro_batch = cfg->micro_batch ? cfg->micro_batch : B;
+    g->micro_batch = least(least(micro_batch, B), 65535);    // as many as gridDim.z allows
     g->memory.creates = create;
     g->num_parameters = parameter_table(cfg, V, g->table);
     double BT = (double)g->micro_batch * T, C = cfg->d, NH = cfg->heads, HS = C / NH;
     double N = (double)g->num_parameters;
-    g->params = reserve(g, N);
-    g->grads = reserve(g, N);
+    g->padded_parameters = g->num_parameters + (size_t)(padded(V) - V) * (size_t)cfg->d;
+    g->params = reserve(g, g->padded_parameters);
+    g->grads = reserve(g, g->padded_parameters);
     g->m = reserve(g, N);
     g->v = reserve(g, N);
-    if (BF16) g->weights = reserve(g, N);
+    if (BF16) g->weights = reserve(g, g->padded_parameters);
     else g->weights = (act *)g->params;
     g->cosine = reserve(g, T * HS / 2);
     g->sine = reserve(g, T * HS / 2);
@@ -1253,9 +1295,10 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     g->dqkv = reserve(g, BT * 3 * C);
     g->dfc = reserve(g, BT * 4 * C);
     g->scratch = reserve(g, BT * NH);
-    g->partial->memory = reserve(g, MAX_PARTIALS * ROW_BLOCKS * C);
-    g->squares = reserve(g, NUM_ACTIVATIONS * SUM_BLOCKS);
+    g->partial->memory = reserve(g, (double)MAX_PARTIALS * ROW_BLOCKS * row_block(C).y * C);
+    g->squares = reserve(g, NUM_ACTIVATIONS);
     g->sums = reserve(g, 3 * NUM_KINDS * SUM_BLOCKS);
+    g->totals = reserve(g, NUM_ACTIVATIONS + 3 * NUM_KINDS);
     g->adamw = reserve(g, 1);
     g->results = reserve(g, 2);
     workspace = reserve(g, WORKSPACE);
@@ -1287,7 +1330,7 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     check_memory(12 * (double)g->num_parameters);    // of the host: a checkpoint passes through it
     gpt_layout(g, cfg, V, B, T, true);
     g->gpu = gpu;
-    size_t n = g->num_parameters, table = (size_t)T * (cfg->d / cfg->heads / 2);
+    size_t n = g->padded_parameters, table = (size_t)T * (cfg->d / cfg->heads / 2);
     real *params = (real *)allocate(n + 2 * table, sizeof(real));
     real *cosine = params + n, *sine = cosine + table;
     parameters_init(params, g->table, cfg->seed);
@@ -1296,24 +1339,22 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     to_gpu(g->cosine, cosine, table * sizeof(real));
     to_gpu(g->sine, sine, table * sizeof(real));
     free(params);
-    check(cudaMemsetAsync(g->m, 0, n * sizeof(real), stream));
-    check(cudaMemsetAsync(g->v, 0, n * sizeof(real), stream));
+    check(cudaMemsetAsync(g->grads, 0, n * sizeof(real), stream));
+    check(cudaMemsetAsync(g->m, 0, g->num_parameters * sizeof(real), stream));
+    check(cudaMemsetAsync(g->v, 0, g->num_parameters * sizeof(real), stream));
     check(cudaMemsetAsync(g->results, 0, 2 * sizeof(Results), stream));
-    // the logits between V and padded(V) stay 0
-    size_t logits = (size_t)g->micro_batch * T * padded(V);
-    check(cudaMemsetAsync(g->logits, 0, logits * sizeof(act), stream));
     update_weights(g->weights, g->params, n);
 }
 
 // Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T). statistics 1: also the
-// max_logit of each layer, and g->squares.
-// tokens: a part of the batch; squares: added to.
+// max_logit of each layer, and g->squares, to which it adds. tokens are a part of the batch.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
-    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
+    int V = padded(g->V);                            // products of odd sizes take twice as long
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg);
     act *x = g->embedded, *branch = NULL;            // the residual stream, and what is added next
-    double (*squares)[SUM_BLOCKS] = (double (*)[SUM_BLOCKS])g->squares;
+    double (*squares)[SUM_BLOCKS] = g->squares;
 
     embedding_forward(x, tokens, g->w[WTE], rows, C);
     for (int l = 0; l < L; l++) {
@@ -1348,7 +1389,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     if (!statistics) return;
     sum_squares(squares[ACT_WTE], g->embedded, BTC);
     sum_squares(squares[ACT_RESIDUAL], g->x, BTC);
-    sum_squares(squares[ACT_LOGITS], g->logits, (size_t)rows * padded(V));
+    sum_squares(squares[ACT_LOGITS], g->logits, (size_t)rows * V);
 }
 
 // Computes the losses of g->logits against targets (B,T), a part of the batch.
@@ -1366,7 +1407,8 @@ static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
 // what arrives there to dx.
 // Adds the gradients of the weights to g->grads.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
-    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
+    int V = padded(g->V);
     real scale = (real)attention_scale(&g->cfg);
     act *dx = g->dx, *dnorm = g->dnorm;
     act *dlogits = g->logits;                        // gpt_loss left them there
@@ -1397,7 +1439,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         sum_partials(g->partial, C);
     }
     embedding_backward(g->dw[WTE], dx, g->batch.order, g->batch.start,
-                       (int)(tokens - g->batch.inputs), rows, C, V);
+                       (int)(tokens - g->batch.inputs), rows, C, g->V);
 }
 
 // ---------------------------------------------------------------------------
@@ -1432,7 +1474,7 @@ __global__ void adamw_kernel(real *params, act *weights, const real *grads, real
     int k = blockIdx.y;
     size_t n = kinds.size[k], step = (size_t)gridDim.x * blockDim.x * W;
     AdamW o = *constants;
-    real lr = constants->lr[k], clip_scale = results->clip_scale;
+    real lr = o.lr[k], clip_scale = results->clip_scale;
     double sum = 0, squares = 0;
     for (size_t j = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; j < n; j += step) {
         size_t at = kinds.offset[k] + j;
@@ -1463,6 +1505,7 @@ __global__ void adamw_kernel(real *params, act *weights, const real *grads, real
     sums[(NUM_KINDS + k) * gridDim.x + blockIdx.x] = squares;
 }
 
+// A launch keeps a copy of its arguments: the host may go on and change from.
 __global__ void constants_kernel(AdamW *to, AdamW from) { *to = from; }
 
 // Brings the constants of a step (counted from 1) to the GPU, before gpt_update: a step that is
@@ -1495,7 +1538,7 @@ static void gpt_update(GPT *g, int statistics) {
         kinds.offset[k] = p->offset;
         kinds.size[k] = parameter_size(p) * (size_t)p->copies;
     }
-    dim3 grid(least(ceil_div(g->num_parameters, 128 * W), SUM_BLOCKS), NUM_KINDS);
+    dim3 grid(sum_blocks(g->num_parameters), NUM_KINDS);
     int n = grid.x * NUM_KINDS;
     launch(grad_squares_kernel, grid, 128, g->sums, g->grads, kinds);
     launch(grad_norm_kernel, 1, 1024, g->results, g->sums, n, g->adamw);
@@ -1521,24 +1564,24 @@ static void gpt_gradient(GPT *g, int B, int T, int statistics) {
         gpt_loss(g, g->batch.targets + b * T, n, T, 1);
         gpt_backward(g, g->batch.inputs + b * T, n, T);
     }
-    launch(loss_kernel, 1, 256, g->results, g->losses, g->log_z, g->batch.rows, &g->adamw->step);
+    launch(loss_kernel, 1, 1024, g->results, g->losses, g->log_z, g->batch.rows, &g->adamw->step);
 }
 
 // A step on the batch and the constants that are on the GPU
 static void gpt_step(GPT *g, int B, int T, int statistics) {
-    bool small = B <= 8 * g->micro_batch;
-    graph_run(&g->graphs[statistics], small, [=] {
+    bool records = B <= 8 * g->micro_batch;          // the graph of more would be large
+    graph_run(&g->graphs[statistics], records, [=] {
         gpt_gradient(g, B, T, statistics);
         gpt_update(g, statistics);
     });
 }
 
-// The sum of sums (SUM_BLOCKS or fewer) on the GPU
-static double gpu_total(const double *sums, int n) {
-    double host[SUM_BLOCKS], total = 0;
-    from_gpu(host, sums, n * sizeof(double));
-    for (int i = 0; i < n; i++) total += host[i];
-    return total;
+// totals[i] = the sum of row i of sums (rows,n): a block per row
+__global__ void totals_kernel(double *totals, const double *sums, int n) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < n; i += blockDim.x) sum += sums[(size_t)blockIdx.x * n + i];
+    sum = row_sum(sum);
+    if (threadIdx.x == 0) totals[blockIdx.x] = sum;
 }
 
 // Waits for the GPU and copies what the last step left. statistics 1: also the largest attention
@@ -1553,20 +1596,24 @@ static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *sta
     if (!statistics) return r.diverged_step;
 
     size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
+    double total[NUM_ACTIVATIONS + 3 * NUM_KINDS], *of_kinds = total + NUM_ACTIVATIONS;
     real max_logit[MAX_LAYERS];
+    launch(totals_kernel, NUM_ACTIVATIONS, 128, g->totals, g->squares[0], SUM_BLOCKS);
+    launch(totals_kernel, 3 * NUM_KINDS, 128, g->totals + NUM_ACTIVATIONS, g->sums,
+           sum_blocks(g->num_parameters));
+    from_gpu(total, g->totals, sizeof total);
     from_gpu(max_logit, g->max_logit, L * sizeof(real));
     for (size_t l = 0; l < L; l++) stats->max_attn_logit[l] = max_logit[l];
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
-        stats->act_rms[i] = sqrt(gpu_total(g->squares + i * SUM_BLOCKS, SUM_BLOCKS) / count[i]);
+        stats->act_rms[i] = sqrt(total[i] / (double)count[i]);
     stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param]
-    int blocks = least(ceil_div(g->num_parameters, 128 * W), SUM_BLOCKS);
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         double n = (double)parameter_size(p) * p->copies;
-        double *rms[3] = {&stats->grad_rms[k], &stats->update_rms[k], &stats->param_rms[k]};
-        for (int i = 0; i < 3; i++)
-            *rms[i] = sqrt(gpu_total(g->sums + (i * NUM_KINDS + k) * blocks, blocks) / n);
+        stats->grad_rms[k] = sqrt(of_kinds[k] / n);
+        stats->update_rms[k] = sqrt(of_kinds[NUM_KINDS + k] / n);
+        stats->param_rms[k] = sqrt(of_kinds[2 * NUM_KINDS + k] / n);
     }
     return r.diverged_step;
 }
@@ -1588,7 +1635,7 @@ static double evaluate(GPT *g, const DataLoader *loader, int64_t windows, int *i
             gpt_forward(g, g->batch.inputs + b * T, n, T, 0);
             gpt_loss(g, g->batch.targets + b * T, n, T, 0);
         }
-        launch(loss_kernel, 1, 256, results, g->losses, g->log_z, rows * T, (int *)NULL);
+        launch(loss_kernel, 1, 1024, results, g->losses, g->log_z, rows * T, (int *)NULL);
     }
     from_gpu(&r, results, sizeof r);
     double sum = r.loss / T;
@@ -1633,7 +1680,7 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
         int validates = step == cfg->steps || (cfg->eval_every && step % cfg->eval_every == 0);
         int logs = validates || step % cfg->log_every == 0;
         int saves = cfg->checkpoint_every && step % cfg->checkpoint_every == 0;
-        stop = interrupted;
+        stop = interrupted;                          // a later signal waits for the next step
 
         // the batch, the loss, the gradients, the update
         dataloader_train(&loader, step, B, inputs, targets);
@@ -1683,8 +1730,9 @@ static const real *logits_after(void *model, const int *context, int used) {
     size_t V = g->V, at = (size_t)(used - 1) * padded(g->V);
     static real *logits = (real *)allocate(V, sizeof(real));
     static act *row = (act *)allocate(V, sizeof(act));
-    batch_send(&g->batch, context, context, 1, used);
-    gpt_forward(g, g->batch.inputs, 1, used, 0);
+    // all T positions, whatever follows: one shape per product, and attention is causal
+    batch_send(&g->batch, context, context, 1, g->cfg.T);
+    gpt_forward(g, g->batch.inputs, 1, g->cfg.T, 0);
     from_gpu(row, g->logits + at, V * sizeof(act));
     for (size_t j = 0; j < V; j++) logits[j] = (real)row[j];
     return logits;
@@ -1716,7 +1764,7 @@ static double check_runs(const Config *cfg) {
         gpu_check_memory(&gpu, g.memory.bytes);
         _exit(0);
     }
-    if (waitpid(child, &status, 0) != child || status != 0) exit(FAILED);    // it has said why
+    if (waitpid(child, &status, 0) != child || status != 0) exit(FAILED);    // the child said why
     gpt_free(&g);
     dataloader_free(&loader);
     return g.memory.bytes;

@@ -216,6 +216,10 @@ __device__ inline float power_of_2(float x) {
 }
 #endif
 
+#define PER_LN_2 1.44269504f                         // 1 / ln 2
+__device__ inline float exponential(float x) { return power_of_2(x * PER_LN_2); }    // e^x
+__device__ inline float reciprocal(float x) { return __fdividef(1, x); }    // 1/x, in fewer steps
+
 #ifdef FP32
 typedef float2 Pair;
 __device__ inline Pair pair(float x, float y) { return make_float2(x, y); }
@@ -296,14 +300,10 @@ typedef struct { const act *data; int row; bool flipped; } Matrix;
 static Matrix matrix(const act *data, int row) { return {data, row, false}; }
 static Matrix transposed(const act *data, int row) { return {data, row, true}; }
 
-// How a product ends: as it is, or with GELU, or with GELU's gradient
-typedef enum { PLAIN, GELU, GELU_GRADIENT } Ending;
-
 // A product that cuBLASLt has been asked for: the descriptions and the algorithm that it advised
 typedef struct {
     int M, N, K, a_row, b_row;
     bool a_flipped, b_flipped, adds, real_out;
-    Ending ending;
 } Shape;
 typedef struct {
     Shape shape;
@@ -338,25 +338,16 @@ static void product_plan(Product *p) {
     const Shape s = p->shape;
     cublasOperation_t op_left = s.b_flipped ? CUBLAS_OP_T : CUBLAS_OP_N;
     cublasOperation_t op_right = s.a_flipped ? CUBLAS_OP_T : CUBLAS_OP_N;
-    cublasLtEpilogue_t epilogue = s.ending == GELU ? CUBLASLT_EPILOGUE_GELU_AUX :
-                                  s.ending == GELU_GRADIENT ? CUBLASLT_EPILOGUE_DGELU :
-                                  CUBLASLT_EPILOGUE_DEFAULT;
-    int64_t row = padded(s.N);
     check(cublasLtMatmulDescCreate(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     check(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSA, &op_left,
                                          sizeof op_left));
     check(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_TRANSB, &op_right,
                                          sizeof op_right));
-    check(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
-                                         sizeof epilogue));
-    if (s.ending != PLAIN)
-        check(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD,
-                                             &row, sizeof row));
     check(cublasLtMatrixLayoutCreate(&p->left, ACT, s.b_flipped ? s.K : s.N,
                                      s.b_flipped ? s.N : s.K, s.b_row));
     check(cublasLtMatrixLayoutCreate(&p->right, ACT, s.a_flipped ? s.M : s.K,
                                      s.a_flipped ? s.K : s.M, s.a_row));
-    check(cublasLtMatrixLayoutCreate(&p->out, s.real_out ? CUDA_R_32F : ACT, s.N, s.M, row));
+    check(cublasLtMatrixLayoutCreate(&p->out, s.real_out ? CUDA_R_32F : ACT, s.N, s.M, s.N));
 
     cublasLtMatmulPreference_t wish;
     cublasLtMatmulHeuristicResult_t advice = {};
@@ -373,19 +364,18 @@ static void product_plan(Product *p) {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     for (auto pointer : pointers)
         check(cublasLtMatmulPreferenceSetAttribute(wish, pointer, &aligned, sizeof aligned));
-    check(cublasLtMatmulAlgoGetHeuristic(cublas, p->product, p->left, p->right, p->out, p->out,
-                                         wish, 1, &advice, &known));
-    if (!known || advice.state != CUBLAS_STATUS_SUCCESS)
+    cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        cublas, p->product, p->left, p->right, p->out, p->out, wish, 1, &advice, &known);
+    if (status != CUBLAS_STATUS_SUCCESS || !known)
         die(FAILED, "cuBLAS knows no way to multiply (%d,%d) by (%d,%d)", s.M, s.K, s.K, s.N);
     p->algorithm = advice.algo;
     check(cublasLtMatmulPreferenceDestroy(wish));
 }
 
-// out (M,N) = add + a (M,K) b (K,N). add is NULL or out. The rows of out lie padded(N) apart. Sums
-// are in float. ending GELU: fc (M,N) = a b, out = gelu(fc); GELU_GRADIENT: out = gelu'(fc) * a b.
+// out (M,N) = add + a (M,K) b (K,N). add is NULL or out. Sums are in float. Rows begin at multiples
+// of W values.
 template <class number>
-static void matmul(number *out, const number *add, Matrix a, Matrix b, int M, int N, int K,
-                   Ending ending = PLAIN, act *fc = NULL) {
+static void matmul(number *out, const number *add, Matrix a, Matrix b, int M, int N, int K) {
     Shape shape;
     memset(&shape, 0, sizeof shape);                 // the bytes between its members too
     shape.M = M;
@@ -397,7 +387,6 @@ static void matmul(number *out, const number *add, Matrix a, Matrix b, int M, in
     shape.b_flipped = b.flipped;
     shape.adds = add != NULL;
     shape.real_out = sizeof(number) == sizeof(real);
-    shape.ending = ending;
     int i = 0;
     while (i < num_products && memcmp(&products[i].shape, &shape, sizeof shape) != 0) i++;
     Product *p = &products[i];
@@ -407,9 +396,6 @@ static void matmul(number *out, const number *add, Matrix a, Matrix b, int M, in
         p->shape = shape;
         product_plan(p);
     }
-    if (fc)
-        check(cublasLtMatmulDescSetAttribute(p->product, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
-                                             &fc, sizeof fc));
     float one = 1, beta = add ? 1 : 0;
     check(cublasLtMatmul(cublas, p->product, &one, b.data, p->left, a.data, p->right, &beta, out,
                          p->out, out, p->out, &p->algorithm, workspace, WORKSPACE, stream));
@@ -454,7 +440,7 @@ static Gpu gpu_start(void) {
     if (gpu.number < 80)
         die(FAILED, "the %s has compute capability %d.%d, and train_gpt_cu needs 8.0; ./train_gpt "
             "trains on the CPU", gpu.name, gpu.number / 10, gpu.number % 10);
-    // Built where there is no GPU, -arch=native means the oldest one: no tensor cores for bf16.
+    // Built for another GPU, or for one without tensor cores for bf16.
     if (cudaFuncGetAttributes(&built, empty_kernel) != cudaSuccess || built.ptxVersion < 80)
         die(FAILED, "this program was not built for the %s: make -B train_gpt_cu ARCH=sm_%d",
             gpu.name, gpu.number);

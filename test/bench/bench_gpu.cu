@@ -104,8 +104,9 @@ static std::vector<Cost> costs(const GPT *g, int B, size_t tokens) {
     double L = cfg->layers, C = cfg->d, T = cfg->T, V = g->V, HS = C / cfg->heads;
     double N = (double)g->num_parameters, rows = B * T, n = sizeof(act), x = n * rows * C;
     int normed = cfg->qk_norm != 0, heads = B * cfg->T * cfg->heads;
-    int row_grid = least(ceil_div(B * cfg->T, row_block(cfg->d).y), ROW_BLOCKS);
-    int head_grid = least(ceil_div(heads, HEAD_THREADS / head_lanes((int)HS)), ROW_BLOCKS / 2);
+    int block_rows = row_block(cfg->d).y;
+    int row_grid = least(ceil_div(B * cfg->T, block_rows), ROW_BLOCKS) * block_rows;
+    int head_grid = least(ceil_div(heads, HEAD_THREADS / head_lanes((int)HS)), ROW_BLOCKS);
     return {
         {"embedding_forward_kernel", 0, 2 * x},
         {"residual_layernorm_forward_kernel", 0, (4 * 2 * L + 2) * x},

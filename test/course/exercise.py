@@ -67,27 +67,32 @@ EXERCISES = {
                     (
                         "The forward pass. Where q_weight is not NULL, normalise this head's q or k"
                         " over its HS values, multiply it by q_weight or k_weight (HS), and write"
-                        " its mean and rstd. x[0] and x[1] hold PAIRS values each of the head's two"
-                        " halves; a group of `lanes` lanes holds all HS. lanes_sum sums over the"
-                        " group."
+                        " its mean and rstd. load_head and layernorm_head do the work; heads of q"
+                        " come before those of k."
                     ),
-                    "(void)mean, (void)rstd, (void)q_weight, (void)k_weight;",
+                    "(void)mean, (void)rstd, (void)q_weight, (void)k_weight, (void)h;",
                 ),
                 (
                     (
-                        "The backward pass. Where q_weight is not NULL, load into w this lane's"
-                        " values of q_weight or, if part_of_qkv is 1, of k_weight."
+                        "The backward pass. Where q_weight is not NULL, load into weight this"
+                        " lane's values of q_weight or, if k is 1, of k_weight."
                     ),
-                    "(void)k_weight, (void)w;",
+                    "(void)k_weight, (void)weight;",
                 ),
                 (
                     (
-                        "Where q_weight is not NULL, replace g[0] and g[1], the gradient of the"
-                        " normalised q or k, with that of the q or k in qkv, which is in n[0] and"
-                        " n[1]. The head's mean and rstd are at `stat`. Add the gradient of the"
-                        " weight to dw[0] and dw[1]."
+                        "Where q_weight is not NULL, replace g, the gradient of the normalised q or"
+                        " k, with that of x, the q or k in qkv, and add to dweight the weight's"
+                        " (layernorm_head_backward). m and r are its mean and rstd."
                     ),
-                    ("(void)mean, (void)rstd, (void)stat;\n(void)n, (void)mean_g, (void)mean_gn;"),
+                    "(void)x, (void)m, (void)r;",
+                ),
+                (
+                    (
+                        "Where q_weight is not NULL, write the block's sum of dweight (sum_heads)"
+                        " to partial (2,blocks,HS): q's blocks, then k's."
+                    ),
+                    "(void)partial, (void)q_weight, (void)dweight;",
                 ),
                 (
                     (

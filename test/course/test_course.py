@@ -98,7 +98,7 @@ def test_show_functions():
     assert where == dict(
         qk_norm="qk_norm_rope_backward",
         z_loss="cross_entropy",
-        mu_param="gpt_update",
+        mu_param="gpt_statistics",
         wd="gpt_update",
         eps="gpt_update",
         beta2="gpt_update",
@@ -122,8 +122,8 @@ def wrong(lost, *patches, either=(), says="", file="train_gpt.c"):
 MARGIN = " " * 53  # between `if (q_weight) {` and its marker in the loop of the forward pass
 FORWARD = "            if (q_weight) {" + MARGIN + "// [qk_norm\n"
 BACKWARD = "                if (q_weight) {" + MARGIN[4:] + "// [qk_norm\n"
-TURN = "            rope_row(to, from, cosine + position, sine + position, 1, NH, HS);\n"
-TURN_BACK = "                rope_row(d, d, cosine + position, sine + position, -1, NH, HS);\n"
+TURN = "            rope_row(to, from, cosine + angles, sine + angles, 1, NH, HS);\n"
+TURN_BACK = "                rope_row(d, d, cosine + angles, sine + angles, -1, NH, HS);\n"
 END_BACKWARD = (
     "mean[head + h], rstd[head + h], dw + 2 * HS, HS);\n"
     "                }                                                               // qk_norm]\n"
@@ -277,7 +277,7 @@ WRONG = {
         ),
         "rms_without_the_factor": wrong(
             [0],
-            ("    g->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);", "    ;"),
+            ("    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);", "    ;"),
             says="the RMS in the log",
         ),
         "factors_pile_up": wrong(

@@ -18,11 +18,11 @@ typedef struct {
 
 static void move(Shim *s, cudaMemcpyKind kind) {
     float *device[4] = {s->g.params, s->g.grads, s->g.m, s->g.v};
-    check(cudaStreamSynchronize(stream));
-    for (int i = 0; i < 4; i++)
-        check(cudaMemcpy(kind == cudaMemcpyHostToDevice ? device[i] : s->host[i],
-                         kind == cudaMemcpyHostToDevice ? s->host[i] : device[i],
-                         s->g.num_parameters * sizeof(float), kind));
+    for (int i = 0; i < 4; i++) {
+        double bytes = s->g.num_parameters * sizeof(float);
+        if (kind == cudaMemcpyHostToDevice) to_gpu(device[i], s->host[i], bytes);
+        else from_gpu(s->host[i], device[i], bytes);
+    }
     if (kind == cudaMemcpyHostToDevice)
         update_weights(s->g.weights, s->g.params, s->g.num_parameters);
 }

@@ -440,6 +440,7 @@ inline int __float_as_int(float x) {
     memcpy(&bits, &x, sizeof bits);
     return bits;
 }
+inline float __fdividef(float x, float y) { return x / y; }
 // never fused with a sum
 inline float __fmul_rn(float x, float y) {
     volatile float product = x * y;

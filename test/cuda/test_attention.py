@@ -61,7 +61,8 @@ def near(actual, wanted, tolerance):
     for x, y, name in zip(actual, wanted, ("out", "largest score", "dq", "dk", "dv")):
         assert np.isfinite(x).all(), name
         error = np.abs(x - y).max() / max(np.abs(y).max(), 1e-6)
-        assert error <= tolerance, f"{name} is off by {error:.1e}"
+        allowed = 1e-6 if name == "largest score" else tolerance
+        assert error <= allowed, f"{name} is off by {error:.1e}"
 
 
 # Of each padded size of a head (32, 64, 128), lengths that end inside of a tile and of a block
@@ -83,7 +84,6 @@ def test_shapes(shape, attention, float_library, monkeypatch):
     given = numbers(shape)
     wanted, first = run(float_library, *given), run(attention, *given)
     near(first, wanted, attention.tolerance)
-    assert abs(first[1] / wanted[1] - 1) < 1e-6
     for order in ORDERS[1:] or ORDERS:
         monkeypatch.setenv("CUDA_EMU_ORDER", order)
         for x, y in zip(run(attention, *given), first):
@@ -103,11 +103,14 @@ def test_without_the_largest_score(attention):
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("size", [1e2, 1e3, 1e6, 1e15])
 def test_large_scores(size, sign, attention, float_library):
-    """Scores of size^2, all alike: each query's p are 1 / their number, forward and backward."""
+    """Scores of about size^2, all alike, from the first half of the channels: each query's p are
+    1 / their number, forward and in both kernels of the backward pass."""
     q, k, v, dout = numbers((1, 70, 2, 64))
-    q[:], k[:] = rounded(size / 8), rounded(sign * size / 8)
+    q[..., :32], k[..., :32], q[..., 32:] = rounded(size / 5), rounded(sign * size / 7), 0
     wanted, actual = run(float_library, q, k, v, dout), run(attention, q, k, v, dout)
-    near([actual[0], actual[4]], [wanted[0], wanted[4]], attention.tolerance)
+    for x in wanted, actual:  # where dq is not a sum of zero, nor dk of zeros
+        x[2][..., :32], x[3][:] = 0, 0
+    near(actual, wanted, attention.tolerance)
 
 
 def test_p_sums_to_one_backward(attention):

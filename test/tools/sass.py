@@ -84,14 +84,18 @@ def width(opcode):
     return int(bits[1].lstrip("U")) if bits else 32
 
 
+WIDTHS = 128, 64, 32
+
+
 def report(architecture, cubin):
-    print(f"{architecture:27} registers spills shared generic | slots HMMA LDSM LDS  LDG, LDGSTS")
+    print(f"{'':61}| main loop; LDG and LDGSTS: 128/64/32")
+    print(f"{architecture:29} registers spills shared generic | slots HMMA LDSM LDS   LDG LDGSTS")
     for mangled, (registers, shared, code) in sorted(
         kernels(cubin).items(), key=lambda k: plain(k[0])
     ):
         name, all_ops = plain(mangled), [op for _, op, _ in code]
         spills, generic = count(all_ops, "(LDL|STL)"), count(all_ops, "LD")
-        line = f"{name:31} {registers:5} {spills:6} {shared:6} {generic:7}"
+        line = f"{name:29} {registers:9} {spills:6} {shared:6} {generic:7}"
         products = PRODUCTS.get(name.split("<")[0])
         if products:
             channels = int(re.search(r"<(\d+)>", name)[1])
@@ -105,13 +109,14 @@ def report(architecture, cubin):
                 x: sum(n for op, n in ops.items() if count([op], x)) / blocks
                 for x in ("HMMA", "LDSM", "LDS")
             }
-            widths = collections.Counter()
-            for op, n in ops.items():
-                for x in "LDG", "LDGSTS":
-                    widths[f"{x}{width(op)}"] += n * count([op], x)
-            line += f" | {sum(ops.values()) / blocks:5.0f} "
-            line += " ".join(f"{n:4.0f}" for n in each.values()) + "  "
-            line += ", ".join(f"{n / blocks:g} {x}" for x, n in sorted(widths.items()) if n)
+            line += f" | {sum(ops.values()) / blocks:5.0f}  "
+            line += " ".join(f"{n:3.0f}" for n in each.values())
+            for name in "LDG", "LDGSTS":
+                found = [
+                    sum(n for op, n in ops.items() if count([op], name) and width(op) == bits)
+                    for bits in WIDTHS
+                ]
+                line += " " + "/".join(f"{n / blocks:g}" for n in found)
         print(line)
 
 
