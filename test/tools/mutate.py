@@ -933,6 +933,11 @@ MUTANTS = [
             ),
             ("g->max_logit, 0, g->cfg.layers * s", "g->max_logit, 0, (g->cfg.layers - 1) * s"),
             ("4 * L * BTC, BTC, BTV}", "L * BTC, BTC, BTV}"),
+            ("sums[(size_t)blockIdx.x * n + i]", "sums[i]"),
+            (
+                "3 * NUM_KINDS, 128, g->totals + NUM_ACT",
+                "3 * NUM_KINDS, 128, g->totals + 0 * NUM_ACT",
+            ),
             ("stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);", ""),
         ],
     ),
@@ -1141,7 +1146,7 @@ MUTANTS = [
     ),
     (
         "train_gpt.cu",
-        "test_cuda.py::test_gelu_in_products",
+        "test_cuda.py::test_gelu_of_a_product",
         [
             ("fabsf(x) < 30 ? fabsf(x) : 30", "fabsf(x)"),
         ],
@@ -1236,6 +1241,7 @@ MUTANTS = [
             ("r + i < rows && c < HS ? 0 : 16", "c < HS ? 0 : 16"),
             ("ceil(count * sizeof(number) / 512)", "floor(count * sizeof(number) / 512)"),
             ("a->fc = reserve(g, BT * 4 * C)", "a->fc = reserve(g, BT * C)"),
+            ("(size_t)(padded(V) - V) *", "(size_t)(V - V) *"),
             ("g->logits = reserve(g, BT * padded(V))", "g->logits = reserve(g, BT * V / 2)"),
             ("        batch_free(&g->batch);", ""),
         ],
