@@ -823,7 +823,10 @@ MUTANTS = [
                 "variance = lanes_sum(variance, lanes) / HS;",
                 "variance = lanes_sum(variance, lanes);",
             ),
-            ("weight.x[part][i] * (h.x[part][i] * r)", "h.x[part][i] * r"),
+            (
+                "weight.x[part][i] * (h.x[part][i] * r)",
+                "(1 + 0 * weight.x[part][i]) * (h.x[part][i] * r)",
+            ),
             ("        *rstd = r;", "        *rstd = m;"),
             ("x0 * cosine[i] - x1 * s;", "x0 * cosine[i] + x1 * s;"),
             ("x0 * s + x1 * cosine[i];", "x1 * s + x0 * cosine[i];"),
