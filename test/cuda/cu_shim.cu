@@ -184,7 +184,7 @@ void shim_layernorm_backward(float *dinp, float *dweight, const float *dout, con
     act *w = act_on_gpu(weight, C);
     float *dw = on_gpu<float>(NULL, C), *m = on_gpu(mean, rows), *r = on_gpu(rstd, rows);
     Partials partial = {};
-    partial.memory = on_gpu<float>(NULL, (size_t)ROW_BLOCKS * C);
+    partial.memory = on_gpu<float>(NULL, (size_t)ROW_BLOCKS * row_block(C).y * C);
     check(cudaMemset(dx, 0, n * sizeof(act)));
     check(cudaMemset(dw, 0, C * sizeof(float)));
     residual_layernorm_backward(dx, dw, dy, x, w, m, r, &partial, rows, C);
