@@ -238,14 +238,15 @@ def test_attention_at_logits_of_1e6(cuda):
 
 @pytest.mark.parametrize("name", ["wte.weight", "h.0.attn.c_attn.weight"])
 def test_a_norm_of_what_overflows_is_not_a_number(name, cuda):
-    """As in train_gpt.c: squares beyond a float do not make 0, and a loss that looks sound."""
+    """As in train_gpt.c: squares beyond a float do not make 0, and a loss that looks sound. Of
+    c_attn only q and k: after v the norms of the MLP and of the head would overflow too."""
     cfg = config(layers=1)
     c = model(cuda, cfg)
-    c.p[name][...] *= 1e21
+    c.p[name][: 2 * cfg["d"]] *= 1e21
     assert not np.isfinite(c.forward(*next(batches(cfg))))
 
 
-@pytest.mark.parametrize("case", ["everything", "deep", "two_symbols"])
+@pytest.mark.parametrize("case", ["everything", "deep", "two_symbols", "head_of_80"])
 def test_rounds(case, rounds, float_library):
     check_fp32(rounds, case, reference(float_library, case))
 
