@@ -508,6 +508,9 @@ def test_diverged(program, tmp_path):
         for name in ("cuda", "c")
     )
     assert a["diverged"] == b["diverged"] == "1" and a["diverged_step"] == b["diverged_step"] != ""
+    assert [row["step"] for row in log(tmp_path / "cuda")] == [
+        row["step"] for row in log(tmp_path / "c")
+    ]
     cuda, c = (
         safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("cuda", "c")
     )
@@ -551,7 +554,7 @@ def test_shapes_it_does_not_take(shape, lr, program, tmp_path):
     """A width or heads of no multiple of 8 channels, a width above 8192, or heads above 128: one
     line that names the trainer which takes them, before any file is touched."""
     said = run(program, status=None, cwd=tmp_path, **{**TINY, "steps": 2, **shape, "lr": lr})
-    assert re.fullmatch(r"train_gpt: .*\./train_gpt\b.*\n", said), said
+    assert re.fullmatch(r"train_gpt: -d .*\./train_gpt\b.*\n", said), said
     assert not list(tmp_path.iterdir())
 
 

@@ -1259,7 +1259,7 @@ MUTANTS = [
         "test_cuda.py -k 'test_resumed or goes_on'",
         [
             ("to_gpu(m, host + n, n", "to_gpu(m, host + 2 * n, n"),
-            ("from_gpu(host + n, m, n", "from_gpu(host + n, v, n"),
+            ("from_gpu(host + n, m, n", "from_gpu(host + 2 * n, m, n"),
             (
                 "return last->offset + parameter_size(last) * (size_t)last->copies;",
                 "return last->offset;",
