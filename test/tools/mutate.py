@@ -1293,8 +1293,8 @@ MUTANTS = [
         "train_gpt.cu",
         "test_cuda.py::test_inside_of_every_allocation",
         [
-            ("r + i < rows && c < HS ? 0 : 16", "r + i < rows ? 0 : 16"),
-            ("r + i < rows && c < HS ? 0 : 16", "c < HS ? 0 : 16"),
+            ("r + i < rows && c < HS ? 0 : 16", "r + i < rows && HS > 0 ? 0 : 16"),
+            ("r + i < rows && c < HS ? 0 : 16", "rows > 0 && c < HS ? 0 : 16"),
             ("ceil(count * sizeof(number) / 512)", "floor(count * sizeof(number) / 512)"),
             ("a->fc = reserve(g, BT * 4 * C)", "a->fc = reserve(g, BT * C)"),
             ("g->num_parameters + (size_t)(padded(V) - V) * (size_t)cfg->d", "g->num_parameters"),
