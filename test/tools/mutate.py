@@ -813,8 +813,8 @@ MUTANTS = [
             ),
             ("auto entry = p.list[blockIdx.y];", "auto entry = p.list[0];"),
             ("ceil_div(C, 32), p->count)", "ceil_div(C, 32), p->count - 1)"),
-            ("if (threadIdx.y || c >= entry.cols) return;", "if (threadIdx.y) return;"),
             ("d[part][i] += r * (g[part][i]", "d[part][i] = r * (g[part][i]"),
+            ("store(partial + c, dw[part], c < C);", "store(partial + c, dw[part]);"),
             (
                 "matrix(weight, IC), rows, IC, OC);\n    m",
                 "matrix(weight, IC), rows, IC, OC - 1);\n    m",
@@ -991,7 +991,6 @@ MUTANTS = [
                 "((size_t)blockIdx.x * blockDim.y) * C;",
             ),
             ("((size_t)blockIdx.x * blockDim.y + threadIdx.y) * C;", "(size_t)threadIdx.y * C;"),
-            ("store(partial + c, dw[part], c < C);", "store(partial + c, dw[part]);"),
         ],
     ),
     (
@@ -1108,7 +1107,7 @@ MUTANTS = [
             ("__float_as_int(scale * largest)", "__float_as_int(largest)"),
             ("HS <= 32 ? attention_forward_kernel", "HS <= 40 ? attention_forward_kernel"),
             ("HS <= 64 ? attention_forward_kernel", "HS <= 80 ? attention_forward_kernel"),
-            ("element(doi[c], e) * element(oi, e)", "element(doi[c], e) * element(doi[c], e)"),
+            ("element(doi[c], e) * element(oi, e)", "element(oi, e) * element(oi, e)"),
             ("dot_i[r] = lanes_sum(dot_i[r], 4)", "dot_i[r] = lanes_sum(dot_i[r], 2)"),
             ("inverse[r] = softmax[2 * at + 1]", "inverse[r] = softmax[2 * at]"),
             ("dot[at] = dot_i[r];", "dot[at] = 0;"),
