@@ -814,7 +814,7 @@ MUTANTS = [
             ),
             ("auto entry = p.list[blockIdx.y];", "auto entry = p.list[0];"),
             ("ceil_div(C, 32), p->count)", "ceil_div(C, 32), p->count - 1)"),
-            ("if (threadIdx.y || c >= entry.cols) return;", "if (threadIdx.y) return;"),
+            ("store(partial + c, dw[part], c < C);", "store(partial + c, dw[part]);"),
             ("d[part][i] += r * (g[part][i]", "d[part][i] = r * (g[part][i]"),
             (
                 "matrix(weight, IC), rows, IC, OC);\n    m",
@@ -992,7 +992,6 @@ MUTANTS = [
                 "((size_t)blockIdx.x * blockDim.y) * C;",
             ),
             ("((size_t)blockIdx.x * blockDim.y + threadIdx.y) * C;", "(size_t)threadIdx.y * C;"),
-            ("store(partial + c, dw[part], c < C);", "store(partial + c, dw[part]);"),
         ],
     ),
     (
