@@ -840,7 +840,10 @@ MUTANTS = [
                 "k = load_head(qkv + from + C, HS, inside);",
                 "k = load_head(qkv + from, HS, inside);",
             ),
-            ("Head k_w = load_head(k_weight + i0,", "Head k_w = load_head(q_weight + i0,"),
+            (
+                "Head k_w = load_head(k_weight + i0,",
+                "Head k_w = load_head((k_weight ? q_weight : k_weight) + i0,",
+            ),
             ("layernorm_head(k, mean + stat + NH, r", "layernorm_head(k, mean + stat, r"),
             ("rope_head(k, cos_t, sin_t, 1);", "rope_head(q, cos_t, sin_t, 1);"),
             ("lanes), HEAD_THREADS,\n           qk,", "lanes) - 1, HEAD_THREADS,\n           qk,"),
