@@ -1347,10 +1347,11 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
 }
 
 // Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T). statistics 1: also the
-// max_logit of each layer, and g->squares, to which it adds. tokens are a part of the batch.
+// max_logit of each layer, and g->squares.
+// Adds to g->squares. tokens are a part of the batch.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
-    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
-    int V = padded(g->V);                            // products of odd sizes take twice as long
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
+    V = padded(V);                                   // products of odd sizes take twice as long
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg);
     act *x = g->embedded, *branch = NULL;            // the residual stream, and what is added next
@@ -1407,8 +1408,8 @@ static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
 // what arrives there to dx.
 // Adds the gradients of the weights to g->grads.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
-    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, rows = B * T;
-    int V = padded(g->V);
+    int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
+    V = padded(V);
     real scale = (real)attention_scale(&g->cfg);
     act *dx = g->dx, *dnorm = g->dnorm;
     act *dlogits = g->logits;                        // gpt_loss left them there
