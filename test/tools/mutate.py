@@ -840,7 +840,10 @@ MUTANTS = [
                 "k = load_head(qkv + from + C, HS, inside);",
                 "k = load_head(qkv + from, HS, inside);",
             ),
-            ("Head k_w = load_head(k_weight + i0,", "Head k_w = load_head(q_weight + i0,"),
+            (
+                "Head k_w = load_head(k_weight + i0,",
+                "Head k_w = load_head((i0 ? k_weight : q_weight) + i0,",
+            ),
             ("layernorm_head(k, mean + stat + NH, r", "layernorm_head(k, mean + stat, r"),
             ("rope_head(k, cos_t, sin_t, 1);", "rope_head(q, cos_t, sin_t, 1);"),
             ("lanes), HEAD_THREADS,\n           qk,", "lanes) - 1, HEAD_THREADS,\n           qk,"),
@@ -896,7 +899,6 @@ MUTANTS = [
             ("results->log_z = z;", "results->log_z = loss;"),
             ("sum += (double)y[j] * y[j];", "sum += (double)y[j];"),
             ("sums[blockIdx.x] += sum;", "sums[blockIdx.x] = sum;"),
-            ("? ceil_div((int)n, 128 * W) :", "? (int)n / (128 * W) :"),
             ("*grad = grads + kinds.offset[blockIdx.y]", "*grad = grads"),
             ("sums[blockIdx.y * gridDim.x + blockIdx.x] = sum", "sums[blockIdx.x] = sum"),
             (
