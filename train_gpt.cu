@@ -12,27 +12,27 @@
 // sequences at a time. A step sets the gradients of the weights to zero, and each micro-batch adds
 // to them. Two runs give the same bits: no order of a sum is left to chance.
 //
-// Where the time should go: one token's share of a step of C 1024, L 16, T 512, V 32128 (267
-// million parameters) in bf16 with a batch of 256, and the time on an H200 at rates that large
-// products and copies reach (790 TFLOP/s, 4.3 TB/s; its limits are 989 and 4.8), for the FLOPs or
-// for the bytes, whichever is longer. Computed from the formulas, with n = 2 bytes per activation;
-// nothing here was measured on a GPU yet.
+// Where the time goes, in a step of C 1024, L 16, T 512, V 32128 (267 million parameters) with a
+// batch of 64, in bf16 on an H200, as `make bench_gpu` measures it: 328,000 tokens/s. A kernel's
+// limit is the rate of cuBLAS's product of 4096 x 4096 matrices (770 TFLOP/s) or of a copy in
+// memory (4.2 TB/s, reads and writes counted). The comment above a kernel says what it must move.
 //
-//                                  MFLOP    KB      ns    FLOPs, or bytes to and from memory
-//     products of the layers        1208          1529    6 * 12 C^2 L
-//     products of the head           197           250    6 V C
-//     embedding, both ways                   8       2    3 C n, and 8 V C a batch
-//     residual_layernorm_forward           266      62    4 C n (2L) + 2 C n
-//     qk_norm_rope_forward                 131      31    4 C n L
-//     attention_forward               17   131      31    2 products: 2 * 2 (T/2) C L;  4 C n L
-//     gelu_forward                         262      61    8 C n L
-//     cross_entropy                        129      30    2 V n
-//     residual_layernorm_backward          268      62    4 C n (2L) + 3 C n
-//     attention_backward              59   393      91    7 products: 7 * 2 (T/2) C L;  12 C n L
-//     qk_norm_rope_backward                197      46    6 C n L
-//     gelu_backward                        393      91    12 C n L
-//     adamw, gradient norm                  85      20    42 bytes a parameter, 8 to sum gradients
-//     all                           1481  2265    2306    at most 434,000 tokens/s
+//                                     ms    of its limit
+//     products, forward             23.8    84% of the product's rate
+//     products, gradients of inputs 22.9    87%
+//     products, of weights          21.4    94%
+//     attention_forward              4.3    17%
+//     attention_dq                   5.3    20%
+//     attention_dkv                  7.0    20%
+//     residual_layernorm_forward     2.3    92% of the copy's rate
+//     residual_layernorm_backward    2.6    83%
+//     qk_norm_rope_forward           1.8    57%
+//     qk_norm_rope_backward          2.4    64%
+//     gelu_forward                   2.1    97%
+//     gelu_backward                  3.0   103%
+//     cross_entropy                  1.4    72%
+//     adamw                          2.1    90%
+//     everything else                1.0
 
 #include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors, Stats
 #include "dataloader.h"    // DataLoader: batches of tokens

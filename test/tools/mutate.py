@@ -842,7 +842,7 @@ MUTANTS = [
             ),
             (
                 "Head k_w = load_head(k_weight + i0,",
-                "Head k_w = load_head((i0 ? k_weight : q_weight) + i0,",
+                "Head k_w = load_head((k_weight ? q_weight : k_weight) + i0,",
             ),
             ("layernorm_head(k, mean + stat + NH, r", "layernorm_head(k, mean + stat, r"),
             ("rope_head(k, cos_t, sin_t, 1);", "rope_head(q, cos_t, sin_t, 1);"),
