@@ -656,8 +656,8 @@ def test_inside_of_every_allocation(precision, flags, sanitized, tmp_path):
 @pytest.mark.skipif(not NVCC, reason="nvcc is not installed")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_nvcc(precision, nvcc):
-    """No warning. In bf16, no kernel spills registers or keeps an array in local memory: fp32, which
-    is for checks, needs twice the registers."""
+    """No warning. In bf16, no kernel spills registers or keeps an array in local memory. In fp32,
+    which is for checks, values take twice as many."""
     said = nvcc[precision].stderr
     assert nvcc[precision].returncode == 0 and "warning" not in said, said
     frames = re.findall(
