@@ -37,7 +37,7 @@
 #include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors, Stats
 #include "dataloader.h"    // DataLoader: batches of tokens
 #include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, sweep, sample_text
-#include "lib/gpu.h"       // act, launch, load and store, lanes_sum, row_sum, gpu_query
+#include "lib/gpu.h"       // act, launch, load, store, lanes_sum, row_sum, matmul, gpu_start
 
 // ---------------------------------------------------------------------------
 // Layers, each forward then backward
