@@ -65,10 +65,10 @@ EXERCISES = {
             "train_gpt.cu": [
                 (
                     (
-                        "The forward pass. Where q_weight is not NULL, normalise this head's q or k"
-                        " over its HS values, multiply it by q_weight or k_weight (HS), and write"
-                        " its mean and rstd. load_head and layernorm_head do the work; heads of q"
-                        " come before those of k."
+                        "The forward pass. Where q_weight is not NULL, normalise q and k, a head of"
+                        " HS values each, multiply them by q_weight and k_weight (HS), and write"
+                        " their means and rstds (B,T,2,NH). load_head and layernorm_head do the"
+                        " work."
                     ),
                     "(void)mean, (void)rstd, (void)q_weight, (void)k_weight, (void)h;",
                 ),
