@@ -198,9 +198,9 @@ static void rope_row(real *out, const real *inp, const real *cosine, const real 
 
 // Computes the q and k that attention sees, qk (B,T,2,C), from qkv (B,T,3,C), the output of the
 // linear layer c_attn. qk-norm applies LayerNorm to each head, so that scores stay small however
-// large the weights of c_attn grow. All heads share q_weight and k_weight (HS), which are NULL
-// without qk-norm. RoPE then turns the heads. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine
-// (T,HS/2).
+// large the weights of c_attn grow. The heads of a layer share q_weight and k_weight (HS), which
+// are NULL without qk-norm. RoPE then turns the heads. mean, rstd (B,T,2,NH): of qk-norm; cosine,
+// sine (T,HS/2).
 static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *qkv,
                                  const real *q_weight, const real *k_weight, const real *cosine,
                                  const real *sine, int B, int T, int NH, int HS) {
@@ -278,8 +278,8 @@ typedef struct {
 // The reals that one thread needs
 static size_t attention_scratch_size(int T, int HS) { return (size_t)2 * (QB + HS + 1) * T; }
 
-// This thread's part of memory (threads, attention_scratch_size). A task stays on its thread, so no
-// other task uses that part meanwhile.
+// This thread's part of memory (threads, attention_scratch_size). A task of attention stays on its
+// thread and never waits, so no other task uses that part before it ends.
 static AttentionScratch attention_scratch(real *memory, int T, int HS) {
     AttentionScratch s;
     s.p = memory + omp_get_thread_num() * attention_scratch_size(T, HS);
@@ -310,7 +310,7 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
         real *o = out + first * C + channel;
         real largest = 0;
         AttentionScratch s = attention_scratch(scratch, T, HS);
-        transpose(s.k_t, T, k, 2 * C, T, HS);        // else multiply would, for each block
+        transpose(s.k_t, T, k, 2 * C, T, HS);        // once; multiply would for each block
         // queries i0 .. i0+rows-1, keys 0 .. cols-1
         for (int i0 = 0; i0 < T; i0 += block) {
             int rows = least(block, T - i0), cols = i0 + rows;
@@ -393,11 +393,11 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
     }
 }
 
-// GELU in its tanh form (Hendrycks and Gimpel 2016), in a form that is right at any x:
+// GELU in its tanh form (Hendrycks and Gimpel 2016), computed so that it is right at any x:
 //   gelu(x) = x (1 + tanh u) / 2 = x s, where s = 1 / (1 + exp(-2u)) and 2u = x (A + B x^2)
 // With e = exp(-|2u|), which is at most 1: s = 1/(1 + e) or e/(1 + e), and s (1 - s) = e/(1 + e)^2.
-// Nothing is subtracted: for large x, 1 - s would be 6e-8 where it should be 0, and the x^3 in
-// x (2u)' would blow this up in the gradient. Caps |x| at 30, where e is 0 already, so that e x^2
+// Computes no 1 - s: for large x, rounding would leave 6e-8 instead of 0, and the gradient
+// multiplies 1 - s by x (2u)' = A x + 3 B x^3. Caps |x| at 30, where e is 0 already, so that e x^2
 // is never 0 * infinity.
 #define GELU_A ((real)1.5957691216057308)            // 2 sqrt(2/pi)
 #define GELU_B (GELU_A * (real)0.044715)
@@ -436,7 +436,8 @@ static void matmul_gelu_forward(real *out, real *slope, real *fc, const real *in
     gelu_forward(out, slope, fc, rows, OC);
 }
 
-// The gradients of the product that follows GELU, gelu (rows,IC) weight^T:
+// Goes back through the product after GELU, gelu (rows,IC) weight^T, and then through GELU. Unlike
+// matmul_gelu_forward, leaves the product before GELU to matmul_backward:
 //   dfc (rows,IC) = slope * (dout (rows,OC) weight);  dweight (OC,IC) = dout^T gelu
 static void matmul_gelu_backward(real *dfc, real *dweight, const real *dout, const real *slope,
                                  const real *gelu, const real *weight, int rows, int IC, int OC) {
@@ -462,7 +463,7 @@ static void cross_entropy(real *logits, real *losses, real *log_z, const int *ta
         for (int j = 0; j < V; j++) x[j] = exponential(x[j] - top);
         real sum = row_sum(x, V);
         log_z[i] = top + log(sum);
-        losses[i] = top - target + log(sum);         // top + log(sum) would round log(sum)
+        losses[i] = top - target + log(sum);         // not log_z - target, which rounds more
         if (!gradient) continue;
         real weight = 1;                             // of p
         weight += 2 * z_loss * log_z[i];                                        // [z_loss]
@@ -536,7 +537,8 @@ static void *reserve(GPT *g, double count) {
     return at;
 }
 
-// Finds the tensors of layer l, by kind, in all (N): weights or grads. NULL where there is none.
+// Finds the tensors of layer l in the array `all` (N), the weights or their gradients. out[k] is
+// the one of kind k, or NULL where there is none.
 static void find_tensors(const GPT *g, real *all, int l, real *out[NUM_KINDS]) {
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
@@ -630,7 +632,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg);
-    real *x = g->embedded, *branch = NULL;           // the residual stream, and what is added next
+    real *x = g->embedded, *branch = NULL;           // the residual stream is x + branch
     double *squares = g->squares;
 
     memset(squares, 0, sizeof g->squares);
@@ -638,7 +640,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     for (int l = 0; l < L; l++) {
         const Layer a = g->layers[l];                // a: activations; a copy of the pointers
         real *const *w = a.w;                        // its weights by kind
-        // x += branch;  branch = attn_c_proj(attention(c_attn(ln_1(x))))
+        // a.x = x + branch;  branch = attn_c_proj(attention(c_attn(ln_1(a.x))))
         residual_layernorm_forward(a.ln_1, a.x, a.ln_1_mean, a.ln_1_rstd, x, branch, w[LN_1],
                                    rows, C);
         matmul_forward(a.qkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
@@ -648,7 +650,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
                           g->scratch, B, T, NH, HS);
         branch = g->branch;
         matmul_forward(branch, a.att, w[ATTN_C_PROJ], rows, C, C);
-        // x += branch;  branch = mlp_c_proj(gelu(c_fc(ln_2(x))))
+        // a.x_mid = a.x + branch;  branch = mlp_c_proj(gelu(c_fc(ln_2(a.x_mid))))
         residual_layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, a.x, branch,
                                    w[LN_2], rows, C);
         matmul_gelu_forward(a.gelu, a.slope, g->fc, a.ln_2, w[C_FC], rows, C, 4 * C);
@@ -660,6 +662,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
             squares[ACT_C_FC] += sum_squares(g->fc, 4 * BTC, g->sums);
         }
     }
+    // g->x = x + branch;  logits = lm_head(ln_f(g->x))
     residual_layernorm_forward(g->ln_f, g->x, g->ln_f_mean, g->ln_f_rstd, x, branch, g->w[LN_F],
                                rows, C);
     matmul_forward(g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
@@ -686,9 +689,9 @@ static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, d
 }
 
 // Computes all gradients, after gpt_forward and gpt_loss on the same batch, by taking the steps of
-// gpt_forward in reverse. dx is the gradient of the residual stream. It passes each sum x + branch
-// unchanged, and a copy goes back through the branch; the branch's first layer, a LayerNorm, adds
-// what arrives there to dx.
+// gpt_forward in reverse. dx is the gradient of the residual stream. At a sum x + branch it is the
+// gradient of both terms. It stays in dx for x, and goes back through the branch to the branch's
+// first layer, a LayerNorm, which adds its part to dx.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     real scale = (real)attention_scale(&g->cfg);
@@ -762,7 +765,7 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
     const Config *cfg = &g->cfg;
     double norm = sqrt(sum_squares(g->grads, g->num_parameters, g->sums));
     double lr = learning_rate(cfg, step);
-    double clip_scale = 1, beta2 = 0.95, eps = 1e-8, decay = 0;    // without the flags
+    double clip_scale = 1, beta2 = 0.95, eps = 1e-8, decay = 0;    // if the lines below go
     if (cfg->clip > 0 && norm > cfg->clip) clip_scale = cfg->clip / norm;       // [clip]
     beta2 = cfg->beta2;                                                         // [beta2]
     eps = cfg->eps;                                                             // [eps]
@@ -796,6 +799,7 @@ static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
         const real *logits = g->layers[l].max_logit;
         stats->max_attn_logit[l] = row_max(logits, B * g->cfg.heads);
     }
+    // in the order of the ACT_ constants; c_attn, att and c_fc are summed over the layers
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
         stats->act_rms[i] = sqrt(g->squares[i] / (double)count[i]);
@@ -943,7 +947,8 @@ static int train_sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int runs)
 }
 
 int main(int argc, char **argv) {
-    restart_with_short_waits(argv);                  // idle threads sleep soon; must come first
+    // comes first: starts the program again with OpenMP set to put idle threads to sleep
+    restart_with_short_waits(argv);
     Config cfg;
     char lr[MAX_RUNS][MAX_RATE];
     config_parse(&cfg, argc, argv);
@@ -984,10 +989,11 @@ static inline real reciprocal(real x) { return 1 / x; }
 // exp(x) for x <= 0 without a branch or a call, so that loops over it become vector code (Cephes'
 // expf, error below 1e-7): x = n ln 2 + r with n whole and |r| <= ln(2)/2, so exp(x) = 2^n exp(r).
 static inline float exponential(float x) {
-    // 1.5 * 2^23 leaves no bits for a fraction: the low bits of shifted are the integer n
+    // Adding 1.5 * 2^23 rounds x / ln 2 to n: so large a float has no bits for a fraction. The low
+    // bits of shifted are the integer n.
     float shifted = x * 1.44269504f + 12582912.0f;
     float n = shifted - 12582912.0f;
-    // ln 2 in two parts: n times the first is exact
+    // ln 2 = 0.693359375 - 2.12194440e-4, in two parts since n times the first is exact
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
@@ -1075,11 +1081,11 @@ static double sum_squares(const real *x, size_t n, double *sums) {
 }
 
 // out (16,16) = in (16,16) transposed; the rows of out lie ldo apart, those of in ldi. The index of
-// a value in the block has 8 bits, 4 of its row and then 4 of its column. A deal takes a value from
-// each half of the block in turn, like merging two halves of a pack of cards. It rotates the bits
-// of every index left by one, so that after four deals row and column have changed places.
-// Compilers turn a deal into vector instructions, but not plain loops: with these a step takes 3 to
-// 6% longer.
+// a value, 16 * row + column, has 8 bits, 4 of the row and then 4 of the column. A deal merges the
+// two halves of the block like a pack of cards: index i moves to 2 i, and i + 128 to 2 i + 1. That
+// rotates the bits of every index left by one, so that four deals exchange row and column.
+// Compilers turn a deal into vector instructions. They do not for plain loops over rows and
+// columns, with which a step takes 3 to 6% longer.
 static inline void transpose_block(real *out, ptrdiff_t ldo, const real *in, ptrdiff_t ldi) {
     real deal[2][256];
     for (int i = 0; i < 16; i++) memcpy(deal[0] + 16 * i, in + i * ldi, 16 * sizeof(real));
@@ -1212,7 +1218,8 @@ static void multiply(real *out, const real *add, ptrdiff_t ldc, Matrix a, Matrix
 // transposed, is divided on its longer side. nogroup: the caller's taskgroup waits.
 static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N, int K) {
     int tasks = omp_get_num_threads();                      // of the team that runs this
-    int down = a.col != 1 && N > M ? 1 : least(tasks, ceil_div(M, 4 * MR));
+    int down = least(tasks, ceil_div(M, 4 * MR));           // blocks from top to bottom
+    if (a.col != 1 && N > M) down = 1;                      // a wide weight gradient
     int across = ceil_div(tasks, down);
     int height = ceil_div(ceil_div(M, down), MR) * MR;      // whole tiles
     int width = ceil_div(ceil_div(N, across), NR) * NR;

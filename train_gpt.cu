@@ -871,7 +871,8 @@ static void matmul_gelu_forward(act *out, act *fc, const act *inp, const act *we
     gelu_forward(out, fc, rows, OC);
 }
 
-// The gradients of the product that follows GELU, gelu (rows,IC) weight^T:
+// Goes back through the product after GELU, gelu (rows,IC) weight^T, and then through GELU. Unlike
+// matmul_gelu_forward, leaves the product before GELU to matmul_backward:
 //   dfc (rows,IC) = gelu'(fc) * (dout (rows,OC) weight);  dweight (OC,IC) += dout^T gelu
 static void matmul_gelu_backward(act *dfc, real *dweight, const act *dout, const act *fc,
                                  const act *gelu, const act *weight, int rows, int IC, int OC) {
@@ -1224,7 +1225,8 @@ typedef struct {
 
 static Reserved reserve(GPT *g, double count) { return {&g->memory, count}; }
 
-// Finds the tensors of layer l, by kind, in all (N): weights or grads. NULL where there is none.
+// Finds the tensors of layer l in the array `all` (N), the weights or their gradients. out[k] is
+// the one of kind k, or NULL where there is none.
 template <class number>
 static void find_tensors(const GPT *g, number *all, int l, number *out[NUM_KINDS]) {
     for (int k = 0; k < NUM_KINDS; k++) {
@@ -1354,14 +1356,14 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     V = padded(V);                                   // products of odd sizes take twice as long
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg);
-    act *x = g->embedded, *branch = NULL;            // the residual stream, and what is added next
+    act *x = g->embedded, *branch = NULL;            // the residual stream is x + branch
     double (*squares)[SUM_BLOCKS] = g->squares;
 
     embedding_forward(x, tokens, g->w[WTE], rows, C);
     for (int l = 0; l < L; l++) {
         const Layer a = g->layers[l];                // a: activations; a copy of the pointers
         act *const *w = a.w;                         // its weights by kind
-        // x += branch;  branch = attn_c_proj(attention(c_attn(ln_1(x))))
+        // a.x = x + branch;  branch = attn_c_proj(attention(c_attn(ln_1(a.x))))
         residual_layernorm_forward(a.ln_1, a.x, a.ln_1_mean, a.ln_1_rstd, x, branch, w[LN_1],
                                    rows, C);
         matmul_forward(a.qkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
@@ -1371,7 +1373,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
                           B, T, NH, HS);
         branch = g->branch;
         matmul_forward(branch, a.att, w[ATTN_C_PROJ], rows, C, C);
-        // x += branch;  branch = mlp_c_proj(gelu(c_fc(ln_2(x))))
+        // a.x_mid = a.x + branch;  branch = mlp_c_proj(gelu(c_fc(ln_2(a.x_mid))))
         residual_layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, a.x, branch,
                                    w[LN_2], rows, C);
         matmul_gelu_forward(a.gelu, a.fc, a.ln_2, w[C_FC], rows, C, 4 * C);
@@ -1383,6 +1385,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
             sum_squares(squares[ACT_C_FC], a.fc, 4 * BTC);
         }
     }
+    // g->x = x + branch;  logits = lm_head(ln_f(g->x))
     residual_layernorm_forward(g->ln_f, g->x, g->ln_f_mean, g->ln_f_rstd, x, branch, g->w[LN_F],
                                rows, C);
     matmul_forward(g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
@@ -1403,9 +1406,9 @@ static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
 }
 
 // Computes all gradients, after gpt_forward and gpt_loss on the same batch, by taking the steps of
-// gpt_forward in reverse. dx is the gradient of the residual stream. It passes each sum x + branch
-// unchanged, and a copy goes back through the branch; the branch's first layer, a LayerNorm, adds
-// what arrives there to dx.
+// gpt_forward in reverse. dx is the gradient of the residual stream. At a sum x + branch it is the
+// gradient of both terms. It stays in dx for x, and goes back through the branch to the branch's
+// first layer, a LayerNorm, which adds its part to dx.
 // Adds the gradients of the weights to g->grads.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
@@ -1514,7 +1517,7 @@ __global__ void constants_kernel(AdamW *to, AdamW from) { *to = from; }
 static void gpt_constants(GPT *g, int step) {
     const Config *cfg = &g->cfg;
     double lr = learning_rate(cfg, step);
-    double beta2 = 0.95, eps = 1e-8, decay = 0;      // without the flags
+    double beta2 = 0.95, eps = 1e-8, decay = 0;      // if the lines below go
     beta2 = cfg->beta2;                                                         // [beta2]
     eps = cfg->eps;                                                             // [eps]
     decay = weight_decay(cfg, step);                                            // [wd]
