@@ -107,7 +107,7 @@ test: train_gpt build/venv/ready
 # The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer
 # where it is installed. They build it in both precisions.
 test_gpu: train_gpt build/venv/ready
-	GPU=1 build/venv/bin/python -m pytest -q test/cuda/test_cuda.py
+	GPU=1 build/venv/bin/python -m pytest -q test/cuda/test_cuda.py test/cuda/test_attention.py
 
 coverage: build/venv/ready
 	build/venv/bin/python test/tools/cover.py

@@ -165,22 +165,16 @@ enum { ROW_BLOCKS = 4 * 132 };                       // at most: four per multip
 enum { MAX_PARTIALS = 5 };                           // ln_f, ln_2, q_norm, k_norm, ln_1
 typedef struct {
     real *memory;                                    // for MAX_PARTIALS arrays
+    size_t used;                                     // of memory
     int count;
-    struct { real *out; const real *partial; int rows, cols; } list[MAX_PARTIALS];
+    struct { real *out, *partial; int rows, cols; } list[MAX_PARTIALS];
 } Partials;
 
 // Returns memory for partial sums (rows,cols) of out (cols).
 static real *partials_add(Partials *p, real *out, int rows, int cols) {
-    real *partial = p->memory;
-    if (p->count) {
-        auto &last = p->list[p->count - 1];
-        partial = (real *)last.partial + (size_t)last.rows * last.cols;
-    }
-    p->list[p->count].out = out;
-    p->list[p->count].partial = partial;
-    p->list[p->count].rows = rows;
-    p->list[p->count].cols = cols;
-    p->count++;
+    real *partial = p->memory + p->used;
+    p->list[p->count++] = {out, partial, rows, cols};
+    p->used += (size_t)rows * cols;
     return partial;
 }
 
@@ -206,6 +200,7 @@ __global__ void sum_partials_kernel(Partials p) {
 static void sum_partials(Partials *p, int C) {
     launch(sum_partials_kernel, dim3(ceil_div(C, 32), p->count), dim3(32, 8), *p);
     p->count = 0;
+    p->used = 0;
 }
 
 // dx (rows,C) += the gradient that reaches x through its LayerNorm. dout, x (rows,C); weight (C);
@@ -963,10 +958,10 @@ __global__ void loss_kernel(Results *results, const real *losses, const real *lo
     if (step && !isfinite(loss)) results->diverged_step = *step;
 }
 
-// sums (SUM_BLOCKS) += each block's share of the sum of squares of x (n), in double, since the
-// square of a float may overflow
+// The block's share of the sum of squares of x (n), which a row of blocks has to itself: in double,
+// since the square of a float may overflow
 enum { SUM_BLOCKS = 1024 };
-__global__ void sum_squares_kernel(double *sums, const act *x, size_t n) {
+template <class number> __device__ inline double block_squares(const number *x, size_t n) {
     size_t step = (size_t)gridDim.x * blockDim.x * W;
     double sum = 0;
     float y[W];
@@ -974,7 +969,12 @@ __global__ void sum_squares_kernel(double *sums, const act *x, size_t n) {
         load(y, x + i);
         for (int j = 0; j < W; j++) sum += (double)y[j] * y[j];
     }
-    sum = row_sum(sum);
+    return row_sum(sum);
+}
+
+// sums (blocks) += each block's share
+__global__ void sum_squares_kernel(double *sums, const act *x, size_t n) {
+    double sum = block_squares(x, n);
     if (threadIdx.x == 0) sums[blockIdx.x] += sum;
 }
 
@@ -992,15 +992,7 @@ typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS]; } Kinds;
 // sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4
 // bytes per parameter.
 __global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds) {
-    size_t n = kinds.size[blockIdx.y], step = (size_t)gridDim.x * blockDim.x * W;
-    const real *grad = grads + kinds.offset[blockIdx.y];
-    double sum = 0;
-    float x[W];
-    for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < n; i += step) {
-        load(x, grad + i);
-        for (int j = 0; j < W; j++) sum += (double)x[j] * x[j];
-    }
-    sum = row_sum(sum);
+    double sum = block_squares(grads + kinds.offset[blockIdx.y], kinds.size[blockIdx.y]);
     if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
 
@@ -1089,15 +1081,9 @@ static void batch_free(Batch *b) {
     }
 }
 
-// checkpoint_load and checkpoint_save, of params, m, v on the GPU
-static size_t table_size(const Parameter *table) {
-    const Parameter *last = &table[NUM_KINDS - 1];
-    return last->offset + parameter_size(last) * (size_t)last->copies;
-}
-
-static State gpu_checkpoint_load(const Config *cfg, const Parameter *table,
+// checkpoint_load and checkpoint_save, of params, m, v (n) on the GPU
+static State gpu_checkpoint_load(const Config *cfg, const Parameter *table, size_t n,
                                  real *params, real *m, real *v) {
-    size_t n = table_size(table);
     real *host = (real *)allocate(3 * n, sizeof(real));
     State state = checkpoint_load(cfg, table, host, host + n, host + 2 * n);
     to_gpu(params, host, n * sizeof(real));
@@ -1107,9 +1093,9 @@ static State gpu_checkpoint_load(const Config *cfg, const Parameter *table,
     return state;
 }
 
-static void gpu_checkpoint_save(const Config *cfg, const Parameter *table, const real *params,
-                                const real *m, const real *v, const State *state) {
-    size_t n = table_size(table);
+static void gpu_checkpoint_save(const Config *cfg, const Parameter *table, size_t n,
+                                const real *params, const real *m, const real *v,
+                                const State *state) {
     real *host = (real *)allocate(3 * n, sizeof(real));
     from_gpu(host, params, n * sizeof(real));
     from_gpu(host + n, m, n * sizeof(real));
@@ -1664,8 +1650,10 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     int *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
 
     // a new run, or one that resumes
-    if (cfg->resume) state = gpu_checkpoint_load(cfg, g.table, g.params, g.m, g.v);
-    update_weights(g.weights, g.params, g.num_parameters);
+    if (cfg->resume) {
+        state = gpu_checkpoint_load(cfg, g.table, g.num_parameters, g.params, g.m, g.v);
+        update_weights(g.weights, g.params, g.num_parameters);
+    }
     int64_t windows = eval_windows(&loader, cfg->eval_tokens);
     double entropy_floor = dataloader_entropy_floor(&loader, windows);
     Run run = run_begin(cfg, g.table, g.num_parameters, g.memory.bytes, &state, entropy_floor,
@@ -1707,14 +1695,14 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
         if (saves) {
             saved = step;
             state = run_state(&run, step);
-            gpu_checkpoint_save(cfg, g.table, g.params, g.m, g.v, &state);
+            gpu_checkpoint_save(cfg, g.table, g.num_parameters, g.params, g.m, g.v, &state);
         }
     }
 
     // finished, diverged or stopped by a signal, perhaps before the first step
     if (saved != step) {
         state = run_state(&run, step);
-        gpu_checkpoint_save(cfg, g.table, g.params, g.m, g.v, &state);
+        gpu_checkpoint_save(cfg, g.table, g.num_parameters, g.params, g.m, g.v, &state);
     }
     int status = run_end(&run, step);
     dataloader_free(&loader);
@@ -1746,7 +1734,7 @@ static const real *logits_after(void *model, const int *context, int used) {
 static void sample(const Config *cfg) {
     GPT g;
     gpt_init(&g, cfg, cfg->vocab, 1, cfg->T);
-    gpu_checkpoint_load(cfg, g.table, g.params, g.m, g.v);
+    gpu_checkpoint_load(cfg, g.table, g.num_parameters, g.params, g.m, g.v);
     update_weights(g.weights, g.params, g.num_parameters);
     sample_text(cfg, logits_after, &g);
     gpt_free(&g);

@@ -807,10 +807,7 @@ MUTANTS = [
             ),
             ("rounded(y[part][i] + b[part][i])", "rounded(y[part][i])"),
             ("row < rows && c < C && branch);", "row < rows && c < C && !branch);"),
-            (
-                "last.partial + (size_t)last.rows * last.cols;",
-                "last.partial + (size_t)last.cols;",
-            ),
+            ("p->used += (size_t)rows * cols;", "p->used += (size_t)cols;"),
             ("auto entry = p.list[blockIdx.y];", "auto entry = p.list[0];"),
             ("ceil_div(C, 32), p->count)", "ceil_div(C, 32), p->count - 1)"),
             ("d[part][i] += r * (g[part][i]", "d[part][i] = r * (g[part][i]"),
@@ -899,7 +896,7 @@ MUTANTS = [
             ("results->log_z = z;", "results->log_z = loss;"),
             ("sum += (double)y[j] * y[j];", "sum += (double)y[j];"),
             ("sums[blockIdx.x] += sum;", "sums[blockIdx.x] = sum;"),
-            ("*grad = grads + kinds.offset[blockIdx.y]", "*grad = grads"),
+            ("grads + kinds.offset[blockIdx.y], kinds", "grads, kinds"),
             ("sums[blockIdx.y * gridDim.x + blockIdx.x] = sum", "sums[blockIdx.x] = sum"),
             (
                 "targets - b->inputs), targets, b->rows",
@@ -1016,7 +1013,6 @@ MUTANTS = [
             ("first += gridDim.x * blockDim.y)", "first += 2 * gridDim.x * blockDim.y)"),
             ("first += gridDim.x * each)", "first += 2 * gridDim.x * each)"),
             ("i += step) {\n        load(y,", "i += 2 * step) {\n        load(y,"),
-            ("i += step) {\n        load(x,", "i += 2 * step) {\n        load(x,"),
             ("j < n; j += step) {", "j < n; j += 2 * step) {"),
         ],
     ),
@@ -1262,16 +1258,12 @@ MUTANTS = [
             ("to_gpu(m, host + n, n", "to_gpu(m, host + 2 * n, n"),
             ("from_gpu(host + n, m, n", "from_gpu(host + 2 * n, m, n"),
             (
-                "return last->offset + parameter_size(last) * (size_t)last->copies;",
-                "return last->offset;",
-            ),
-            (
                 "if (BF16) store(weights + at, param);",
                 "if (BF16 && !j) store(weights + at, param);",
             ),
             (
-                "    update_weights(g.weights, g.params, g.num_parameters);\n    int64_t",
-                "    int64_t",
+                "update_weights(g.weights, g.params, g.num_parameters);\n    }\n    int64_t",
+                "}\n    int64_t",
             ),
             ("gpt_constants(&g, step);", "gpt_constants(&g, step - state.step);"),
             ("at = (size_t)(used - 1) * padded(g->V);", "at = (size_t)(used / 2) * padded(g->V);"),
