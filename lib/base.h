@@ -85,8 +85,8 @@ static void print_fields(const char *format, ...) {
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    int end = (int)strlen(text), length = end, room = terminal_size().ws_col - 2;
-    if (!isatty(STDOUT_FILENO)) room = length;
+    int end = (int)strlen(text), length = end, columns = terminal_size().ws_col;
+    int room = !isatty(STDOUT_FILENO) ? length : columns > 2 ? columns - 2 : 0;
     for (; length > room && end > 0; end--)
         if (!strncmp(text + end, "  ", 2)) length = end;    // two spaces stand between fields
     printf("%.*s", length < room ? length : room, text);
