@@ -95,13 +95,13 @@ static void print_fields(const char *format, ...) {
 // Prints a sentence and a newline, broken between words. Lines after the first are indented.
 __attribute__((format(printf, 1, 2)))
 static void print_sentence(const char *format, ...) {
-    char text[1024];
+    char text[1024], *rest = text, *word;
     int column = 0;
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    for (char *word = strtok(text, " "); word; word = strtok(NULL, " ")) {
+    while ((word = strsep(&rest, " "))) {
         bool fits = column + 1 + (int)strlen(word) <= TEXT_WIDTH;
         if (!fits) column = printf("\n ") - 1;
         column += printf("%s%s", column ? " " : "", word);

@@ -13,8 +13,9 @@ static double sweep_loss(const Summary *s) {
 }
 
 static void sweep_table(const Summary *runs, int n) {
-    printf("\n%13s  %10s  %9s  %9s  %9s  %8s  %8s\n%13s  %10s  %9s\n", "learning rate", "validation",
-           "max attn", "log Z", "gradient", "diverged", "seconds", "", "loss", "logit");
+    printf("\n%13s  %10s  %9s  %9s  %9s  %8s  %8s\n", "learning rate", "validation", "max attn",
+           "log Z", "gradient", "diverged", "seconds");
+    printf("%13s  %10s  %9s  %9s  %9s\n", "", "loss", "logit", "", "norm");
     for (int i = 0; i < n; i++) {
         const Summary *s = &runs[i];
         printf("%13s  %#10.5g  %9.4g  %9.4g  %9.3g  %8s  %8.1f\n", s->cfg.lr_text,

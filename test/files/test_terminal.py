@@ -69,6 +69,17 @@ class Terminal:
                 stream.feed(part)
         return self.lines()
 
+    def read_until(self, condition):
+        """Until it holds of the lines and what was written. The command must not end before."""
+        end = time.time() + 120
+        while not condition(self.lines()):
+            assert self.process.poll() is None and time.time() < end, self.lines()
+            self.read(0.02)
+
+    def read_redraws(self, n):
+        wanted = self.written.count(b"\033[") + n
+        self.read_until(lambda _: self.written.count(b"\033[") >= wanted)
+
     def press_control_c(self):
         os.write(self.ours, b"\x03")
 
@@ -130,10 +141,11 @@ def test_a_run_leaves_its_validations_and_no_other_step(here, columns, rows):
 @SIZES
 def test_a_long_run_shows_one_live_line_until_it_is_stopped(here, columns, rows):
     """And then the command that goes on with it."""
-    flags = dict(lr="1e-2", d=32, heads=2, batch=8, steps=20000, eval_every=0)
+    flags = dict(lr="1e-2", d=32, heads=2, batch=64, steps=20000, eval_every=0)
     screen = terminal(here, flags, columns, rows)
     for _ in range(5):
-        lines = screen.read(0.4)
+        screen.read_redraws(1)
+        lines = screen.lines()
         assert len(shown(lines, "step ")) <= 2, lines  # step 0 and the live line
     live = shown(lines, "step .*")[-1][0]
     if columns == 80:
@@ -171,7 +183,7 @@ def test_what_goes_to_a_file_is_whole(here):
 @pytest.mark.parametrize("rates", ["1e-3,1e-2,1e-1", THIRTY], ids=["3", "30"])
 def test_a_sweep_redraws_in_place(here, rates, columns, rows):
     """A line for each run or, where they are too many, for the running ones, and their number."""
-    screen = terminal(here, dict(lr=rates, steps=1500), columns, rows, threads=2)
+    screen = terminal(here, dict(lr=rates, steps=3000), columns, rows, threads=2)
     few, most = rates.count(",") + 1 < rows, 0
     while screen.process.poll() is None:
         lines = screen.read(0.05)
@@ -211,12 +223,12 @@ def test_a_sweeps_table_and_chart_fit(here):
 
 def test_a_resize_does_not_break_the_display(here):
     """After it, one copy of what is shown; of what was there before, at most another."""
-    screen = terminal(here, dict(lr=THIRTY, steps=3000), 80, 40, threads=2)
-    screen.read(0.5)
+    screen = terminal(here, dict(lr=THIRTY, steps=20000), 80, 40, threads=2)
+    screen.read_until(lambda lines: shown(lines, "lr .* left"))
     screen.resize(60, 10)
-    screen.read(0.5)
+    screen.read_redraws(4)
     before = len(screen.lines())
-    screen.read(0.5)
+    screen.read_redraws(8)
     lines = screen.lines()
     assert len(shown(lines, r"\d+ running")) == 1 and len(lines) == before, lines
     screen.press_control_c()
@@ -279,16 +291,16 @@ def test_a_sample_of_a_model_that_is_not_a_number(here):
 @pytest.mark.parametrize("name", ["a b", 'the "best"', "it's; $HOME *"])
 def test_a_printed_command_can_be_pasted(here, name):
     """Of a run and of a sweep, whatever its folder is called."""
-    flags = dict(steps=20000, eval_every=0, out=name)
+    flags = dict(batch=64, steps=20000, eval_every=0)
     for lr in "1e-2", "1e-3,1e-2":
         screen = terminal(here, {**flags, "lr": lr, "out": f"{name} {len(lr)}"}, threads=2)
-        screen.read(0.7)
+        screen.read_until(lambda lines: shown(lines, ".*step .*train .* left"))
         screen.press_control_c()
         lines = screen.end(130)
         (at,) = (i for i, line in enumerate(lines) if "go on with" in line)
         command = "exec " + lines[at + 1] + " -steps 1000000000"
         pasted = Terminal(["sh", "-c", command], here)
-        pasted.read(0.5)
-        assert "resuming after step" in "".join(pasted.lines()), pasted.written
+        pasted.read_until(lambda lines: shown(lines, "step .* left"))
+        assert shown(pasted.lines(), "resuming after step [1-9]")
         pasted.press_control_c()
         assert len(shown(pasted.end(130), "stopped after step")) == 1
