@@ -548,7 +548,7 @@ MUTANTS = [
     ),
     (
         "lib/base.h",
-        "test_terminal.py",
+        "test_terminal.py -k 'validations or long_run or diverges or file or chart or pasted'",
         [
             ("columns > 2 ? columns - 2", "columns > 2 ? columns + 12"),
             ("bool known = !ioctl", "bool known = 0 && !ioctl"),
