@@ -564,7 +564,7 @@ MUTANTS = [
         "test_terminal.py -k 'long_run or validations'",
         [
             ("if (live) printf", "if (live && step < 0) printf"),
-            ("if (stays) putchar", "if (stays && live) putchar"),
+            ("if (stays) putchar", "if (stays && step) putchar"),
             (
                 "bool live = isatty(STDOUT_FILENO);\n    bool stays",
                 "bool live = 0;\n    bool stays",
