@@ -1,5 +1,5 @@
-// lib/base.h: errors, memory, time, threads, random numbers, and files that appear whole or not at
-// all.
+// lib/base.h: errors, the terminal, memory, time, threads, random numbers, and files that appear
+// whole or not at all.
 // C that is also valid C++, as all headers here are: nvcc compiles the same text.
 #ifndef BASE_H
 #define BASE_H
@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -59,6 +60,69 @@ static void format_text(char *out, size_t size, const char *format, ...) {
     va_end(args);
     if (n < 0 || (size_t)n >= size)
         die(USAGE, "a path or value is longer than %zu characters: %.60s...", size - 1, out);
+}
+
+// ---------------------------------------------------------------------------
+// The terminal
+
+enum { TEXT_WIDTH = 80 };    // columns of everything printed that does not depend on the terminal
+
+static const char *program = "./train_gpt";    // as the user called it: argv[0]
+
+// The rows and columns of the terminal; 24 and 80 if stdout is none, or does not know.
+static struct winsize terminal_size(void) {
+    struct winsize standard = {24, TEXT_WIDTH, 0, 0}, size;
+    bool known = !ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) && size.ws_row && size.ws_col;
+    return known ? size : standard;
+}
+
+// Prints a line's fields, without a newline. A terminal shows the first ones that fit: a line that
+// is written over must not wrap. Two columns stay free, for the ^C that a terminal echoes.
+__attribute__((format(printf, 1, 2)))
+static void print_fields(const char *format, ...) {
+    char text[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    int end = (int)strlen(text), length = end, columns = terminal_size().ws_col;
+    int room = !isatty(STDOUT_FILENO) ? length : columns > 2 ? columns - 2 : 0;
+    for (; length > room && end > 0; end--)
+        if (!strncmp(text + end, "  ", 2)) length = end;    // two spaces stand between fields
+    printf("%.*s", length < room ? length : room, text);
+}
+
+// Prints a sentence and a newline, broken between words. Lines after the first are indented.
+__attribute__((format(printf, 1, 2)))
+static void print_sentence(const char *format, ...) {
+    char text[1024], *rest = text, *word;
+    int column = 0;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    while ((word = strsep(&rest, " "))) {
+        bool fits = column + 1 + (int)strlen(word) <= TEXT_WIDTH;
+        if (!fits) column = printf("\n ") - 1;
+        column += printf("%s%s", column ? " " : "", word);
+    }
+    putchar('\n');
+}
+
+// The text as one word of a shell command, in quotes if it needs them. Valid until the next call.
+static const char *shell_word(const char *text) {
+    static char out[4 * MAX_TEXT + 8];    // a quote becomes four characters
+    size_t plain = strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+                                "+,-./:=@_");
+    if (*text && !text[plain]) return text;
+    char *to = out;
+    *to++ = '\'';
+    for (; *text && to < out + 4 * MAX_TEXT; text++) {
+        if (*text == '\'') to = stpcpy(to, "'\\'");
+        *to++ = *text;
+    }
+    strcpy(to, "'");
+    return out;
 }
 
 // ---------------------------------------------------------------------------

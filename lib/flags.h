@@ -35,7 +35,7 @@ static void flag_range(const Flag *flag, char out[64]) {
     if (flag->choices) snprintf(out, 64, "%s", flag->choices);
     else if (flag->most == ANY) snprintf(out, 64, ">= %g", flag->least);
     else if (flag->most == BELOW_1) snprintf(out, 64, "%g <= x < 1", flag->least);
-    else snprintf(out, 64, "%.10g .. %.10g", flag->least, flag->most);
+    else snprintf(out, 64, "%g .. %g", flag->least, flag->most);
 }
 
 // The text as a number; NAN unless all of it is one.
@@ -123,22 +123,21 @@ static int flag_index(const char *name) {
 }
 
 // The table of flags, as -h prints it.
-static void print_help(const char *program) {
+static void print_help(void) {
     printf("usage: %s [-flag value ...]\n\n"
-           "Trains a small GPT and shows when, and why, training is unstable. Sections are of\n"
-           "\"Small-scale proxies for large-scale Transformer training instabilities\", "
-           "arXiv 2309.14322.\n\n"
-           "  %s -lr               sweep the learning rate\n"
+           "Trains a small GPT and shows when, and why, training is unstable. The paper is\n"
+           "\"Small-scale proxies for large-scale Transformer training instabilities\",\n"
+           "arXiv 2309.14322; beside each flag stands its section.\n\n"
+           "  %s -lr               sweep the learning rate, 3e-4:1 by half-decades\n"
            "  %s -lr -qk_norm 0    the same without qk-norm: the instability\n"
            "  %s -lr 1e-2          train once\n\n", program, program, program, program);
-    printf("%-17s %-10s %-29s %-8s\n", "flag", "default", "range", "section");
+    printf("%-19s %-5s %-10s  %s\n", "flag and default", "paper", "range", "meaning");
     for (int i = 0; i < NUM_FLAGS; i++) {
         const Flag *flag = &FLAGS[i];
-        const char *initial = *flag->initial ? flag->initial : "-";
-        char range[64];
+        char name[64], range[64];
+        snprintf(name, sizeof name, "-%s %s", flag->name, flag->initial);
         flag_range(flag, range);
-        printf("-%-16s %-10s %-29s %-8s %s\n", flag->name, initial, range, flag->section,
-               flag->help);
+        printf("%-19s %-5s %-10s  %s\n", name, flag->section, range, flag->help);
     }
 }
 
@@ -249,11 +248,12 @@ static bool is_flag(const char *word) {    // a negative number is not
 // Sets cfg to the defaults and then to the flags given. given: each flag's text, NULL if the
 // command line does not have it. Dies (USAGE) on anything wrong; -h prints the help and exits.
 static void flags_parse(Config *cfg, const char *given[NUM_FLAGS], int argc, char **argv) {
-    char rates[MAX_RUNS][MAX_RATE];
+    char rates[MAX_RUNS][MAX_RATE], path[MAX_TEXT];
+    program = argv[0];
     for (int i = 0; i < NUM_FLAGS; i++) given[i] = NULL;
     for (int i = 1; i < argc; i++) {
         if (!strcmp(argv[i], "-h") || !strcmp(argv[i], "-help") || !strcmp(argv[i], "--help")) {
-            print_help(argv[0]);
+            print_help();
             exit(0);
         }
         if (!is_flag(argv[i]))
@@ -271,9 +271,11 @@ static void flags_parse(Config *cfg, const char *given[NUM_FLAGS], int argc, cha
     int runs = learning_rates(cfg->lr_text, rates, NULL);
     if (runs > 1 && cfg->sample)
         die(USAGE, "-sample: name one learning rate, or the run's folder with -out");
-    if (runs > 1 && cfg->resume)
-        die(USAGE, "-resume: continues a single run, such as -resume -out %s/lr%s; sweep.sh "
-            "continues whole sweeps", cfg->out, rates[0]);
+    if (runs > 1 && cfg->resume) {
+        format_text(path, sizeof path, "%s/lr%s", cfg->out, rates[0]);
+        die(USAGE, "-resume: continues a single run, such as -resume -out %s; sweep.sh continues "
+            "whole sweeps", shell_word(path));
+    }
 }
 
 #endif

@@ -8,7 +8,7 @@
 typedef struct {
     Config cfg;
     int threads;
-    size_t parameters, non_embedding;    // all of them; without the embedding
+    size_t parameters, non_embedding;    // all of them; without the embedding and the head
     double initial_loss, best_loss, final_loss, entropy_floor;
     int diverged_step;                   // 0: not diverged
     double max_attn_logit, log_z, grad_norm, seconds, tokens_per_second;
@@ -64,6 +64,12 @@ static void catch_signals(void) {
 
 // The stream for a last message: after SIGPIPE nobody reads stdout.
 static FILE *listener(void) { return interrupted == SIGPIPE ? stderr : stdout; }
+
+// The command that goes on with the run in this folder.
+static void say_resume(const char *folder) {
+    fprintf(listener(), "%s -resume -out ", shell_word(program));
+    fprintf(listener(), "%s\n", shell_word(folder));
+}
 
 // The number in the first line of this format; NAN if there is none.
 static double number_in(const char *path, const char *format) {
@@ -285,11 +291,12 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
                state->diverged_step, state->seconds, log_open(cfg, table, state), 0, 0};
     run.started = now();
     if (progress) return run;
-    printf("%s: %zu parameters, %d layers of width %d, %d heads, ", cfg->out, num_parameters,
-           cfg->layers, cfg->d, cfg->heads);
-    if (device) printf("on %s, ", device);
-    else printf("%d thread%s, ", threads, threads > 1 ? "s" : "");
-    printf("%.1f MB of memory\n", 1e-6 * bytes);
+    char where[64];
+    if (device) snprintf(where, sizeof where, "on %s", device);
+    else snprintf(where, sizeof where, "%d thread%s", threads, threads > 1 ? "s" : "");
+    printf("%s:\n", cfg->out);
+    print_sentence("%zu parameters, %d layers of width %d, %d heads, %s, %.1f MB of memory",
+                   num_parameters, cfg->layers, cfg->d, cfg->heads, where, 1e-6 * bytes);
     if (!isnan(entropy_floor))
         printf("no model can go below a validation loss of %.4f: the entropy of the language\n",
                entropy_floor);
@@ -298,7 +305,7 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
 }
 
 // A live line on a terminal, and a line that stays at each validation. In a sweep: the figures for
-// the sweep's line.
+// the sweep's line. The fields that a narrow terminal has no room for come last.
 static void run_show(Run *run, const Stats *s, int step) {
     const Config *cfg = run->cfg;
     Progress *progress = run->progress;
@@ -313,16 +320,18 @@ static void run_show(Run *run, const Stats *s, int step) {
     }
     bool live = isatty(STDOUT_FILENO);
     bool stays = !isnan(s->val_loss) || step == cfg->steps || run->diverged_step;
-    if (!stays && (!live || seconds - run->shown < 0.2)) return;
+    if (!stays && (!live || interrupted || seconds - run->shown < 0.2)) return;
     run->shown = seconds;
-    printf("%sstep %*d/%d", live ? "\r\033[K" : "", (int)log10(cfg->steps + 1.0) + 1, step,
-           cfg->steps);
-    if (step) printf("  train %.4f", fabs(s->train_loss));    // fabs: nan, not -nan
-    if (!isnan(s->val_loss)) printf("  val %.4f", s->val_loss);
+    char train[32] = "", val[32] = "", rest[128] = "";
+    if (step) snprintf(train, sizeof train, "  train %#.5g", fabs(s->train_loss));    // not -nan
+    if (!isnan(s->val_loss)) snprintf(val, sizeof val, "  val %#.5g", s->val_loss);
     if (step)
-        printf("  lr %.2e  grad %.3g  %.0f tokens/s  %.0f:%02.0f left", learning_rate(cfg, step),
-               fabs(s->grad_norm), steps * cfg->batch * cfg->T / seconds, floor(left / 60),
-               fmod(left, 60));
+        snprintf(rest, sizeof rest, "  lr %.1e  grad %.2g  %.0f:%02.0f left  %.0f tok/s",
+                 learning_rate(cfg, step), fabs(s->grad_norm), floor(left / 60), fmod(left, 60),
+                 steps * cfg->batch * cfg->T / seconds);
+    if (live) printf("\r\033[K");
+    print_fields("step %*d/%d%s%s%s", (int)log10(cfg->steps + 1.0) + 1, step, cfg->steps, train,
+                 val, rest);
     if (stays) putchar('\n');
     fflush(stdout);
 }
@@ -414,7 +423,8 @@ static Summary run_summary(const Run *run, int step) {
     s.cfg = *cfg;
     s.threads = run->threads;
     s.parameters = run->num_parameters;
-    s.non_embedding = run->num_parameters - parameter_size(&run->table[WTE]);
+    s.non_embedding = run->num_parameters - parameter_size(&run->table[WTE])
+                      - parameter_size(&run->table[LM_HEAD]);
     s.initial_loss = csv_value(&log, 0, "val_loss");
     s.best_loss = csv_extreme(&log, "val_loss", -1);
     s.final_loss = run->diverged_step ? NAN : csv_last(&log, "val_loss");
@@ -432,7 +442,7 @@ static Summary run_summary(const Run *run, int step) {
 // ---------------------------------------------------------------------------
 // The diagnosis: signs of trouble in the log, and the flag that fixes each
 
-// Prints a line for each sign, after the prefix. Returns the number of lines.
+// Prints a sentence for each sign, after the prefix. Returns their number.
 static int diagnose(const Config *cfg, const char *prefix) {
     Csv log = csv_read(cfg);
     int found = 0, row = 0, last = log.rows - 1;
@@ -441,17 +451,18 @@ static int diagnose(const Config *cfg, const char *prefix) {
     double most = max_attn_logit(&log, cfg->layers, name);
     if (most > 100) {
         while (!(csv_value(&log, row, name) > 100)) row++;
-        printf("%sattention logits grew past 100 in layer %s (the first is 0) from step %.0f on, "
-               "up to %.3g: %s fixes it%s\n", prefix, strrchr(name, '_') + 1,
-               csv_value(&log, row, "step"), most, cfg->qk_norm ? "a lower -lr" : "-qk_norm 1",
-               cfg->qk_norm ? " (-qk_norm is on)" : "");
+        print_sentence("%sattention logits grew past 100 in layer %s (the first is 0) from step "
+                       "%.0f on, up to %.3g: %s fixes it%s", prefix, strrchr(name, '_') + 1,
+                       csv_value(&log, row, "step"), most,
+                       cfg->qk_norm ? "a lower -lr" : "-qk_norm 1",
+                       cfg->qk_norm ? " (-qk_norm is on)" : "");
         found++;
     }
 
     double lowest = csv_extreme(&log, "log_z", -1);
     if (lowest < -5) {
-        printf("%smean log Z fell to %.3g: %s fixes it\n", prefix, lowest,
-               cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
+        print_sentence("%smean log Z fell to %.3g: %s fixes it", prefix, lowest,
+                       cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
         found++;
     }
 
@@ -462,9 +473,9 @@ static int diagnose(const Config *cfg, const char *prefix) {
         double before = csv_extreme(&log, update, 1), after = csv_value(&log, last, update);
         double rms = csv_value(&log, last, name);
         if (!(after < 0.3 * before && rms < 10 * cfg->eps)) continue;
-        printf("%sthe update of %s collapsed to %.2g (RMS, from %.2g) while its gradient's RMS, "
-               "%.2g, met epsilon %.2g: a smaller -eps fixes it\n",
-               prefix, kind, after, before, rms, cfg->eps);
+        print_sentence("%sthe update of %s collapsed to %.2g (RMS, from %.2g) while its gradient's "
+                       "RMS, %.2g, met epsilon %.2g: a smaller -eps fixes it",
+                       prefix, kind, after, before, rms, cfg->eps);
         found++;
         break;
     }
@@ -474,9 +485,9 @@ static int diagnose(const Config *cfg, const char *prefix) {
         loss = csv_value(&log, row, "train_loss");
         least = fmin(least, loss);    // fmin ignores NAN
         if (!(loss > least + 0.5)) continue;
-        printf("%sthe loss spiked from %.2f to %.2f at step %.0f, within warm-up: a longer "
-               "-warmup or a lower -lr fixes it\n", prefix, least, loss,
-               csv_value(&log, row, "step"));
+        print_sentence("%sthe loss spiked from %.2f to %.2f at step %.0f, within warm-up: a longer "
+                       "-warmup or a lower -lr fixes it", prefix, least, loss,
+                       csv_value(&log, row, "step"));
         found++;
         break;
     }
@@ -484,12 +495,12 @@ static int diagnose(const Config *cfg, const char *prefix) {
     double first = csv_value(&log, 0, "val_loss");
     if (last > 0 && (!isfinite(csv_value(&log, last, "train_loss")) ||
                      isinf(csv_value(&log, last, "val_loss")))) {
-        printf("%sthe loss was not finite at step %.0f: a lower -lr fixes it\n", prefix,
-               csv_value(&log, last, "step"));
+        print_sentence("%sthe loss was not finite at step %.0f: a lower -lr fixes it", prefix,
+                       csv_value(&log, last, "step"));
         found++;
     } else if (last > 0 && !(csv_last(&log, "val_loss") < first)) {
-        printf("%sthe final loss is not below the initial %.3f: a lower -lr fixes it\n", prefix,
-               first);
+        print_sentence("%sthe final loss is not below the initial %.3f: a lower -lr fixes it",
+                       prefix, first);
         found++;
     }
     csv_free(&log);
@@ -500,17 +511,19 @@ static int diagnose(const Config *cfg, const char *prefix) {
 // The log, and with it the folder's lock, is closed last.
 static int run_end(Run *run, int step) {
     const Config *cfg = run->cfg;
-    const char *stopped = "\nstopped after step %d; go on with: ./train_gpt -resume -out %s\n";
     int status = 0;
     if (interrupted && step < cfg->steps && !run->diverged_step) {
         status = 128 + interrupted;
-        if (!run->progress) fprintf(listener(), stopped, step, cfg->out);
+        if (!run->progress) {
+            fprintf(listener(), "\nstopped after step %d; go on with:\n", step);
+            say_resume(cfg->out);
+        }
     } else {
         Summary summary = run_summary(run, step);
         summary_write(cfg, &summary, 1);
         if (run->progress) run->progress->summary = summary;
         else {
-            printf("\nwrote log.csv, summary.csv and model.safetensors to %s\n", cfg->out);
+            printf("\nwrote log.csv, summary.csv and model.safetensors to\n%s\n", cfg->out);
             diagnose(cfg, "diagnosis: ");
         }
     }

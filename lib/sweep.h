@@ -13,20 +13,23 @@ static double sweep_loss(const Summary *s) {
 }
 
 static void sweep_table(const Summary *runs, int n) {
-    printf("\n%9s  %11s  %19s  %8s  %13s  %8s  %8s\n", "LR", "final loss", "max attention logit",
-           "log Z", "gradient norm", "diverged", "seconds");
+    printf("\n%13s  %10s  %9s  %9s  %9s  %8s  %8s\n", "learning rate", "validation", "max attn",
+           "log Z", "gradient", "diverged", "seconds");
+    printf("%13s  %10s  %9s  %9s  %9s\n", "", "loss", "logit", "", "norm");
     for (int i = 0; i < n; i++) {
         const Summary *s = &runs[i];
-        printf("%9s  %11.4f  %19.4g  %8.4g  %13.3g  %8s  %8.1f\n", s->cfg.lr_text,
+        printf("%13s  %#10.5g  %9.4g  %9.4g  %9.3g  %8s  %8.1f\n", s->cfg.lr_text,
                fabs(s->final_loss), s->max_attn_logit, s->log_z, s->grad_norm,
                summary_diverged(s) ? "yes" : "no", s->seconds);
     }
 }
 
-// The losses in the terminal: one column of 7 characters per run, higher losses higher up.
+// The losses in the terminal: a column for each run, higher losses higher up. More than ten runs
+// have narrower columns, and only some of them a label.
 static void sweep_chart(const Summary *runs, int n) {
-    enum { HEIGHT = 12 };
+    enum { HEIGHT = 12, LABEL = 7 };
     double least = INFINITY, most = -INFINITY, entropy_floor = runs[0].entropy_floor;
+    int width = n > 10 ? 70 / n : LABEL;
     for (int i = 0; i < n; i++) {
         least = fmin(least, sweep_loss(&runs[i]));
         most = fmax(most, sweep_loss(&runs[i]));
@@ -37,39 +40,46 @@ static void sweep_chart(const Summary *runs, int n) {
     printf("\nfinal validation loss, nats (x: diverged%s)\n",
            isnan(entropy_floor) ? "" : "; dots: the entropy of the language");
     for (int row = HEIGHT; row >= 0; row--) {
-        const char *blank = round((entropy_floor - least) / step) == row ? "...." : "    ";
+        char blank = round((entropy_floor - least) / step) == row ? '.' : ' ';
         printf("%7.3f |", least + row * step);
         for (int i = 0; i < n; i++) {
             bool here = round((sweep_loss(&runs[i]) - least) / step) == row;
             char mark = summary_diverged(&runs[i]) ? 'x' : 'o';
-            printf("%.2s%c%s", blank, here ? mark : *blank, blank);
+            for (int j = 0; j < width; j++) putchar(here && j == width / 3 ? mark : blank);
         }
         putchar('\n');
     }
-    printf("         ");
-    for (int i = 0; i < n; i++) printf(" %-6.6s", runs[i].cfg.lr_text);
-    printf(" learning rate\n");
+    printf("     LR  ");
+    int every = (LABEL + width - 1) / width;
+    for (int i = 0; i < n; i += every) {
+        const char *text = runs[i].cfg.lr_text;
+        char label[MAX_RATE];
+        if (strlen(text) < LABEL) strcpy(label, text);
+        else snprintf(label, sizeof label, "%.0e", runs[i].cfg.lr);
+        printf("%*s%-*s", i ? every * width - LABEL + 1 : 0, "", LABEL - 1, label);
+    }
+    putchar('\n');
 }
 
-// LR sensitivity (section 2.2): the mean loss over the learning rates from X to 3e-1, minus the
+// LR sensitivity (section 2.2): the mean loss over the paper's seven learning rates, minus the
 // smallest.
 static void sweep_sensitivity(const Summary *runs, int n) {
-    static const char *const from[2] = {"3e-4", "3e-3"};
-    printf("\nLR sensitivity, nats (0: the learning rate does not matter)\n");
-    for (int g = 0; g < 2; g++) {
-        double best = INFINITY, sum = 0;
-        int count = 0;
-        for (int i = 0; i < n; i++) {
-            double lr = runs[i].cfg.lr, loss = sweep_loss(&runs[i]);
-            if (lr < strtod(from[g], NULL) || lr > 0.3) continue;
-            best = fmin(best, loss);
-            sum += loss;
+    static const double rates[] = {3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1};
+    enum { NUM_RATES = sizeof rates / sizeof rates[0] };
+    double best = INFINITY, sum = 0;
+    int count = 0;
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < NUM_RATES; j++) {
+            if (runs[i].cfg.lr != rates[j]) continue;
+            best = fmin(best, sweep_loss(&runs[i]));
+            sum += sweep_loss(&runs[i]);
             count++;
         }
-        printf("  %s to 3e-1: ", from[g]);
-        if (count < 2) printf("needs two learning rates in that range\n");
-        else printf("%.3f (of %d learning rates)\n", sum / count - best, count);
-    }
+    if (count < NUM_RATES)
+        printf("\nLR sensitivity needs the paper's seven learning rates: -lr 3e-4:3e-1\n");
+    else
+        printf("\nLR sensitivity, nats (0: the learning rate does not matter): %.3f\n",
+               sum / NUM_RATES - best);
 }
 
 // Writes DIR/summary.csv, one row per run, and shows table, chart, sensitivity and diagnosis.
@@ -83,8 +93,7 @@ static void sweep_report(const Config *cfg, const Summary *runs, int n) {
     printf("\nthe runs are in %s\n", cfg->out);
     for (int i = 0; i < n; i++) {
         char prefix[64];
-        snprintf(prefix, sizeof prefix, "%s lr %.15s: ", found ? "          " : "diagnosis:",
-                 runs[i].cfg.lr_text);
+        snprintf(prefix, sizeof prefix, "diagnosis: lr %.15s: ", runs[i].cfg.lr_text);
         found += diagnose(&runs[i].cfg, prefix);
     }
     if (!found) printf("diagnosis: nothing went wrong\n");
@@ -94,15 +103,39 @@ static void sweep_report(const Config *cfg, const Summary *runs, int n) {
 // The sweep itself
 
 // A run's line: of the live display, or at its end.
-static void sweep_line(const char *lr, const Progress *p, int steps, bool live) {
+static void sweep_line(const char *lr, const Progress *p, int steps) {
     static const char *const words[] = {"waiting", "starting", "done", "stopped", "failed"};
-    printf("%slr %-6s  ", live ? "\r\033[K" : "", lr);
+    char figures[64] = "", state[32];
+    snprintf(state, sizeof state, "%s", words[p->state]);
     if (p->step)
-        printf("step %*d/%d  train %6.4f  ", (int)log10(steps + 1.0) + 1, p->step, steps,
-               fabs(p->loss));
+        snprintf(figures, sizeof figures, "step %*d/%d  train %#.5g  ",
+                 (int)log10(steps + 1.0) + 1, p->step, steps, fabs(p->loss));
     if (p->step && p->state == RUNNING)
-        printf("%.0f:%02.0f left\n", floor(p->seconds_left / 60), fmod(p->seconds_left, 60));
-    else printf("%s\n", words[p->state]);
+        snprintf(state, sizeof state, "%.0f:%02.0f left", floor(p->seconds_left / 60),
+                 fmod(p->seconds_left, 60));
+    print_fields("lr %-6s  %s%s", lr, figures, state);
+    putchar('\n');
+}
+
+// Draws the live display over its last `drawn` lines: the lines of all n runs or, if the terminal
+// has too few rows, those of the running ones, and how many runs are in each state. Returns the
+// number of lines.
+static int sweep_show(char lr[MAX_RUNS][MAX_RATE], const Progress *progress, int n, int steps,
+                      int drawn) {
+    int rows = terminal_size().ws_row, lines = 0, count[BROKEN + 1] = {0};
+    if (drawn) printf("\033[%dA\r\033[J", drawn);
+    for (int i = 0; i < n; i++) {
+        RunState state = progress[i].state;
+        count[state]++;
+        if (n >= rows && (state != RUNNING || lines >= rows - 2)) continue;
+        sweep_line(lr[i], &progress[i], steps);
+        lines++;
+    }
+    if (n < rows) return lines;
+    print_fields("%d running  %d done  %d waiting  %d failed  %d stopped", count[RUNNING],
+                 count[DONE], count[WAITING], count[BROKEN], count[STOPPED]);
+    putchar('\n');
+    return lines + 1;
 }
 
 // One of the runs, in its process.
@@ -136,8 +169,9 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
     Progress *progress = (Progress *)mmap(NULL, sizeof(Progress) * MAX_RUNS, PROT_READ | PROT_WRITE,
                                           MAP_SHARED | MAP_ANONYMOUS, -1, 0);    // zeros: WAITING
     if (progress == MAP_FAILED) die(FAILED, "no memory for the sweep: %s", strerror(errno));
-    bool live = isatty(STDOUT_FILENO), drawn = false;
+    bool live = isatty(STDOUT_FILENO);
     int running = 0, next = 0;    // runs in progress; the next one to start
+    int drawn = 0;                // lines of the live display
     catch_signals();
     make_folders(cfg->out);
     path_in(cfg, "log.csv", path);
@@ -146,8 +180,8 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
     path_in(cfg, "summary.csv", path);
     if (unlink(path) && errno != ENOENT)    // an older sweep's
         die(FAILED, "cannot replace %s: %s", path, strerror(errno));
-    printf("%d learning rates, %d at a time, %d steps each, %.1f MB of memory per run\n", n, jobs,
-           cfg->steps, 1e-6 * bytes);
+    print_sentence("%d learning rates, %d at a time, %d steps each, %.1f MB of memory per run", n,
+                   jobs, cfg->steps, 1e-6 * bytes);
     while (running || (next < n && !interrupted)) {
         // start the next runs
         while (next < n && running < jobs && !interrupted) {
@@ -168,13 +202,11 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
             if (interrupted) kill(pid[i], SIGTERM);    // Ctrl-C reaches all, a SIGTERM only this
             if (!sweep_ended(pid[i], lr[i], &progress[i])) continue;
             running--;
-            if (progress[i].state == BROKEN) drawn = false;    // go on below its message
-            else if (!live) sweep_line(lr[i], &progress[i], cfg->steps, live);
+            if (progress[i].state == BROKEN) drawn = 0;    // go on below its message
+            else if (!live) sweep_line(lr[i], &progress[i], cfg->steps);
         }
-        // show all
-        if (live && drawn) printf("\033[%dA", n);
-        for (int i = 0; live && i < n; i++) sweep_line(lr[i], &progress[i], cfg->steps, live);
-        drawn = true;
+        // show them
+        if (live) drawn = sweep_show(lr, progress, n, cfg->steps, drawn);
         fflush(stdout);
     }
     Summary *done = (Summary *)allocate((size_t)n, sizeof(Summary));
@@ -188,11 +220,12 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
         unfinished += state == STOPPED || state == WAITING;
     }
     if (unfinished) {
-        fprintf(listener(), "\nstopped; start the sweep again with the same command");
-        if (stopped)
-            fprintf(listener(), ", or go on with one run: ./train_gpt -resume -out %s/lr%s",
-                    cfg->out, stopped);
-        fputc('\n', listener());
+        fprintf(listener(), "\nstopped; start the sweep again with the same command%s\n",
+                stopped ? ", or go on with one run:" : "");
+        if (stopped) {
+            format_text(path, sizeof path, "%s/lr%s", cfg->out, stopped);
+            say_resume(path);
+        }
     }
     bool cut_short = interrupted && unfinished;
     if (!cut_short) sweep_report(cfg, done, count);
@@ -219,19 +252,26 @@ static int sample_token(const real *logits, int V, double temperature, uint64_t 
     return best;
 }
 
-// Writes -sample tokens: bytes as they are, the tokens of a larger vocabulary as numbers.
-// logits_after(model, context, used): the logits (V) of the token after context (used).
+// Writes -sample tokens: bytes, on a terminal with a dot for a control character, or the numbers of
+// a larger vocabulary's tokens. logits_after(model, context, used): the logits (V) of the token
+// after context (used).
 static void sample_text(const Config *cfg, const real *(*logits_after)(void *, const int *, int),
                         void *model) {
     int T = cfg->T, V = cfg->vocab, used = 1;
     int *context = (int *)allocate((size_t)T, sizeof(int));
     uint64_t random = (uint64_t)cfg->seed;
+    bool terminal = isatty(STDOUT_FILENO);
     double temperature = cfg->temperature / mu_logit_scale(cfg);
     context[0] = V <= 256 ? '\n' % V : V - 1;    // a text follows a newline, or GPT-2's last token
     for (int i = 0; i < cfg->sample; i++) {
-        int token = sample_token(logits_after(model, context, used), V, temperature, &random);
-        if (V <= 256) putchar(token);
-        else printf("%d ", token);
+        const real *logits = logits_after(model, context, used);
+        for (int j = 0; j < V; j++)
+            if (!isfinite(logits[j]))
+                die(FAILED, "%s/model.safetensors: its logits are not finite: the run diverged; "
+                    "-sample needs another -out", cfg->out);
+        int token = sample_token(logits, V, temperature, &random);
+        if (V > 256) printf("%d ", token);
+        else putchar(terminal && iscntrl(token) && token != '\n' && token != '\t' ? '.' : token);
         if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
         else used++;
         context[used - 1] = token;

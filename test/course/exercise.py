@@ -7,6 +7,7 @@ compute; where the rest would not compile, a stub follows. No solution is writte
 import argparse
 import pathlib
 import re
+import shlex
 import shutil
 import sys
 import textwrap
@@ -748,8 +749,8 @@ def main():
         args.cuda and args.name != "cuda",
     )
     print(
-        f"{folder}: hand it out; its README.md says what to do. Grade it with: make grade"
-        f" DIR={folder}"
+        f"{folder}: hand it out; its README.md says what to do. Grade it with:\n"
+        f"make grade DIR={shlex.quote(str(folder))}"
     )
 
 

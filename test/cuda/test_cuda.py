@@ -8,8 +8,11 @@ import csv
 import functools
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
+import time
 
 import ml_dtypes
 import numpy as np
@@ -468,6 +471,20 @@ def test_resumed(precision, programs, tmp_path):
     run(program, **flags, steps=3, out=tmp_path / "parts")
     run(program, "-resume", steps=6, out=tmp_path / "parts")
     same_log(log(tmp_path / "parts"), log(tmp_path / "whole"), 0)
+
+
+def test_stopped(program, tmp_path):
+    """It names the command that goes on with it: this program, not train_gpt."""
+    flags = {**TINY, "steps": 10**6, "log_every": 1}
+    words = [str(x) for name, value in flags.items() for x in ("-" + name, value)]
+    process = subprocess.Popen([program, *words, "-out", "a b"], cwd=tmp_path, stdout=-1, text=True)
+    while not (tmp_path / "a b/log.csv").exists() or len(log(tmp_path / "a b")) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGINT, said
+    assert said.splitlines()[-1] == shlex.join([str(program), "-resume", "-out", "a b"])
 
 
 def test_sweep(program, tmp_path):

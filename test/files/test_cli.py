@@ -109,15 +109,14 @@ def flag_table(tmp_path):
     """name -> (default, range, section) as -h prints them."""
     lines = program("-h", cwd=tmp_path).stdout.splitlines()
     head = next(line for line in lines if line.startswith("flag "))
-    starts = [head.index(word) for word in ("flag", "default", "range", "section")] + [
-        head.index("section") + 9
-    ]
-    rows = [
-        [line[a:b].strip() for a, b in zip(starts, starts[1:])]
-        for line in lines
-        if line.startswith("-")
-    ]
-    return {name[1:]: rest for name, *rest in rows}
+    section, accepted = head.index("paper"), head.index("range")
+    rows = {}
+    for line in lines:
+        if line.startswith("-"):
+            name, default = line[1:section].split(" ", 1)
+            values = line[accepted:].split("  ")[0]  # two spaces before the meaning
+            rows[name] = default.strip(), values, line[section:accepted].strip()
+    return rows
 
 
 SECTIONS = dict(
@@ -175,7 +174,10 @@ def test_help_lists_every_flag(tmp_path, flag):
     assert (result.returncode, result.stderr, list(tmp_path.iterdir())) == (0, "", [])
     rows = flag_table(tmp_path)
     assert sorted(rows) == sorted(FLAGS)
-    assert all(default and accepted for default, accepted, _ in rows.values())
+    assert all(default for name, (default, _, _) in rows.items() if name not in ("val", "out"))
+    assert all(accepted for _, accepted, _ in rows.values())
+    lines = result.stdout.replace(PROGRAM, "./train_gpt").splitlines()
+    assert max(map(len, lines)) <= 80
     assert {name: rows[name][2] for name in SECTIONS} == SECTIONS
     assert {name: rows[name][0] for name in DEFAULTS} == DEFAULTS
     assert {name: rows[name][1] for name in RANGES} == RANGES
@@ -184,8 +186,8 @@ def test_help_lists_every_flag(tmp_path, flag):
 def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
     tried = 0
     for name, (_, accepted, _) in flag_table(tmp_path).items():
-        if match := re.fullmatch(r"(\S+) \.\. (\d+)", accepted):
-            bad = [str(int(match[1]) - 1), str(int(match[2]) + 1), "1.5", "1e99"]
+        if match := re.fullmatch(r"(\S+) \.\. (\S+)", accepted):
+            bad = [str(int(match[1]) - 1), str(int(float(match[2])) + 1), "1.5", "1e99"]
         elif match := re.fullmatch(r">= (\S+)", accepted):
             # of eps: 1e-60 is 0 in a float, and 0/0 AdamW's first update
             bad = ["-1e-9"] + ["0", "1e-60"] * (match[1] != "0")
@@ -256,7 +258,8 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-lr 1e-3,0.001", "-lr | '0.001' is given twice"),
         ("-sample 5 -lr 1e-3,1e-2", "-sample"),
         ("-sample 5 -lr", "-sample"),
-        ("-resume -lr 1e-3,1e-2 -out x", "-resume | -resume -out x/lr1e-3 | sweep.sh"),
+        ("-resume -lr 1e-3,1e-2 -out x", "-resume | -resume -out x/lr1e-3; | sweep.sh"),
+        ("-resume -lr 1e-3,1e-2 -out 'a x'", "-resume -out 'a x/lr1e-3';"),
         ("-resume -lr", "-resume | lr3e-4 | sweep.sh"),
         ("-sample 1e10", "-sample"),
         ("-lr 1e-2 -out " + "x" * 600, "-out"),
@@ -471,7 +474,7 @@ def test_default_folder(tmp_path, flags, name):
     )
     (made,) = (tmp_path / "x" / "runs").iterdir()
     assert result.returncode == 0 and (made / "model.safetensors").exists()
-    assert result.stdout.startswith(f"runs/{made.name}: ")
+    assert result.stdout.startswith(f"runs/{made.name}:\n")
     rest = (
         made.name.replace("_T8_batch1_steps1", "")
         .replace("T8_batch1_steps1", "")
@@ -484,7 +487,7 @@ def test_default_folder(tmp_path, flags, name):
 def test_no_steps(tmp_path):
     """-steps 0 measures the initial model, and leaves what every run leaves."""
     out = train(tmp_path / "x", steps=0)
-    assert "wrote log.csv, summary.csv and model.safetensors" in out
+    assert f"wrote log.csv, summary.csv and model.safetensors to\n{tmp_path}/x\n" in out
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == [
         "log.csv",
         "model.safetensors",

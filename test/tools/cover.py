@@ -18,7 +18,7 @@ SOURCES = (
     "dataloader.h",
     *sorted(str(p.relative_to(mutate.ROOT)) for p in mutate.ROOT.glob("lib/*.h")),
 )
-TESTS = "layers", "gradients", "checkpoint", "cli", "data", "runs", "survive"
+TESTS = "layers", "gradients", "checkpoint", "cli", "data", "runs", "survive", "terminal"
 # Of the gradients enough for double's own lines, of test_survive.py what the others leave: all of
 # them take minutes. As another user a program cannot write its counts.
 OPTIONS = "-k", "not drop_root and (not gradients or C12) and (not survive or one_run_a_folder)"

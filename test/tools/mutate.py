@@ -51,11 +51,17 @@ WIDER = {
         "test_runs.py",
     ),
     "dataloader.h": ("test_data.py", "test_runs.py -k 'validation or entropy'"),
-    "lib/base.h": ("test_data.py", "test_checkpoint.py", "test_cli.py", "test_runs.py"),
+    "lib/base.h": (
+        "test_data.py",
+        "test_checkpoint.py",
+        "test_cli.py",
+        "test_runs.py",
+        "test_terminal.py",
+    ),
     "lib/flags.h": ("test_cli.py", "test_checkpoint.py", "test_runs.py"),
     "lib/checkpoint.h": ("test_checkpoint.py", "test_cli.py", "test_runs.py"),
-    "lib/run.h": ("test_runs.py", "test_cli.py"),
-    "lib/sweep.h": ("test_runs.py -k sweep", "test_cli.py"),
+    "lib/run.h": ("test_runs.py", "test_cli.py", "test_terminal.py"),
+    "lib/sweep.h": ("test_runs.py -k sweep", "test_cli.py", "test_terminal.py"),
     "train_gpt.cu": CUDA,
     "lib/gpu.h": CUDA,
 }
@@ -541,6 +547,47 @@ MUTANTS = [
         ],
     ),
     (
+        "lib/base.h",
+        "test_terminal.py -k 'validations or long_run or diverges or file or chart or pasted'",
+        [
+            ("columns > 2 ? columns - 2", "columns > 2 ? columns + 12"),
+            ("bool known = !ioctl", "bool known = 0 && !ioctl"),
+            ("length = end;    // two", "length = end + 9;    // two"),
+            ("strlen(word) <= TEXT_WIDTH", "strlen(word) <= TEXT_WIDTH + 2"),
+            ("!isatty(STDOUT_FILENO) ? length", "!isatty(STDOUT_FILENO) ? 80"),
+            ("to = stpcpy(to, \"'\\\\'\");", "*to++ = '\\\\';"),
+            ("*text && !text[plain]) return", "*text && plain) return"),
+        ],
+    ),
+    (
+        "lib/run.h",
+        "test_terminal.py -k 'long_run or validations'",
+        [
+            ("if (live) printf", "if (live && step < 0) printf"),
+            ("if (stays) putchar", "if (stays && step) putchar"),
+            (
+                "bool live = isatty(STDOUT_FILENO);\n    bool stays",
+                "bool live = 0;\n    bool stays",
+            ),
+        ],
+    ),
+    (
+        "lib/sweep.h",
+        "test_terminal.py -k 'sweep or resize or sample or pasted'",
+        [
+            ("if (drawn) printf", "if (drawn > 30) printf"),
+            ("n >= rows && (state != RUNNING", "n > rows && (state != RUNNING"),
+            ("n >= rows && (state != RUNNING", "n >= rows && (state == DONE"),
+            ("lines >= rows - 2)", "lines >= rows)"),
+            ("return lines + 1;", "return lines;"),
+            ("70 / n : LABEL", "LABEL : LABEL"),
+            ("int every = (LABEL + width - 1) / width;", "int every = 1;"),
+            ('"%.0e", runs[i].cfg.lr)', '"%.6s", text)'),
+            ("if (!isfinite(logits[j]))", "if (isinf(logits[j]))"),
+            ("terminal && iscntrl(token)", "terminal && iscntrl(token / 2)"),
+        ],
+    ),
+    (
         "lib/flags.h",
         (
             "test_cli.py -k 'schedule or learning_rates or help or range or names or"
@@ -635,6 +682,7 @@ MUTANTS = [
             ("if (logged || run->diverged_step) log_row", "if (logged) log_row"),
             ('csv_extreme(&log, "val_loss", -1)', 'csv_extreme(&log, "val_loss", 1)'),
             ("run->num_parameters - parameter_size", "run->num_parameters - 2 * parameter_size"),
+            ("- parameter_size(&run->table[LM_HEAD]);", "- 0;"),
             (
                 "return !(s->final_loss < s->initial_loss);",
                 "return s->final_loss > s->initial_loss;",
@@ -692,9 +740,10 @@ MUTANTS = [
         "lib/sweep.h",
         "test_runs.py -k 'test_sweep or sweep_fails or one_sweep'",
         [
-            ("sum / count - best,", "sum / count,"),
-            ("lr > 0.3) continue", "lr > 3) continue"),
-            ('from[2] = {"3e-4", "3e-3"}', 'from[2] = {"3e-4", "1e-2"}'),
+            ("sum / NUM_RATES - best)", "sum / NUM_RATES)"),
+            ("cfg.lr != rates[j]) continue", "cfg.lr > 1.2 * rates[j]) continue"),
+            ("3e-2, 1e-1, 3e-1}", "3e-2, 1e-1, 1}"),
+            ("if (count < NUM_RATES)", "if (count < NUM_RATES - 1)"),
             ("            count++;\n", "            count = i + 1;\n"),
             ("if (!access(path, F_OK))", "if (0)"),
             ("s->final_loss < s->initial_loss ?", "s->final_loss > s->initial_loss ?"),
