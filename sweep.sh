@@ -225,7 +225,8 @@ join_summaries() {    # DIR/summary.csv, from the runs that are finished; one pr
     ) 8>>"$1/experiment"
 }
 
-run() {    # DIR THREADS TRAINER NAME FLAGS
+run() {    # SCRIPT DIR THREADS TRAINER NAME FLAGS; SCRIPT: the number of the process to belong to
+    shift
     local folder=$1/$4 flags status
     # GNU parallel signals the trainer too, which saves its checkpoint; this waits for it
     trap : INT TERM HUP
@@ -252,30 +253,38 @@ run() {    # DIR THREADS TRAINER NAME FLAGS
 # ---------------------------------------------------------------------------
 # Many runs, by GNU parallel
 
-# The signals for what runs: again and again, as a process that is just starting loses the first.
+# again and again, as a process that is just starting loses the first
 TERMSEQ=TERM,500,TERM,1500,TERM,8000,TERM,590000,KILL,25
-session='' stopped=''    # of GNU parallel; the status of a script that was told to stop
+running='' stopped=''    # GNU parallel's number; the status of a script that was told to stop
 
 stop() {
     stopped=$1
-    [ -n "$session" ] || exit "$1"
+    [ -n "$running" ] || exit "$1"
 }
 
 # Runs the lines "name <tab> flags" of stdin. A finished run is known by its summary.csv, not by
-# --resume, which goes by line numbers: they shift as seeds are added, and do not see that somebody
-# deleted a folder. The session keeps a terminal's Ctrl-C for this script, which ends the rest in
-# order.
+# --resume, which goes by line numbers: they shift as seeds are added, and do not tell that somebody
+# has deleted a run's folder.
 run_all() {    # OPTIONS of GNU parallel
-    setsid parallel --plain --will-cite --quote --colsep '\t' --termseq "$TERMSEQ" "$@" \
-        --joblog "+$dir/joblog" bash "$SELF" _run "$dir" "$threads" "$trainer" '{1}' '{2}' &
-    session=$!
-    while kill -0 "$session" 2>/dev/null; do
-        wait "$session"
-        # all of it, as GNU parallel ignores a signal while it starts
-        while [ -n "$stopped" ] && pkill -TERM -s "$session"; do sleep 0.5; done
+    # With -m it is a process group, as each of its runs is: a terminal's Ctrl-C stops this script,
+    # and this script the rest.
+    set -m
+    parallel --plain --will-cite --quote --colsep '\t' --termseq "$TERMSEQ" "$@" \
+        --joblog "+$dir/joblog" bash "$SELF" _run "$$" "$dir" "$threads" "$trainer" '{1}' '{2}' &
+    running=$!
+    set +m
+    while kill -0 "$running" 2>/dev/null; do
+        wait "$running"
+        [ -z "$stopped" ] || end
     done
-    while pkill -TERM -s "$session"; do sleep 0.5; done    # should GNU parallel itself have died
-    session=
+    end    # the runs of a GNU parallel that was killed
+    running=
+}
+
+# GNU parallel itself ignores a signal while it starts, and forgets a run that it has just started.
+end() {
+    # shellcheck disable=SC2046    # -12 -34: process groups
+    while kill -TERM -- -$(pgrep -d ' -' -f " _run $$ ") 2>/dev/null; do sleep 0.5; done
 }
 
 predict() {    # DIR: from stage 1, before any run of stage 2, once
@@ -344,8 +353,8 @@ usage: ./sweep.sh EXPERIMENT [-option value ...] [-- trainer flags]
   -seeds N               -out runs/EXPERIMENT-SCALE    -dry_run: print commands
   -threads N: per run    -j N: runs at a time          -trainer ./train_gpt
   -on slurm (-partition, -time, -pack N runs per task) | a file of hosts for ssh
-Flags after -- replace the experiment's values (-d 32,64x4: width x layers) or go
-to every run; several values are varied:
+Flags after -- replace the experiment's values (-d 32,64x4: width x layers), or
+go to every run; several values of one are varied:
   ./sweep.sh grid -- -wd 1e-4,1e-2 -beta2 0.9,0.99 -lr 1e-3,1e-2
 END
     # a run of about a second, which gives FLOPs a second
@@ -454,12 +463,16 @@ main() {
 
     local options=(--jobs "$jobs")
     [ "$on" = local ] || options+=(--sshloginfile "$on" --workdir "$PWD")
-    [ ! -t 2 ] || options+=(--bar)
+    exec 5>&1
+    if [ -t 2 ]; then
+        options+=(--bar)
+        exec 5>/dev/null
+    fi
     for stage in 1 2; do
         todo=$(unfinished "$stage")
         [ -n "$todo" ] || continue
         [ "$stage" = 1 ] || predict "$dir"
-        run_all "${options[@]}" <<<"$todo"
+        run_all "${options[@]}" <<<"$todo" >&5
         [ -z "$stopped" ] || exit "$stopped"
         [ -z "$(unfinished "$stage")" ] || break
     done
@@ -471,16 +484,18 @@ main() {
 
 # What can be wrong before a run starts
 check() {
-    local word words
+    local word words flags
     { [ -f "$trainer" ] && [ -x "$trainer" ]; } ||
         die 2 "there is no trainer $trainer; make builds it"
     [ "$scale" != paper ] || [ -n "${user[data]-}" ] ||
         die 2 "-scale paper needs tokens: -- -data 'c4_*.bin' -val FILE, with T5's vocabulary of\
  32101"
-    command -v flock >/dev/null ||
-        die 2 "flock is missing; on Debian and Ubuntu: apt install util-linux"
+    for word in flock:util-linux pgrep:procps parallel:parallel; do
+        command -v "${word%:*}" >/dev/null ||
+            die 2 "${word%:*} is missing; on Debian and Ubuntu: apt install ${word#*:}"
+    done
     [[ $(parallel --version 2>/dev/null </dev/null) == "GNU parallel"* ]] ||
-        die 2 "GNU parallel is missing; on Debian and Ubuntu: apt install parallel"
+        die 2 "parallel is not GNU parallel; on Debian and Ubuntu: apt install parallel"
     [ "$on" = slurm ] || [[ $trainer != *_cu ]] || : "${jobs:=1}"
     case $on in
         local) : "${jobs:=$(($(nproc) > threads ? $(nproc) / threads : 1))}" ;;
@@ -493,8 +508,8 @@ check() {
     esac
     # The trainer's word on each value: its status is 2 if a flag is wrong, and it resumes nothing
     # there. Then on the data of the cheapest run, if it runs here: that folder is its last obstacle.
-    while IFS=$'\t' read -r _ words; do
-        eval "words=($words)"
+    while IFS=$'\t' read -r _ flags; do
+        eval "words=($flags)"
         word=$("$trainer" "${words[@]}" -resume -out /dev/null/none 2>&1 </dev/null)
         [ $? -ne 2 ] || die 2 "$word"
     done < <(planned 12 | awk '{ for (i = 3; i <= NF; i++) new += !seen[$(i - 1), $i]++ }
