@@ -65,8 +65,8 @@ set_scale() {
 # seeds; its -flag value go to each of them. Runs of `stage 2` are held out until predict.py has
 # predicted them from stage 1.
 EXPERIMENTS="
-qk_norm         3.1.1  attention logits grow
-z_loss          3.1.2  output logits drift
+qk_norm         3.1.1  attention logits
+z_loss          3.1.2  output logits
 warmup          3.2.1  length of warm-up
 weight_decay    3.2.2  two weight decays
 depth_width     3.2.3  depth and width
@@ -236,17 +236,18 @@ run() {    # SCRIPT DIR THREADS TRAINER NAME FLAGS; SCRIPT: the number of the pr
     eval "flags=($5)"
     mkdir -p "$folder"
     [ ! -e "$folder/model.safetensors" ] || flags+=(-resume)
-    OMP_NUM_THREADS=$2 "$3" "${flags[@]}" -out "$folder" >>"$folder/output.txt" 2>&1 </dev/null
-    status=$?
-    case $status in
-        0)
-            join_summaries "$1"
-            [ "$(result diverged "$folder")" = 1 ] && echo "$4 diverged" || echo "$4 finished" ;;
-        129 | 130 | 141 | 143) echo "$4 stopped" ;;
-        *)
-            echo "$4 failed, exit status $status; the end of $folder/output.txt:"
-            tail -n 5 "$folder/output.txt" | sed 's/^/    /' ;;
-    esac >&"$((status == 0 ? 1 : 2))"
+    {
+        OMP_NUM_THREADS=$2 "$3" "${flags[@]}" -out "$folder"
+        status=$?
+    } >>"$folder/output.txt" 2>&1 </dev/null
+    if [ "$status" = 0 ]; then
+        join_summaries "$1"
+        word=$(result diverged "$folder")
+        echo "$4 $([ "$word" = 1 ] && echo diverged || echo finished)"
+    else
+        echo "$4 failed, exit status $status; the end of $folder/output.txt:"
+        tail -n 5 "$folder/output.txt" | sed 's/^/    /'
+    fi >&"$((status == 0 ? 1 : 2))"
     return "$status"
 }
 
@@ -349,10 +350,10 @@ usage() {    # 80 columns, 24 rows
     cores=$(nproc)
     cat <<END
 usage: ./sweep.sh EXPERIMENT [-option value ...] [-- trainer flags]
-  -scale laptop | workstation (a night on 16 cores) | paper (GPUs, -- -data FILE)
+  -scale laptop, workstation (a night on 16 cores) or paper (GPUs; -- -data F)
   -seeds N               -out runs/EXPERIMENT-SCALE    -dry_run: print commands
   -threads N: per run    -j N: runs at a time          -trainer ./train_gpt
-  -on slurm (-partition, -time, -pack N runs per task) | a file of hosts for ssh
+  -on slurm (-partition, -time, -pack N: runs per task) or a file of hosts (ssh)
 Flags after -- replace the experiment's values (-d 32,64x4: width x layers), or
 go to every run; several values of one are varied:
   ./sweep.sh grid -- -wd 1e-4,1e-2 -beta2 0.9,0.99 -lr 1e-3,1e-2

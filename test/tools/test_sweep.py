@@ -481,7 +481,7 @@ def test_sweep(few):
     ]
     assert last.startswith("16 of 16 runs are in ")
     assert shlex.split(last[last.index("python3 plot.py") :]) == ["python3", "plot.py", str(out)]
-    assert len((out / "joblog").read_text().splitlines()) == 17
+    assert len((out / "joblog").read_text().splitlines()) == 16
 
 
 def test_what_is_finished_is_not_repeated_and_seeds_are_added(few, tmp_path):
@@ -576,7 +576,7 @@ def test_on_a_terminal(tmp_path):
     assert "failed, exit status 3" in lines[at] and "    out of order" in lines[at : at + 3]
     assert [line[:4] for line in lines if re.match(r"\d+%", line)][-1] == "100%"
     assert "3 of 4 runs are in x; python3 plot.py x" in lines
-    assert len(lines) < 10, lines
+    assert len(lines) <= 12, lines
 
 
 def test_ctrl_c_on_a_terminal(undisturbed, tmp_path):
@@ -1010,7 +1010,7 @@ def test_slurm(cluster, tmp_path):
         not (first / "summary.csv").exists()
         and f"{first.name} failed" in (out / "slurm.txt").read_text()
     )
-    assert f"{second.name} stopped" in (out / "slurm.txt").read_text()
+    assert "stopped after step" in (second / "output.txt").read_text()
     slurm("scontrol", "requeue", f"{array}_0")
     time.sleep(1.1)  # slurmd refuses what begins again in the second in which it ended
     deadline = time.time() + 120
