@@ -126,11 +126,11 @@ user_order=() STAGE=1 seed_count=
 stage() { STAGE=$1; }
 seeds() { seq -s , 1 "${seed_count:-$1}"; }
 
-# Prints "stage <tab> flags of every run <tab> axes <tab> 1 if the heads follow the width". A flag
-# given after -- takes the place of the grid's values for it. Any other goes to every run, or is an
-# axis too if it has several values.
+# Prints "stage <tab> flags of every run <tab> flags of this run" for each combination. A flag given
+# after -- takes the place of the grid's values for it. Any other goes to every run, or is varied
+# too if it has several values.
 grid() {
-    local what heads=1 fixed='' added='' axes=()
+    local what value fixed='' added='' varied=''
     for what in checkpoint_every eval_every log_every vocab layers steps batch T; do
         set -- "-$what" "${of[$what]}" "$@"
     done
@@ -143,59 +143,53 @@ grid() {
         printf -v added '%s -%s %q' "$added" "$what" "${user[$what]}"
     done
     [[ " $* " == *" seed="* ]] || set -- "$@" "seed=$(seeds 1)"
-    [[ " $* " != *" -heads "* && -z ${user[heads]-} ]] || heads=0
     while [ $# -gt 0 ]; do
-        what=${1%%=*}
         case $1 in
-            -d) [ -n "${user[d]-}" ] || axes+=("-d=$2"); shift ;;    # not part of the name
             -*) [ -n "${user[${1#-}]-}" ] || fixed+=" $1 $2"; shift ;;
-            *) axes+=("$what=${user[$what]-${1#*=}}") ;;
+            *)
+                what=${1%%=*} value=${user[${1%%=*}]-${1#*=}}
+                [[ $value != *,* ]] || value="{$value}"
+                varied+="\ -$what\ $value" ;;
         esac
         shift
     done
-    printf '%s\t%s\t%s\t%s\n' "$STAGE" "${fixed# }$added" "${axes[*]}" "$heads"
+    # \ -d\ {16,32}\ -lr\ {1e-2,1e-1} becomes the four combinations
+    eval "printf '%s\n' $varied" | while IFS= read -r value; do
+        printf '%s\t%s\t%s\n' "$STAGE" "${fixed# }$added" "$value"
+    done
 }
 
-# Each run once, stage by stage, the most expensive first. The cost is in millions of FLOPs
-# (README.md, "Speed"), times 1 + 16/C: narrow models run less efficiently.
+# Each run once, stage by stage, the most expensive first. The heads follow the width, unless a flag
+# sets them. The cost is in millions of FLOPs (README.md, "Speed"), times 1 + 16/C: narrow models
+# run less efficiently.
 plan() {    # EXPERIMENT
     experiment "$1" | awk -F '\t' -v head_size="${of[head_size]}" -v layers="${user[layers]-}" '
         function fail(text) { print "sweep.sh: " text >"/dev/stderr"; exit 2 }
-        # a run of every combination of the values of this axis and of those after it
-        function expand(k, name, flags,    axis, value, hidden, n, i, part, more, heads) {
-            if (k > axes) {
-                run(substr(name, 2), $2 flags)
-                return
-            }
-            split(all[k], axis, "=")
-            hidden = sub(/^-/, "", axis[1])
-            n = split(axis[2], value, ",")
-            for (i = 1; i <= n; i++) {
-                part = axis[1] value[i]
-                more = axis[1] " " value[i]
-                if (axis[1] == "d") {
-                    if (part !~ /^d[0-9]+(x[0-9]+)?$/)
-                        fail("-d: \047" value[i] "\047 is not a width, nor width x layers")
-                    if (sub(/x/, "_layers", part) && layers)
-                        fail("-layers: this experiment chooses it itself")
-                    sub(/x/, " -layers ", more)
-                    heads = int(value[i] / head_size)
-                    if ($4) more = more " -heads " (heads ? heads : 1)
-                }
-                expand(k + 1, name (hidden ? "" : "_" part), flags " -" more)
-            }
-        }
-        function run(name, flags,    n, i, word, v, C, L, T, V, flops) {
-            gsub(/%/, "pct", name)
-            if (seen[name]++) return
+        {
+            name = substr($3, 3)
+            flags = $2 $3
+            split("", v)
             n = split(flags, word, " ")
             for (i = 1; i < n; i++) v[word[i]] = word[i + 1]
-            C = v["-d"]; L = v["-layers"]; T = v["-T"]; V = v["-vocab"] > 0 ? v["-vocab"] : 256
+            if (v["-d"] !~ /^[0-9]+(x[0-9]+)?$/)
+                fail("-d: \047" v["-d"] "\047 is not a width, nor width x layers")
+            size = "-d " v["-d"]
+            if (split(v["-d"], part, "x") == 2) {
+                if (layers) fail("-layers: this experiment chooses it itself")
+                v["-layers"] = part[2]
+                size = "-d " part[1] " -layers " part[2]
+                sub("d " v["-d"], substr(size, 2), name)
+            }
+            heads = int(part[1] / head_size)
+            sub("-d " v["-d"], size ("-heads" in v ? "" : " -heads " (heads ? heads : 1)), flags)
+            gsub(/ -/, "_", name)
+            gsub(/ /, "", name)
+            gsub(/%/, "pct", name)
+            if (seen[name]++) next
+            C = part[1]; L = v["-layers"]; T = v["-T"]; V = v["-vocab"] > 0 ? v["-vocab"] : 256
             flops = 6 * (12 * L * C * C + V * C + L * T * C) * T * v["-batch"] * v["-steps"]
             printf "%.0f\t%s\t%s\t%s\t%s\n", flops * 1e-6 * (1 + 16 / C), $1, name, flags, $2
-        }
-        { axes = split($3, all, " "); expand(1, "", "") }' |
-        sort -t $'\t' -k 2,2n -k 1,1nr -k 3,3
+        }' | sort -t $'\t' -k 2,2n -k 1,1nr -k 3,3
 }
 
 # "name <tab> flags" of the runs of these stages, and of those of them that are not finished
@@ -227,7 +221,7 @@ join_summaries() {    # DIR/summary.csv, from the runs that are finished; one pr
 
 run() {    # SCRIPT DIR THREADS TRAINER NAME FLAGS; SCRIPT: the number of the process to belong to
     shift
-    local folder=$1/$4 flags status
+    local folder=$1/$4 flags status states=(finished diverged)
     # GNU parallel signals the trainer too, which saves its checkpoint; this waits for it
     trap : INT TERM HUP
     exec 9>>"$1/lock"
@@ -242,8 +236,7 @@ run() {    # SCRIPT DIR THREADS TRAINER NAME FLAGS; SCRIPT: the number of the pr
     } >>"$folder/output.txt" 2>&1 </dev/null
     if [ "$status" = 0 ]; then
         join_summaries "$1"
-        word=$(result diverged "$folder")
-        echo "$4 $([ "$word" = 1 ] && echo diverged || echo finished)"
+        echo "$4 ${states[$(result diverged "$folder")]}"
     else
         echo "$4 failed, exit status $status; the end of $folder/output.txt:"
         tail -n 5 "$folder/output.txt" | sed 's/^/    /'
@@ -266,7 +259,8 @@ stop() {
 # Runs the lines "name <tab> flags" of stdin. A finished run is known by its summary.csv, not by
 # --resume, which goes by line numbers: they shift as seeds are added, and do not tell that somebody
 # has deleted a run's folder.
-run_all() {    # OPTIONS of GNU parallel
+run_all() {    # OPTIONS of GNU parallel; status 0 if every run is finished
+    local status
     # With -m it is a process group, as each of its runs is: a terminal's Ctrl-C stops this script,
     # and this script the rest.
     set -m
@@ -276,10 +270,12 @@ run_all() {    # OPTIONS of GNU parallel
     set +m
     while kill -0 "$running" 2>/dev/null; do
         wait "$running"
+        status=$?
         [ -z "$stopped" ] || end
     done
     end    # the runs of a GNU parallel that was killed
     running=
+    return "$status"
 }
 
 # GNU parallel itself ignores a signal while it starts, and forgets a run that it has just started.
@@ -338,19 +334,12 @@ task() {    # DIR THREADS TRAINER LIST PACK
 # ---------------------------------------------------------------------------
 # The command line
 
-duration() {    # of seconds, for people
-    if (($1 < 3600)); then printf '%d:%02d' $(($1 / 60)) $(($1 % 60))
-    elif (($1 < 172800)); then echo "$(($1 / 3600)) h"
-    elif (($1 < 63072000)); then echo "$(($1 / 86400)) days"
-    else echo "$(($1 / 31536000)) years"; fi
-}
-
 usage() {    # 80 columns, 24 rows
-    local name section text scale count seconds cost flags folder cores rate=0
+    local name section text scale cost flags folder cores rate=0
     cores=$(nproc)
     cat <<END
 usage: ./sweep.sh EXPERIMENT [-option value ...] [-- trainer flags]
-  -scale laptop, workstation (a night on 16 cores) or paper (GPUs; -- -data F)
+  -scale laptop, workstation (a night on 16 cores) or paper (GPUs, -data FILE)
   -seeds N               -out runs/EXPERIMENT-SCALE    -dry_run: print commands
   -threads N: per run    -j N: runs at a time          -trainer ./train_gpt
   -on slurm (-partition, -time, -pack N: runs per task) or a file of hosts (ssh)
@@ -367,27 +356,27 @@ END
         rate=$(awk -v c="$cost" -v s="$(result seconds "$folder")" 'BEGIN { print c / s }')
     fi
     rm -r "$folder"
-    printf '%-15s%-6s%-11s%-12s%-16s%s\n' experiment '' laptop workstation paper \
-        "(runs, time here)"
+    printf '%-15s%-6s%-12s%-12s%-16s%s\n' experiment '' laptop workstation paper '(runs, time here)'
     while read -r name section text; do
         printf '%-15s%-6s' "$name" "$section"
-        for scale in laptop:11 workstation:12 paper:16; do
-            set_scale "${scale%:*}"
-            read -r count seconds < <(plan "$name" | awk -v rate="$rate" -v cores="$cores" '
-                { s += $1 / cores; if ($1 > most) most = $1 }
+        for scale in laptop workstation paper; do
+            set_scale "$scale"
+            plan "$name" | awk -v rate="$rate" -v cores="$cores" -v scale="$scale" '
+                { s += $1 / cores; if ($1 > s) s = $1 }
                 END {
-                    if (rate) printf "%d %.0f", NR, (s > most ? s : most) / rate
-                    else print NR, "?"
-                }')
-            [ "$seconds" = '?' ] || seconds=$(duration "$seconds")
-            printf "%-${scale#*:}s" "$count, $seconds"
+                    if (rate) s /= rate
+                    time = !rate ? "?" : s < 3600 ? sprintf("%d:%02d", s / 60, s % 60) :
+                        s < 172800 ? int(s / 3600) " h" : s < 63072000 ? int(s / 86400) " days" :
+                        int(s / 31536000) " years"
+                    printf "%-" (scale == "paper" ? 16 : 12) "s", NR ", " time
+                }'
         done
         echo "$text"
     done < <(grep . <<<"$EXPERIMENTS")
 }
 
 main() {
-    local experiment='' dry_run='' word stage todo total left job_name
+    local experiment='' dry_run='' word stage flags todo total left job_name plan
     local -A option=([scale]=laptop [seeds]='' [j]='' [on]=local [out]='' [trainer]=./train_gpt
         [threads]=1 [partition]='' [time]='' [pack]=1)
     printf -v command '%q ' "$0" "$@"
@@ -437,17 +426,15 @@ main() {
         die 2 "'$experiment' is none of: $word (-h says what they are)"
     fi
     : "${dir:=runs/$experiment-$scale}"
-    local plan
     plan=$(plan "$experiment") || exit 2
 
     if [ -n "$dry_run" ]; then
         for stage in 1 2; do
-            todo=$(planned "$stage")
-            [ "$stage" = 1 ] || [ -z "$todo" ] || printf 'python3 predict.py %q\n' "$dir"
-            [ -z "$todo" ] || while IFS=$'\t' read -r word todo; do
+            [ "$stage" = 1 ] || [ -z "$(planned 2)" ] || printf 'python3 predict.py %q\n' "$dir"
+            while IFS=$'\t' read -r word flags; do
                 printf 'OMP_NUM_THREADS=%s %q %s -out %q\n' \
-                    "$threads" "$trainer" "$todo" "$dir/$word"
-            done <<<"$todo"
+                    "$threads" "$trainer" "$flags" "$dir/$word"
+            done < <(planned "$stage")
         done
         exit 0
     fi
@@ -477,8 +464,8 @@ main() {
         [ -z "$stopped" ] || exit "$stopped"
         [ -z "$(unfinished "$stage")" ] || break
     done
-    join_summaries "$dir"
     left=$(unfinished 12 | wc -l)
+    [ "$left" = "$total" ] || join_summaries "$dir"
     echo "$((total - left)) of $total runs are in $dir; python3 plot.py $(printf %q "$dir")"
     [ "$left" = 0 ] || die 1 "try the others again with: $command"
 }
@@ -491,12 +478,9 @@ check() {
     [ "$scale" != paper ] || [ -n "${user[data]-}" ] ||
         die 2 "-scale paper needs tokens: -- -data 'c4_*.bin' -val FILE, with T5's vocabulary of\
  32101"
-    for word in flock:util-linux pgrep:procps parallel:parallel; do
-        command -v "${word%:*}" >/dev/null ||
-            die 2 "${word%:*} is missing; on Debian and Ubuntu: apt install ${word#*:}"
-    done
-    [[ $(parallel --version 2>/dev/null </dev/null) == "GNU parallel"* ]] ||
-        die 2 "parallel is not GNU parallel; on Debian and Ubuntu: apt install parallel"
+    { type flock pgrep && [[ $(parallel --version </dev/null) == "GNU parallel"* ]]; } \
+        >/dev/null 2>&1 || die 2 "GNU parallel, flock or pgrep is missing; on Debian and Ubuntu:\
+ apt install parallel util-linux procps"
     [ "$on" = slurm ] || [[ $trainer != *_cu ]] || : "${jobs:=1}"
     case $on in
         local) : "${jobs:=$(($(nproc) > threads ? $(nproc) / threads : 1))}" ;;
@@ -508,7 +492,7 @@ check() {
             : "${jobs:=$(((99 + threads) / threads))%}" ;;
     esac
     # The trainer's word on each value: its status is 2 if a flag is wrong, and it resumes nothing
-    # there. Then on the data of the cheapest run, if it runs here: that folder is its last obstacle.
+    # there. Then on the data of the cheapest run, if it runs here: its last obstacle is the folder.
     while IFS=$'\t' read -r _ flags; do
         eval "words=($flags)"
         word=$("$trainer" "${words[@]}" -resume -out /dev/null/none 2>&1 </dev/null)
@@ -519,12 +503,6 @@ check() {
         word=$("$trainer" "${words[@]}" -steps 0 -warmup 0 -out /dev/null/none 2>&1 </dev/null)
         [[ $word == *"/dev/null/none"* ]] || die 1 "$(tail -n 1 <<<"$word")"
     fi
-}
-
-write() {    # FILE TEXT, unless it exists; whole or not at all
-    local error
-    [ -e "$1" ] || error=$({ echo "$2" >"$1.tmp" && mv "$1.tmp" "$1"; } 2>&1) ||
-        die 1 "cannot write $1: ${error##*: }"
 }
 
 # The folder, whose lock this script and each of its runs hold
@@ -540,10 +518,13 @@ begin() {
     flock -n 9 || die 1 "$word"
     [ ! -e "$dir/slurm1" ] || [ -z "$(squeue -h -n "$job_name")" ] || die 1 "$word"
     flags=$(cut -f 5 <<<"$plan" | sort -u)
-    write "$dir/experiment" "$experiment"
+    for word in experiment flags; do    # whole or not at all
+        [ -e "$dir/$word" ] || { echo "${!word}" >"$dir/$word.tmp" &&
+            mv "$dir/$word.tmp" "$dir/$word"; } 2>/dev/null ||
+            die 1 "cannot write $dir/$word: is there space?"
+    done
     word=$(cat "$dir/experiment")
     [ "$word" = "$experiment" ] || die 2 "$dir holds the experiment $word; choose another -out"
-    write "$dir/flags" "$flags"
     [ "$flags" = "$(cat "$dir/flags")" ] ||
         die 2 "$dir was begun with other flags, see $dir/flags; choose another -out"
     [ -e "$dir/prediction.csv" ] || while IFS=$'\t' read -r word _; do
