@@ -362,12 +362,14 @@ END
         for scale in laptop workstation paper; do
             set_scale "$scale"
             plan "$name" | awk -v rate="$rate" -v cores="$cores" -v scale="$scale" '
-                { s += $1 / cores; if ($1 > s) s = $1 }
+                { s += $1 / cores; if ($1 > longest) longest = $1 }
                 END {
-                    if (rate) s /= rate
-                    time = !rate ? "?" : s < 3600 ? sprintf("%d:%02d", s / 60, s % 60) :
-                        s < 172800 ? int(s / 3600) " h" : s < 63072000 ? int(s / 86400) " days" :
-                        int(s / 31536000) " years"
+                    if (rate) s = (s > longest ? s : longest) / rate
+                    time = int(s / 31536000) " years"
+                    if (s < 63072000) time = int(s / 86400) " days"
+                    if (s < 172800) time = int(s / 3600) " h"
+                    if (s < 3600) time = sprintf("%d:%02d", s / 60, s % 60)
+                    if (!rate) time = "?"
                     printf "%-" (scale == "paper" ? 16 : 12) "s", NR ", " time
                 }'
         done
