@@ -78,7 +78,7 @@ steps           app.   number of steps
 batch           app.   batch size
 beta2           app.   AdamW's beta2
 clip            app.   gradient clipping
-grid            -      any flags, see above
+grid            -      any flags, above
 "
 LR=3e-4,1e-3,3e-3,1e-2,3e-2,1e-1,3e-1    # the paper's seven (section 2.2)
 
