@@ -509,10 +509,10 @@ check() {
 
 # The folder, whose lock this script and each of its runs hold
 begin() {
-    local word flags
+    local word flags error
     [ ! -e "$dir/log.csv" ] || die 2 "$dir holds a single run; choose another -out"
-    word=$({ mkdir -p "$dir" && : >>"$dir/lock"; } 2>&1) ||
-        die 2 "cannot write to $dir: ${word##*: }"
+    error=$({ mkdir -p "$dir" && : >>"$dir/lock"; } 2>&1) ||
+        die 2 "cannot write to $dir: ${error##*: }"
     exec 9>>"$dir/lock"
     job_name="$experiment in $(cd "$dir" && pwd -P)"
     job_name=${job_name//,/_}
@@ -521,9 +521,9 @@ begin() {
     [ ! -e "$dir/slurm1" ] || [ -z "$(squeue -h -n "$job_name")" ] || die 1 "$word"
     flags=$(cut -f 5 <<<"$plan" | sort -u)
     for word in experiment flags; do    # whole or not at all
-        [ -e "$dir/$word" ] || { echo "${!word}" >"$dir/$word.tmp" &&
-            mv "$dir/$word.tmp" "$dir/$word"; } 2>/dev/null ||
-            die 1 "cannot write $dir/$word: is there space?"
+        [ -e "$dir/$word" ] ||
+            error=$({ echo "${!word}" >"$dir/$word.tmp" && mv "$dir/$word.tmp" "$dir/$word"; } 2>&1) ||
+            die 1 "cannot write $dir/$word: ${error##*: }"
     done
     word=$(cat "$dir/experiment")
     [ "$word" = "$experiment" ] || die 2 "$dir holds the experiment $word; choose another -out"
