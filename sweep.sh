@@ -234,13 +234,15 @@ run() {    # SCRIPT DIR THREADS TRAINER NAME FLAGS; SCRIPT: the number of the pr
         OMP_NUM_THREADS=$2 "$3" "${flags[@]}" -out "$folder"
         status=$?
     } >>"$folder/output.txt" 2>&1 </dev/null
-    if [ "$status" = 0 ]; then
-        join_summaries "$1"
-        echo "$4 ${states[$(result diverged "$folder")]}"
-    else
-        echo "$4 failed, exit status $status; the end of $folder/output.txt:"
-        tail -n 5 "$folder/output.txt" | sed 's/^/    /'
-    fi >&"$((status == 0 ? 1 : 2))"
+    case $status in
+        0)
+            join_summaries "$1"
+            echo "$4 ${states[$(result diverged "$folder")]}" ;;
+        129 | 130 | 141 | 143) echo "$4 stopped" ;;    # by a signal, with a checkpoint
+        *)
+            echo "$4 failed, exit status $status; the end of $folder/output.txt:" >&2
+            tail -n 5 "$folder/output.txt" | sed 's/^/    /' >&2 ;;
+    esac
     return "$status"
 }
 
@@ -278,10 +280,16 @@ run_all() {    # OPTIONS of GNU parallel; status 0 if every run is finished
     return "$status"
 }
 
-# GNU parallel itself ignores a signal while it starts, and forgets a run that it has just started.
+# Ends what run_all started. GNU parallel itself ignores a signal while it starts, and forgets a run
+# that it has just started.
 end() {
-    # shellcheck disable=SC2046    # -12 -34: process groups
-    while kill -TERM -- -$(pgrep -d ' -' -f " _run $$ ") 2>/dev/null; do sleep 0.5; done
+    local groups
+    while groups=$(ps -eww -o pgid=,args= | awk -v s="$$" 'index($0, " _run " s " ") { print -$1 }')
+        [ -n "$groups" ]; do
+        # shellcheck disable=SC2086    # several
+        kill -TERM -- $groups 2>/dev/null
+        sleep 0.5
+    done
 }
 
 predict() {    # DIR: from stage 1, before any run of stage 2, once
@@ -480,8 +488,8 @@ check() {
     [ "$scale" != paper ] || [ -n "${user[data]-}" ] ||
         die 2 "-scale paper needs tokens: -- -data 'c4_*.bin' -val FILE, with T5's vocabulary of\
  32101"
-    { type flock pgrep && [[ $(parallel --version </dev/null) == "GNU parallel"* ]]; } \
-        >/dev/null 2>&1 || die 2 "GNU parallel, flock or pgrep is missing; on Debian and Ubuntu:\
+    { type flock ps && [[ $(parallel --version </dev/null) == "GNU parallel"* ]]; } \
+        >/dev/null 2>&1 || die 2 "GNU parallel, flock or ps is missing; on Debian and Ubuntu:\
  apt install parallel util-linux procps"
     [ "$on" = slurm ] || [[ $trainer != *_cu ]] || : "${jobs:=1}"
     case $on in
@@ -509,7 +517,7 @@ check() {
 
 # The folder, whose lock this script and each of its runs hold
 begin() {
-    local word flags error
+    local word flags file error
     [ ! -e "$dir/log.csv" ] || die 2 "$dir holds a single run; choose another -out"
     error=$({ mkdir -p "$dir" && : >>"$dir/lock"; } 2>&1) ||
         die 2 "cannot write to $dir: ${error##*: }"
@@ -521,9 +529,10 @@ begin() {
     [ ! -e "$dir/slurm1" ] || [ -z "$(squeue -h -n "$job_name")" ] || die 1 "$word"
     flags=$(cut -f 5 <<<"$plan" | sort -u)
     for word in experiment flags; do    # whole or not at all
-        [ -e "$dir/$word" ] ||
-            error=$({ echo "${!word}" >"$dir/$word.tmp" && mv "$dir/$word.tmp" "$dir/$word"; } 2>&1) ||
-            die 1 "cannot write $dir/$word: ${error##*: }"
+        file=$dir/$word
+        [ -e "$file" ] ||
+            error=$({ echo "${!word}" >"$file.tmp" && mv "$file.tmp" "$file"; } 2>&1) ||
+            die 1 "cannot write $file: ${error##*: }"
     done
     word=$(cat "$dir/experiment")
     [ "$word" = "$experiment" ] || die 2 "$dir holds the experiment $word; choose another -out"

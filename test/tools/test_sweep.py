@@ -856,26 +856,39 @@ def test_a_prediction_that_fails_keeps_the_held_out_runs_back(predictor, tmp_pat
 # Other machines
 
 
-def test_hosts(few, tmp_path):
+@pytest.fixture
+def hosts(tmp_path, monkeypatch):
     """Two names of this machine, through an ssh that runs the command here, and no shell in the
     environment."""
-    hosts, log = tmp_path / "hosts", tmp_path / "log"
-    hosts.write_text("2/one\n2/two\n")
+    (tmp_path / "hosts").write_text("2/one\n2/two\n")
     ssh = script(
         tmp_path / "ssh",
-        f'while [[ $1 == -* ]]; do shift; done; echo "$1" >>{log}; shift; [[ $1 != -- ]] || shift;'
-        ' exec bash -c "$*"',
+        f'while [[ $1 == -* ]]; do shift; done; echo "$1" >>{tmp_path}/log; shift;'
+        ' [[ $1 != -- ]] || shift; exec bash -c "$*"',
     )
-    sweep(
-        tmp_path / "x",
-        "-on",
-        hosts,
-        "-j",
-        2,
-        env={k: v for k, v in os.environ.items() if k != "SHELL"} | dict(PARALLEL_SSH=str(ssh)),
-    )
-    assert set(log.read_text().split()) == {"one", "two"}
+    monkeypatch.setenv("PARALLEL_SSH", str(ssh))
+    monkeypatch.delenv("SHELL", raising=False)
+    return tmp_path / "hosts"
+
+
+def test_hosts(hosts, few, tmp_path):
+    sweep(tmp_path / "x", "-on", hosts, "-j", 2)
+    assert set((tmp_path / "log").read_text().split()) == {"one", "two"}
     assert_same_sweep(tmp_path / "x", few[0])
+
+
+def test_stopped_on_hosts(hosts, undisturbed, tmp_path):
+    out = tmp_path / "x"
+    process = subprocess.Popen(
+        command(out, "-on", hosts, flags=LONG), stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: any(p.stat().st_size > 2000 for p in out.glob("*/log.csv")))
+    process.terminate()
+    assert "go on with" in process.stderr.read() and process.wait(60) == 143
+    assert not processes(str(out))
+    assert list(out.glob("*/model.safetensors"))
+    sweep(out, "-on", hosts, flags=LONG)
+    assert_same_sweep(out, undisturbed)
 
 
 @pytest.fixture(scope="module")
