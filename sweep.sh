@@ -192,7 +192,7 @@ plan() {    # EXPERIMENT
         }' | sort -t $'\t' -k 2,2n -k 1,1nr -k 3,3
 }
 
-# "name <tab> flags" of the runs of these stages, and of those of them that are not finished
+# STAGES: prints "name <tab> flags" of their runs, all or only the unfinished ones
 planned() { awk -F '\t' -v OFS='\t' -v s="$1" 'index(s, $2) { print $3, $4 }' <<<"$plan"; }
 unfinished() {
     local name flags
@@ -219,7 +219,7 @@ join_summaries() {    # DIR/summary.csv, from the runs that are finished; one pr
     ) 8>>"$1/experiment"
 }
 
-run() {    # SCRIPT DIR THREADS TRAINER NAME FLAGS; SCRIPT: the number of the process to belong to
+run() {    # SCRIPT DIR THREADS TRAINER NAME FLAGS; by SCRIPT, a process number, end finds this one
     shift
     local folder=$1/$4 flags status states=(finished diverged)
     # GNU parallel signals the trainer too, which saves its checkpoint; this waits for it
@@ -249,7 +249,7 @@ run() {    # SCRIPT DIR THREADS TRAINER NAME FLAGS; SCRIPT: the number of the pr
 # ---------------------------------------------------------------------------
 # Many runs, by GNU parallel
 
-# again and again, as a process that is just starting loses the first
+# repeated, as a process that is just starting loses the first signal
 TERMSEQ=TERM,500,TERM,1500,TERM,8000,TERM,590000,KILL,25
 running='' stopped=''    # GNU parallel's number; the status of a script that was told to stop
 
@@ -270,11 +270,12 @@ run_all() {    # OPTIONS of GNU parallel; status 0 if every run is finished
         --joblog "+$dir/joblog" bash "$SELF" _run "$$" "$dir" "$threads" "$trainer" '{1}' '{2}' &
     running=$!
     set +m
-    while kill -0 "$running" 2>/dev/null; do
-        wait "$running"
+    while
+        wait "$running"    # returns at its end, or at a signal
         status=$?
         [ -z "$stopped" ] || end
-    done
+        kill -0 "$running" 2>/dev/null
+    do :; done
     end    # the runs of a GNU parallel that was killed
     running=
     return "$status"
@@ -331,11 +332,12 @@ submit_all() {
 
 task() {    # DIR THREADS TRAINER LIST PACK
     local dir=$1 threads=$2 trainer=$3 first=$((SLURM_ARRAY_TASK_ID * $5 + 1)) status
-    trap 'stop 1' USR1 TERM
+    trap 'stop 138' USR1
+    trap 'stop 143' TERM
     run_all --jobs 1 < <(sed -n "$first,$((first + $5 - 1))p" "$4")
     status=$?
     # a minute before the end of its time: the rest goes into another job
-    [ -z "$stopped" ] || exec scontrol requeue "$SLURM_JOB_ID"
+    [ "$stopped" != 138 ] || exec scontrol requeue "$SLURM_JOB_ID"
     return "$status"
 }
 
