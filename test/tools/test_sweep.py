@@ -1,40 +1,47 @@
-"""sweep.sh: what it would run, and that runs are made once and to the same bits whatever disturbs
-them: signals, kills, a second sweep on the same folder, a run that fails, hosts, a real Slurm
+"""sweep.sh: its plan, and that each run is made once and to the same bits whatever disturbs the
+sweep: signals, kills, a second sweep on the same folder, a run that fails, hosts, a real Slurm
 cluster of one node."""
 
 import contextlib
+import fcntl
 import os
 import pty
 import re
+import select
 import shlex
 import shutil
 import signal
 import socket
+import struct
 import subprocess
+import termios
 import time
 from pathlib import Path
 
+import pyte
 import pytest
 
 from test_cli import PROGRAM, REPO, snapshot, summary, table
 from test_runs import assert_same_run, has_signal
 
 SWEEP = REPO / "sweep.sh"
+SEVEN = "3e-4 1e-3 3e-3 1e-2 3e-2 1e-1 3e-1"  # the paper's learning rates
 # runs at laptop scale
 EXPERIMENTS = dict(
     qk_norm=64,
     z_loss=30,
-    warmup=120,
-    weight_decay=72,
-    depth_width=80,
-    mu_param=96,
+    warmup=168,
+    weight_decay=102,
+    depth_width=112,
+    mu_param=128,
     coord_check=60,
     predict_logits=32,
     predict_eps=46,
-    steps=40,
-    batch=50,
-    beta2=40,
-    clip=40,
+    steps=56,
+    batch=70,
+    beta2=56,
+    clip=56,
+    grid=1,
 )
 TINY = "-d 16 -T 8 -batch 2 -eval_tokens 64"
 FEW = f"{TINY} -steps 30 -lr 1e-2,1e3".split()  # of clip: 4 clips x 2 learning rates x qk_norm 0, 1
@@ -187,7 +194,7 @@ def test_plan(experiment, scale, tmp_path):
     """Every run has a folder of its own, named by what varies; three seeds are three times the
     runs; nothing is written."""
     lines = plan(experiment, "-scale", scale)
-    lines = [line for line in lines if "plot.py" not in line]
+    lines = [line for line in lines if "predict.py" not in line]
     found = [flags_of(line) for line in lines]
     assert scale != "laptop" or len(found) == EXPERIMENTS[experiment]
     assert len({flags["out"] for flags in found}) == len(found)
@@ -210,9 +217,9 @@ def test_plan(experiment, scale, tmp_path):
         assert C % NH == 0 and C // NH % 2 == 0
     if experiment != "coord_check":
         assert 3 * len(found) == sum(
-            "plot.py" not in line for line in plan(experiment, "-scale", scale, "-seeds", "3")
+            "predict.py" not in line for line in plan(experiment, "-scale", scale, "-seeds", "3")
         )
-    for stage in "\n".join(plan(experiment, "-scale", scale)).split("plot.py"):
+    for stage in "\n".join(plan(experiment, "-scale", scale)).split("predict.py"):
         costs = [
             cost(flags_of(line)) * (1 + 16 / int(flags_of(line)["d"]))
             for line in stage.splitlines()
@@ -237,13 +244,20 @@ def test_plan(experiment, scale, tmp_path):
             dict(d="16 32 64 96", lr="3e-4 1e-3 3e-3 1e-2 3e-2 1e-1 3e-1 1", qk_norm="0 1"),
         ),
         ("z_loss", dict(z_loss="0 1e-4 1e-2", wd="0 1e-4")),
-        ("warmup", dict(warmup="1% 5% 10% 25%", d="16 32 64")),
-        ("weight_decay", dict(wd_independent="0 1", wd="1e-4 1e-2 1")),
+        ("warmup", dict(warmup="1% 5% 10% 25%", d="16 32 64", lr=SEVEN)),
+        (
+            "weight_decay",
+            dict(wd_independent="0 1", wd="1e-4 1e-2 1", lr=f"1e-4 {SEVEN} 1"),
+        ),
         ("depth_width", dict(layers="1 2 4 8", d="16 32 48 64", qk_norm="0 1")),
         (
             "mu_param",
             dict(
-                mu_param="off simple intermediate full", d="32 64 128 256", heads="4", base_d="32"
+                mu_param="off simple intermediate full",
+                d="32 64 128 256",
+                heads="4",
+                base_d="32",
+                lr=f"1e-4 {SEVEN}",
             ),
         ),
         (
@@ -252,14 +266,14 @@ def test_plan(experiment, scale, tmp_path):
         ),
         ("predict_eps", dict(eps="1e-8 1e-15 1e-6 1e-5 1e-4 1e-3")),
         ("predict_logits", dict(d="16 24 32 48 64 96 128 192", qk_norm="0")),
-        ("steps", dict(steps="250 500 1000 2000")),
+        ("steps", dict(steps="250 500 1000 2000", lr=SEVEN)),
         ("batch", dict(batch="4 8 16 32 64")),
         ("beta2", dict(beta2="0.9 0.95 0.99 0.999")),
         ("clip", dict(clip="0 0.1 1 10")),
     ],
 )
 def test_what_varies(experiment, varies):
-    found = [flags_of(line) for line in plan(experiment) if "plot.py" not in line]
+    found = [flags_of(line) for line in plan(experiment) if "predict.py" not in line]
     for flag, values in varies.items():
         assert {flags[flag] for flags in found} == set(values.split()), flag
 
@@ -269,15 +283,15 @@ def test_held_out_runs_come_after_the_prediction():
         predict_logits={"96", "128", "192"}, predict_eps={"96", "128"}
     ).items():
         lines = plan(experiment)
-        (at,) = [i for i, line in enumerate(lines) if "plot.py" in line]
-        assert lines[at] == f"python3 plot.py predict runs/{experiment}-laptop"
+        (at,) = [i for i, line in enumerate(lines) if "predict.py" in line]
+        assert lines[at] == f"python3 predict.py runs/{experiment}-laptop"
         assert {flags_of(line)["d"] for line in lines[at + 1 :]} == held_out and {
             flags_of(line)["d"] for line in lines[:at]
         }.isdisjoint(held_out)
 
 
 def test_flags_of_the_user():
-    """They take the place of the experiment's values, or are added to every run; any text comes
+    """They take the place of the experiment's values, or go to every run; any file's name comes
     through."""
     found = [
         flags_of(line)
@@ -298,9 +312,46 @@ def test_flags_of_the_user():
     }
 
 
+def test_grid_runs_every_combination():
+    """Of whichever flags have several values; a file's name with a comma is one value."""
+    lines = plan("grid", flags="-wd 1e-4,1e-2 -beta2 0.9,0.99 -lr 1e-3,1e-2 -clip 3".split())
+    found = {Path(f["out"]).name: f for f in map(flags_of, lines)}
+    assert set(found) == {
+        f"wd{wd}_beta2{beta2}_lr{lr}_seed1"
+        for wd in ("1e-4", "1e-2")
+        for beta2 in ("0.9", "0.99")
+        for lr in ("1e-3", "1e-2")
+    }
+    for name, f in found.items():
+        assert name == f"wd{f['wd']}_beta2{f['beta2']}_lr{f['lr']}_seed1"
+        assert f["clip"] == "3" and f["d"] == "32" and f["heads"] == "2"
+        assert Path(f["out"]).parent.as_posix() == "runs/grid-laptop"
+    found = [
+        flags_of(line)
+        for line in plan(
+            "grid", "-seeds", "2", flags=["-data", "a,b.txt", "-d", "32x4,48", "-T", "8,16"]
+        )
+    ]
+    assert {f["data"] for f in found} == {"a,b.txt"}
+    assert {Path(f["out"]).name for f in found} == {
+        f"{d}_T{T}_seed{s}" for d in ("d32_layers4", "d48") for T in (8, 16) for s in (1, 2)
+    }
+    assert {(f["d"], f["layers"], f["heads"]) for f in found} == {
+        ("32", "4", "2"),
+        ("48", "2", "3"),
+    }
+    (one,) = map(flags_of, plan("grid", "-scale", "paper"))
+    assert (one["d"], one["layers"], one["heads"]) == ("512", "6", "8")
+    # in an experiment too, beside its own values
+    names = {Path(flags_of(line)["out"]).name for line in plan("clip", flags=["-wd", "0,1"])}
+    assert len(names) == 112 and "d32_lr1e-2_clip1_qk_norm0_wd1_seed1" in names
+    # seeds of the user's
+    assert len(plan("grid", flags=["-seed", "7,8,9"])) == 3
+
+
 def test_help(tmp_path):
-    """Every experiment, and for each scale its runs and the time here: clip's are as the run that
-    is timed but of 2.5 times its steps."""
+    """Every experiment, and for each scale its runs and the time here, on one screen of a terminal.
+    The run that is timed is as clip's 56."""
     trainer = script(
         tmp_path / "trainer",
         'while [ "$1" != -out ]; do shift; done; printf "seconds\\n2\\n" >"$2/summary.csv"',
@@ -311,16 +362,17 @@ def test_help(tmp_path):
     assert result.returncode == 0 and result.stderr == ""
     for name, count in EXPERIMENTS.items():
         (row,) = re.findall(
-            rf"^{name} +([\d.]+|app\.) +(\d+), (\d+):(\d\d) +(\d+), \d+\S* ?\w* +(\d+), \d+ \w+"
-            r" +\w.*$",
+            rf"^{name} +([\d.]+|app\.|-) +(\d+), (\d+):(\d\d) +(\d+), \d+\S* ?\w* +(\d+),"
+            r" \d+ \w+ +\w.*$",
             result.stdout,
             re.M,
         )
         assert int(row[1]) == count and (
             name != "clip"
-            or abs(60 * int(row[2]) + int(row[3]) - max(40 * 5 / len(os.sched_getaffinity(0)), 5))
-            <= 1
+            or abs(60 * int(row[2]) + int(row[3]) - 56 * 2 / len(os.sched_getaffinity(0))) <= 1
         )
+    lines = result.stdout.splitlines()
+    assert len(lines) < 24 and max(map(len, lines)) <= 80
 
 
 # ---------------------------------------------------------------------------
@@ -421,12 +473,15 @@ def test_sweep(few):
             and row == summary(out / name)
             and row["threads"] == "1"
         )
-    diverged = sum(int(row["diverged"]) for row in rows)
-    assert (
-        said.count("\n") == 17
-        and f"16/16 runs done, {diverged} diverged, 0 failed, 0 running" in said
-        and 0 < diverged < 16
-    )
+    diverged = {Path(row["out"]).name for row in rows if row["diverged"] == "1"}
+    assert 0 < len(diverged) < 16
+    *lines, last = said.splitlines()
+    assert sorted(lines) == [
+        f"{name} {'diverged' if name in diverged else 'finished'}" for name in runs(out)
+    ]
+    assert last.startswith("16 of 16 runs are in ")
+    assert shlex.split(last[last.index("python3 plot.py") :]) == ["python3", "plot.py", str(out)]
+    assert len((out / "joblog").read_text().splitlines()) == 16
 
 
 def test_what_is_finished_is_not_repeated_and_seeds_are_added(few, tmp_path):
@@ -471,24 +526,73 @@ def test_jobs_and_threads_change_no_bit(few, tmp_path, arguments):
         assert summary(tmp_path / "x" / name)["threads"] == str(1 if len(arguments) == 2 else 2)
 
 
-def test_on_a_terminal_one_line_is_updated(tmp_path):
-    main, terminal = pty.openpty()
-    process = subprocess.Popen(
-        command(tmp_path / "x"), stdout=terminal, stdin=subprocess.DEVNULL, stderr=terminal
+class Terminal:
+    """A sweep on a terminal of 80 columns and 24 rows."""
+
+    def __init__(self, words, cwd):
+        self.screen = pyte.HistoryScreen(80, 24, history=1000)
+        self.stream, self.status = pyte.ByteStream(self.screen), None
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(cwd)
+            os.environ["TERM"] = "xterm"
+            os.execv(words[0], words)
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+
+    def type(self, text):
+        os.write(self.fd, text.encode())
+
+    def lines(self):
+        """Reads what is there, until the end of the sweep."""
+        while self.status is None and select.select([self.fd], [], [], 0.05)[0]:
+            try:
+                self.stream.feed(os.read(self.fd, 65536))
+            except OSError:
+                self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        assert not self.screen.history.top, "it scrolled"
+        return [line.rstrip() for line in self.screen.display if line.strip()]
+
+
+def test_on_a_terminal(tmp_path):
+    """A bar with the time left, on one line; a failed run stays to be read."""
+    trainer = script(
+        tmp_path / "trainer",
+        f"""case "$*" in
+        *-resume*) ;;
+        *"-clip 10 "*"-qk_norm 1"*-out*d16_*) echo out of order; exit 3;;
+        esac
+        exec {shlex.quote(PROGRAM)} "$@\"""",
     )
-    os.close(terminal)
-    said = b""
-    with contextlib.suppress(OSError):
-        while data := os.read(main, 4096):
-            said += data
-    assert process.wait() == 0
-    lines = said.decode().split("\r\033[K")
-    assert (
-        len(lines) > 16
-        and said.count(b"\n") == 2
-        and "16/16 runs done" in lines[-1]
-        and "left" in lines[-1]
-    )
+    terminal = Terminal(command("x", flags=LONG, trainer=trainer), tmp_path)
+    seen = set()
+    while terminal.status is None:
+        seen.update(terminal.lines())
+    assert terminal.status == 1
+    lines = terminal.lines()
+    assert any(re.match(r"(25|50|75)% [123]:[123]=\S+ d16_lr1e-2", line) for line in seen), seen
+    (at,) = [
+        i for i, line in enumerate(lines) if line.startswith("d16_lr1e-2_clip10_qk_norm1_seed1 f")
+    ]
+    assert "failed, exit status 3" in lines[at] and "    out of order" in lines[at : at + 3]
+    assert [line[:4] for line in lines if re.match(r"\d+%", line)][-1] == "100%"
+    assert "3 of 4 runs are in x; python3 plot.py x" in lines
+    assert len(lines) <= 12, lines
+
+
+def test_ctrl_c_on_a_terminal(undisturbed, tmp_path):
+    """It ends all in order, and says how to go on."""
+    words = command("a b", flags=LONG)
+    terminal = Terminal(words, tmp_path)
+    out = tmp_path / "a b"
+    until(lambda: terminal.lines() and any(p.stat().st_size > 2000 for p in out.glob("*/log.csv")))
+    terminal.type("\x03")
+    until(lambda: terminal.lines() and terminal.status is not None)
+    assert terminal.status == 130 and not processes("a b/d16")
+    said = "".join(line.ljust(80) for line in terminal.lines())
+    assert shlex.split(said[said.index("go on with: ") + 12 :]) == words
+    assert list(out.glob("*/model.safetensors"))
+    subprocess.run(words, cwd=tmp_path, check=True)
+    assert_same_sweep(out, undisturbed)
 
 
 # ---------------------------------------------------------------------------
@@ -507,8 +611,8 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(few, tmp_path):
     )
     said = sweep(tmp_path / "x", trainer=trainer, status=1)
     assert (
-        said.count("failed; the end of") == 1
-        and "d16_lr1e-2_clip10_qk_norm1_seed1 failed" in said
+        said.count("the end of") == 1
+        and "d16_lr1e-2_clip10_qk_norm1_seed1 failed, exit status 3" in said
         and "line 3\n    line 4" in said
         and "line 2\n" not in said
     )
@@ -528,21 +632,24 @@ def test_a_damaged_checkpoint_is_a_failed_run(tmp_path, few):
     assert f"{name} failed" in said and "model.safetensors is" in said and "15 of 16" in said
 
 
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
 @pytest.mark.parametrize(
     "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
 )
-def test_stopped_and_gone_on_with(undisturbed, tmp_path, number, status):
+def test_stopped_and_gone_on_with(undisturbed, tmp_path, number, status, send):
+    """By a signal to the script alone, as `kill` sends it, or to its group."""
     out = tmp_path / "x"
     process = subprocess.Popen(
         command(out, flags=LONG),
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         stdin=subprocess.DEVNULL,
         process_group=0,
     )
     until(lambda: any(p.stat().st_size > 2000 for p in out.glob("*/log.csv")))
-    os.killpg(process.pid, number)  # as a terminal does
-    said = process.communicate(timeout=60)[0]
+    send(process.pid, number)
+    said = process.communicate(timeout=60)[1]
     assert process.returncode == status and not processes(str(out))
     stopped = [
         p.parent for p in out.glob("*/model.safetensors") if not (p.parent / "summary.csv").exists()
@@ -577,7 +684,8 @@ def test_stopped_when_gnu_parallel_dies_of_it(tmp_path):
     out = tmp_path / "x"
     process = subprocess.Popen(
         command(out, flags=LONG + ["-steps", "1000000"]),
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         stdin=subprocess.DEVNULL,
         process_group=0,
@@ -592,7 +700,7 @@ def test_stopped_when_gnu_parallel_dies_of_it(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     until(lambda: has_signal(gnu_parallel, "ShdPnd", signal.SIGTERM))
     os.kill(gnu_parallel, signal.SIGKILL)
-    assert "go on with" in process.communicate(timeout=60)[0] and process.returncode == 130
+    assert "go on with" in process.communicate(timeout=60)[1] and process.returncode == 130
     assert not processes(str(out))
 
 
@@ -635,16 +743,31 @@ def test_only_the_sweep_killed_its_runs_are_waited_for(undisturbed, tmp_path):
                 os.kill(pid, signal.SIGKILL)  # all but the trainers
     process.wait()
     assert processes(f"-out\0{out}/")
+    assert "wait until it has ended" in sweep(out, flags=LONG, status=1)
+    until(lambda: not processes(f"-out\0{out}/"))
     sweep(out, flags=LONG)
     assert_same_sweep(out, undisturbed)
 
 
-def test_two_sweeps_on_one_folder(undisturbed, tmp_path):
+def test_a_second_sweep_on_the_folder_is_told_to_wait(undisturbed, tmp_path):
+    out = tmp_path / "x"
+    first = subprocess.Popen(
+        command(out, "-j", 1, flags=LONG), stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    until(lambda: processes(f"-out\0{out}/"))
+    said = sweep(out, flags=LONG, status=1)
+    assert said.count("\n") == 1 and f"{out}: another sweep" in said and "wait until" in said
+    assert "4 of 4" in first.communicate(timeout=300)[0] and first.returncode == 0
+    assert_same_sweep(out, undisturbed)
+
+
+def test_two_sweeps_begun_at_once(undisturbed, tmp_path):
+    """One of them makes the runs."""
     out, log = tmp_path / "x", tmp_path / "log"
     trainer = script(tmp_path / "trainer", f'echo "$@" >>{log}; exec {shlex.quote(PROGRAM)} "$@"')
     both = [
         subprocess.Popen(
-            command(out, "-j", 3, flags=LONG, trainer=trainer),
+            command(out, flags=LONG, trainer=trainer),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -653,11 +776,26 @@ def test_two_sweeps_on_one_folder(undisturbed, tmp_path):
         for _ in range(2)
     ]
     said = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted(process.returncode for process in both) == [0, 1], said
     begun = [line for line in log.read_text().splitlines() if str(out) in line]
     assert len(begun) == 4, "a run was made twice"
-    assert all("4/4 runs done" in text for text in said)
     assert_same_sweep(out, undisturbed)
+
+
+def test_nobody_reads_its_output(tmp_path):
+    """`./sweep.sh ... | head -n 1`: nothing lives on, and it says how to go on."""
+    out = tmp_path / "x"
+    process = subprocess.Popen(
+        command(out, flags=LONG), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert "go on with" in process.stderr.read()
+    assert process.wait(60) == 141 and not processes(str(out))
+
+
+def test_no_folder_for_temporary_files(few, tmp_path):
+    sweep(tmp_path / "x", env=dict(os.environ, TMPDIR=str(tmp_path / "nowhere")))
+    assert_same_sweep(tmp_path / "x", few[0])
 
 
 # ---------------------------------------------------------------------------
@@ -666,13 +804,13 @@ def test_two_sweeps_on_one_folder(undisturbed, tmp_path):
 
 @pytest.fixture
 def predictor(tmp_path, monkeypatch):
-    """sweep.sh beside a plot.py that notes which runs were there when it was asked."""
+    """sweep.sh beside a predict.py that notes the runs that were there when it was asked."""
     folder = tmp_path / "copy"
     folder.mkdir()
     shutil.copy(SWEEP, folder)
-    (folder / "plot.py").write_text("""import pathlib, sys
-assert sys.argv[1] == "predict" and len(sys.argv) == 3
-out = pathlib.Path(sys.argv[2])
+    (folder / "predict.py").write_text("""import pathlib, sys
+assert len(sys.argv) == 2
+out = pathlib.Path(sys.argv[1])
 assert not (out / "prediction.csv").exists()
 runs = sorted(p.parent.name for p in out.glob("*/summary.csv"))
 (out / "prediction.csv").write_text("\\n".join(runs))
@@ -709,35 +847,48 @@ def test_prediction_comes_before_the_held_out_runs(predictor, tmp_path):
 
 
 def test_a_prediction_that_fails_keeps_the_held_out_runs_back(predictor, tmp_path):
-    (predictor / "plot.py").write_text("import sys; sys.exit('nothing to fit')")
+    (predictor / "predict.py").write_text("import sys; sys.exit('nothing to fit')")
     said = sweep(tmp_path / "x", status=1, **STAGES)
-    assert "nothing to fit" in said and "plot.py predict" in said and len(runs(tmp_path / "x")) == 5
+    assert "nothing to fit" in said and "predict.py" in said and len(runs(tmp_path / "x")) == 5
 
 
 # ---------------------------------------------------------------------------
 # Other machines
 
 
-def test_hosts(few, tmp_path):
+@pytest.fixture
+def hosts(tmp_path, monkeypatch):
     """Two names of this machine, through an ssh that runs the command here, and no shell in the
     environment."""
-    hosts, log = tmp_path / "hosts", tmp_path / "log"
-    hosts.write_text("2/one\n2/two\n")
+    (tmp_path / "hosts").write_text("2/one\n2/two\n")
     ssh = script(
         tmp_path / "ssh",
-        f'while [[ $1 == -* ]]; do shift; done; echo "$1" >>{log}; shift; [[ $1 != -- ]] || shift;'
-        ' exec bash -c "$*"',
+        f'while [[ $1 == -* ]]; do shift; done; echo "$1" >>{tmp_path}/log; shift;'
+        ' [[ $1 != -- ]] || shift; exec bash -c "$*"',
     )
-    sweep(
-        tmp_path / "x",
-        "-on",
-        hosts,
-        "-j",
-        2,
-        env={k: v for k, v in os.environ.items() if k != "SHELL"} | dict(PARALLEL_SSH=str(ssh)),
-    )
-    assert set(log.read_text().split()) == {"one", "two"}
+    monkeypatch.setenv("PARALLEL_SSH", str(ssh))
+    monkeypatch.delenv("SHELL", raising=False)
+    return tmp_path / "hosts"
+
+
+def test_hosts(hosts, few, tmp_path):
+    sweep(tmp_path / "x", "-on", hosts, "-j", 2)
+    assert set((tmp_path / "log").read_text().split()) == {"one", "two"}
     assert_same_sweep(tmp_path / "x", few[0])
+
+
+def test_stopped_on_hosts(hosts, undisturbed, tmp_path):
+    out = tmp_path / "x"
+    process = subprocess.Popen(
+        command(out, "-on", hosts, flags=LONG), stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: any(p.stat().st_size > 2000 for p in out.glob("*/log.csv")))
+    process.terminate()
+    assert "go on with" in process.stderr.read() and process.wait(60) == 143
+    assert not processes(str(out))
+    assert list(out.glob("*/model.safetensors"))
+    sweep(out, "-on", hosts, flags=LONG)
+    assert_same_sweep(out, undisturbed)
 
 
 @pytest.fixture(scope="module")
@@ -855,9 +1006,10 @@ def test_slurm(cluster, tmp_path):
     said = sweep(out, "-on", "slurm", "-partition", "test", "-time", 5, flags=flags, env=cluster)
     array = re.match(r"job (\d+): 3 runs", said)[1]
     first, second = (
-        out / line.split("\t")[0]
-        for line in next(out.glob("slurm-??????")).read_text().splitlines()[:2]
+        out / line.split("\t")[0] for line in (out / "slurm1").read_text().splitlines()[:2]
     )
+    for arguments in ["-on", "slurm"], []:  # neither another array nor runs here
+        assert "wait until" in sweep(out, *arguments, status=1, flags=flags, env=cluster)
     until(lambda: all((run / "model.safetensors").exists() for run in (first, second)))
     (trainer,) = [
         pid
@@ -871,7 +1023,7 @@ def test_slurm(cluster, tmp_path):
         not (first / "summary.csv").exists()
         and f"{first.name} failed" in (out / "slurm.txt").read_text()
     )
-    assert f"{second.name} stopped" in (out / "slurm.txt").read_text()
+    assert "stopped after step" in (second / "output.txt").read_text()
     slurm("scontrol", "requeue", f"{array}_0")
     time.sleep(1.1)  # slurmd refuses what begins again in the second in which it ended
     deadline = time.time() + 120
