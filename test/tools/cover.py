@@ -25,7 +25,7 @@ OPTIONS = "-k", "not drop_root and (not gradients or C12) and (not survive or on
 
 # Why a line cannot be run here: a part of its text, and the reason. Each excuses one line.
 REASONS = [
-    ("execv(program, argv)", "the program's other self goes on, and counts from 0"),
+    ("execvp(argv[0], argv)", "the program's other self goes on, and counts from 0"),
     ("but cannot sync its folder", "takes a disk that fails after the file was renamed"),
     (
         "cannot read the tensor %s of %s",
