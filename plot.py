@@ -56,7 +56,6 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
-    from matplotlib.ticker import LogLocator, NullFormatter
 except ImportError as error:
     sys.exit(f"plot.py: {error}")
 
@@ -234,13 +233,13 @@ def flags(runs):
 # Names
 
 
-def plain(x):
-    """Writes a number as a flag: 3e-4, 0.95, 16."""
+def plain(x, least=0.1):
+    """Writes a number as a flag: 3e-4, 0.95, 16. Below the least with an exponent."""
     if isinstance(x, str):
         return x
     if not math.isfinite(x):
         return "none"
-    if x == 0 or 1e-2 < abs(x) < 1e6:
+    if x == 0 or least <= abs(x) < 1e6:
         return f"{x:g}"
     mantissa, exponent = f"{x:.6e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
@@ -258,6 +257,8 @@ def word(flag, value):
     """Names a flag and its value."""
     if (flag, value) in WORDS:
         return WORDS[flag, value]
+    if flag == "lr":
+        return "LR " + plain(value, 1)
     return f"{flag} {plain(value)}" + "%" * (flag == "warmup")
 
 
@@ -332,18 +333,11 @@ def at_end(name):
     return lambda runs: runs.folder.map(value)
 
 
-def effect(kind, hidden):
-    """The largest change of a layer's output by one update, in case all of it adds up: learning
-    rate x RMS of the update x inputs."""
-
-    def value(runs):
-        width, mode = runs.d / runs["base_d"], runs["mu_param"]
-        # "simple" leaves the head alone; the others divide its logits by the width instead
-        alone = (mode == "off") | ((mode == "simple") & (not hidden))
-        scale = (1 / width).mask(alone, 1)
-        return runs["now_lr"] * scale * runs[f"now_update_rms_{kind}"] * runs.d
-
-    return value
+def effect(runs):
+    """The largest change of the MLP's hidden layer by one update, in case all of it adds up:
+    learning rate x RMS of the update x inputs."""
+    scale = (runs["base_d"] / runs.d).mask(runs["mu_param"] == "off", 1)
+    return runs["now_lr"] * scale * runs["now_update_rms_c_fc"] * runs.d
 
 
 def over_lr(value):
@@ -417,10 +411,10 @@ MEASURES = {  # the axis, its scale, the measure
     "now_c_fc": ("MLP's hidden layer", "log", column("now_act_rms_c_fc")),
     "now_residual": ("last residual", "log", column("now_act_rms_residual")),
     "now_logits": ("output logits", "log", column("now_act_rms_logits")),
-    "now_effect": ("effect of an update:\nMLP's first matrix", "log", effect("c_fc", True)),
-    "now_effect_head": ("output matrix", "log", effect("lm_head", False)),
+    "now_effect": ("largest effect of an\nupdate on it", "log", effect),
 }
 OVER_LR = ("sensitivity", "shifted", "best_lr", "best_loss")  # measures of several runs
+LOGARITHMIC = ("lr", "eps", N)  # axes; on the others the values stand side by side, as some are 0
 AXES = {
     "lr": "peak learning rate",
     N: "parameters, without embedding and head",
@@ -459,17 +453,12 @@ def families(runs):
     return pd.concat([runs[way].assign(family=name) for name, way in ways.items()])
 
 
-def at_lr(*lrs):
-    return lambda runs: runs[runs.lr.isin(lrs)]
-
-
 def usual_eps(runs):
     return runs[runs["eps"] == 1e-8]
 
 
 def several_eps(runs):
-    several = runs["eps"].groupby(key(runs, ["d", "layers", "lr"])).transform("nunique") > 1
-    return runs[several]
+    return runs.groupby(["d", "layers", "lr"]).filter(lambda same: same["eps"].nunique() > 1)
 
 
 def logged(runs):
@@ -500,12 +489,18 @@ EXPERIMENTS = {
     "qk_norm": [("loss logit", "lr", SIZE, "qk_norm"), ("sensitivity", N, "qk_norm", "")],
     "z_loss": [
         ("loss log_z", "lr", "z_loss", "wd"),
-        ("now_log_z", "step", "z_loss", "wd/lr", lambda runs: logged(at_lr(1e-2, 0.1, 0.3)(runs))),
+        (
+            "now_log_z",
+            "step",
+            "z_loss",
+            "wd/lr",
+            lambda runs: logged(runs[runs.lr.isin([1e-2, 1e-1, 3e-1])]),
+        ),
     ],
     "warmup": [
         ("loss", "lr", "warmup", "qk_norm/" + SIZE),
         ("sensitivity", N, "warmup", "qk_norm"),
-        ("loss", "warmup", SIZE, "qk_norm", at_lr(1e-1)),
+        ("loss", "warmup", SIZE, "qk_norm", lambda runs: runs[runs.lr == 1e-1]),
     ],
     "weight_decay": [
         ("loss", "lr", "wd_independent wd", SIZE),
@@ -521,7 +516,7 @@ EXPERIMENTS = {
     ],
     "coord_check": [
         (
-            "now_att now_c_fc now_residual now_logits now_effect now_effect_head",
+            "now_att now_residual now_logits now_c_fc now_effect",
             "d",
             "step",
             "mu_param",
@@ -606,60 +601,24 @@ def draw_lines(ax, table, looks, **style):
         ax.scatter(crosses.x, crosses.y, 70, shade, "x", linewidth=2, zorder=3, label="diverged")
 
 
-def draw_prediction(ax, table, looks, prediction, limit):
+def draw_prediction(ax, table, looks, prediction):
     """Draws the prediction as it was written, and the runs: hollow points were fitted, full ones
     were not known to the fit."""
     known = prediction[prediction.fitted == 1].parameters.max() if len(prediction) else 0
-    for name, here in table.groupby("line"):
-        colour, marker, _ = looks[name]
+    for name, (colour, marker, _) in looks.items():
+        here = table[table.line == name]
         seeds = here.groupby("x").y.agg(["median", "min", "max"])
         for points, face in (seeds.loc[:known], "white"), (seeds.loc[known + 1 :], colour):
             band = [points["median"] - points["min"], points["max"] - points["median"]]
-            ax.errorbar(
-                points.index,
-                points["median"],
-                band,
-                linestyle="",
-                elinewidth=1,
-                color=colour,
-                marker=marker,
-                markerfacecolor=face,
-            )
+            style = {"color": colour, "marker": marker, "markerfacecolor": face}
+            ax.errorbar(points.index, points["median"], band, linestyle="", **style)
         ax.plot([], [], color=colour, marker=marker, label=name)
-        curve = prediction[prediction.lr == here.lr.iloc[0]].set_index("parameters")
+        curve = prediction[prediction.lr.isin(here.lr)].set_index("parameters")
         ax.fill_between(curve.index, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
         ax.plot(curve.predicted.loc[:known], color=colour)
         ax.plot(curve.predicted.loc[known:], color=colour, linestyle="--")
-    ax.axhline(limit, color="0.3", linestyle=":")
     for label, style in FITTED.items() if len(prediction) else ():
         ax.plot([], [], color="0.3", label=label, **style)
-
-
-def crossing(curve, limit, upwards):
-    """Returns where a series {x: y} passes the limit, on logarithmic axes; inf: nowhere."""
-    x, y = np.log10(curve.index.values), np.log10(curve.values / limit)
-    past = (y > 0) == upwards
-    if not past.any():
-        return math.inf
-    i = max(1, int(past.argmax()))
-    return 10 ** (x[0] if past[0] else x[i] - y[i] * (x[i] - x[i - 1]) / (y[i] - y[i - 1]))
-
-
-def panels_of(table, measures, panels):
-    """Returns rows of panels, each (measure, its runs, title): a row for each measure and each
-    value of the flags before the slash, a column for each value of those after it. Without flags
-    the measures stand side by side."""
-    *down, right = [flags.split() for flags in panels.split("/")]
-    row, column = named(table, down[0] if down else []), named(table, right)
-    rows = []
-    for measure in measures:
-        for a in row.cat.categories:
-            here = table[row == a]
-            titles = column.cat.categories
-            rows.append([(measure, here[column == b], a + ", " * bool(a) + b) for b in titles])
-    if not right:
-        rows = [sum(rows, [])]
-    return [row[i : i + ACROSS] for row in rows for i in range(0, len(row), ACROSS)]
 
 
 def draw_legend(ax, drawn, seeds):
@@ -670,117 +629,76 @@ def draw_legend(ax, drawn, seeds):
     if "diverged" in handles:
         handles["diverged"] = Line2D([], [], color="0.3", marker="x", linestyle="", markersize=8)
     if seeds > 1:
-        handles["line: median of the seeds; band: least to most"] = Patch(color="0.8")
+        handles["median of the seeds, least to most"] = Patch(color="0.8")
     columns = max(1, min(4, int(100 / (8 + max(map(len, handles), default=0)))))
     ax.legend(handles.values(), handles.keys(), loc="center", ncols=columns)
     ax.axis("off")
     return 0.2 * math.ceil(len(handles) / columns) + 0.2
 
 
-def x_axis(ax, x, values):
-    """Sets the scale: side by side for settings, which may be 0 and have no order of size."""
-    ax.set_xlabel(AXES.get(x, x))
-    if x in ("lr", "eps", N):
-        ax.set_xscale("log")
-    elif x != "step":
-        ax.set_xticks(range(len(values)), map(plain, values))
-
-
-def draw_panel(ax, runs, measure, x, looks, fit):
-    """Draws a measure of some runs. fit: (the measure that was predicted, the prediction, its
-    limit, whether training suffers above it), or None."""
-    runs = runs.assign(y=runs[measure])
-    runs["cross"] = (runs.diverged > 0) & (x != "step") & (measure not in OVER_LR)
-    runs = runs[np.isfinite(runs.y) & np.isfinite(runs.x)]
-    if fit and x == N and measure == fit[0]:
-        draw_prediction(ax, runs, looks, *fit[1:3])
-    elif len(runs):
-        draw_lines(ax, runs, looks, markevery=0.2 if x == "step" else None)
-    if fit and x == N and measure == "loss":
-        for lr, curve in fit[1].set_index("parameters").groupby("lr"):
-            past = crossing(curve.predicted, *fit[2:])
-            if runs.x.min() < past < runs.x.max():
-                colour = looks[word("lr", lr)][0]
-                label = f"here the prediction passes {plain(fit[2])}"
-                ax.axvline(past, color=colour, linestyle=":", label=label)
-    if measure == "loss" and x == "lr" and runs.entropy_floor.nunique(dropna=False) == 1:
-        floor = runs.entropy_floor.iloc[0]
-        ax.axhline(
-            floor,
-            color="0.3",
-            linestyle=":",
-            label="entropy of the language: no model can go below",
-        )
-
-
-def draw_block(part, table, measures, x, panels, looks, fit):
-    """Draws rows of panels and their legend. Returns the height in inches."""
-    values = sorted(table[x].dropna().unique())
-    apart = x in ("lr", "eps", N, "step")
-    table = table.assign(x=table[x] if apart else table[x].map(values.index))
-    rows = panels_of(table, measures, panels)
+def draw_rows(part, rows, x, ticks, looks, seeds=1):
+    """Draws rows of panels {title, label and scale of y, table of points, marks (y, words) and
+    perhaps a prediction}, and their legend, below or beside. Panels with the same label have the
+    same y axis. Returns the height in inches."""
     wide = max(map(len, rows))
-    beside = wide == len(rows) == 1  # the legend, which else is below
+    beside = wide == len(rows) == 1
     grid = part.add_gridspec(1, 2) if beside else part.add_gridspec(len(rows) + 1, wide)
-    drawn, first = {}, {}
-    for i, row in enumerate(rows):
-        for j, (measure, runs, title) in enumerate(row):
-            above = next(iter(drawn.values()), None)
-            ax = part.add_subplot(grid[i, j], sharex=above, sharey=first.get(measure))
-            drawn[i, j] = first[measure] = ax
-            draw_panel(ax, runs, measure, x, looks, fit)
+    drawn, first, above = {}, {}, None
+    for i, j in ((i, j) for i, row in enumerate(rows) for j in range(len(row))):
+        panel = rows[i][j]
+        above = ax = part.add_subplot(grid[i, j], sharex=above, sharey=first.get(panel["label"]))
+        drawn[i, j] = first[panel["label"]] = ax
+        table = panel["table"][np.isfinite(panel["table"][["x", "y"]]).all(axis=1)]
+        if "prediction" in panel:
+            draw_prediction(ax, table, looks, panel["prediction"])
+        elif len(table):
+            draw_lines(ax, table, looks, markevery=0.2 if x == "step" else None)
+        for y, words in panel["marks"]:
+            ax.axhline(y, color="0.3", linestyle=":", label=words)
     for (i, j), ax in drawn.items():
-        measure, runs, title = rows[i][j]
-        label, scale, _ = MEASURES[measure]
+        panel = rows[i][j]
         if ax.dataLim.minposy < math.inf:  # a log axis of nothing above 0 is an error
-            ax.set_yscale(scale)
-        ax.set_ylabel("" if j and panels else label)
-        ax.tick_params(labelleft=not j or not panels)
-        ax.set_title(re.sub(r" \(.*", "", title))
-        if (i + 1, j) not in drawn:
-            x_axis(ax, x, values)
-        else:
-            ax.tick_params(labelbottom=False)
+            ax.set_yscale(panel["scale"])
+        same = j and panel["label"] == rows[i][0]["label"]
+        ax.set_ylabel("" if same else panel["label"])
+        ax.tick_params(labelleft=not same, labelbottom=(i + 1, j) not in drawn)
+        ax.set_title("" if i and panel["title"] == rows[i - 1][j]["title"] else panel["title"])
+        ax.set_xlabel("" if (i + 1, j) in drawn else AXES.get(x, x))
+        if x in LOGARITHMIC:
+            ax.set_xscale("log")
+        elif x != "step":
+            ax.set_xticks(range(len(ticks)), ticks)
     legend = part.add_subplot(grid[0, 1] if beside else grid[-1, :])
-    height = draw_legend(legend, drawn.values(), table.seed.nunique())
+    heights = [2.2] * len(rows) + [draw_legend(legend, drawn.values(), seeds)]
     if beside:
         return 2.6
-    heights = [2.2] * len(rows) + [height]
     grid.set_height_ratios(heights)
     return sum(heights) + 0.3
 
 
-def blocks_of(experiment, runs):
-    """Yields, for each block with anything to draw, its runs with columns for the line's name and
-    for each measure, the measures, x, panels, and {line: look}. A colour stands for one thing in
-    the whole figure. Where runs that would be seeds of each other differ in a flag that no axis,
-    panel or line of the figure is for, the name of the line says it."""
-    specs = EXPERIMENTS[experiment] or grid(runs)
-    used = " ".join(" ".join(spec[1:4]) for spec in specs).replace("/", " ").split()
-    extras = unnamed(runs, [name for name in {*used, "lr"} if name in runs])
-    palette = {}
-
-    def with_lines(table, names):
-        labels = named(table, names)
-        if tuple(names) not in palette:
-            palette[tuple(names)] = looks_of(names, list(labels.cat.categories), len(palette))
-        return table.assign(line=labels.astype(str))
-
-    for measures, x, lines, panels, *choices in specs:
-        names = [*lines.split(), *extras]
-        known = {*names} <= {*runs}
-        here = with_lines(runs, names) if known else runs
-        for choose in choices:
-            here = choose(here)
-        if here.empty:
-            continue
-        here = here.reset_index(drop=True)
-        here = here if known else with_lines(here, names)
-        for measure in measures.split():
-            here[measure] = MEASURES[measure][2](here).astype(float)
-        measures = [name for name in measures.split() if np.isfinite(here[name]).any()]
-        if measures:
-            yield here, measures, x, panels, palette[tuple(names)]
+def panels_of(table, measures, panels, x, prediction):
+    """Returns rows of panels: a row for each measure and each value of the flags before the slash,
+    a column for each value of those after it. Without flags the measures stand side by side."""
+    *down, right = [flags.split() for flags in panels.split("/")]
+    row, column = named(table, down[0] if down else []), named(table, right)
+    rows = []
+    for measure in measures:
+        label, scale, _ = MEASURES[measure]
+        several = measure in OVER_LR or x == "step"
+        points = table.assign(y=table[measure], cross=(table.diverged > 0) & (not several))
+        panel = {"label": label, "scale": scale, "marks": []}
+        if measure == "loss" and x == "lr" and table.entropy_floor.nunique(dropna=False) == 1:
+            panel["marks"] = [(table.entropy_floor.iloc[0], "entropy of the language, the least")]
+        if x == N and measure == prediction.get("measure"):
+            panel |= prediction
+        for a in row.cat.categories:
+            here = points[row == a]
+            rows.append([])
+            for b in column.cat.categories:
+                title = ", ".join(re.sub(r" \(.*", "", name) for name in (a, b) if name)
+                rows[-1].append(panel | {"title": title, "table": here[column == b]})
+    rows = rows if right else [sum(rows, [])]
+    return [row[i : i + ACROSS] for row in rows for i in range(0, len(row), ACROSS)]
 
 
 def grid(runs):
@@ -793,32 +711,66 @@ def grid(runs):
 
 
 def read_prediction(experiment, runs):
-    """Returns what draw_panel needs of the file that predict.py wrote, and its runs; None and all
-    the runs where there is none."""
+    """Returns what a panel needs of the file that predict.py wrote, if there may be one, and its
+    runs."""
+    if experiment not in PREDICTIONS:
+        return {}, runs
     files = [sweep / "prediction.csv" for sweep in dict.fromkeys(runs.sweep)]
     files = [path for path in files if path.exists()]
-    if experiment not in PREDICTIONS:
-        return None, runs
     for path in files[1:]:
         complain(path, f"another prediction than {files[0]}: its runs are left out")
         runs = runs[runs.sweep != path.parent]
-    measure, _, limit, upwards, _ = PREDICTIONS[experiment]
     names = "lr parameters fitted predicted low high"
     rows = read_csv(files[0], names) if files else []
     table = rows if len(rows) else pd.DataFrame(columns=names.split(), dtype=float)
-    return (measure, table, limit, upwards), runs
+    measure, _, limit, _, _ = PREDICTIONS[experiment]
+    return {"measure": measure, "prediction": table, "marks": [(limit, plain(limit))]}, runs
+
+
+def blocks_of(experiment, runs):
+    """Yields, for each block with anything to draw, its rows of panels, x, its ticks, {line: look}
+    and the number of seeds. A colour stands for one thing in the whole figure. Where runs that
+    would be seeds of each other differ in a flag that no axis, panel or line of the figure is for,
+    the name of the line says it."""
+    prediction, runs = read_prediction(experiment, runs)
+    specs = EXPERIMENTS[experiment] or grid(runs)
+    used = " ".join(" ".join(spec[1:4]) for spec in specs).replace("/", " ").split()
+    extras = unnamed(runs, [name for name in {*used, "lr"} if name in runs])
+    palette = {}
+
+    def with_lines(table, names):
+        labels = named(table, names)
+        looks = looks_of(names, list(labels.cat.categories), len(palette))
+        palette.setdefault(names, looks)
+        return table.assign(line=labels.astype(str))
+
+    for measures, x, lines, panels, *choices in specs:
+        names = (*lines.split(), *extras)
+        early = {*names} <= {*runs}  # else some are columns that the choice adds
+        here = with_lines(runs, names) if early else runs
+        for choose in choices:
+            here = choose(here)
+        if here.empty:
+            continue
+        here = here.reset_index(drop=True)
+        here = here if early else with_lines(here, names)
+        for measure in measures.split():
+            here[measure] = MEASURES[measure][2](here).astype(float)
+        measures = [name for name in measures.split() if np.isfinite(here[name]).any()]
+        values = sorted(here[x].dropna().unique())
+        here["x"] = here[x] if x in (*LOGARITHMIC, "step") else here[x].map(values.index)
+        if measures:
+            rows = panels_of(here, measures, panels, x, prediction)
+            yield rows, x, [plain(value) for value in values], palette[names], here.seed.nunique()
 
 
 def draw(experiment, runs):
     """Returns the figure of an experiment, one block below the other."""
-    fit, runs = read_prediction(experiment, runs)
     blocks = list(blocks_of(experiment, runs)) or list(blocks_of("lr", runs))
     figure = Figure(figsize=(8, 8), layout="constrained")
-    parts = figure.add_gridspec(len(blocks), 1)
-    heights = [
-        draw_block(figure.add_subfigure(part), *block, fit) for part, block in zip(parts, blocks)
-    ]
-    parts.set_height_ratios(heights)
+    grid = figure.add_gridspec(len(blocks), 1)
+    heights = [draw_rows(figure.add_subfigure(at), *block) for at, block in zip(grid, blocks)]
+    grid.set_height_ratios(heights)
     figure.set_size_inches(8, sum(heights))
     return figure
 
@@ -827,7 +779,7 @@ def draw(experiment, runs):
 # Training curves
 
 # the axis, its scale, where the trainer's diagnosis warns, the columns, and their colours
-PANELS = [
+CURVES = [
     ("loss, nats per token", "linear", None, "(train|val)_loss", 2),
     ("norm of the gradient", "log", None, "(grad_norm)", 2),
     ("largest attention logit", "log", LOGIT_LIMIT, r"max_attn_logit_(\d+)", 1),
@@ -837,43 +789,29 @@ PANELS = [
 ]
 
 
-def draw_curves(ax, log, columns, sequence):
-    """Draws the columns of a log that the pattern is for, named by its group."""
-    found = [re.fullmatch(columns, name) for name in log]
-    names = {match[0]: "layer " * match[1].isdigit() + match[1] for match in found if match}
-    table = log.melt("step", list(names), "line", "y").dropna().rename(columns={"step": "x"})
-    table = table[np.isfinite(table.y)].assign(line=table.line.map(names), cross=False)
-    if len(table):
-        draw_lines(ax, table, looks_of([], list(names.values()), sequence), markevery=0.2)
-
-
 def draw_log(logs, eps):
     """Returns the figure of training curves {run: log}, a column for each run; a single run has its
     panels in two columns. eps: {run: epsilon of AdamW}."""
-    n = len(logs)
-    down, across = (3, 2) if n == 1 else (6, n)
-    figure = Figure(figsize=(max(8, 2.6 * n), 2.2 * down + 1), layout="constrained")
-    grid = figure.add_gridspec(down + 1, across, height_ratios=[2.2] * down + [1])
-    drawn = []
-    for i, (label, scale, limit, columns, sequence) in enumerate(PANELS):
+    rows, looks = [], {}
+    for label, scale, limit, columns, sequence in CURVES:
         row = []
-        for j, (run, log) in enumerate(logs.items()):
-            place = grid[i // 2, i % 2] if n == 1 else grid[i, j]
-            ax = figure.add_subplot(place, sharey=row[0] if row else None)
-            row.append(ax)
-            draw_curves(ax, log, columns, sequence)
-            ax.set(title=run if i == 0 else "", xlabel="step", ylabel="" if j else label)
-            if sequence and len(ax.lines) > 1:
-                ax.legend()
-        for ax, run in zip(row, logs):
-            if ax.dataLim.minposy < math.inf:  # a log axis of nothing above 0 is an error
-                ax.set_yscale(scale)
+        for run, log in logs.items():
+            names = {name: match[1] for name in log if (match := re.fullmatch(columns, name))}
+            table = log.melt("step", list(names), "line", "y").rename(columns={"step": "x"})
+            table["line"] = table.line.map(names).str.replace(r"^(?=\d)", "layer ", regex=True)
+            table["cross"] = False
+            looks = looks_of((), list(table.line.unique()), sequence) | looks
             at = eps.get(run) if limit == "eps" else limit
-            least, most = ax.get_ylim()
-            if at is not None and least < at < most:
-                ax.axhline(at, color="0.3", linestyle=":")
-        drawn += row
-    draw_legend(figure.add_subplot(grid[-1, :]), drawn[4 * n :], 1)
+            near = at is not None and table.y.min() / 3 < at < table.y.max()
+            marks = [(at, "the diagnosis warns past this")] * near
+            panel = {"title": run, "label": label, "scale": scale, "marks": marks}
+            row.append(panel | {"table": table})
+        rows.append(row)
+    if len(logs) == 1:
+        rows = [[a, b] for [a], [b] in zip(rows[::2], rows[1::2])]
+    figure = Figure(figsize=(8, 8), layout="constrained")
+    height = draw_rows(figure.add_subfigure(figure.add_gridspec(1, 1)[0]), rows, "step", [], looks)
+    figure.set_size_inches(max(8, 2.4 * len(logs)), height)
     return figure
 
 
@@ -913,7 +851,7 @@ def table_of(runs):
         results.append(
             [
                 line or "all",
-                plain(lr),
+                plain(lr, 1),
                 middle(here.loss, ".4f"),
                 middle(here.logit, ".4g"),
                 middle(here.log_z, ".3f"),
@@ -942,8 +880,9 @@ def table_of(runs):
 
 def prediction_table(experiment, runs):
     """Returns the runs that were not known to the fit, beside what was predicted; or nothing."""
-    (measure, prediction, *_), runs = read_prediction(experiment, runs)
-    runs = PREDICTIONS[experiment][1](runs)
+    prediction, runs = read_prediction(experiment, runs)
+    measure, choose, *_ = PREDICTIONS[experiment]
+    prediction, runs = prediction["prediction"], choose(runs)
     runs = runs.assign(y=MEASURES[measure][2](runs))
     rows = []
     for (size, lr), here in runs.groupby([N, "lr"]):
@@ -958,7 +897,7 @@ def prediction_table(experiment, runs):
             [
                 f"{here.d.iloc[0]:g}",
                 short(size),
-                plain(lr),
+                plain(lr, 1),
                 f"{guess:.3g}",
                 f"{low:.3g} to {high:.3g}",
                 middle(here.y, ".3g"),
