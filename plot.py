@@ -27,6 +27,7 @@ import pathlib
 import re
 import sys
 import warnings
+from operator import itemgetter
 
 
 def require(script):
@@ -56,6 +57,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
+    from matplotlib.ticker import LogLocator, NullFormatter
 except ImportError as error:
     sys.exit(f"plot.py: {error}")
 
@@ -288,26 +290,21 @@ def named(runs, names):
     vary = [name for name in names if runs[name].nunique(dropna=False) > 1] or names[:1]
     words = [[word(name, value) for value in runs[name]] for name in vary]
     labels = pd.Series([", ".join(parts) for parts in zip(*words)] or "", runs.index, dtype=object)
-    rank = {
-        name: runs[name].map(lambda x: str(ORDER.index(x)) if x in ORDER else x) for name in vary
-    }
+    order, rank = list(WORDS), {}
+    for name in vary:
+        pairs = [(name, value) for value in runs[name]]
+        rank[name] = [order.index(pair) if pair in WORDS else pair[1] for pair in pairs]
     if "d" in vary:
         smallest = runs[N].groupby(labels).transform("min")
         rank = {"size": smallest} | rank
         labels += " (" + smallest.map(short) + " parameters)"
-    if rank:
-        order = pd.DataFrame(rank).assign(label=labels).sort_values(list(rank)).label
-    else:
-        order = labels
-    return pd.Series(pd.Categorical(labels, order.unique()), runs.index)
+    ranks = pd.DataFrame(rank, runs.index)
+    by_rank = labels[ranks.sort_values(list(ranks)).index] if vary else labels
+    return pd.Series(pd.Categorical(labels, by_rank.unique()), runs.index)
 
 
 # ---------------------------------------------------------------------------
 # Measures: of a table of runs, a number for each run, or nan
-
-
-def column(name):
-    return lambda runs: runs[name]
 
 
 def loss(runs):
@@ -353,7 +350,8 @@ def over_lr(value):
         complete = runs[rates == rates.groupby(line).transform("max")]
         y = pd.Series(math.nan, runs.index)
         for _, here in complete.assign(loss=loss(complete)).groupby(sweep):
-            y[here.index[0]] = value(here.groupby("lr").loss.median())
+            if here.lr.nunique() > 1:
+                y[here.index[0]] = value(here.groupby("lr").loss.median())
         return y
 
     return measure
@@ -373,51 +371,31 @@ def shifted_sensitivity(losses):
     return pd.Series([sensitivity(losses, window) for window in windows]).min()
 
 
-def best_lr(losses):
-    return losses.idxmin() if len(losses) > 1 else math.nan
-
-
-def best_loss(losses):
-    return losses.min() if len(losses) > 1 else math.nan
-
-
 # ---------------------------------------------------------------------------
 # The experiments, as data
 
 MEASURES = {  # the axis, its scale, the measure
     "loss": ("final validation loss, nats", "linear", loss),
     "logit": ("largest attention logit", "log", logit),
-    "log_z": ("mean log Z at the end", "linear", column("log_z")),
+    "log_z": ("mean log Z at the end", "linear", itemgetter("log_z")),
+    "best_lr": ("best learning rate", "log", over_lr(pd.Series.idxmin)),
+    "best_loss": ("loss at the best LR, nats", "linear", over_lr(pd.Series.min)),
     "sensitivity": ("LR sensitivity, nats\n(LR 3e-4 to 3e-1)", "linear", over_lr(sensitivity)),
-    "shifted": (
-        "LR sensitivity, nats\n(best three decades of LR)",
-        "linear",
-        over_lr(shifted_sensitivity),
-    ),
-    "best_lr": ("best learning rate", "log", over_lr(best_lr)),
-    "best_loss": ("loss at the best LR, nats", "linear", over_lr(best_loss)),
-    "gradient": (
-        "RMS of the gradient,\nMLP's first matrix, at the end",
-        "log",
-        at_end("grad_rms_c_fc"),
-    ),
-    "update": (
-        "RMS of the update / LR,\nMLP's first matrix, at the end",
-        "log",
-        at_end("update_rms_c_fc"),
-    ),
-    "now_log_z": ("mean log Z", "linear", column("now_log_z")),
-    "now_att": ("activations' RMS:\nattention's output", "log", column("now_act_rms_att")),
-    "now_c_fc": ("MLP's hidden layer", "log", column("now_act_rms_c_fc")),
-    "now_residual": ("last residual", "log", column("now_act_rms_residual")),
-    "now_logits": ("output logits", "log", column("now_act_rms_logits")),
+    "shifted": ("LR sensitivity, nats\n(best 3 decades)", "linear", over_lr(shifted_sensitivity)),
+    "gradient": ("RMS at the end: gradient\nof MLP's first matrix", "log", at_end("grad_rms_c_fc")),
+    "update": ("RMS at the end: update\nof MLP's first matrix", "log", at_end("update_rms_c_fc")),
+    "now_log_z": ("mean log Z", "linear", itemgetter("now_log_z")),
+    "now_att": ("RMS of activations:\nattention's output", "log", itemgetter("now_act_rms_att")),
+    "now_residual": ("last residual", "log", itemgetter("now_act_rms_residual")),
+    "now_logits": ("output logits", "log", itemgetter("now_act_rms_logits")),
+    "now_c_fc": ("MLP's hidden layer", "log", itemgetter("now_act_rms_c_fc")),
     "now_effect": ("largest effect of an\nupdate on it", "log", effect),
 }
-OVER_LR = ("sensitivity", "shifted", "best_lr", "best_loss")  # measures of several runs
+OVER_LR = ["best_lr", "best_loss", "sensitivity", "shifted"]  # measures of several runs
 LOGARITHMIC = ("lr", "eps", N)  # axes; on the others the values stand side by side, as some are 0
 AXES = {
     "lr": "peak learning rate",
-    N: "parameters, without embedding and head",
+    N: "parameters, without\nembedding and head",
     "d": "width d",
     "warmup": "warm-up, % of the steps",
     "step": "step",
@@ -427,11 +405,11 @@ AXES = {
     "clip": "gradient clipped at (0: not)",
     "eps": "epsilon of AdamW",
 }
-WORDS = {
+WORDS = {  # in the order of lines and panels
     ("qk_norm", 0): "without qk-norm",
     ("qk_norm", 1): "with qk-norm",
-    ("wd_independent", 1): "independent",
     ("wd_independent", 0): "standard",
+    ("wd_independent", 1): "independent",
     ("mu_param", "off"): "standard model",
     ("mu_param", "simple"): "µParam simple",
     ("mu_param", "intermediate"): "µParam intermediate",
@@ -440,7 +418,6 @@ WORDS = {
     ("family", "width"): "width alone",
     ("family", "both"): "both",
 }
-ORDER = ["off", "simple", "intermediate", "full", "depth", "width", "both"]  # of words
 
 
 def families(runs):
@@ -451,6 +428,10 @@ def families(runs):
     wide, deep = runs.d != d, runs.layers != layers
     ways = {"depth": ~wide, "width": ~deep, "both": wide == deep}
     return pd.concat([runs[way].assign(family=name) for name, way in ways.items()])
+
+
+def at_lrs(runs, *lrs):
+    return runs[runs.lr.isin(lrs)]
 
 
 def usual_eps(runs):
@@ -489,18 +470,12 @@ EXPERIMENTS = {
     "qk_norm": [("loss logit", "lr", SIZE, "qk_norm"), ("sensitivity", N, "qk_norm", "")],
     "z_loss": [
         ("loss log_z", "lr", "z_loss", "wd"),
-        (
-            "now_log_z",
-            "step",
-            "z_loss",
-            "wd/lr",
-            lambda runs: logged(runs[runs.lr.isin([1e-2, 1e-1, 3e-1])]),
-        ),
+        ("now_log_z", "step", "z_loss", "wd/lr", lambda runs: logged(at_lrs(runs, 1e-2, 0.1, 0.3))),
     ],
     "warmup": [
         ("loss", "lr", "warmup", "qk_norm/" + SIZE),
         ("sensitivity", N, "warmup", "qk_norm"),
-        ("loss", "warmup", SIZE, "qk_norm", lambda runs: runs[runs.lr == 1e-1]),
+        ("loss", "warmup", SIZE, "qk_norm", lambda runs: at_lrs(runs, 0.1)),
     ],
     "weight_decay": [
         ("loss", "lr", "wd_independent wd", SIZE),
@@ -515,13 +490,7 @@ EXPERIMENTS = {
         ("best_lr sensitivity shifted", "d", "mu_param", ""),
     ],
     "coord_check": [
-        (
-            "now_att now_residual now_logits now_c_fc now_effect",
-            "d",
-            "step",
-            "mu_param",
-            logged,
-        )
+        ("now_att now_residual now_logits now_c_fc now_effect", "d", "step", "mu_param", logged),
     ],
     "predict_logits": [("logit loss", N, "lr", "")],
     "predict_eps": [
@@ -538,6 +507,7 @@ EXPERIMENTS = {
 # whether that is above it, and how far the prediction goes, in times the largest size. Larger
 # models begin to end worse at an attention logit of 100 (the paper's much longer runs failed at
 # 1e4); updates die where gradients are below epsilon.
+FIT = ["predicted", "low", "high"]
 PREDICTIONS = {
     "predict_logits": ("logit", lambda runs: runs, LOGIT_LIMIT, True, 16),
     "predict_eps": ("gradient", usual_eps, 1e-8, False, 1e6),
@@ -569,12 +539,11 @@ def looks_of(flags, names, i):
     return dict(zip(names, zip(*map(itertools.cycle, (colours, MARKERS, dashes)))))
 
 
-def draw_lines(ax, table, looks, **style):
+def draw_lines(ax, table, looks):
     """Draws for each line the median over the seeds, a band from the least to the most, and a cross
     on each run that diverged."""
     lines = [name for name in looks if (table.line == name).any()]
     colours, markers, dashes = ({name: looks[name][i] for name in lines} for i in range(3))
-    before = len(ax.lines)
     sns.lineplot(
         data=table,
         x="x",
@@ -591,10 +560,10 @@ def draw_lines(ax, table, looks, **style):
         err_kws={"linewidth": 0},
         legend=False,
         ax=ax,
-        **style,
     )
-    for line, name in zip(ax.lines[before:], lines):
+    for line, name in zip(ax.lines, lines):
         line.set_label(name)
+        line.set_markevery(1 + len(line.get_xdata()) // 12)
     crosses = table[table.cross]
     if len(crosses):
         shade = list(crosses.line.map(colours))
@@ -621,7 +590,7 @@ def draw_prediction(ax, table, looks, prediction):
         ax.plot([], [], color="0.3", label=label, **style)
 
 
-def draw_legend(ax, drawn, seeds):
+def draw_legend(ax, drawn, seeds, beside):
     """Fills an axes with the legend of the others. Returns its height in inches."""
     handles = {}
     for panel in drawn:
@@ -629,11 +598,27 @@ def draw_legend(ax, drawn, seeds):
     if "diverged" in handles:
         handles["diverged"] = Line2D([], [], color="0.3", marker="x", linestyle="", markersize=8)
     if seeds > 1:
-        handles["median of the seeds, least to most"] = Patch(color="0.8")
-    columns = max(1, min(4, int(100 / (8 + max(map(len, handles), default=0)))))
+        handles["median and range of the seeds"] = Patch(color="0.8")
+    longest = max(map(len, handles), default=0)
+    columns = max(1, min(4, 100 // (8 + longest) // (1 + beside)))
     ax.legend(handles.values(), handles.keys(), loc="center", ncols=columns)
     ax.axis("off")
     return 0.2 * math.ceil(len(handles) / columns) + 0.2
+
+
+def log_scale(ax, axis):
+    """Makes "x" or "y" logarithmic if it spans more than 1 to 3, with labels at 1 and 3 if it spans
+    less than two powers of ten."""
+    least, most = getattr(ax, f"get_{axis}lim")()
+    least = max(least, {"x": ax.dataLim.minposx, "y": ax.dataLim.minposy}[axis])
+    if not 0 < 3 * least < most < math.inf:
+        return
+    getattr(ax, f"set_{axis}scale")("log")
+    which = getattr(ax, f"{axis}axis")
+    which.set_minor_formatter(NullFormatter())
+    if most < 100 * least:
+        which.set_major_locator(LogLocator(subs=(1, 3)))
+        which.set_major_formatter(lambda value, _: plain(value))
 
 
 def draw_rows(part, rows, x, ticks, looks, seeds=1):
@@ -652,24 +637,24 @@ def draw_rows(part, rows, x, ticks, looks, seeds=1):
         if "prediction" in panel:
             draw_prediction(ax, table, looks, panel["prediction"])
         elif len(table):
-            draw_lines(ax, table, looks, markevery=0.2 if x == "step" else None)
+            draw_lines(ax, table, looks)
         for y, words in panel["marks"]:
             ax.axhline(y, color="0.3", linestyle=":", label=words)
     for (i, j), ax in drawn.items():
         panel = rows[i][j]
-        if ax.dataLim.minposy < math.inf:  # a log axis of nothing above 0 is an error
-            ax.set_yscale(panel["scale"])
+        if panel["scale"] == "log":
+            log_scale(ax, "y")
         same = j and panel["label"] == rows[i][0]["label"]
         ax.set_ylabel("" if same else panel["label"])
-        ax.tick_params(labelleft=not same, labelbottom=(i + 1, j) not in drawn)
+        ax.tick_params(labelleft=not same, labelbottom=(i + 1, j) not in drawn, which="both")
         ax.set_title("" if i and panel["title"] == rows[i - 1][j]["title"] else panel["title"])
         ax.set_xlabel("" if (i + 1, j) in drawn else AXES.get(x, x))
         if x in LOGARITHMIC:
-            ax.set_xscale("log")
+            log_scale(ax, "x")
         elif x != "step":
             ax.set_xticks(range(len(ticks)), ticks)
     legend = part.add_subplot(grid[0, 1] if beside else grid[-1, :])
-    heights = [2.2] * len(rows) + [draw_legend(legend, drawn.values(), seeds)]
+    heights = [2.2] * len(rows) + [draw_legend(legend, drawn.values(), seeds, beside)]
     if beside:
         return 2.6
     grid.set_height_ratios(heights)
@@ -686,9 +671,10 @@ def panels_of(table, measures, panels, x, prediction):
         label, scale, _ = MEASURES[measure]
         several = measure in OVER_LR or x == "step"
         points = table.assign(y=table[measure], cross=(table.diverged > 0) & (not several))
-        panel = {"label": label, "scale": scale, "marks": []}
+        zero = [(0, None)] if measure in OVER_LR[2:] else []
+        panel = {"label": label, "scale": scale, "marks": zero}
         if measure == "loss" and x == "lr" and table.entropy_floor.nunique(dropna=False) == 1:
-            panel["marks"] = [(table.entropy_floor.iloc[0], "entropy of the language, the least")]
+            panel["marks"] = [(table.entropy_floor.iloc[0], "entropy of the language")]
         if x == N and measure == prediction.get("measure"):
             panel |= prediction
         for a in row.cat.categories:
@@ -724,7 +710,11 @@ def read_prediction(experiment, runs):
     rows = read_csv(files[0], names) if files else []
     table = rows if len(rows) else pd.DataFrame(columns=names.split(), dtype=float)
     measure, _, limit, _, _ = PREDICTIONS[experiment]
-    return {"measure": measure, "prediction": table, "marks": [(limit, plain(limit))]}, runs
+    return {
+        "measure": measure,
+        "prediction": table,
+        "marks": [(limit, f"limit: {plain(limit)}")],
+    }, runs
 
 
 def blocks_of(experiment, runs):
@@ -793,6 +783,8 @@ def draw_log(logs, eps):
     """Returns the figure of training curves {run: log}, a column for each run; a single run has its
     panels in two columns. eps: {run: epsilon of AdamW}."""
     rows, looks = [], {}
+    last = [pathlib.Path(run).name for run in logs]
+    titles = dict(zip(logs, last if len({*last}) == len(last) else logs))
     for label, scale, limit, columns, sequence in CURVES:
         row = []
         for run, log in logs.items():
@@ -803,8 +795,8 @@ def draw_log(logs, eps):
             looks = looks_of((), list(table.line.unique()), sequence) | looks
             at = eps.get(run) if limit == "eps" else limit
             near = at is not None and table.y.min() / 3 < at < table.y.max()
-            marks = [(at, "the diagnosis warns past this")] * near
-            panel = {"title": run, "label": label, "scale": scale, "marks": marks}
+            marks = [(at, "limit of the diagnosis")] * near
+            panel = {"title": titles[run], "label": label, "scale": scale, "marks": marks}
             row.append(panel | {"table": table})
         rows.append(row)
     if len(logs) == 1:
@@ -819,96 +811,80 @@ def draw_log(logs, eps):
 # Tables
 
 
-def markdown(head, rows):
-    """Returns an aligned table: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+def markdown(table):
+    """Writes a table of texts, aligned: the first column to the left, the others to the right."""
+    rows = [list(table.columns), *table.astype(str).values.tolist()]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rule = [":" + "-" * (widths[0] - 1)] + ["-" * (width - 1) + ":" for width in widths[1:]]
     lines = []
-    for row in [head, rule, *rows]:
-        cells = [x.rjust(w) if i else x.ljust(w) for i, (x, w) in enumerate(zip(row, widths))]
+    for first, *rest in [rows[0], rule, *rows[1:]]:
+        cells = [first.ljust(widths[0]), *(x.rjust(w) for x, w in zip(rest, widths[1:]))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def middle(values, form):
-    """Writes the median, and the least and the most if there are several."""
+def middle(values):
+    """Writes the median, and the least and the most if they differ."""
     values = values[np.isfinite(values)]
     if values.empty:
         return "-"
-    text = format(values.median(), form)
-    if len(values) > 1:
-        text += f" ({values.min():{form}} to {values.max():{form}})"
+    text = f"{values.median():.4g}"
+    if values.nunique() > 1:
+        text += f" ({values.min():.4g} to {values.max():.4g})"
     return text
 
 
-def table_of(runs):
+def share(diverged):
+    return f"{diverged.sum():g} of {len(diverged)}"
+
+
+def tables_of(runs):
     """Returns the results of each combination of the flags that vary, and what is said of several
     learning rates."""
-    runs = runs.assign(loss=loss(runs), logit=logit(runs))
-    runs["line"] = named(runs, varying(runs))
-    results, over = [], []
-    for (line, lr), here in runs.groupby(["line", "lr"], observed=True):
-        results.append(
-            [
-                line or "all",
-                plain(lr, 1),
-                middle(here.loss, ".4f"),
-                middle(here.logit, ".4g"),
-                middle(here.log_z, ".3f"),
-                f"{here.diverged.sum():g} of {len(here)}",
-            ]
-        )
-    for name in OVER_LR:
+    runs = runs.assign(runs=named(runs, varying(runs)))
+    for name in ("loss", "logit", *OVER_LR):
         runs[name] = MEASURES[name][2](runs)
-    for line, here in runs.groupby("line", observed=True):
-        if here.best_lr.notna().any():
-            over.append([line or "all", *(middle(here[name], ".4g") for name in OVER_LR)])
-    parts = [
-        "Validation loss in nats per token, median over the seeds (least to most). A run that"
-        " diverged counts with its loss at initialization.",
-        markdown(["runs", "LR", "final loss", "max attention logit", "log Z", "diverged"], results),
-    ]
-    if over:
-        parts += [
-            "LR sensitivity in nats per token. 0: the learning rate does not matter. Of the paper's"
-            " seven learning rates, 3e-4 to 3e-1, and of the seven, three decades, where it is"
-            " least; -: they are not all there.",
-            markdown(["runs", "best LR", "its loss", "3e-4 to 3e-1", "best decades"], over),
-        ]
-    return "\n\n".join(parts)
+    columns = {"loss": middle, "logit": middle, "log_z": middle, "diverged": share}
+    results = runs.groupby(["runs", "lr"], observed=True).agg(columns).reset_index()
+    results["lr"] = results.lr.map(lambda lr: plain(lr, 1))
+    over = runs[runs.best_lr.notna()].groupby("runs", observed=True)[OVER_LR].agg(middle)
+    text = (
+        "Final validation loss in nats (of a run that diverged, its loss at initialization),"
+        " largest attention logit, mean log Z at the end: median over the seeds (least to most)."
+        "\n\n"
+    )
+    text += markdown(results)
+    if len(over):
+        text += (
+            "\n\nLR sensitivity in nats; 0: the learning rate does not matter. It is over the seven"
+            " learning rates from 3e-4 to 3e-1; shifted: over the seven half-decades where it is"
+            " least; -: they are not all there.\n\n"
+        )
+        text += markdown(over.reset_index())
+    return text
 
 
 def prediction_table(experiment, runs):
     """Returns the runs that were not known to the fit, beside what was predicted; or nothing."""
-    prediction, runs = read_prediction(experiment, runs)
     measure, choose, *_ = PREDICTIONS[experiment]
-    prediction, runs = prediction["prediction"], choose(runs)
-    runs = runs.assign(y=MEASURES[measure][2](runs))
+    found, runs = read_prediction(experiment, runs)
     rows = []
-    for (size, lr), here in runs.groupby([N, "lr"]):
-        curve = prediction[prediction.lr == lr].sort_values("parameters")
-        if curve.empty or not curve[curve.fitted == 1].parameters.max() < size:
-            continue
-        x, at = np.log10(curve.parameters), math.log10(size)
-        guess, low, high = (
-            10 ** np.interp(at, x, np.log10(curve[name])) for name in ("predicted", "low", "high")
-        )
-        rows.append(
-            [
-                f"{here.d.iloc[0]:g}",
-                short(size),
-                plain(lr, 1),
-                f"{guess:.3g}",
-                f"{low:.3g} to {high:.3g}",
-                middle(here.y, ".3g"),
-                f"{here.y.between(low, high).sum()} of {len(here)}",
-            ]
-        )
-    if not rows:
+    for lr, curve in found["prediction"].sort_values("parameters").groupby("lr"):
+        held = choose(runs)
+        known = curve[curve.fitted == 1].parameters.max()
+        held = held[(held.lr == lr) & (held[N] > known)]
+        at, x = np.log10(held[N]), np.log10(curve.parameters)
+        for name in FIT:
+            held[name] = 10 ** np.interp(at, x, np.log10(curve[name]))
+        held["observed"] = MEASURES[measure][2](held)
+        held["inside"] = held.observed.between(held.low, held.high)
+        rows.append(held[["d", "lr", *FIT, "observed", "inside"]])
+    if not sum(map(len, rows)):
         return ""
-    label = " ".join(MEASURES[measure][0].split())
-    head = ["d", "parameters", "LR", "predicted", "90%", label, "inside"]
-    return "\n\nPredicted before these runs, and observed.\n\n" + markdown(head, rows)
+    table = pd.concat(rows)
+    for name in table.columns[:-1]:
+        table[name] = table[name].map(lambda x: f"{x:.4g}")
+    return "\n\nPredicted before these runs, and observed.\n\n" + markdown(table)
 
 
 # ---------------------------------------------------------------------------
@@ -934,19 +910,17 @@ def draw_all(found, folder, form):
 
 
 def print_tables(found):
+    """Prints the tables of each experiment."""
     for experiment, runs in found.items():
-        if len(found) > 1:
-            print(f"## {experiment}\n")
-        print(
-            table_of(runs)
-            + (prediction_table(experiment, runs) if experiment in PREDICTIONS else "")
-        )
-        print()
+        text = tables_of(runs)
+        if experiment in PREDICTIONS:
+            text += prediction_table(experiment, runs)
+        print(f"## {experiment}\n\n{text}\n", flush=True)
 
 
 def show(command, options):
     """Reads and shows what the command is for. Returns the exit status."""
-    folder = getattr(options, "o", None) or pathlib.Path(options.folders[0])
+    folder = options.o or pathlib.Path(options.folders[0])
     if command == "log":
         found = {run: log for run in options.folders if len(log := read_log(run))}
     else:
@@ -967,23 +941,15 @@ def show(command, options):
 
 
 def arguments(argv):
-    command = argv[0] if argv and argv[0] in ("log", "table") else ""
+    """Returns "log", "table" or "", and the options."""
+    command = argv[0] if argv[:1] in (["log"], ["table"]) else ""
     parser = argparse.ArgumentParser(
-        prog=f"plot.py {command}".strip(),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="plot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "folders",
-        nargs="+" if command == "log" else "*",
-        default=["runs"],
-        metavar="RUN" if command == "log" else "DIR",
-    )
-    if command != "table":
-        parser.add_argument(
-            "-o", type=pathlib.Path, metavar="FOLDER", help="for the pictures; default: the first"
-        )
-        parser.add_argument("-format", choices=["png", "pdf", "svg"], default="png")
+    many = "+" if command == "log" else "*"
+    parser.add_argument("folders", nargs=many, default=["runs"], metavar="DIR")
+    parser.add_argument("-o", type=pathlib.Path, metavar="FOLDER", help="default: the first DIR")
+    parser.add_argument("-format", choices=["png", "pdf", "svg"], default="png")
     return command, parser.parse_args(argv[1:] if command else argv)
 
 
