@@ -182,7 +182,7 @@ def read_runs(path, sweep):
     runs["folder"] = [here if here.name == name else here / name for name in names]
     runs["sweep"] = sweep
     # always a share of the steps, in percent
-    number = pd.to_numeric(runs.warmup.str.rstrip("%"), errors="coerce")
+    number = pd.to_numeric(runs.warmup.str.rstrip("%"), errors="coerce").astype(float)
     share = 100 * number / runs.steps
     runs["warmup"] = number.where(runs.warmup.str.endswith("%"), share)
     return runs
@@ -394,7 +394,7 @@ MEASURES = {  # the axis, its scale, the measure
 OVER_LR = ["best_lr", "best_loss", "sensitivity", "shifted"]  # measures of several runs
 LOGARITHMIC = ("lr", "eps", N)  # axes; on the others the values stand side by side, as some are 0
 AXES = {
-    "lr": "peak learning rate",
+    "lr": "learning rate",
     N: "parameters, without\nembedding and head",
     "d": "width d",
     "warmup": "warm-up, % of the steps",
@@ -567,7 +567,8 @@ def draw_lines(ax, table, looks):
     crosses = table[table.cross]
     if len(crosses):
         shade = list(crosses.line.map(colours))
-        ax.scatter(crosses.x, crosses.y, 70, shade, "x", linewidth=2, zorder=3, label="diverged")
+        look = {"marker": "x", "linewidth": 2, "zorder": 3, "label": "diverged"}
+        ax.scatter(crosses.x, crosses.y, 70, shade, **look)
 
 
 def draw_prediction(ax, table, looks, prediction):
@@ -590,11 +591,12 @@ def draw_prediction(ax, table, looks, prediction):
         ax.plot([], [], color="0.3", label=label, **style)
 
 
-def draw_legend(ax, drawn, seeds, beside):
+def draw_legend(ax, drawn, looks, seeds, beside):
     """Fills an axes with the legend of the others. Returns its height in inches."""
-    handles = {}
+    found = {}
     for panel in drawn:
-        handles |= dict(zip(*reversed(panel.get_legend_handles_labels())))
+        found |= dict(zip(*reversed(panel.get_legend_handles_labels())))
+    handles = {name: found[name] for name in looks if name in found} | found
     if "diverged" in handles:
         handles["diverged"] = Line2D([], [], color="0.3", marker="x", linestyle="", markersize=8)
     if seeds > 1:
@@ -654,7 +656,7 @@ def draw_rows(part, rows, x, ticks, looks, seeds=1):
         elif x != "step":
             ax.set_xticks(range(len(ticks)), ticks)
     legend = part.add_subplot(grid[0, 1] if beside else grid[-1, :])
-    heights = [2.2] * len(rows) + [draw_legend(legend, drawn.values(), seeds, beside)]
+    heights = [2.2] * len(rows) + [draw_legend(legend, drawn.values(), looks, seeds, beside)]
     if beside:
         return 2.6
     grid.set_height_ratios(heights)
@@ -673,16 +675,22 @@ def panels_of(table, measures, panels, x, prediction):
         points = table.assign(y=table[measure], cross=(table.diverged > 0) & (not several))
         zero = [(0, None)] if measure in OVER_LR[2:] else []
         panel = {"label": label, "scale": scale, "marks": zero}
-        if measure == "loss" and x == "lr" and table.entropy_floor.nunique(dropna=False) == 1:
-            panel["marks"] = [(table.entropy_floor.iloc[0], "entropy of the language")]
+        fixed = ""
+        if measure == "loss" and x == "lr":
+            floors = table.entropy_floor.unique()
+            if len(floors) == 1 and math.isfinite(floors[0]):
+                panel["marks"] = [(floors[0], "entropy of the language")]
+        elif measure == "loss" and table.lr.nunique() == 1:
+            fixed = word("lr", table.lr[0])
         if x == N and measure == prediction.get("measure"):
             panel |= prediction
         for a in row.cat.categories:
-            here = points[row == a]
             rows.append([])
             for b in column.cat.categories:
-                title = ", ".join(re.sub(r" \(.*", "", name) for name in (a, b) if name)
-                rows[-1].append(panel | {"title": title, "table": here[column == b]})
+                title = ", ".join(re.sub(r" \(.*", "", name) for name in (a, b, fixed) if name)
+                rows[-1].append(
+                    panel | {"title": title, "table": points[(row == a) & (column == b)]}
+                )
     rows = rows if right else [sum(rows, [])]
     return [row[i : i + ACROSS] for row in rows for i in range(0, len(row), ACROSS)]
 
@@ -788,14 +796,15 @@ def draw_log(logs, eps):
     for label, scale, limit, columns, sequence in CURVES:
         row = []
         for run, log in logs.items():
-            names = {name: match[1] for name in log if (match := re.fullmatch(columns, name))}
+            matches = [match for name in log if (match := re.fullmatch(columns, name))]
+            names = {match[0]: "layer " * match[1].isdigit() + match[1] for match in matches}
             table = log.melt("step", list(names), "line", "y").rename(columns={"step": "x"})
-            table["line"] = table.line.map(names).str.replace(r"^(?=\d)", "layer ", regex=True)
-            table["cross"] = False
-            looks = looks_of((), list(table.line.unique()), sequence) | looks
+            table = table.assign(line=table.line.map(names), cross=False)
+            looks = looks_of((), list(names.values()), sequence) | looks
             at = eps.get(run) if limit == "eps" else limit
-            near = at is not None and table.y.min() / 3 < at < table.y.max()
-            marks = [(at, "limit of the diagnosis")] * near
+            marks = []
+            if at is not None and table.y.min() <= at <= table.y.max():
+                marks = [(at, "limit of the diagnosis")]
             panel = {"title": titles[run], "label": label, "scale": scale, "marks": marks}
             row.append(panel | {"table": table})
         rows.append(row)
