@@ -771,7 +771,7 @@ def test_every_experiment_with_the_oldest_and_the_newest_libraries(tmp_path):
         empty = [ax.get_ylabel() for ax in drawn if not any(curves(ax)[0].values())]
         assert not empty, (name, empty)
         for line in (line for ax in drawn for line in ax.lines):
-            if line.get_color() != "0.3" and not line.get_label().startswith("_child"):
+            if line.get_color() != "0.3" and not line.get_label().startswith("_"):
                 meaning.setdefault(to_hex(line.get_color()), set()).add(line.get_label())
         assert all(len(labels) == 1 for labels in meaning.values()), (name, meaning)
     for resolution in "lowest-direct", "highest":
@@ -790,8 +790,8 @@ def test_every_experiment_with_the_oldest_and_the_newest_libraries(tmp_path):
     "name, flags, diverged",
     [
         ("all train", "", 0),
-        ("some diverge", "-warmup 0 -clip 0 -qk_norm 0 -beta2 0.1 -layers 6", 1),
-        ("the loss before training counts", "-steps 1 -warmup 0 -clip 0 -wd 10", 1),
+        ("the initial loss counts", "-warmup 0 -clip 0 -qk_norm 0 -beta2 0.1 -layers 6", 4),
+        ("not finite", "-wd_independent 0 -wd 1000", 4),
     ],
 )
 def test_train_gpt_and_plot_py_agree_on_lr_sensitivity(tmp_path, name, flags, diverged):
@@ -808,7 +808,9 @@ def test_train_gpt_and_plot_py_agree_on_lr_sensitivity(tmp_path, name, flags, di
     printed = re.search(r"LR sensitivity.*?(\d+\.\d{3})\b", result.stdout, re.S)[1]
     runs = read([tmp_path / "sweep"])
     assert len(runs) == 7
-    assert ((runs.final_loss > runs.initial_loss) | (runs.diverged > 0)).any() == bool(diverged)
+    assert (runs.diverged > 0).sum() == diverged
+    assert (runs.final_loss > runs.initial_loss).any() == (name == "the initial loss counts")
+    assert runs.final_loss.isna().any() == (name == "not finite")
     found = plot.MEASURES["sensitivity"][2](runs).dropna()
     assert [f"{x:.3f}" for x in found] == [printed]
     assert rows_of(run_plot("table", "sweep", cwd=tmp_path).stdout)[-1][3] == f"{found[0]:.4g}"
