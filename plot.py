@@ -290,10 +290,7 @@ def named(runs, names):
     vary = [name for name in names if runs[name].nunique(dropna=False) > 1] or names[:1]
     words = [[word(name, value) for value in runs[name]] for name in vary]
     labels = pd.Series([", ".join(parts) for parts in zip(*words)] or "", runs.index, dtype=object)
-    order, rank = list(WORDS), {}
-    for name in vary:
-        pairs = [(name, value) for value in runs[name]]
-        rank[name] = [order.index(pair) if pair in WORDS else pair[1] for pair in pairs]
+    rank = {name: [ORDER.get((name, value), value) for value in runs[name]] for name in vary}
     if "d" in vary:
         smallest = runs[N].groupby(labels).transform("min")
         rank = {"size": smallest} | rank
@@ -418,6 +415,8 @@ WORDS = {  # in the order of lines and panels
     ("family", "width"): "width alone",
     ("family", "both"): "both",
 }
+# of the same type as the values, which may be others
+ORDER = {pair: f"{i:02}" if isinstance(pair[1], str) else i for i, pair in enumerate(WORDS)}
 
 
 def families(runs):
@@ -579,7 +578,7 @@ def draw_prediction(ax, table, looks, prediction):
         here = table[table.line == name]
         seeds = here.groupby("x").y.agg(["median", "min", "max"])
         for points, face in (seeds.loc[:known], "white"), (seeds.loc[known + 1 :], colour):
-            band = [points["median"] - points["min"], points["max"] - points["median"]]
+            band = np.abs(points[["min", "max"]].sub(points["median"], axis=0)).values.T
             style = {"color": colour, "marker": marker, "markerfacecolor": face}
             ax.errorbar(points.index, points["median"], band, linestyle="", **style)
         ax.plot([], [], color=colour, marker=marker, label=name)
@@ -699,7 +698,7 @@ def grid(runs):
     """Returns the blocks of an experiment with any flags: a line for each combination of those that
     vary, against the learning rate or, if that does not vary, the first that is a number."""
     vary = varying(runs)
-    numbers = [name for name in vary if runs[name].dtype != object]
+    numbers = [name for name in vary if pd.api.types.is_numeric_dtype(runs[name])]
     x = numbers[0] if numbers and runs.lr.nunique() == 1 else "lr"
     return [("loss logit", x, " ".join(name for name in vary if name != x), "")]
 

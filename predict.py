@@ -143,11 +143,11 @@ def predict(experiment, runs):
         " errors in standard deviations, if above 1)",
     ]
     for key, (coefficients, _, freedom, variance) in fits.items():
+        rate = "" if key is None else f"LR {plot.plain(10**key, 1)}: "
+        terms = " ".join(f"{c:.6g}" for c in coefficients)
         said.append(
-            ("" if key is None else f"LR {plot.plain(10**key, 1)}: ")
-            + "coefficients "
-            + " ".join(f"{c:.6g}" for c in coefficients)
-            + f"; standard deviation of a run {math.sqrt(variance):.4g}, {freedom} degrees of freedom"
+            f"{rate}coefficients {terms}; standard deviation of a run {math.sqrt(variance):.4g},"
+            f" {freedom} degrees of freedom"
         )
     curves = []
     for lr in np.unique(runs.lr):

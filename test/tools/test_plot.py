@@ -708,11 +708,13 @@ def test_a_library_that_is_missing_or_old_gets_one_line(tmp_path, script):
 
 def uv(resolution, *arguments):
     """Runs plot.py with the oldest libraries that it asks for, or the newest of all."""
+    options = f"--quiet --no-project --isolated --python 3.11 --resolution {resolution}".split()
     return subprocess.run(
         [
             Path(sys.executable).with_name("uv"),
-            *f"run --quiet --isolated --resolution {resolution} --python 3.11 --script".split(),
-            REPO / "plot.py",
+            "run",
+            *options,
+            *("--with-requirements", REPO / "plot.py", "python", REPO / "plot.py"),
             *arguments,
         ],
         capture_output=True,
@@ -736,8 +738,7 @@ SOME = {
     "z_loss": "-d 16 -lr 1e-2,1e-1",
     "coord_check": "-d 16,32 -lr 1e-2",
 }
-# made at once by train_gpt
-ALONE = ("lr", "grid")
+ALONE = ("lr", "grid")  # not sweep.sh's, or without flags of their own
 
 
 @pytest.mark.skipif(not Path(PROGRAM).exists(), reason="train_gpt is not built")
@@ -766,6 +767,9 @@ def test_every_experiment_with_the_oldest_and_the_newest_libraries(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert (tmp_path / name / "prediction.csv").exists() == name.startswith("predict")
+    sweep(tmp_path / "lr", *seven())
+    grid = [dict(mu_param=mode, wd=wd) for mode in ("off", "full") for wd in ("0", "1e-2")]
+    sweep(tmp_path / "grid", *grid, experiment="grid")
     for name, runs in plot.read_sweeps([tmp_path]).items():
         drawn, meaning = panels(plot.draw(name, runs)), {}
         empty = [ax.get_ylabel() for ax in drawn if not any(curves(ax)[0].values())]
@@ -782,7 +786,7 @@ def test_every_experiment_with_the_oldest_and_the_newest_libraries(tmp_path):
         log = uv(resolution, "log", tmp_path / "clip" / "d16_lr1e-2_clip0_qk_norm0_seed1")
         assert (log.returncode, log.stderr) == (0, "")
         drawn = sorted(path.stem for path in (tmp_path / resolution).iterdir())
-        assert drawn == sorted(experiments)
+        assert drawn == sorted(plot.EXPERIMENTS)
 
 
 @pytest.mark.skipif(not Path(PROGRAM).exists(), reason="train_gpt is not built")
