@@ -622,10 +622,10 @@ def log_scale(ax, axis):
         which.set_major_formatter(lambda value, _: plain(value))
 
 
-def draw_rows(part, rows, x, ticks, looks, seeds=1):
+def draw_rows(part, rows, x, values, looks, seeds=1):
     """Draws rows of panels {title, label and scale of y, table of points, marks (y, words) and
     perhaps a prediction}, and their legend, below or beside. Panels with the same label have the
-    same y axis. Returns the height in inches."""
+    same y axis. values: of x. Returns the height in inches."""
     wide = max(map(len, rows))
     beside = wide == len(rows) == 1
     grid = part.add_gridspec(1, 2) if beside else part.add_gridspec(len(rows) + 1, wide)
@@ -641,6 +641,7 @@ def draw_rows(part, rows, x, ticks, looks, seeds=1):
             draw_lines(ax, table, looks)
         for y, words in panel["marks"]:
             ax.axhline(y, color="0.3", linestyle=":", label=words)
+    room = [value for before, value in zip([0, *values], values) if value > 1.4 * before]
     for (i, j), ax in drawn.items():
         panel = rows[i][j]
         if panel["scale"] == "log":
@@ -653,7 +654,9 @@ def draw_rows(part, rows, x, ticks, looks, seeds=1):
         if x in LOGARITHMIC:
             log_scale(ax, "x")
         elif x != "step":
-            ax.set_xticks(range(len(ticks)), ticks)
+            ax.set_xticks(range(len(values)), map(plain, values))
+        if x == N and len(room) <= 5 and "prediction" not in panel:
+            ax.set_xticks(room, map(short, room))
     legend = part.add_subplot(grid[0, 1] if beside else grid[-1, :])
     heights = [2.2] * len(rows) + [draw_legend(legend, drawn.values(), looks, seeds, beside)]
     if beside:
@@ -725,7 +728,7 @@ def read_prediction(experiment, runs):
 
 
 def blocks_of(experiment, runs):
-    """Yields, for each block with anything to draw, its rows of panels, x, its ticks, {line: look}
+    """Yields, for each block with anything to draw, its rows of panels, x, its values, {line: look}
     and the number of seeds. A colour stands for one thing in the whole figure. Where runs that
     would be seeds of each other differ in a flag that no axis, panel or line of the figure is for,
     the name of the line says it."""
@@ -758,7 +761,7 @@ def blocks_of(experiment, runs):
         here["x"] = here[x] if x in (*LOGARITHMIC, "step") else here[x].map(values.index)
         if measures:
             rows = panels_of(here, measures, panels, x, prediction)
-            yield rows, x, [plain(value) for value in values], palette[names], here.seed.nunique()
+            yield rows, x, values, palette[names], here.seed.nunique()
 
 
 def draw(experiment, runs):

@@ -421,6 +421,7 @@ def test_qk_norm_has_its_sensitivity_below(tmp_path):
         "without qk-norm": [(24800, near(SENSITIVITY))],
         "with qk-norm": [(24800, near(1 / 7))],
     }
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["24.8k"]
     assert legends(figure)[1] == ["without qk-norm", "with qk-norm"]
 
 
