@@ -780,7 +780,8 @@ def test_every_experiment_with_the_oldest_and_the_newest_libraries(tmp_path):
                 meaning.setdefault(to_hex(line.get_color()), set()).add(line.get_label())
         assert all(len(labels) == 1 for labels in meaning.values()), (name, meaning)
     for resolution in "lowest-direct", "highest":
-        for command in [tmp_path, "-o", tmp_path / resolution], ["table", tmp_path]:
+        predicted = [tmp_path / name for name in plot.PREDICTIONS]
+        for command in [tmp_path, "-o", tmp_path / resolution], ["table", *predicted]:
             result = uv(resolution, *command)
             assert (result.returncode, result.stderr) == (0, "")
         assert result.stdout.count("Predicted before these runs, and observed.") == 2
