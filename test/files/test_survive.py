@@ -393,7 +393,7 @@ def test_pictures_without_room_or_permission(tmp_path, capsys):
     runs = [
         dict(
             d=d,
-            parameters=d * d * 100,
+            parameters_non_embedding=d * d * 100,
             lr=lr,
             seed=seed,
             qk_norm=0,
@@ -404,14 +404,9 @@ def test_pictures_without_room_or_permission(tmp_path, capsys):
         for seed in (1, 2)
     ]
     folder = test_plot.sweep(tmp_path / "predict_logits", *runs, experiment="predict_logits")
-    figures, prediction = tmp_path / "figures", tmp_path / "small" / "prediction.csv"
+    figures, small, smaller = (tmp_path / name for name in ("figures", "small", "smaller"))
     assert test_plot.plot.main([folder, "-o", str(figures)]) == 0
     (whole,) = figures.iterdir()
-
-    def refused(path, *arguments):
-        capsys.readouterr()
-        assert test_plot.plot.main([*map(str, arguments)]) == 1
-        assert capsys.readouterr().err == f"plot.py: {path}: No space left on device\n"
 
     figures.chmod(0o555)
     before = snapshot(figures)
@@ -430,17 +425,23 @@ def test_pictures_without_room_or_permission(tmp_path, capsys):
     )
     assert (result.returncode, result.stderr) == (1, f"plot.py: {whole}: Permission denied\n")
     assert snapshot(figures) == before
-    with small_disk(prediction.parent, "size=8k"):
-        target = prediction.parent / whole.name
+    with small_disk(small, "size=8k"):
+        target = small / whole.name
         target.write_bytes(b"an older one")
-        before = snapshot(prediction.parent)
-        refused(target, folder, "-o", prediction.parent)
-        (prediction.parent / "filler").write_bytes(bytes(4096))
-        refused(prediction, "predict", folder, "-o", prediction)
-        assert (
-            before.items() <= snapshot(prediction.parent).items()
-            and len(list(prediction.parent.iterdir())) == 2
+        before = snapshot(small)
+        capsys.readouterr()
+        assert test_plot.plot.main([folder, "-o", str(small)]) == 1
+        assert capsys.readouterr().err == f"plot.py: {target}: No space left on device\n"
+        assert snapshot(small) == before
+    with small_disk(smaller, "size=16k"):
+        test_plot.sweep(smaller, *runs, experiment="predict_logits")
+        before = snapshot(smaller)
+        result = subprocess.run(
+            [sys.executable, REPO / "predict.py", smaller], capture_output=True, text=True
         )
+        error = f"predict.py: {smaller}/prediction.csv: No space left on device\n"
+        assert (result.returncode, result.stderr) == (1, error)
+        assert snapshot(smaller) == before
     with open("/dev/full", "w") as full:
         result = subprocess.run(
             [sys.executable, REPO / "plot.py", "table", folder],

@@ -1,5 +1,5 @@
 """plot.py: numbers against hand-computed ones, what the figures hold (their lines, not their
-pixels), files that are not as they should be, and a real sweep."""
+pixels), files that are not as they should be, the libraries that it needs, and a real sweep."""
 
 import csv
 import importlib.util
@@ -8,17 +8,19 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
 REPO = Path(__file__).resolve().parents[2]
 PROGRAM = os.environ.get("TRAIN_GPT", str(REPO / "train_gpt"))
 spec = importlib.util.spec_from_file_location("plot", REPO / "plot.py")
 plot = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(plot)
+N = plot.N
 
 RUN = dict(
     lr="1e-2",
@@ -42,6 +44,7 @@ RUN = dict(
     out="x",
     threads=1,
     parameters=41184,
+    parameters_non_embedding=24800,
     initial_loss=6,
     final_loss=2,
     entropy_floor=0.9,
@@ -52,6 +55,8 @@ RUN = dict(
 COLUMNS = list(RUN)
 LRS = ["3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1", "3e-1", "1"]
 LOSSES = [3.5, 2.5, 2.2, 2.0, 2.4, 3.0, math.nan, math.nan]  # the last two diverged: 6 each
+SENSITIVITY = (3.5 + 2.5 + 2.2 + 2.0 + 2.4 + 3.0 + 6) / 7 - 2.0
+SMALL = "d 32 (24.8k parameters)"
 
 
 def sweep(folder, *runs, experiment=None):
@@ -66,6 +71,36 @@ def sweep(folder, *runs, experiment=None):
     return str(folder)
 
 
+def losses(table, **flags):
+    """Runs of a table {learning rate: loss}."""
+    return [
+        dict(lr=lr, final_loss=x, diverged=int(math.isnan(x)), **flags) for lr, x in table.items()
+    ]
+
+
+def seven(best="1e-2", above=1.0, **flags):
+    """Runs at the paper's seven learning rates: loss 2 at the best and `above` more elsewhere. LR
+    sensitivity is 6/7 of it."""
+    return losses({lr: 2.0 if lr == best else 2.0 + above for lr in LRS[:7]}, **flags)
+
+
+def known(folder, **flags):
+    """Eight learning rates with the losses above."""
+    runs = losses(dict(zip(LRS, LOSSES)), **flags)
+    return sweep(folder, *(run | dict(max_attn_logit=10 * i) for i, run in enumerate(runs)))
+
+
+def logged(folder, run, rows, columns):
+    """A sweep's run with its log."""
+    path = folder / run["out"]
+    path.mkdir(parents=True, exist_ok=True)
+    common = ["step", "lr", "train_loss", "val_loss", "grad_norm", "log_z"]
+    with open(path / "log.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, dict.fromkeys(common + columns), restval=1)
+        writer.writeheader()
+        writer.writerows({"step": step} | row for step, row in rows.items())
+
+
 def read(folders):
     """The runs of one experiment."""
     found = plot.read_sweeps(folders)
@@ -73,31 +108,36 @@ def read(folders):
     return next(iter(found.values()), [])
 
 
-def known(folder, **flags):
-    """Eight learning rates with the losses above."""
-    return sweep(
-        folder,
-        *(
-            dict(lr=lr, final_loss=x, diverged=int(math.isnan(x)), max_attn_logit=10 * i, **flags)
-            for i, (lr, x) in enumerate(zip(LRS, LOSSES))
-        ),
-    )
+def panels(figure):
+    """The panels, without the legends."""
+    return [ax for ax in figure.axes if ax.axison]
 
 
 def curves(ax):
-    """{label: points} of the lines in the legend, and the crosses of the runs that diverged."""
+    """{label: points} of the lines, and the crosses of the runs that diverged."""
     lines, crosses = {}, []
     for line in ax.lines:
         points = [(float(x), float(y)) for x, y in zip(*line.get_data()) if math.isfinite(x)]
-        if line.get_marker() == "x":
-            crosses += points
-        elif not line.get_label().startswith(("entropy", "_child")):
+        if not line.get_label().startswith(("entropy", "_child", "limit")):
             lines[line.get_label()] = points
-    return lines, crosses
+    for points in ax.collections:
+        if points.get_label() == "diverged":
+            crosses += points.get_offsets().tolist()
+    return lines, [tuple(point) for point in crosses]
 
 
-def words(figure, part=0):
-    return [text.get_text() for text in figure.subfigs[part].legends[0].get_texts()]
+def legends(figure):
+    """The words of each block's legend."""
+    return [
+        [text.get_text() for text in ax.get_legend().get_texts()]
+        for ax in figure.axes
+        if not ax.axison
+    ]
+
+
+def draw(experiment, folder, *runs):
+    """The panels of an experiment's figure of these runs."""
+    return panels(plot.draw(experiment, read([sweep(folder, *runs, experiment=experiment)])))
 
 
 def run_plot(*arguments, cwd=None):
@@ -118,192 +158,118 @@ def rows_of(table):
     ]
 
 
-def test_lr_sensitivity_by_hand(tmp_path):
-    runs = read([known(tmp_path)])
-    paper, n = plot.lr_sensitivity(runs, 3e-4, 3e-1)  # ends of the grid are in it, lr 1 is not
-    assert n == 7 and paper == pytest.approx((3.5 + 2.5 + 2.2 + 2.0 + 2.4 + 3.0 + 6) / 7 - 2.0)
-    high, n = plot.lr_sensitivity(runs, 3e-3, 3e-1)
-    assert n == 5 and high == pytest.approx((2.2 + 2.0 + 2.4 + 3.0 + 6) / 5 - 2.0)
-    # of one learning rate there is none
-    assert math.isnan(plot.lr_sensitivity(runs[:1], 3e-4, 3e-1)[0])
+def near(value):
+    return pytest.approx(value)
+
+
+# What the runs say
+
+
+def test_lr_sensitivity_by_hand():
+    losses = pd.Series([3.5, 2.5, 2.2, 2.0, 2.4, 3.0, 6, 9], [float(lr) for lr in LRS])
+    assert plot.sensitivity(losses) == near(SENSITIVITY)  # lr 1 is not one of the seven
+    assert math.isnan(plot.sensitivity(losses.drop(3e-2)))  # six are no sensitivity
+
+
+def test_the_shifted_range_is_the_best_of_those_that_are_there():
+    losses = pd.Series([2.5, 2, 2, 2, 2, 2, 2, 3, 5], [1e-4, *map(float, LRS)])
+    assert plot.sensitivity(losses) == near(1 / 7)
+    assert plot.shifted_sensitivity(losses) == near(0.5 / 7)  # 1e-4 to 1e-1
+    assert plot.shifted_sensitivity(losses.drop(1e-4)) == near(1 / 7)
+    assert math.isnan(plot.shifted_sensitivity(losses.drop(1e-2)))
 
 
 def test_a_loss_above_the_initial_one_counts_as_the_initial(tmp_path):
-    (run,) = read([sweep(tmp_path, dict(final_loss=9, diverged=1))])
-    assert plot.loss(run) == 6
-
-
-def test_median_and_interval_over_seeds(tmp_path):
-    runs = read(
-        [sweep(tmp_path, *(dict(seed=s, final_loss=x) for s, x in enumerate([2.0, 2.1, 3.0])))]
-    )
-    assert plot.over(runs, "lr", plot.loss).tolist() == [[1e-2, 2.1, 2.0, 3.0]]
-    assert plot.lr_sensitivity(
-        runs + read([sweep(tmp_path, dict(lr="1e-1", final_loss=4))]), 3e-4, 3e-1
-    )[0] == pytest.approx((2.1 + 4) / 2 - 2.1)
-
-
-def test_panels_lines_and_crosses(tmp_path):
-    """off on the left, on on the right; a line a size with the losses as written; crosses on the
-    runs that diverged and nowhere else."""
-    folders = [
-        known(tmp_path / "off", qk_norm=0),
-        sweep(tmp_path / "on", dict(lr="1e-2"), dict(lr="1e-1", d=64, parameters=2e6)),
-    ]
-    figure = plot.draw("lr", read(folders))
-    (top_off, top_on), (low_off, low_on) = np.reshape(figure.axes, (2, 2))
-    assert top_off.get_title() == "without qk-norm" and top_on.get_title() == "with qk-norm"
-    assert top_off.get_ylim() == top_on.get_ylim() and low_off.get_ylim() == low_on.get_ylim()
-    assert (
-        [ax.get_xscale() for ax in figure.axes] == ["log"] * 4
-        and top_off.get_yscale() == "linear"
-        and low_off.get_yscale() == "log"
-    )
-    small, large = "d 32 (41.2k parameters)", "d 64 (2M parameters)"
-    expected = [(float(lr), 6 if math.isnan(x) else x) for lr, x in zip(LRS, LOSSES)]
-    lines, crosses = curves(top_off)
-    assert lines[small] == expected and not lines[large] and crosses == expected[-2:]
-    lines, crosses = curves(top_on)
-    assert lines == {small: [(1e-2, 2)], large: [(1e-1, 2)]} and not crosses
-    lines, crosses = curves(low_off)
-    # the first logit, 0, was never logged
-    assert lines[small] == [(float(lr), 10 * i) for i, lr in enumerate(LRS)][1:]
-    assert crosses == [(0.3, 60), (1, 70)]
-    assert words(figure) == [
-        small,
-        large,
-        "entropy of the language: no model can go below",
-        "diverged",
-    ]
-
-
-def test_interval_band_and_a_seed_that_diverged(tmp_path):
-    folder = sweep(
-        tmp_path,
-        *(
-            dict(lr=lr, seed=s, final_loss=x, diverged=int(math.isnan(x)))
-            for lr, xs in [("1e-2", [2, 2.25, 2.5]), ("1e-1", [3, 4, math.nan])]
-            for s, x in enumerate(xs)
-        ),
-    )
-    ax = plot.draw("lr", read([folder])).axes[0]
-    lines, crosses = curves(ax)
-    assert list(lines.values()) == [[(1e-2, 2.25), (1e-1, 4)]] and crosses == [(1e-1, 6)]
-    corners = {tuple(np.round(p, 6)) for p in ax.collections[0].get_paths()[0].vertices}
-    assert corners == {(1e-2, 2), (1e-2, 2.5), (1e-1, 3), (1e-1, 6)}
-
-
-def test_colours_are_ordered_and_differ_in_grey():
-    for n in range(2, 9):
-        grey = [np.dot(plot.look(i, n)["color"][:3], [0.299, 0.587, 0.114]) for i in range(n)]
-        assert all(np.diff(grey) < -0.04) and max(grey) < 0.8
-        assert len({plot.look(i, n)["marker"] for i in range(n)}) == n
-
-
-def test_the_floor_only_where_it_is_the_same(tmp_path):
-    def floors(*values):
-        folder = sweep(tmp_path, *(dict(lr=lr, entropy_floor=x) for lr, x in zip(LRS, values)))
-        return [
-            line.get_ydata()[0]
-            for line in plot.draw("lr", read([folder])).axes[0].lines
-            if line.get_label().startswith("entropy")
-        ]
-
-    assert (
-        floors(0.9, 0.9) == [0.9]
-        and floors(0.9, 0.8) == []
-        and floors("", "") == []
-        and floors(0.9, "") == []
-    )
+    runs = read([sweep(tmp_path, dict(final_loss=9), dict(seed=2, final_loss=5))])
+    assert plot.loss(runs).tolist() == [6, 5]
 
 
 def test_runs_that_differ_otherwise_are_no_seeds_of_each_other(tmp_path):
-    runs = read(
-        [
-            sweep(
-                tmp_path,
-                dict(warmup="5%"),
-                dict(warmup="10%"),
-                dict(d=16, steps=100, parameters=1e4),
-            )
-        ]
-    )
-    # small to large; what all have is not said
-    names = list(plot.by_name(runs, ["d", "layers"], ["lr", "qk_norm"]))
-    assert names == [
+    runs = [
+        dict(warmup="5%"),
+        dict(warmup="30"),  # of 300 steps: 10%
+        dict(d=16, steps=100, parameters_non_embedding=1e4),
+    ]
+    (ax, _) = draw("lr", tmp_path, *runs)
+    assert list(curves(ax)[0]) == [
         "d 16, warmup 5% (10k parameters)",
-        "d 32, warmup 5% (41.2k parameters)",
-        "d 32, warmup 10% (41.2k parameters)",
+        "d 32, warmup 5% (24.8k parameters)",
+        "d 32, warmup 10% (24.8k parameters)",
     ]
 
 
 def test_a_run_given_twice_counts_once(tmp_path):
-    a, b = (
-        sweep(tmp_path / "a", dict(lr="1e-2", out="a")),
-        sweep(tmp_path / "b", dict(lr="0.01", out="b")),
-    )
+    a = sweep(tmp_path / "a", dict(lr="1e-2", out="a"))
+    b = sweep(tmp_path / "b", dict(lr="0.01", out="b"))
     assert len(read([a, a, b])) == 1
 
 
-def test_a_folder_of_sweeps_and_an_unfinished_sweep(tmp_path):
+def test_a_folder_of_runs(tmp_path):
     sweep(tmp_path / "s" / "lr1e-2", dict(lr="1e-2"))
     sweep(tmp_path / "s" / "lr1e-1", dict(lr="1e-1"))
-    assert [run["lr"] for run in read([tmp_path / "s"])] == [0.1, 0.01]
+    assert sorted(read([tmp_path / "s"]).lr) == [0.01, 0.1]
 
 
-def test_table(tmp_path):
-    folders = [
-        known(tmp_path / "a", qk_norm=0),
-        sweep(tmp_path / "b", dict(seed=1, final_loss=2.5), dict(seed=2, final_loss=2.75, log_z=6)),
-    ]
-    result = run_plot("table", *folders)
-    assert result.returncode == 0 and not result.stderr
-    rows = rows_of(result.stdout)
-    assert rows[0] == [
-        "qk_norm",
-        "learning rate",
-        "final loss",
-        "max attention logit",
-        "log Z",
-        "diverged",
-    ]
-    assert rows[1] == ["0", "3e-4", "3.5000", "-", "5.000", "0 of 1"]
-    assert rows[8] == ["0", "1", "6.0000", "70", "5.000", "1 of 1"]
-    assert rows[9] == ["1", "1e-2", "2.6250 (2.500 to 2.750)", "10", "5.500", "0 of 2"]
-    assert rows[10] == ["qk_norm", "best LR", "3e-4 to 3e-1", "3e-3 to 3e-1"]
-    # of one learning rate there is none
-    assert rows[11:] == [["0", "1e-2", "1.0857 (7)", "1.1200 (5)"]]
-    for block in result.stdout.split("\n\n"):
-        # aligned
-        assert len({len(line) for line in block.splitlines() if line.startswith("|")}) <= 1
+def test_a_stale_table_and_runs_of_their_own(tmp_path):
+    """The joined table is written from time to time: a run's own summary counts too, and once."""
+    sweep(tmp_path, dict(lr="1e-2", out="s/a"), experiment="qk_norm")
+    sweep(tmp_path / "a", dict(lr="1e-2", out="s/a"))
+    sweep(tmp_path / "b", dict(lr="1e-1", out="s/b"))
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "log.csv").write_text("step\n")  # begun
+    found = plot.read_sweeps([tmp_path])
+    assert list(found) == ["qk_norm"]
+    runs = found["qk_norm"]
+    assert list(zip(runs.lr, runs.folder)) == [(1e-2, tmp_path / "a"), (1e-1, tmp_path / "b")]
+
+
+def test_sweeps_of_several_experiments(tmp_path, capsys):
+    sweep(tmp_path / "a", dict(lr="1e-2"), experiment="qk_norm")
+    sweep(tmp_path / "b", dict(lr="1e-1"), experiment="qk_norm")
+    sweep(tmp_path / "c", dict(lr="1e-1"), experiment="batch")
+    sweep(tmp_path / "d", dict(lr="1e-1"), experiment="weather")
+    found = plot.read_sweeps([tmp_path])
+    assert {name: len(runs) for name, runs in found.items()} == dict(qk_norm=2, batch=1, grid=1)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "d/experiment: 'weather' is not an experiment that I know: drawn as grid" in said
+    assert plot.main([str(tmp_path), "-o", str(tmp_path / "f"), "-format", "svg"]) == 0
+    drawn = sorted(path.name for path in (tmp_path / "f").iterdir())
+    assert drawn == ["batch.svg", "grid.svg", "qk_norm.svg"]
+    assert plot.main(["table", str(tmp_path)]) == 0
+    headings = re.findall("^## (.*)", capsys.readouterr().out, re.M)
+    assert headings == ["qk_norm", "batch", "grid"]
+
+
+# Files
 
 
 HEADER = (
-    "lr,d,layers,heads,steps,warmup,qk_norm,seed,out,threads,parameters,initial_loss,final_loss,"
-    "entropy_floor,diverged,max_attn_logit,log_z"
+    "lr,d,layers,heads,steps,warmup,qk_norm,seed,out,threads,parameters_non_embedding,"
+    "initial_loss,final_loss,entropy_floor,diverged,max_attn_logit,log_z"
 )
-GOOD = "1e-2,32,2,2,300,5%,1,7,x,1,41184,6,2,0.9,0,10,5"
+GOOD = "1e-2,32,2,2,300,5%,1,7,x,1,24800,6,2,0.9,0,10,5"
 BAD = {
     "empty": (b"", "is empty"),
     "header": (HEADER.encode() + b"\n", "has no rows yet"),
     "foreign": (b"name,age\nAda,36\n", "has no column lr: not written by train_gpt"),
     "cut": (
         f"{HEADER}\n{GOOD}\n{GOOD[:30]}".encode(),
-        f"line 3 has {GOOD[:30].count(',') + 1} cells, not 17: left out",
+        f"line 3: {GOOD[:30].count(',') + 1} cells instead of 17; left out",
     ),
     "word": (
-        f"{HEADER}\n{GOOD.replace('1e-2', 'fast')}\n".encode(),
-        "line 2: lr is 'fast', not a number: left out",
+        f"{HEADER}\n\n{GOOD.replace('1e-2', 'fast')}\n".encode(),
+        "line 3: lr is 'fast', not a number; left out",
     ),
     "damaged": (
         f"{HEADER}\n{GOOD.replace(',2,0.9', ',2?0,0.9')}\n".encode(),
-        "line 2: final_loss is '2?0', not a number: left out",
+        "line 2: final_loss is '2?0', not a number; left out",
     ),
     "missing": (
         f"{HEADER}\n{GOOD.replace(',2,0.9', ',,0.9')}\n{GOOD}x,\n".encode(),
-        "line 2: final_loss is '', but the run did not diverge: left out, and 1 more",
+        "line 2: no final_loss, but the run did not diverge; left out, and 1 more",
     ),
-    "binary": (bytes(range(256)) * 20, "has no column lr"),
+    "binary": (bytes(range(256)) * 20, ""),
 }
 
 
@@ -312,8 +278,7 @@ def test_a_bad_summary_is_named_and_does_not_stop_the_rest(tmp_path, capsys, nam
     contents, message = BAD[name]
     (tmp_path / name).mkdir()
     (tmp_path / name / "summary.csv").write_bytes(contents)
-    good = known(tmp_path / "good")
-    runs = read([str(tmp_path / name), good])
+    runs = read([str(tmp_path / name), known(tmp_path / "good")])
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and f"{name}/summary.csv: " in said and message in said
     assert len(runs) == 8 + (name == "cut")
@@ -324,23 +289,31 @@ def test_nothing_to_draw(tmp_path, monkeypatch, capsys):
     (tmp_path / "bad").mkdir()
     (tmp_path / "sweep" / "lr1").mkdir(parents=True)
     (tmp_path / "sweep" / "lr1" / "log.csv").touch()
+    before = sorted(tmp_path.rglob("*"))
     for arguments in ["bad", "nowhere"], ["table", "bad"], ["log", "bad"], ["log", "sweep"], []:
         assert plot.main(arguments) == 1
         said = capsys.readouterr().err
-        assert "nothing to show" in said and ("such as sweep/lr1" in said) == (
-            arguments[-1:] == ["sweep"]
-        )
-    assert not (tmp_path / "figures").exists()
+        assert "nothing to show" in said
+        assert ("such as sweep/lr1" in said) == (arguments == ["log", "sweep"])
+    assert sorted(tmp_path.rglob("*")) == before
     assert run_plot("bad", cwd=tmp_path).returncode == 1
 
 
-@pytest.mark.parametrize(
-    "arguments", [["-format", "gif"], ["-colour", "red"], ["log"], ["table", "-format", "png"]]
-)
+@pytest.mark.parametrize("arguments", [["-format", "gif"], ["-colour", "red"], ["log"]])
 def test_usage(arguments):
     with pytest.raises(SystemExit) as exit:
         plot.main(arguments)
     assert exit.value.code == 2
+
+
+def test_pictures_go_to_the_first_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    known(tmp_path / "a")
+    known(tmp_path / "runs" / "b")
+    logged(tmp_path, dict(out="run"), {0: {}, 10: {}}, [])
+    assert plot.main(["a", "runs"]) == plot.main([]) == plot.main(["log", "run", "a"]) == 0
+    out = capsys.readouterr().out
+    assert out == "wrote a/lr.png\nwrote runs/lr.png\nwrote run/log.png\n"
 
 
 def test_an_output_that_cannot_be_written(tmp_path, capsys):
@@ -350,366 +323,106 @@ def test_an_output_that_cannot_be_written(tmp_path, capsys):
     assert str(tmp_path / "file") in said and said.count("\n") == 1
 
 
-def test_log_of_known_data(tmp_path, capsys):
-    head = (
-        "step,tokens,lr,train_loss,val_loss,grad_norm,log_z,max_attn_logit_0,max_attn_logit_1,"
-        "grad_rms_wte,update_rms_wte\n"
-    )
-    (tmp_path / "log.csv").write_text(
-        head + "0,0,,,5.5,,,,,,\n10,1,1,4,,1,2,30,40,1e-3,.1\n20,2,1,3,3.5,1,2,50,60,1e-4,.2\n"
-        "30,3,1,-nan,,,,,,,\n40,3,1,2"
-    )
-    rows = plot.read_csv(tmp_path / "log.csv", "step", "train_loss")
-    assert len(rows) == 4 and "line 6 has 4 cells, not 11" in capsys.readouterr().err
-    axes = plot.draw_log({"run": rows}, {"run": plot.diagnosis(rows)}).axes
-    assert [ax.get_ylabel() for ax in axes] == [title for title, _, _ in plot.PANELS]
-    lines = [curves(ax)[0] for ax in axes]
-    assert lines[0]["train"] == [(10, 4), (20, 3)] and lines[0]["val"] == [(0, 5.5), (20, 3.5)]
-    # from the axes' bottom to the top
-    assert all(
-        line["_not finite" if i == 0 else "_"] == [(30, 0), (30, 1)] for i, line in enumerate(lines)
-    )
-    assert lines[2]["layer 0"] == [(10, 30), (20, 50)] and lines[2]["layer 1"] == [
-        (10, 40),
-        (20, 60),
-    ]
-    assert lines[4]["wte"] == [(10, 1e-3), (20, 1e-4)] and lines[5]["wte"] == [(10, 0.1), (20, 0.2)]
-    # a column each, one of them without a single step
-    assert len(plot.draw_log({"a": rows, "b": rows[:1]}).axes) == 12
-
-
-def test_qk_norm_has_sensitivity_of_both_grids_below(tmp_path):
-    runs = read(
-        [
-            known(tmp_path / "off", qk_norm=0),
-            sweep(
-                tmp_path / "on",
-                *(dict(lr=lr, final_loss=x) for lr, x in zip(LRS, [3, 2, 2, 2, 2, 2, 2, 9])),
-            ),
-        ]
-    )
-    figure = plot.draw("qk_norm", runs)
-    assert [(ax.get_ylabel(), ax.get_title()) for ax in figure.axes[4:]] == [
-        ("LR sensitivity, nats", f"LR {grid}") for grid in ("3e-4 to 3e-1", "3e-3 to 3e-1")
-    ]
-    paper, high = (curves(ax)[0] for ax in figure.axes[4:])
-    assert paper["without qk-norm"] == [
-        (41184, pytest.approx((3.5 + 2.5 + 2.2 + 2.0 + 2.4 + 3.0 + 6) / 7 - 2))
-    ]
-    assert paper["with qk-norm"] == [(41184, pytest.approx(1 / 7))] and high["with qk-norm"] == [
-        (41184, 0)
-    ]
-    assert words(figure, 1) == ["without qk-norm", "with qk-norm"]
-
-
-def test_no_sensitivity_of_half_a_grid(tmp_path):
-    """While a sweep runs, a size whose learning rates are not all there has no sensitivity, gap or
-    best rate yet."""
-    runs = [
-        run
-        for d in (32, 64)
-        for qk_norm in (0, 1)
-        for run in losses(
-            {"1e-2": 2, "3e-2": 2.5, "1e-1": 3}, d=d, parameters=1000 * d, qk_norm=qk_norm
-        )
-    ]
-    points = lambda experiment, missing, panel: [
-        curves(ax)[0]
-        for ax in plot.draw(
-            experiment, read([sweep(tmp_path, *(run for run in runs if run is not missing))])
-        ).axes
-    ][panel]
-    assert points("qk_norm", None, -1) == {
-        f"{qk} qk-norm": [(32000, 0.5), (64000, 0.5)] for qk in ("without", "with")
-    }
-    assert points("qk_norm", runs[0], -1) == {
-        "without qk-norm": [(64000, 0.5)],
-        "with qk-norm": [(32000, 0.5), (64000, 0.5)],
-    }
-    assert points("depth_width", runs[0], -1)["width alone"] == [(64000, 0)]
-    assert points("weight_decay", runs[-1], 2)["with qk-norm"] == [(32000, 1e-2)]
-
-
-# Predictions
-
-LAW = [-4, 2.7, 1.8, 0.8, 1.0]  # y = a + b x + c l + d x l + e l^2
-WIDTHS = {d: 24 * d * d + 517 * d for d in (16, 24, 32, 48, 64, 96, 128, 192)}
-
-
-def law(parameters, lr):
-    x, l = math.log10(parameters), math.log10(lr)
-    return np.dot(LAW, [1, x, l, x * l, l * l])
-
-
-def prophecy(folder, noise, random, widths=(16, 24, 32, 48, 64), seeds=(1, 2), **other):
-    """Runs whose largest attention logit follows the law, but for the noise (in log10)."""
-    return sweep(
-        folder,
-        *(
-            dict(
-                lr=lr,
-                d=d,
-                heads=d // 8,
-                parameters=WIDTHS[d],
-                seed=seed,
-                qk_norm=0,
-                max_attn_logit=10 ** (law(WIDTHS[d], float(lr)) + noise * random.normal()),
-                **other,
-            )
-            for d in widths
-            for lr in ("3e-3", "1e-2", "3e-2", "1e-1")
-            for seed in seeds
-        ),
-        experiment="predict_logits",
-    )
-
-
-def test_student():
-    for dof, t in (2, 2.920), (3, 2.353), (5, 2.015), (10, 1.812), (30, 1.697), (1000, 1.646):
-        assert plot.student(dof) == pytest.approx(t, rel=0.015 if dof == 2 else 0.005)
-
-
-def test_regression_by_hand():
-    """y = 0.5 + 0.8 x; residuals -0.3, 0.9, -0.9, 0.3; so 1.8 / 2 of variance, and at 5: 0.9 (1 +
-    1/4 + 2.5^2/5) of a new run."""
-    form, x = "a + b x, for each LR", np.array([1.0, 2, 3, 4])
-    fits = plot.regress(form, x, np.full(4, -2.0), np.array([1.0, 3, 2, 4]))
-    coefficients, covariance, dof, variance = fits[-2.0]
-    assert (
-        coefficients == pytest.approx([0.5, 0.8])
-        and dof == 2
-        and variance == pytest.approx(0.9)
-        and covariance[1, 1] == pytest.approx(0.18)
-    )
-    mean, deviation, _ = plot.extrapolate(form, fits, np.array([5.0]), -2.0)
-    assert mean[0] == pytest.approx(4.5) and deviation[0] == pytest.approx(1.5)
-    # one degree of freedom is no interval
-    assert plot.regress(form, x[:3], np.full(3, -2.0), x[:3]) == {}
-
-
-def test_the_fit_finds_the_law_and_its_interval_holds_90_percent(tmp_path):
-    random, inside = np.random.default_rng(1), []
-    for i in range(60):
-        runs = read([prophecy(tmp_path / str(i), 0.1, random)])
-        x, l, y = (
-            np.log10([run[name] for run in runs]) for name in ("parameters", "lr", "max_attn_logit")
-        )
-        form = "a + b x + c l + d x l + e l^2"
-        fits = plot.regress(form, x, l, y)
-        coefficients, covariance, dof, variance = fits[None]
-        assert dof == 35 and variance == pytest.approx(0.01, rel=0.9)
-        assert np.all(abs(coefficients - LAW) < 5 * np.sqrt(np.diag(covariance)))
-        mean, deviation, dof = plot.extrapolate(form, fits, np.log10([WIDTHS[192]]), -2.0)
-        inside.append(
-            abs(law(WIDTHS[192], 1e-2) + 0.1 * random.normal() - mean[0])
-            < plot.student(dof) * deviation[0]
-        )
-    assert 0.8 < np.mean(inside) < 0.98
-
-
-def test_each_form_finds_its_own_law(tmp_path):
-    """Without noise the coefficients are exact, and the rehearsal chooses a form that has the law
-    in it."""
-    x, l = map(
-        np.ravel,
-        np.meshgrid(
-            np.log10([WIDTHS[d] for d in (16, 24, 32, 48, 64)] * 2),
-            np.log10([3e-3, 1e-2, 3e-2, 1e-1]),
-        ),
-    )
-    for form, (apart, terms) in plot.FORMS.items():
-        true = np.linspace(1, -0.5, len(terms(x, l)))
-        y = np.stack(terms(x, l), 1) @ true
-        fits = plot.regress(form, x, l, y)
-        assert len(fits) == (4 if apart else 1)
-        for coefficients, *_ in fits.values():
-            assert coefficients == pytest.approx(true, abs=1e-6)
-        best = min(plot.FORMS, key=lambda form: np.abs(plot.rehearse(form, x, l, y)[0]).max())
-        assert np.abs(plot.rehearse(best, x, l, y)[0]).max() < 1e-6
-
-
-def test_prediction_is_written_once_and_drawn_as_written(tmp_path, capsys):
-    random = np.random.default_rng(2)
-    folder = prophecy(tmp_path, 0.05, random)
-    assert plot.main(["predict", folder]) == 0
-    said, path = capsys.readouterr().out, tmp_path / "prediction.csv"
-    assert (
-        "40 runs of 5 sizes, parameters: 14416 26232 41120 80112 131392" in said
-        and "y = a + b x + c l + d x l + e l^2" in said
-    )
-    rows = [row for row in csv.DictReader(line for line in path.open() if not line.startswith("#"))]
-    (held,) = [row for row in rows if row["lr"] == "1e-2" and row["d"] == "96"]
-    assert int(held["parameters"]) == WIDTHS[96] and held["fitted"] == "0"
-    assert float(held["predicted"]) == pytest.approx(10 ** law(WIDTHS[96], 1e-2), rel=0.2)
-    x, l, y = (
-        np.log10([run[name] for run in read([folder])])
-        for name in ("parameters", "lr", "max_attn_logit")
-    )
-    form, widen = (
-        "a + b x + c l + d x l + e l^2",
-        float(re.search(r"times ([\d.]+)", said).group(1)),
-    )
-    _, deviation, dof = plot.extrapolate(
-        form, plot.regress(form, x, l, y), np.log10([WIDTHS[96]]), -2.0
-    )
-    assert widen >= 1 and [
-        math.log10(float(held[end]) / float(held["predicted"])) for end in ("high", "low")
-    ] == pytest.approx(
-        [sign * plot.student(dof) * widen * deviation[0] for sign in (1, -1)], rel=0.01
-    )
-    assert {int(row["parameters"]) for row in rows if row["fitted"] == "1"} == {
-        WIDTHS[d] for d in (16, 24, 32, 48, 64)
-    }
-    # Where it passes 100: 10^x with a + b x + c l + d x l + e l^2 = 2
-    for lr in 3e-3, 1e-2, 3e-2:
-        l = math.log10(lr)
-        truth = 10 ** ((2 - LAW[0] - LAW[2] * l - LAW[4] * l * l) / (LAW[1] + LAW[3] * l))
-        (line,) = [
-            line
-            for line in said.splitlines()
-            if line.startswith(f"LR {plot.sci(lr)}: passes 100 at ")
-        ]
-        number, unit = re.match(r".* at ([\d.]+)([kM]) parameters", line).groups()
-        assert float(number) * {"k": 1e3, "M": 1e6}[unit] == pytest.approx(
-            truth, rel=0.3
-        ) and line.endswith("within the fit") == (truth < WIDTHS[64])
-    before = path.read_bytes()
-    prophecy(tmp_path, 0.05, random, widths=(16, 24, 32, 48, 64, 96, 128))
-    assert plot.main(["predict", folder]) == 1 and path.read_bytes() == before
-    assert (
-        capsys.readouterr().err
-        == f"plot.py: {path}: is there already; a prediction is made once, before its outcome is"
-        " known\n"
-    )
-    # The figure: the file's curve, although the runs would now give another; hollow points up to d
-    # 64, full ones after
-    path.write_text(
-        re.sub(r"^1e-2,96,(\d+),0,[^,]+,", r"1e-2,96,\1,0,12345,", before.decode(), flags=re.M)
-    )
-    left, right = plot.draw("predict_logits", read([folder])).axes
-    assert left.get_xscale() == left.get_yscale() == right.get_xscale() == "log"
-    assert (
-        sum(12345 in line.get_ydata() for line in left.lines if line.get_linestyle() == "--") == 1
-    )
-    hollow, full = (
-        {
-            x
-            for line in left.lines
-            if len(line.get_xdata())
-            and line.get_linestyle() == "None"
-            and (line.get_markerfacecolor() == "white") == white
-            for x in line.get_xdata()
-        }
-        for white in (True, False)
-    )
-    assert hollow == {WIDTHS[d] for d in (16, 24, 32, 48, 64)} and full == {
-        WIDTHS[d] for d in (96, 128)
-    }
-    # not of those past it from the start or never
-    marks = [line.get_xdata()[0] for line in right.lines if line.get_label() == "_past"]
-    assert marks == [pytest.approx(x, rel=0.2) for x in (1.4e5, 2.2e4)]
-    table = run_plot("table", folder).stdout
-    assert (
-        "| 96 |" in table.split("What was predicted")[1].replace("  ", " ")
-        and "12345" not in table.split("What was")[0]
-    )
-
-
-def test_a_prediction_that_cannot_be_made(tmp_path, capsys):
-    random = np.random.default_rng(3)
-    for folder, message in (
-        (
-            known(tmp_path / "a"),
-            "its experiment is lr; a prediction is for predict_logits or predict_eps",
-        ),
-        (
-            prophecy(tmp_path / "b", 0.1, random, widths=(16, 32, 64)),
-            "runs of 3 sizes: a prediction needs 4, better 5 or more",
-        ),
-    ):
-        assert plot.main(["predict", folder]) == 1
-        assert (
-            capsys.readouterr().err == f"plot.py: {folder}: {message}\n"
-            and not (Path(folder) / "prediction.csv").exists()
-        )
-
-
-def test_two_predictions_and_a_damaged_one(tmp_path, capsys):
-    random = np.random.default_rng(4)
-    a, b = (
-        prophecy(tmp_path / name, 0.05, random, seeds=(seed,)) for seed, name in enumerate("ab")
-    )
-    assert plot.main(["predict", a]) == plot.main(["predict", b]) == 0
-    prediction, runs = plot.read_prediction(read([a, b]))
-    assert (
-        {str(run["sweep"]) for run in runs} == {a}
-        and len(prediction) == 4
-        and f"{b}/prediction.csv: another prediction than {a}" in capsys.readouterr().err
-    )
-    path = Path(a) / "prediction.csv"
-    path.write_text(re.sub("^3e-3,.*", "3e-3,16,x", path.read_text(), flags=re.M))
-    assert (
-        plot.main([a, "-o", str(tmp_path / "f"), "-format", "svg"]) == 0
-        and "prediction.csv: line " in capsys.readouterr().err
-    )
-    assert list(plot.read_prediction(read([a]))[0]) == [1e-2, 3e-2, 1e-1]
-
-
 def test_without_its_columns_there_is_no_figure_but_the_others(tmp_path, capsys):
     for name in "predict_eps", "qk_norm":
         (tmp_path / name).mkdir()
         (tmp_path / name / "experiment").write_text(name)
         (tmp_path / name / "summary.csv").write_text(f"{HEADER}\n{GOOD}\n")
     assert plot.main([str(tmp_path), "-o", str(tmp_path / "f"), "-format", "svg"]) == 0
-    assert (
-        capsys.readouterr().err
-        == f"plot.py: {tmp_path}/predict_eps: no figure of predict_eps: its runs have no column"
-        " 'eps', or a word in it where a number should be\n"
+    assert capsys.readouterr().err == (
+        f"plot.py: {tmp_path}/predict_eps: no figure of predict_eps: its runs have no column"
+        " 'eps'\n"
     )
     assert [path.name for path in (tmp_path / "f").iterdir()] == ["qk_norm.svg"]
-    assert plot.main(["predict", str(tmp_path / "predict_eps")]) == 1
-    assert (
-        capsys.readouterr().err
-        == f"plot.py: {tmp_path}/predict_eps: no prediction: its runs have no column 'eps'\n"
-    )
 
 
-def test_crossing():
-    x = np.array([4, 5, 6])
-    assert plot.crossing(x, np.array([1, 3, 3]), 100, True) == pytest.approx(10**4.5)
-    assert plot.crossing(x, np.array([3, 1, -1]), 100, False) == pytest.approx(10**4.5)
-    assert (
-        plot.crossing(x, np.array([0, 1, 1.9]), 100, True) == math.inf
-        and plot.crossing(x, np.array([3, 3, 3]), 100, True) == 1e4
-    )
+# What the figures hold
 
 
-# The other experiments
-
-
-def losses(table, **flags):
-    """Runs of a table {learning rate: loss}."""
-    return [
-        dict(lr=lr, final_loss=x, diverged=int(math.isnan(x)), **flags) for lr, x in table.items()
+def test_panels_lines_and_crosses(tmp_path):
+    """off on the left, on on the right; a line a size with the losses as written; crosses on the
+    runs that diverged and nowhere else."""
+    folders = [
+        known(tmp_path / "off", qk_norm=0),
+        sweep(
+            tmp_path / "on", dict(lr="1e-2"), dict(lr="1e-1", d=64, parameters_non_embedding=2e6)
+        ),
     ]
+    figure = plot.draw("lr", read(folders))
+    top_off, top_on, low_off, low_on = panels(figure)
+    assert [ax.get_title() for ax in (top_off, top_on)] == ["without qk-norm", "with qk-norm"]
+    assert top_off.get_ylim() == top_on.get_ylim() and low_off.get_ylim() == low_on.get_ylim()
+    assert [ax.get_xscale() for ax in panels(figure)] == ["log"] * 4
+    assert (top_off.get_yscale(), low_off.get_yscale()) == ("linear", "log")
+    large = "d 64 (2M parameters)"
+    expected = [(float(lr), 6 if math.isnan(x) else x) for lr, x in zip(LRS, LOSSES)]
+    assert curves(top_off) == ({SMALL: expected}, expected[-2:])
+    assert curves(top_on) == ({SMALL: [(1e-2, 2)], large: [(1e-1, 2)]}, [])
+    lines, crosses = curves(low_off)
+    # the first logit, 0, was never logged
+    assert lines[SMALL] == [(float(lr), 10 * i) for i, lr in enumerate(LRS)][1:]
+    assert crosses == [(0.3, 60), (1, 70)]
+    assert legends(figure) == [[SMALL, large, "diverged", "entropy of the language"]]
 
 
-def logged(folder, run, rows, columns):
-    """A sweep's run with its log."""
-    path = folder / run["out"]
-    path.mkdir(parents=True, exist_ok=True)
-    head = [
-        "step",
-        "lr",
-        "train_loss",
-        "val_loss",
-        "grad_norm",
-        *dict.fromkeys(["log_z", *columns]),
+def test_median_band_and_a_seed_that_diverged(tmp_path):
+    runs = [
+        dict(lr=lr, seed=s, final_loss=x, diverged=int(math.isnan(x)))
+        for lr, xs in [("1e-2", [2, 2.25, 3]), ("1e-1", [3, 4, math.nan])]
+        for s, x in enumerate(xs)
     ]
-    with open(path / "log.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, head, restval=1)
-        writer.writeheader()
-        writer.writerows({"step": step} | row for step, row in rows.items())
+    figure = plot.draw("lr", read([sweep(tmp_path, *runs)]))
+    ax = panels(figure)[0]
+    assert curves(ax) == ({SMALL: [(1e-2, 2.25), (1e-1, 4)]}, [(1e-1, 6)])
+    corners = {tuple(np.round(p, 6)) for p in ax.collections[0].get_paths()[0].vertices}
+    assert corners == {(1e-2, 2), (1e-2, 3), (1e-1, 3), (1e-1, 6)}
+    assert "median and range of the seeds" in legends(figure)[0]
+
+
+def test_sensitivity_is_the_median_of_the_seeds_and_only_of_whole_grids(tmp_path):
+    runs = [run for s, x in enumerate([1, 2, 4]) for run in seven(above=x, seed=s)]
+    *_, ax = draw("qk_norm", tmp_path, *runs)
+    assert curves(ax)[0] == {"with qk-norm": [(24800, near(2 * 6 / 7))]}
+    *_, ax = draw("qk_norm", tmp_path, *runs[:-1])  # the third seed is not there yet
+    assert curves(ax)[0] == {"with qk-norm": [(24800, near(1.5 * 6 / 7))]}
+    assert len(draw("qk_norm", tmp_path, *runs[:6])) == 2  # no panel
+
+
+def test_colours_are_ordered_and_differ_in_grey():
+    for n in range(2, 9):
+        looks = plot.looks_of(["d"], [str(i) for i in range(n)], 0).values()
+        grey = [np.dot(colour[:3], [0.299, 0.587, 0.114]) for colour, _, _ in looks]
+        assert all(np.diff(grey) < -0.04) and max(grey) < 0.8
+        assert len({marker for _, marker, _ in looks}) == n
+    looks = plot.looks_of(["qk_norm"], ["off", "on", "other"], 0).values()
+    assert len({to_hex(colour) for colour, _, _ in looks}) == 3
+    assert len({dashes for _, _, dashes in looks}) == 3
+
+
+def test_the_floor_only_where_it_is_the_same(tmp_path):
+    def floors(*values):
+        ax = draw("lr", tmp_path, *(dict(lr=lr, entropy_floor=x) for lr, x in zip(LRS, values)))[0]
+        lines = [line for line in ax.lines if line.get_label().startswith("entropy")]
+        return [line.get_ydata()[0] for line in lines]
+
+    assert floors(0.9, 0.9) == [0.9]
+    assert floors(0.9, 0.8) == floors("", "") == floors(0.9, "") == []
+
+
+def test_qk_norm_has_its_sensitivity_below(tmp_path):
+    folders = [
+        known(tmp_path / "off", qk_norm=0),
+        sweep(tmp_path / "on", *losses(dict(zip(LRS, [3, 2, 2, 2, 2, 2, 2, 9])))),
+    ]
+    figure = plot.draw("qk_norm", read(folders))
+    *_, ax = panels(figure)
+    assert ax.get_ylabel() == "LR sensitivity, nats\n(LR 3e-4 to 3e-1)"
+    assert curves(ax)[0] == {
+        "without qk-norm": [(24800, near(SENSITIVITY))],
+        "with qk-norm": [(24800, near(1 / 7))],
+    }
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["24.8k"]
+    assert legends(figure)[1] == ["without qk-norm", "with qk-norm"]
 
 
 def test_z_loss(tmp_path):
@@ -720,33 +433,17 @@ def test_z_loss(tmp_path):
         for wd in ("0", "1e-4")
     ]
     for run in runs:
-        logged(
-            tmp_path,
-            run,
-            {
-                0: {},
-                10: dict(log_z=float(run["z_loss"]) * 1e4 + 1),
-                20: dict(log_z=float(run["lr"])),
-            },
-            [],
-        )
-    figure = plot.draw("z_loss", read([sweep(tmp_path, *runs, experiment="z_loss")]))
-    titles = [ax.get_title() for ax in figure.axes]
-    assert titles == [
-        "wd 0",
-        "wd 1e-4",
-        "",
-        "",
-        "wd 0, LR 1e-2",
-        "wd 0, LR 1e-1",
-        "wd 1e-4, LR 1e-2",
-        "wd 1e-4, LR 1e-1",
-    ]
-    assert curves(figure.axes[2])[0] == {
+        first = dict(log_z=float(run["z_loss"]) * 1e4 + 1)
+        logged(tmp_path, run, {0: {}, 10: first, 20: dict(log_z=float(run["lr"]))}, [])
+    axes = draw("z_loss", tmp_path, *runs)
+    decays = ["wd 0", "wd 1e-4"]
+    steps = [f"{wd}, LR {lr}" for wd in decays for lr in ("1e-2", "1e-1")]
+    assert [ax.get_title() for ax in axes] == [*decays, "", "", *steps]
+    assert curves(axes[2])[0] == {
         f"z_loss {z}": [(lr, 3) for lr in (1e-2, 3e-2, 1e-1)] for z in ("0", "1e-4")
     }
     # step 0 knows no log Z
-    assert curves(figure.axes[7])[0] == {
+    assert curves(axes[7])[0] == {
         "z_loss 0": [(10, 1), (20, 0.1)],
         "z_loss 1e-4": [(10, 2), (20, 0.1)],
     }
@@ -755,49 +452,35 @@ def test_z_loss(tmp_path):
 def test_warmup(tmp_path):
     runs = [
         run
-        for warmup, x in (("1%", 2.5), ("15", 2.4), ("25%", 2.25))
-        for run in losses({"1e-2": 2, "1e-1": x}, warmup=warmup, qk_norm=0)
+        for warmup, x in (("1%", 2), ("15", 1.5), ("25%", 1))
+        for run in seven(warmup=warmup, above=x, qk_norm=0)
     ]
-    # 15 of 300 steps are 5%
-    figure = plot.draw("warmup", read([sweep(tmp_path, *runs, experiment="warmup")]))
-    over_lr, sensitivity, fixed = figure.axes
-    assert (
-        list(curves(over_lr)[0]) == ["warmup 1%", "warmup 5%", "warmup 25%"]
-        and over_lr.get_title() == "without qk-norm, d 32"
-    )
+    over_lr, sensitivity, fixed = draw("warmup", tmp_path, *runs)  # 15 of 300 steps are 5%
+    assert list(curves(over_lr)[0]) == ["warmup 1%", "warmup 5%", "warmup 25%"]
+    assert over_lr.get_title() == "without qk-norm, d 32"
     assert curves(sensitivity)[0] == {
-        f"warmup {w}%": [(41184, pytest.approx(s))] for w, s in ((1, 0.25), (5, 0.2), (25, 0.125))
+        f"warmup {w}%": [(24800, near(x * 6 / 7))] for w, x in ((1, 2), (5, 1.5), (25, 1))
     }
-    # what it is from; and once, as both grids give this
-    assert sensitivity.get_title() == "without qk-norm, LR 1e-2 to 1e-1"
     assert fixed.get_title() == "without qk-norm, LR 1e-1"
-    assert curves(fixed)[0] == {"d 32 (41.2k parameters)": [(1, 2.5), (5, 2.4), (25, 2.25)]}
+    assert curves(fixed)[0] == {SMALL: [(0, 4), (1, 3.5), (2, 3)]}
     assert [tick.get_text() for tick in fixed.get_xticklabels()] == ["1", "5", "25"]
 
 
 def test_weight_decay(tmp_path):
-    runs = [
-        run
-        for d in (16, 32)
-        for independent, wd, x in ((1, "1e-4", 2), (0, "1e-2", 2.5), (0, "1", 4))
-        for run in losses(
-            {"1e-3": 2, "1e-2": x, "1e-1": 3},
-            d=d,
-            parameters=1000 * d,
-            wd=wd,
-            wd_independent=independent,
-        )
-    ]
-    figure = plot.draw("weight_decay", read([sweep(tmp_path, *runs, experiment="weight_decay")]))
-    assert [ax.get_title() for ax in figure.axes[:2]] == ["d 16", "d 32"]
-    names = ["standard, wd 0.01", "standard, wd 1", "independent, wd 1e-4"]
-    assert list(curves(figure.axes[0])[0]) == names
-    best, paper, high = (curves(ax)[0] for ax in figure.axes[2:])
-    assert paper["standard, wd 1"] == [(16000, 1), (32000, 1)] and high["standard, wd 1"] == [
-        (16000, 0.5),
-        (32000, 0.5),
-    ]
-    assert best["standard, wd 0.01"] == [(16000, 1e-3), (32000, 1e-3)]
+    runs = []
+    for d in (16, 32):
+        size = dict(d=d, parameters_non_embedding=1000 * d)
+        runs += seven(wd="1e-4", **size)
+        runs += seven(wd="1", wd_independent=0, best="1e-3", **size)
+        runs += losses({"1e-4": 2, "1": 2}, wd="1", wd_independent=0, **size)
+    one, two, best, paper, shifted = draw("weight_decay", tmp_path, *runs)
+    assert [one.get_title(), two.get_title()] == ["d 16", "d 32"]
+    assert list(curves(one)[0]) == ["standard, wd 1", "independent, wd 1e-4"]
+    assert curves(paper)[0]["standard, wd 1"] == [(16000, near(6 / 7)), (32000, near(6 / 7))]
+    # 1e-4 and 1e-3 are best
+    assert curves(shifted)[0]["standard, wd 1"] == [(16000, near(5 / 7)), (32000, near(5 / 7))]
+    assert curves(best)[0]["standard, wd 1"] == [(16000, 1e-4), (32000, 1e-4)]
+    assert "best 3 decades" in shifted.get_ylabel()
 
 
 def test_depth_width(tmp_path):
@@ -806,38 +489,31 @@ def test_depth_width(tmp_path):
         run
         for d, layers in sizes
         for qk_norm in (0, 1)
-        for run in losses(
-            {"1e-2": 2, "1e-1": 2 + 0.01 * d * layers * (1 - qk_norm) + 0.5},
+        for run in seven(
+            above=0.01 * d * layers * (2 - qk_norm),
             d=d,
             layers=layers,
-            parameters=12 * d * d * layers + qk_norm,
+            parameters_non_embedding=12 * d * d * layers,
             qk_norm=qk_norm,
         )
     ]
-    figure = plot.draw("depth_width", read([sweep(tmp_path, *runs, experiment="depth_width")]))
-    assert [ax.get_title() for ax in figure.axes[:6]] == [
-        f"{qk} qk-norm, {way}"
-        for qk in ("without", "with")
-        for way in ("depth alone", "width alone", "both")
+    axes = draw("depth_width", tmp_path, *runs)
+    ways = ("depth alone", "width alone", "both")
+    assert [ax.get_title() for ax in axes[:6]] == [
+        f"{qk} qk-norm, {way}" for qk in ("without", "with") for way in ways
     ]
-    shown = [
-        [name.split(" (")[0] for name, points in curves(ax)[0].items() if points]
-        for ax in figure.axes[:3]
-    ]
+    shown = [[name.split(" (")[0] for name in curves(ax)[0]] for ax in axes[:3]]
     assert shown == [
         ["d 32, layers 1", "d 32, layers 2", "d 32, layers 4"],
         ["d 16, layers 2", "d 32, layers 2", "d 64, layers 2"],
         ["d 16, layers 1", "d 32, layers 2", "d 48, layers 4"],
     ]
-    gap = curves(figure.axes[-1])[0]
-    assert gap == {
-        way: [(12 * d * d * layers, pytest.approx(0.005 * d * layers)) for d, layers in members]
-        for way, members in (
-            ("depth alone", sizes[:3]),
-            ("width alone", [sizes[3], sizes[1], sizes[4]]),
-            ("both", [sizes[5], sizes[1], sizes[6]]),
-        )
+    members = [sizes[:3], [sizes[3], sizes[1], sizes[4]], [sizes[5], sizes[1], sizes[6]]]
+    assert curves(axes[7])[0] == {
+        way: [(12 * d * d * n, near(0.01 * d * n * 6 / 7)) for d, n in here]
+        for way, here in zip(ways, members)
     }
+    assert {y for points in curves(axes[8])[0].values() for _, y in points} == {2}  # best losses
 
 
 def test_mu_param(tmp_path):
@@ -845,70 +521,46 @@ def test_mu_param(tmp_path):
     runs = [
         run
         for (mode, d), lr in best.items()
-        for run in losses(
-            {x: 2 if x == lr else 3 for x in ("3e-3", "1e-2", "3e-2", "1e-1")},
-            d=d,
-            mu_param=mode,
-            parameters=d * d,
-        )
+        for run in seven(best=lr, d=d, mu_param=mode, parameters_non_embedding=d * d)
     ]
-    figure = plot.draw("mu_param", read([sweep(tmp_path, *runs, experiment="mu_param")]))
-    assert [ax.get_title() for ax in figure.axes] == [
-        "standard model",
-        "µParam full",
-        "",
-        "LR 3e-3 to 1e-1",
-    ]
-    assert list(curves(figure.axes[0])[0]) == ["d 32 (1.02k parameters)", "d 64 (4.1k parameters)"]
-    assert curves(figure.axes[2])[0] == {
-        "standard model": [(32, 3e-2), (64, 1e-2)],
-        "µParam full": [(32, 3e-2), (64, 3e-2)],
+    axes = draw("mu_param", tmp_path, *runs)
+    assert [ax.get_title() for ax in axes[:2]] == ["standard model", "µParam full"]
+    assert list(curves(axes[0])[0]) == ["d 32 (1.02k parameters)", "d 64 (4.1k parameters)"]
+    assert curves(axes[2])[0] == {
+        "standard model": [(0, 3e-2), (1, 1e-2)],
+        "µParam full": [(0, 3e-2), (1, 3e-2)],
     }
-    assert curves(figure.axes[3])[0] == {
-        name: [(32, 0.75), (64, 0.75)] for name in ("standard model", "µParam full")
-    }
+    for ax in axes[3:]:
+        names = ("standard model", "µParam full")
+        assert curves(ax)[0] == {name: [(0, near(6 / 7)), (1, near(6 / 7))] for name in names}
+
+
+def test_no_best_rate_of_half_a_sweep(tmp_path):
+    """While a sweep runs, a size has no best learning rate before it has as many as the others."""
+    runs = [run for d in (32, 64) for run in seven(d=d, parameters_non_embedding=1000 * d)]
+    *_, best, paper, _ = draw("mu_param", tmp_path, *runs[:-1])
+    assert curves(best)[0] == {"standard model": [(0, 1e-2)]}
+    assert curves(paper)[0] == {"standard model": [(0, near(6 / 7))]}
 
 
 def test_coord_check(tmp_path):
-    columns = [f"act_rms_{kind}" for kind in ("att", "c_fc", "residual", "logits")] + [
-        "update_rms_c_fc",
-        "update_rms_lm_head",
-    ]
+    columns = [f"act_rms_{kind}" for kind in ("att", "c_fc", "residual", "logits")]
     runs = [
-        dict(d=d, heads=4, mu_param=mode, base_d=32, parameters=d * d, out=f"{mode}{d}")
+        dict(d=d, mu_param=mode, parameters_non_embedding=d * d, out=f"{mode}{d}")
         for d in (32, 64)
         for mode in ("off", "simple", "full")
     ]
     for run in runs:
-        logged(
-            tmp_path,
-            run,
-            {
-                step: dict(
-                    lr=0.01 * step,
-                    act_rms_att=step * run["d"],
-                    update_rms_c_fc=0.5,
-                    update_rms_lm_head=0.25,
-                )
-                for step in range(1, 11)
-            },
-            columns,
-        )
-    figure = plot.draw("coord_check", read([sweep(tmp_path, *runs, experiment="coord_check")]))
-    rows = np.reshape([curves(ax)[0] for ax in figure.axes], (6, 3))
-    assert rows[0, 0] == {f"step {s}": [(32, s * 32), (64, s * 64)] for s in (1, 2, 3, 6, 10)}
-    # learning rate x RMS x inputs
-    effect = lambda cells: [[y / (0.01 * 2) for _, y in lines["step 2"]] for lines in cells]
-    # hidden: learning rate / m in every mode of muParam
-    assert effect(rows[4]) == [[16, 32], [16, 16], [16, 16]]
-    # head: logits / m in intermediate and full
-    assert effect(rows[5]) == [[8, 16], [8, 16], [8, 8]]
-    assert {
-        line.get_linestyle()
-        for ax in figure.axes
-        for line in ax.lines
-        if line.get_label().startswith("step")
-    } == {"-"}
+        rows = {
+            step: dict(lr=0.01 * step, act_rms_att=step * run["d"], update_rms_c_fc=0.5)
+            for step in range(1, 11)
+        }
+        logged(tmp_path, run, rows, [*columns, "update_rms_c_fc"])
+    axes = draw("coord_check", tmp_path, *runs)
+    assert curves(axes[0])[0] == {f"step {s}": [(0, s * 32), (1, s * 64)] for s in (1, 2, 3, 6, 10)}
+    # learning rate x RMS x inputs; the learning rate of the hidden layers / m with muParam
+    effect = [[y / (0.01 * 2) for _, y in curves(ax)[0]["step 2"]] for ax in axes[-3:]]
+    assert effect == [[near(16), near(32)], [near(16), near(16)], [near(16), near(16)]]
 
 
 @pytest.mark.parametrize(
@@ -920,347 +572,251 @@ def test_settings(tmp_path, flag, values):
         run
         for i, value in enumerate(values)
         for qk_norm in (0, 1)
-        for run in losses(
-            {"1e-2": 2, "1e-1": 3 + i, "3e-1": math.nan}, qk_norm=qk_norm, **{flag: value}
-        )
+        for run in seven(above=1 + i, qk_norm=qk_norm, **{flag: value})
     ]
-    figure = plot.draw(flag, read([sweep(tmp_path, *runs, experiment=flag)]))
-    off, on, best, sensitivity = figure.axes
-    assert list(curves(off)[0]) == [f"{flag} {value:g}" for value in values] and curves(off)[1] == [
-        (0.3, 6),
-        (0.3, 6),
-    ]
-    at = [0, 1] if flag in ("beta2", "clip") else values
+    off, on, best, least, sensitivity = draw(flag, tmp_path, *runs)
+    assert list(curves(off)[0]) == [f"{flag} {value:g}" for value in values]
     assert curves(sensitivity)[0] == {
-        f"{qk} qk-norm": [(at[0], pytest.approx(11 / 3 - 2)), (at[1], pytest.approx(4 - 2))]
-        for qk in ("without", "with")
+        f"{qk} qk-norm": [(0, near(6 / 7)), (1, near(12 / 7))] for qk in ("without", "with")
     }
-    assert [tick.get_text() for tick in best.get_xticklabels()] == [
-        f"{value:g}" for value in values
+    ticks = [tick.get_text() for tick in best.get_xticklabels()]
+    assert ticks == [f"{value:g}" for value in values]
+
+
+def test_grid(tmp_path):
+    runs = [dict(wd=wd, beta2=b, lr=lr) for wd in ("0", "1") for b in (0, 0.9) for lr in ("1", "2")]
+    loss, logit = draw("grid", tmp_path / "a", *runs)
+    assert curves(loss)[0] == curves(loss)[0]
+    names = [f"beta2 {b}, wd {wd}" for b in ("0", "0.9") for wd in ("0", "1")]
+    assert curves(loss)[0] == {name: [(1, 2), (2, 2)] for name in names}
+    assert curves(logit)[0] == {name: [(1, 10), (2, 10)] for name in names}
+    # one learning rate: against the first flag that varies and is a number
+    runs = [
+        dict(mu_param=mode, wd=wd, final_loss=i + 2)
+        for mode in ("off", "full")
+        for i, wd in enumerate(("0", "1e-2"))
+    ]
+    loss, _ = draw("grid", tmp_path / "b", *runs)
+    assert curves(loss)[0] == {name: [(0, 2), (1, 3)] for name in ("standard model", "µParam full")}
+    assert [tick.get_text() for tick in loss.get_xticklabels()] == ["0", "1e-2"]
+    assert loss.get_xlabel() == "wd"
+
+
+def test_more_than_four_panels_go_to_a_second_row(tmp_path):
+    runs = [dict(d=d, parameters_non_embedding=d * d) for d in range(8, 56, 8)]
+    figure = plot.draw("weight_decay", read([sweep(tmp_path, *runs)]))
+    spans = [ax.get_subplotspec() for ax in panels(figure)[:6]]
+    assert [(s.rowspan.start, s.colspan.start) for s in spans] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (0, 3),
+        (1, 0),
+        (1, 1),
     ]
 
 
-def test_predict_eps(tmp_path):
-    """The gradient's RMS at the end falls as 1e3 lr^-1 parameters^-1.5; epsilon varies at the
-    largest size."""
+# Single runs
 
-    def run(d, lr, eps="1e-8", **more):
-        run = (
-            dict(d=d, heads=d // 8, lr=lr, eps=eps, parameters=WIDTHS[d], out=f"d{d}lr{lr}eps{eps}")
-            | more
-        )
-        end = 1e3 / float(lr) * WIDTHS[d] ** -1.5
-        logged(
-            tmp_path,
-            run,
-            {
-                step: dict(grad_rms_c_fc=end if step > 90 else 1, update_rms_c_fc=0.1 / float(eps))
-                for step in range(10, 101, 10)
-            },
-            ["grad_rms_c_fc", "update_rms_c_fc"],
-        )
-        return run
 
-    runs = [run(d, lr) for d in (16, 24, 32, 48, 64) for lr in ("1e-2", "3e-2", "1e-1")]
-    folder = sweep(tmp_path, *runs, experiment="predict_eps")
-    said = plot.predict("predict_eps", read([folder]), tmp_path / "prediction.csv")
-    meets = (1e3 / 0.1 / 1e-8) ** (1 / 1.5)
-    assert f"LR 1e-1: falls below 1e-8 at {plot.short(meets)[:3]}" in said
-    sweep(
-        tmp_path,
-        *runs,
-        run(96, "1e-2"),
-        *(run(96, "1e-1", eps, final_loss=3) for eps in ("1e-8", "1e-6", "1e-15")),
-        experiment="predict_eps",
+def test_log_of_known_data(tmp_path, capsys):
+    head = (
+        "step,tokens,lr,train_loss,val_loss,grad_norm,log_z,max_attn_logit_0,max_attn_logit_1,"
+        "grad_rms_wte,update_rms_wte\n"
     )
-    figure = plot.draw("predict_eps", read([folder]))
-    gradient, against_lr, _, update, loss = figure.axes
-    assert gradient.get_ylim()[0] < 1e-8 and max(
-        WIDTHS[96] in line.get_xdata() for line in gradient.lines
+    (tmp_path / "log.csv").write_text(
+        head + "0,0,,,5.5,,,,,,\n10,1,1,4,,1,2,30,40,1e-3,.1\n20,2,1,3,3.5,1,-9,50,160,1e-8,.2\n"
+        "30,3,1,-nan,,,,,,,\n40,3,1,2"
     )
-    assert curves(against_lr)[0]["d 96 (271k parameters)"] == [
-        (float(lr), pytest.approx(1e3 / float(lr) * WIDTHS[96] ** -1.5)) for lr in ("1e-2", "1e-1")
+    log = plot.read_log(tmp_path)
+    assert len(log) == 4
+    assert "line 6: 4 cells instead of 11; left out" in capsys.readouterr().err
+    axes = panels(plot.draw_log({"run": log}, {"run": 1e-7}))
+    assert [ax.get_ylabel() for ax in axes] == [label for label, *_ in plot.CURVES]
+    lines = [curves(ax)[0] for ax in axes]
+    assert lines[0] == {"train": [(10, 4), (20, 3)], "val": [(0, 5.5), (20, 3.5)]}
+    assert lines[2] == {"layer 0": [(10, 30), (20, 50)], "layer 1": [(10, 40), (20, 160)]}
+    assert lines[4] == {"wte": [(10, 1e-3), (20, 1e-8)]}
+    assert lines[5] == {"wte": [(10, 0.1), (20, 0.2)]}
+    # where the trainer's diagnosis warns, in the panels that it is in
+    marks = [[x.get_ydata()[0] for x in ax.lines if x.get_label()[:5] == "limit"] for ax in axes]
+    assert marks == [[], [], [100], [-5], [1e-7], []]
+    axes = panels(plot.draw_log({"a": log, "b": log[:1]}, {}))  # b without a single step
+    assert len(axes) == 12
+    assert [ax.get_title() for ax in axes] == ["a", "b"] + [""] * 10
+
+
+# Tables
+
+
+def test_table(tmp_path):
+    folders = [
+        known(tmp_path / "a", qk_norm=0),
+        sweep(tmp_path / "b", dict(seed=1, final_loss=2.5), dict(seed=2, final_loss=2.75, log_z=6)),
     ]
-    assert curves(update)[0] == {
-        "LR 1e-1": [
-            (1e-15, pytest.approx(1e14)),
-            (1e-8, pytest.approx(1e7)),
-            (1e-6, pytest.approx(1e5)),
-        ]
-    }
-    assert curves(loss)[0] == {"LR 1e-1": [(1e-15, 3), (1e-8, 3), (1e-6, 3)]}
+    result = run_plot("table", *folders)
+    assert result.returncode == 0 and not result.stderr
+    rows = rows_of(result.stdout)
+    assert rows[0] == ["runs", "lr", "loss", "logit", "log_z", "diverged"]
+    assert rows[1] == ["without qk-norm", "3e-4", "3.5", "-", "5", "0 of 1"]
+    assert rows[8] == ["without qk-norm", "1", "6", "70", "5", "1 of 1"]
+    seeds = ["2.625 (2.5 to 2.75)", "10", "5.5 (5 to 6)", "0 of 2"]
+    assert rows[9] == ["with qk-norm", "1e-2", *seeds]
+    assert rows[10] == ["runs", "best_lr", "best_loss", "sensitivity", "shifted"]
+    # of one learning rate there is none; of 1e-3 to 1 it is larger
+    assert rows[11:] == [["without qk-norm", "0.01", "2", "1.086", "1.086"]]
+    for block in result.stdout.split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({len(line) for line in lines}) <= 1  # aligned
 
 
-# What a run's log shows
+# The libraries
 
 
-def test_diagnosis_marks_the_steps():
-    def log(**columns):
-        n = max(map(len, columns.values()))
-        columns = dict(lr=[1] * n, train_loss=[3.0] * n, log_z=[1.0] * n) | columns
-        return [
-            dict(step=10.0 * i) | {name: float(x[i]) for name, x in columns.items()}
-            for i in range(n)
-        ]
+def requirements(script):
+    return re.findall(r'^#     "(\w+)>=([\d.]+)",$', (REPO / script).read_text(), re.M)
 
-    run = dict(eps=1e-8, warmup="10%", steps=200.0)
-    says = lambda **columns: plot.diagnosis(log(**columns), run)
-    # the worst layer
-    assert says(max_attn_logit_0=[1, 101, 150], max_attn_logit_1=[1, 99, 200]) == [
-        ("max_attn_logit_", 20, "past 100, layer 1")
-    ]
-    assert says(max_attn_logit_0=[1, 99, 100]) == [] and says(log_z=[1, -4.9, -5]) == []
-    assert says(log_z=[1, -5.1, -9]) == [("log_z", 10, "below -5")]
-    gone = dict(update_rms_wte=[1, 0.2, 1, 0.2, 0.1], grad_rms_wte=[1e-8] * 5)
-    assert says(**gone) == [("update_rms_", 30, "wte met epsilon")]  # from where on it stayed
-    assert (
-        says(**gone | dict(grad_rms_wte=[1e-6] * 5)) == []
-        and says(**gone | dict(update_rms_wte=[1, 1, 1, 1, 0.31])) == []
+
+def test_the_lower_bounds_are_no_newer_than_debian_12():
+    debian = dict(
+        matplotlib="3.6.3", numpy="1.24.2", pandas="1.5.3", scipy="1.10.1", seaborn="0.12.2"
     )
-    # of 20 steps
-    assert says(train_loss=[math.nan, 3, 3.6, 3]) == [("train_loss", 20, "spike in warm-up")]
-    assert (
-        says(train_loss=[math.nan, 3, 3, 3.6]) == []
-        and says(train_loss=[math.nan, 3, 3.4, 3]) == []
-    )
-    # its end: the highest rate
-    assert plot.diagnosis(log(train_loss=[math.nan, 3, 3, 3.6], lr=[0, 1, 2, 3])) == [
-        ("train_loss", 30, "spike in warm-up")
-    ]
-    stop = says(train_loss=[math.nan, 3, math.nan])
-    assert stop[0] == ("train_loss", 20, "not finite") and len(stop) == 6
-    run["diverged"] = 1.0
-    assert says(train_loss=[math.nan, 7, 7]) == [("train_loss", 20, "not below the initial")]
+    assert requirements("plot.py") == [(a, b) for a, b in debian.items() if a != "scipy"]
+    assert requirements("predict.py") == list(debian.items())
 
 
-def test_log_draws_what_the_diagnosis_says(tmp_path):
-    run = dict(out="run", eps="1e-8")
-    sweep(tmp_path / "run", run)
-    logged(
-        tmp_path,
-        run,
-        {0: {}, 10: dict(max_attn_logit_0=10), 20: dict(max_attn_logit_0=1000)},
-        ["max_attn_logit_0"],
-    )
-    assert run_plot("log", tmp_path / "run", "-o", tmp_path, "-format", "svg").returncode == 0
-    rows = plot.read_log(tmp_path / "run")
-    ax = plot.draw_log({"run": rows}, {"run": plot.diagnosis(rows)}).axes[2]
-    assert [text.get_text() for text in ax.texts] == ["past 100, layer 0"] and curves(ax)[0][
-        "_past 100, layer 0"
-    ] == [(20, 0), (20, 1)]
-
-
-# Sweeps on the way
-
-
-def test_a_stale_table_and_runs_of_their_own(tmp_path):
-    """The joined table is written from time to time: a run's own summary counts too, and once."""
-    sweep(tmp_path, dict(lr="1e-2", out="s/a"), experiment="qk_norm")
-    sweep(tmp_path / "a", dict(lr="1e-2", out="s/a"))
-    sweep(tmp_path / "b", dict(lr="1e-1", out="s/b"))
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "log.csv").write_text("step\n")  # begun
-    found = plot.read_sweeps([tmp_path])
-    assert list(found) == ["qk_norm"] and [
-        (run["lr"], run["folder"]) for run in found["qk_norm"]
-    ] == [(1e-2, tmp_path / "a"), (1e-1, tmp_path / "b")]
-
-
-def test_sweeps_of_several_experiments(tmp_path, capsys):
-    sweep(tmp_path / "a", dict(lr="1e-2"), experiment="qk_norm")
-    sweep(tmp_path / "b", dict(lr="1e-1"), experiment="qk_norm")
-    sweep(tmp_path / "c", dict(lr="1e-1"), experiment="batch")
-    sweep(tmp_path / "d", dict(lr="1e-1"), experiment="weather")
-    assert {name: len(runs) for name, runs in plot.read_sweeps([tmp_path]).items()} == {
-        "qk_norm": 2,
-        "batch": 1,
-        "lr": 1,
-    }
-    assert (
-        "d/experiment: 'weather' is no experiment of mine: drawn as lr" in capsys.readouterr().err
-    )
-    assert plot.main([str(tmp_path), "-o", str(tmp_path / "f"), "-format", "svg"]) == 0
-    assert sorted(path.name for path in (tmp_path / "f").iterdir()) == [
-        "batch.svg",
-        "lr.svg",
-        "qk_norm.svg",
-    ]
-    assert plot.main(["table", str(tmp_path)]) == 0
-    assert re.findall("^## (.*)", capsys.readouterr().out, re.M) == ["qk_norm", "batch", "lr"]
-
-
-def test_watch(tmp_path):
-    """Draws what is there, again when a run has ended, and ends when none is under way."""
-    folder = tmp_path / "s"
-    sweep(folder / "a", dict(lr="1e-2", out="a"))
-    for name in "ab":
-        logged(folder, dict(out=name), {0: {}}, [])
-    (folder / "experiment").write_text("qk_norm")
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            str(REPO / "plot.py"),
-            "watch",
-            str(folder),
-            "-every",
-            "0.2",
-            "-o",
-            str(tmp_path / "f"),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout.readline() == f"wrote {tmp_path}/f/qk_norm.png\n"
-        time.sleep(1)
-        assert process.poll() is None  # b is under way
-        sweep(folder / "b", dict(lr="1e-1", out="b"))
-        assert (
-            process.stdout.read() == f"wrote {tmp_path}/f/qk_norm.png\n"
-            and process.wait(timeout=20) == 0
-        )
-    finally:
-        process.kill()
-
-
-def test_dependencies():
-    """Those of the inline metadata are the tests', and one that is missing gets the command that
-    installs it."""
-    block = re.search(
-        r"^# /// script\n((?:#.*\n)+?)# ///$", (REPO / "plot.py").read_text(), re.M
-    ).group(1)
-    wanted = re.findall(r'"(\w+==[\d.]+)"', block)
-    assert [w.split("==")[0] for w in wanted] == ["numpy", "matplotlib"]
-    assert set(wanted) <= set((REPO / "test" / "requirements.txt").read_text().split())
+@pytest.mark.parametrize("script", ["plot.py", "predict.py"])
+def test_a_library_that_is_missing_or_old_gets_one_line(tmp_path, script):
     result = subprocess.run(
-        [sys.executable, "-S", "-I", str(REPO / "plot.py")], capture_output=True, text=True
+        [sys.executable, "-S", REPO / script, "x"], capture_output=True, text=True
     )
-    assert (
-        result.returncode == 1
-        and result.stderr.count("\n") == 1
-        and "pip install " + " ".join(wanted) in result.stderr
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "needs matplotlib 3.6.3 or newer" in result.stderr
+    assert "apt install python3-seaborn" in result.stderr and "pip install" in result.stderr
+    (tmp_path / script).write_text((REPO / script).read_text().replace("0.12.2", "99"))
+    (tmp_path / "plot.py").write_text(
+        (tmp_path / script).read_text() if script == "plot.py" else (REPO / "plot.py").read_text()
     )
+    result = subprocess.run(
+        [sys.executable, tmp_path / script, "x"], capture_output=True, text=True
+    )
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "needs seaborn 99 or newer" in result.stderr
 
 
-@pytest.mark.skipif(not Path(PROGRAM).exists(), reason="train_gpt is not built")
-def test_a_real_sweep(tmp_path):
-    tiny = "-lr 1e-3,1e-2 -d 16 -layers 1 -heads 1 -T 8 -batch 2 -steps 5 -eval_tokens 64".split()
-    for qk_norm in "01":
-        subprocess.run(
-            [PROGRAM, *tiny, "-qk_norm", qk_norm, "-out", f"sweep{qk_norm}"],
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
-    for arguments, name in (
-        (["sweep0", "sweep1"], "lr.png"),
-        (["sweep0", "sweep1", "-format", "svg"], "lr.svg"),
-        (["log", "sweep0/lr1e-2", "sweep1/lr1e-2", "-format", "pdf"], "log.pdf"),
-    ):
-        result = run_plot(*arguments, cwd=tmp_path)
-        assert (result.returncode, result.stderr, result.stdout) == (
-            0,
-            "",
-            f"wrote figures/{name}\n",
-        )
-        magic = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[name[-3:]]
-        assert (tmp_path / "figures" / name).read_bytes().startswith(magic)
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
-        "log.pdf",
-        "lr.png",
-        "lr.svg",
-    ]
-    runs = read([tmp_path / "sweep0", tmp_path / "sweep1"])
-    lines = [curves(ax)[0] for ax in plot.draw("lr", runs).axes]
-    assert len(runs) == 4 and [len(points) for line in lines for points in line.values()] == [2] * 4
-    # the trainer's other columns do not set runs apart
-    assert all(len(line) == 1 for line in lines)
-    printed = rows_of(run_plot("table", "sweep0", "sweep1", cwd=tmp_path).stdout)
-    assert [row[:2] for row in printed[1:5]] == [
-        ["0", "1e-3"],
-        ["0", "1e-2"],
-        ["1", "1e-3"],
-        ["1", "1e-2"],
-    ] and printed[6][2].endswith("(2)")
+# Real sweeps
+
+
+def uv(resolution, *arguments):
+    """Runs plot.py with the oldest libraries that it asks for, or the newest of all."""
+    options = f"--quiet --no-project --isolated --python 3.11 --resolution {resolution}".split()
+    return subprocess.run(
+        [
+            Path(sys.executable).with_name("uv"),
+            "run",
+            *options,
+            *("--with-requirements", REPO / "plot.py", "python", REPO / "plot.py"),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 TINY = "-T 8 -batch 2 -steps 10 -eval_tokens 64 -eval_every 0".split()
-# of their grids; of the other experiments, two widths
+SEVEN = ",".join(LRS[:7])
+# flags in place of the experiment's own; else two widths
 SOME = {
-    "warmup": "-d 16,32 -warmup 1%,25%",
-    "depth_width": "-d 16x1,16x2,32x2,32x1",
-    "steps": "-steps 5,10",
-    "batch": "-batch 2,4",
-    "beta2": "-beta2 0.9,0.99",
-    "clip": "-clip 0,1",
-    "predict_logits": "",
-    "predict_eps": "",
+    "warmup": f"-d 16,32 -warmup 1%,25% -lr {SEVEN}",
+    "depth_width": f"-d 16x1,16x2,32x2,32x1 -lr {SEVEN}",
+    "steps": f"-steps 5,10 -d 16 -lr {SEVEN}",
+    "batch": f"-batch 2,4 -d 16 -lr {SEVEN}",
+    "beta2": f"-beta2 0.9,0.99 -d 16 -lr {SEVEN}",
+    "clip": f"-clip 0,1 -d 16 -lr {SEVEN}",
+    "predict_logits": "-lr 1e-2,1e-1",
+    "predict_eps": "-lr 1e-2,1e-1",
+    "z_loss": "-d 16 -lr 1e-2,1e-1",
+    "coord_check": "-d 16,32 -lr 1e-2",
 }
+ALONE = ("lr", "grid")  # not sweep.sh's, or without flags of their own
 
 
 @pytest.mark.skipif(not Path(PROGRAM).exists(), reason="train_gpt is not built")
-def test_every_experiment_of_a_real_sweep(tmp_path):
+def test_every_experiment_with_the_oldest_and_the_newest_libraries(tmp_path):
     """The runs of sweep.sh's own plan, in small; the held-out ones after the prediction. Every
-    figure has every line."""
-    experiments = [name for name in plot.EXPERIMENTS if name != "lr"]
+    panel has lines, and a colour stands for one thing."""
+    experiments = [name for name in plot.EXPERIMENTS if name not in ALONE]
     for name in experiments:
-        some = SOME.get(name, "-d 16,32").split()
-        flags = [
-            *(
-                flag
-                for i in range(0, len(TINY), 2)
-                if TINY[i] not in some
-                for flag in TINY[i : i + 2]
-            ),
-            *some,
-            "-lr",
-            "1e-2,1e-1",
-        ]
-        if name in ("steps", "batch", "beta2", "clip"):
-            flags += ["-d", "16"]
+        flags = SOME.get(name, f"-d 16,32 -lr {SEVEN}").split()
+        for flag, value in zip(TINY[::2], TINY[1::2]):
+            flags += [flag, value] if flag not in flags else []
+        command = [REPO / "sweep.sh", name, "-dry_run", "-seeds", "1", "-trainer", PROGRAM]
         plan = subprocess.run(
-            [
-                REPO / "sweep.sh",
-                name,
-                "-dry_run",
-                "-seeds",
-                "1",
-                "-trainer",
-                PROGRAM,
-                "-out",
-                name,
-                "--",
-                *flags,
-            ],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
+            [*command, "-out", name, "--", *flags], capture_output=True, text=True, cwd=tmp_path
         )
         assert plan.returncode == 0, plan.stderr
-        script = "set -e\nexport OMP_NUM_THREADS=1\n" + plan.stdout.replace(
-            "python3 plot.py", f"{sys.executable} {REPO}/plot.py"
+        script = "set -e\nexport OMP_NUM_THREADS=1\n" + re.sub(
+            r"python3 (plot|predict).py( predict)?",
+            f"{sys.executable} {REPO}/predict.py",
+            plan.stdout,
         )
         (tmp_path / name).mkdir()
         (tmp_path / name / "experiment").write_text(name + "\n")
         done = subprocess.run(
-            ["bash"], input=script, cwd=tmp_path, capture_output=True, text=True, timeout=120
+            ["bash"], input=script, cwd=tmp_path, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
-    assert all(
-        (tmp_path / name / "prediction.csv").exists() == name.startswith("predict")
-        for name in experiments
-    )
-    found = plot.read_sweeps([tmp_path])
-    assert sorted(found) == sorted(experiments)
-    for name, runs in found.items():
-        figure = plot.draw(name, runs)
-        plot.save(figure, tmp_path, name, "svg")
-        empty = [ax.get_title() for ax in figure.axes if not any(curves(ax)[0].values())]
+        assert (tmp_path / name / "prediction.csv").exists() == name.startswith("predict")
+    sweep(tmp_path / "lr", *seven())
+    grid = [dict(mu_param=mode, wd=wd) for mode in ("off", "full") for wd in ("0", "1e-2")]
+    sweep(tmp_path / "grid", *grid, experiment="grid")
+    for name, runs in plot.read_sweeps([tmp_path]).items():
+        drawn, meaning = panels(plot.draw(name, runs)), {}
+        empty = [ax.get_ylabel() for ax in drawn if not any(curves(ax)[0].values())]
         assert not empty, (name, empty)
-    assert (
-        run_plot("table", *experiments, cwd=tmp_path).stdout.count(
-            "What was predicted, and what came"
-        )
-        == 2
+        for line in (line for ax in drawn for line in ax.lines):
+            if line.get_color() != "0.3" and not line.get_label().startswith("_"):
+                meaning.setdefault(to_hex(line.get_color()), set()).add(line.get_label())
+        assert all(len(labels) == 1 for labels in meaning.values()), (name, meaning)
+    for resolution in "lowest-direct", "highest":
+        predicted = [tmp_path / name for name in plot.PREDICTIONS]
+        for command in [tmp_path, "-o", tmp_path / resolution], ["table", *predicted]:
+            result = uv(resolution, *command)
+            assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.count("Predicted before these runs, and observed.") == 2
+        log = uv(resolution, "log", tmp_path / "clip" / "d16_lr1e-2_clip0_qk_norm0_seed1")
+        assert (log.returncode, log.stderr) == (0, "")
+        drawn = sorted(path.stem for path in (tmp_path / resolution).iterdir())
+        assert drawn == sorted(plot.EXPERIMENTS)
+
+
+@pytest.mark.skipif(not Path(PROGRAM).exists(), reason="train_gpt is not built")
+@pytest.mark.parametrize(
+    "name, flags, diverged",
+    [
+        ("all train", "", 0),
+        ("the initial loss counts", "-warmup 0 -clip 0 -qk_norm 0 -beta2 0.1 -layers 6", 4),
+        ("not finite", "-wd_independent 0 -wd 1000", 4),
+    ],
+)
+def test_train_gpt_and_plot_py_agree_on_lr_sensitivity(tmp_path, name, flags, diverged):
+    flags = f"-lr 3e-4:3e-1 -d 16 -heads 2 -T 8 -batch 2 -steps 30 -eval_tokens 64 {flags}"
+    words = dict(zip(flags.split()[::2], flags.split()[1::2]))
+    result = subprocess.run(
+        [PROGRAM, *(x for pair in words.items() for x in pair), "-out", "sweep"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
+    assert result.returncode == 0, result.stderr
+    printed = re.search(r"LR sensitivity.*?(\d+\.\d{3})\b", result.stdout, re.S)[1]
+    runs = read([tmp_path / "sweep"])
+    assert len(runs) == 7
+    assert (runs.diverged > 0).sum() == diverged
+    assert (runs.final_loss > runs.initial_loss).any() == (name == "the initial loss counts")
+    assert runs.final_loss.isna().any() == (name == "not finite")
+    found = plot.MEASURES["sensitivity"][2](runs).dropna()
+    assert [f"{x:.3f}" for x in found] == [printed]
+    assert rows_of(run_plot("table", "sweep", cwd=tmp_path).stdout)[-1][3] == f"{found[0]:.4g}"
