@@ -892,7 +892,7 @@ def prediction_table(experiment, runs):
         rows.append(held[["d", "lr", *FIT, "observed", "inside"]])
     if not sum(map(len, rows)):
         return ""
-    table = pd.concat(rows)
+    table = pd.concat(rows).sort_values(["lr", "d"])
     for name in table.columns[:-1]:
         table[name] = table[name].map(lambda x: f"{x:.4g}")
     return "\n\nPredicted before these runs, and observed.\n\n" + markdown(table)
