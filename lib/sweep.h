@@ -226,7 +226,7 @@ static void sample_text(const Config *cfg, const real *(*logits_after)(void *, c
     int T = cfg->T, V = cfg->vocab, used = 1;
     int *context = (int *)allocate((size_t)T, sizeof(int));
     uint64_t random = (uint64_t)cfg->seed;
-    double temperature = cfg->temperature / mu_logit_scale(cfg);
+    double temperature = cfg->temperature;
     context[0] = V <= 256 ? '\n' % V : V - 1;    // a text follows a newline, or GPT-2's last token
     for (int i = 0; i < cfg->sample; i++) {
         int token = sample_token(logits_after(model, context, used), V, temperature, &random);
