@@ -252,9 +252,7 @@ class Model:
         for i in range(self.c.shim_num_tensors(self.handle)):
             name = ct.create_string_buffer(128)
             offset, rows, cols = ct.c_long(), ct.c_long(), ct.c_long()
-            self.c.shim_tensor(
-                self.handle, ct.c_int(i), name, *map(ct.byref, (offset, rows, cols))
-            )
+            self.c.shim_tensor(self.handle, ct.c_int(i), name, *map(ct.byref, (offset, rows, cols)))
             name, offset, rows, cols = name.value.decode(), offset.value, rows.value, cols.value
             vector = ".ln_" in name or name.startswith("ln_") or "_norm." in name
             assert rows == 1 or not vector, name
