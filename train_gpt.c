@@ -773,8 +773,9 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         size_t size = parameter_size(p), n = size * (size_t)p->copies, at = p->offset;
-        double kind_lr = lr, squares = 0;
+        double kind_lr = lr;
         kind_lr *= mu_lr_scale(cfg, p);                                         // [mu_param]
+        double squares = 0;
         for (size_t i = at; i < at + n; i += size) {         // the tensors of this kind
             double tensor_lr = kind_lr;
             if (cfg->rms_lr) {                                                  // [rms_lr

@@ -983,7 +983,8 @@ static void sum_squares(double *sums, const act *x, size_t n) {
     launch(sum_squares_kernel, sum_blocks(n), 128, sums, x, n);
 }
 
-// Where the tensors of each kind lie among all parameters, and the size of one: blockIdx.y is a kind.
+// Where the tensors of each kind lie among all parameters, and the size of one of them: blockIdx.y
+// is a kind.
 typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS], tensor[NUM_KINDS]; } Kinds;
 
 // sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4
@@ -992,6 +993,17 @@ __global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds
     double sum = block_squares(grads + kinds.offset[blockIdx.y], kinds.size[blockIdx.y]);
     if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
+
+// rms (NUM_KINDS,MAX_LAYERS) = max(RMS of a tensor's parameters, 1e-3), by kind and layer. A block
+// sums a tensor. Moves 4 bytes per parameter.
+__global__ void rms_kernel(real (*rms)[MAX_LAYERS], const real *params,         // [rms_lr
+                           Kinds kinds) {
+    int k = blockIdx.y, l = blockIdx.z;
+    size_t n = kinds.tensor[k];
+    if (l * n >= kinds.size[k]) return;              // this kind has no tensor l
+    double sum = block_squares(params + kinds.offset[k] + l * n, n);
+    if (threadIdx.x == 0) rms[k][l] = (real)fmax(sqrt(sum / n), 1e-3);
+}                                                                               // rms_lr]
 
 // ---------------------------------------------------------------------------
 // What only a GPU needs: its memory, batches that travel ahead, checkpoints, steps as graphs
@@ -1450,27 +1462,16 @@ __global__ void grad_norm_kernel(Results *results, const double *sums, int n, co
     results->clip_scale = (real)clip_scale;
 }
 
-// rms (NUM_KINDS,MAX_LAYERS) = max(RMS of a tensor's parameters, 1e-3), by kind and layer. A block
-// sums a tensor. Moves 4 bytes per parameter.
-__global__ void rms_kernel(real (*rms)[MAX_LAYERS], const real *params,         // [rms_lr
-                           Kinds kinds) {
-    int k = blockIdx.y, l = blockIdx.z;
-    size_t n = kinds.tensor[k];
-    if (l * n >= kinds.size[k]) return;              // this kind has no tensor l
-    double sum = block_squares(params + kinds.offset[k] + l * n, n);
-    if (threadIdx.x == 0) rms[k][l] = (real)fmax(sqrt(sum / n), 1e-3);
-}                                                                               // rms_lr]
-
 // One step for every parameter:
 //   g = clip_scale * grad;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
 //   u = m correction1 / (sqrt(v correction2) + eps);  param -= lr u + decay param
-// and weights = param as act. With -rms_lr a tensor's lr is that of its kind times rms (section
-// E.14). One launch for all tensors, since most are small. Moves 30 bytes per parameter (reads
-// param, m, v, grad; writes param, m, v, weights). If statistics is 1, sums (2,NUM_KINDS,blocks) =
-// each block's sums of squares of u and of the new param.
+// With -rms_lr a tensor's lr is that of its kind times max(RMS(param), 1e-3) (section E.14).
+// Writes weights = param as act. One launch for all tensors, since most are small. Moves 30 bytes
+// per parameter (reads param, m, v, grad; writes param, m, v, weights). If statistics is 1, sums
+// (2,NUM_KINDS,blocks) = each block's sums of squares of u and of the new param.
 __global__ void adamw_kernel(real *params, act *weights, const real *grads, real *ms, real *vs,
                              double *sums, int statistics, const Results *results,
-                             const real (*rms)[MAX_LAYERS], const AdamW *constants, Kinds kinds) {
+                             real (*rms)[MAX_LAYERS], const AdamW *constants, Kinds kinds) {
     if (over(results, constants)) return;
     int k = blockIdx.y;
     size_t n = kinds.size[k], step = (size_t)gridDim.x * blockDim.x * W;
