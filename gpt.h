@@ -82,7 +82,7 @@ static const Flag FLAGS[] = {
     NUMBER(wd_independent, INT, "1", 0, 1, "3.2.2",
         "1: decay by wd * lr_t/lr_peak; 0: by wd * lr_t, as PyTorch does"),
     NUMBER(rms_lr, INT, "0", 0, 1, "E.14",
-        "1: each tensor learns at the learning rate times its RMS"),
+        "1: each tensor's learning rate is multiplied by its RMS, at least 1e-3"),
     NUMBER(qk_norm, INT, "1", 0, 1, "3.1.1",
         "LayerNorm on every query and key: attention logits stay small"),
     NUMBER(z_loss, REAL, "1e-4", 0, ANY, "3.1.2",
@@ -126,7 +126,7 @@ enum {
     WTE, LN_1, C_ATTN, Q_NORM, K_NORM, ATTN_C_PROJ, LN_2, C_FC, MLP_C_PROJ, LN_F, LM_HEAD, NUM_KINDS
 };
 
-// Initial values follow from the role, and whether muParam scales the learning rate.
+// A tensor's role decides its initial values, and whether muParam scales its learning rate.
 typedef enum { NORM, EMBEDDING, LINEAR } Role;
 
 typedef struct {
@@ -172,7 +172,7 @@ static size_t parameter_size(const Parameter *p) {
 // muParam (section 3.2.4) scales with m = C/base_d, which is the fan-in of every linear layer over
 // its fan-in at the width base_d:
 //   (i)   a linear layer, the head included, learns at lr/m
-//   (ii)  the head's initial standard deviation is sqrt(base_d)/C, 1/sqrt(m) of the usual
+//   (ii)  the head's initial standard deviation is sqrt(base_d)/C, not 1/sqrt(C)
 //   (iii) attention's scale is 1/HS, not 1/sqrt(HS)
 //   (iv)  the weights of the queries start at 0
 // simple is (i), intermediate (i) and (ii), full all four. m is 1 at C = base_d: there simple and
@@ -209,7 +209,7 @@ static void parameters_init(real *params, const Parameter table[NUM_KINDS], cons
                 while (p->role == LINEAR && fabs(z) > 2) z = random_normal(&stream);
                 out[i] = (real)(p->role == NORM ? 1 : std * z);
             }
-            // the first C rows of c_attn (3C,C) are the queries'
+            // the queries are the first C rows of c_attn (3C,C)
             if (k == C_ATTN && cfg->mu_param >= MU_FULL)                        // [mu_param
                 memset(out, 0, parameter_size(p) / 3 * sizeof(real));           // mu_param]
         }
