@@ -676,17 +676,25 @@ def claim(holds, text, hint):
 
 
 def effect_qk_norm(s, ex):
-    off, on = (sweep(s, dict(qk_norm=n), (0.3,), 200)[0] for n in (0, 1))
+    seed, runs = s.seed, {0: [], 1: []}
+    for s.seed in seed, seed + 1, seed + 2:  # one pair in six ends with the other loss lower
+        for n in runs:
+            runs[n] += sweep(s, dict(qk_norm=n), (0.3,), 200)
+    s.seed = seed
+    off, on = (
+        {x: np.mean([run[x] for run in runs[n]]) for x in ("loss", "max_attn_logit")} for n in runs
+    )
+    trained = runs[1][0]["p"]
     # what was trained must be a model with qk-norm
     cfg, batch = ({**ref.CONFIG, **EFFECT, "qk_norm": 1}, s.batches(EFFECT, 1)[0])
     right = lambda c: {
-        "largest attention logits of the trained model": ref.measure(c, on["p"], *batch)[
+        "largest attention logits of the trained model": ref.measure(c, trained, *batch)[
             "max_attn_logit"
         ]
     }
     expect(
         right,
-        dict(zip(right(cfg), [s.steps(cfg, on["p"], [batch])[0]["max_attn_logit"]])),
+        dict(zip(right(cfg), [s.steps(cfg, trained, [batch])[0]["max_attn_logit"]])),
         cfg,
         ex["mistakes"],
         ex["hints"]["forward"],
@@ -696,7 +704,7 @@ def effect_qk_norm(s, ex):
         on["max_attn_logit"] < off["max_attn_logit"] / 20 and on["loss"] < off["loss"],
         f"after 200 steps at LR 0.3 the largest attention logit is {on['max_attn_logit']:.3g} and"
         f" the loss {on['loss']:.3f} with qk-norm, {off['max_attn_logit']:.3g} and"
-        f" {off['loss']:.3f} without",
+        f" {off['loss']:.3f} without, as means of three trainings",
         "expected a twentieth of the logit or less, and a lower loss",
     )
 

@@ -454,10 +454,16 @@ MUTANTS = [
             ("(double)cfg->d / cfg->base_d", "(double)cfg->base_d / cfg->d"),
             ("MU_SIMPLE && p->role == LINEAR", "MU_SIMPLE && p"),
             ("p->role == LINEAR ? 1 / mu_m", "p->role == LINEAR && p->name[0] == 'h' ? 1 / mu_m"),
-            ("if (cfg->scale == SCALE_D_H) scale = 1 / HS;", ""),
             ("cfg->mu_param >= MU_FULL) scale = 1 / HS", "cfg->mu_param >= MU_FULL) scale /= HS"),
-            ("cfg->mu_param >= MU_FULL) scale", "cfg->mu_param >= MU_INTERMEDIATE) scale"),
             ("scale = 1 / sqrt(HS)", "scale = 1 / HS"),
+        ],
+    ),
+    (
+        "gpt.h",
+        "test_oracle.py -k 'double-scale-batches or double-intermediate-batches'",
+        [
+            ("if (cfg->scale == SCALE_D_H) scale = 1 / HS;", ""),
+            ("cfg->mu_param >= MU_FULL) scale", "cfg->mu_param >= MU_INTERMEDIATE) scale"),
         ],
     ),
     (
