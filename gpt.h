@@ -1,6 +1,6 @@
 // gpt.h: the part of the lesson that train_gpt.c and train_gpt.cu share. The flags and their
-// defaults; the parameters and their initial values; the learning rate, the weight decay and
-// muParam's factors; the angles of RoPE; the measurements of a run.
+// defaults; the parameters, muParam's factors and the initial values; the learning rate and the
+// weight decay; the angles of RoPE; the measurements of a run.
 #ifndef GPT_H
 #define GPT_H
 
@@ -11,19 +11,20 @@
 // name and the columns of summary.csv all follow from it.
 
 enum { MU_OFF, MU_SIMPLE, MU_INTERMEDIATE, MU_FULL };    // -mu_param
+enum { SCALE_SQRT, SCALE_D_H };                          // -scale
 enum { MAX_LAYERS = 1024 };
 
 typedef struct {    // the values of the flags, described in the table below
     // the model
     int d, layers, heads, T, vocab;
-    int qk_norm, mu_param, base_d;
+    int qk_norm, mu_param, base_d, scale;
     // training
     int batch, steps, seed;
     char lr_text[MAX_TEXT], warmup_text[MAX_TEXT];    // -lr and -warmup as given
     double lr;                                        // the peak learning rate, from lr_text
     int warmup;                                       // steps of warm-up, from warmup_text
     double min_lr, beta1, beta2, eps, clip, wd, z_loss;
-    int wd_independent;
+    int wd_independent, rms_lr;
     // data, files and commands
     char data[MAX_TEXT], val[MAX_TEXT], out[MAX_TEXT];
     int eval_tokens, eval_every, log_every, checkpoint_every;
@@ -78,11 +79,14 @@ static const Flag FLAGS[] = {
     NUMBER(clip, REAL, "1", 0, ANY, "app.", "largest norm of the gradient; 0: no limit"),
     NUMBER(wd, REAL, "1e-4", 0, ANY, "3.2.2", "weight decay"),
     NUMBER(wd_independent, INT, "1", 0, 1, "3.2.2", "wd times lr_t/lr_peak; 0: lr_t, as PyTorch"),
+    NUMBER(rms_lr, INT, "0", 0, 1, "E.14", "1: lr times the tensor's RMS, at least 1e-3"),
     NUMBER(qk_norm, INT, "1", 0, 1, "3.1.1", "LayerNorm on every query and key"),
     NUMBER(z_loss, REAL, "1e-4", 0, ANY, "3.1.2", "weight of log(Z)^2 in the loss"),
     FLAG(mu_param, CHOICE, "off", NULL, 0, 3, "off simple intermediate full", THE_RUN, "3.2.4",
         "one best -lr at any d"),
-    NUMBER(base_d, INT, "64", 1, 65536, "3.2.4", "width at which muParam changes nothing"),
+    NUMBER(base_d, INT, "64", 1, 65536, "3.2.4", "muParam's base width"),
+    FLAG(scale, CHOICE, "sqrt", NULL, 0, 1, "sqrt d_h", THE_RUN, "E.6",
+        "scores: q.k / sqrt(HS); d_h: q.k / HS"),
     NUMBER(seed, INT, "1", 0, 1e9, "", "of the initial weights and of the batches"),
     FLAG(data, TEXT, "synthetic", NULL, 0, 0, "FILE", THE_RUN, "",
         "an invented language, a text or .bin files"),
@@ -113,15 +117,15 @@ enum {
     WTE, LN_1, C_ATTN, Q_NORM, K_NORM, ATTN_C_PROJ, LN_2, C_FC, MLP_C_PROJ, LN_F, LM_HEAD, NUM_KINDS
 };
 
-typedef enum { ONES, NORMAL, TRUNCATED_NORMAL } Initial;    // both normals have variance 1/cols
+// A tensor's role decides its initial values, and whether muParam scales its learning rate.
+typedef enum { NORM, EMBEDDING, LINEAR } Role;
 
 typedef struct {
     const char *kind;      // in log.csv
     const char *name;      // in the checkpoint; %d is the layer
     int copies;            // L, 1, or 0 if the model has none
     int rows, cols;        // out x in; a vector has one row
-    Initial initial;
-    int hidden;            // 1: its fan-in and its fan-out grow with the width
+    Role role;
     size_t offset;         // of the first copy, in reals from the start of all parameters
 } Parameter;
 
@@ -130,17 +134,17 @@ static size_t parameter_table(const Config *cfg, int V, Parameter table[NUM_KIND
     int C = cfg->d, L = cfg->layers, HS = C / cfg->heads;
     int QK = cfg->qk_norm ? L : 0;                                              // [qk_norm]
     const Parameter rows[NUM_KINDS] = {
-        {"wte", "wte.weight", 1, V, C, NORMAL, 0, 0},
-        {"ln_1", "h.%d.ln_1.weight", L, 1, C, ONES, 0, 0},
-        {"c_attn", "h.%d.attn.c_attn.weight", L, 3 * C, C, TRUNCATED_NORMAL, 1, 0},
-        {"q_norm", "h.%d.attn.q_norm.weight", QK, 1, HS, ONES, 0, 0},           // [qk_norm]
-        {"k_norm", "h.%d.attn.k_norm.weight", QK, 1, HS, ONES, 0, 0},           // [qk_norm]
-        {"attn_c_proj", "h.%d.attn.c_proj.weight", L, C, C, TRUNCATED_NORMAL, 1, 0},
-        {"ln_2", "h.%d.ln_2.weight", L, 1, C, ONES, 0, 0},
-        {"c_fc", "h.%d.mlp.c_fc.weight", L, 4 * C, C, TRUNCATED_NORMAL, 1, 0},
-        {"mlp_c_proj", "h.%d.mlp.c_proj.weight", L, C, 4 * C, TRUNCATED_NORMAL, 1, 0},
-        {"ln_f", "ln_f.weight", 1, 1, C, ONES, 0, 0},
-        {"lm_head", "lm_head.weight", 1, V, C, TRUNCATED_NORMAL, 0, 0},
+        {"wte", "wte.weight", 1, V, C, EMBEDDING, 0},
+        {"ln_1", "h.%d.ln_1.weight", L, 1, C, NORM, 0},
+        {"c_attn", "h.%d.attn.c_attn.weight", L, 3 * C, C, LINEAR, 0},
+        {"q_norm", "h.%d.attn.q_norm.weight", QK, 1, HS, NORM, 0},              // [qk_norm]
+        {"k_norm", "h.%d.attn.k_norm.weight", QK, 1, HS, NORM, 0},              // [qk_norm]
+        {"attn_c_proj", "h.%d.attn.c_proj.weight", L, C, C, LINEAR, 0},
+        {"ln_2", "h.%d.ln_2.weight", L, 1, C, NORM, 0},
+        {"c_fc", "h.%d.mlp.c_fc.weight", L, 4 * C, C, LINEAR, 0},
+        {"mlp_c_proj", "h.%d.mlp.c_proj.weight", L, C, 4 * C, LINEAR, 0},
+        {"ln_f", "ln_f.weight", 1, 1, C, NORM, 0},
+        {"lm_head", "lm_head.weight", 1, V, C, LINEAR, 0},
     };
     size_t total = 0;
     for (int k = 0; k < NUM_KINDS; k++) {
@@ -156,28 +160,54 @@ static size_t parameter_size(const Parameter *p) {
     return (size_t)p->rows * (size_t)p->cols;
 }
 
-// Initial values (section 2.1 of the paper): embedding N(0, 1/C); matrices truncated at two
+// muParam (section 3.2.4) scales with m = C/base_d, which is the fan-in of every linear layer over
+// its fan-in at the width base_d:
+//   (i)   a linear layer, the head included, learns at lr/m
+//   (ii)  the head's initial standard deviation is sqrt(base_d)/C, not 1/sqrt(C)
+//   (iii) attention's scale is 1/HS, not 1/sqrt(HS)
+//   (iv)  the weights of the queries start at 0
+// simple is (i), intermediate (i) and (ii), full all four. m is 1 at C = base_d: there simple and
+// intermediate are the standard model, bit for bit.
+static double mu_m(const Config *cfg) { return (double)cfg->d / cfg->base_d; }  // [mu_param]
+static double mu_lr_scale(const Config *cfg, const Parameter *p) {              // [mu_param
+    return cfg->mu_param >= MU_SIMPLE && p->role == LINEAR ? 1 / mu_m(cfg) : 1;
+}                                                                               // mu_param]
+
+// The scale of attention's scores
+static double attention_scale(const Config *cfg) {
+    double HS = (double)cfg->d / cfg->heads, scale = 1 / sqrt(HS);
+    if (cfg->scale == SCALE_D_H) scale = 1 / HS;                                // [scale]
+    if (cfg->mu_param >= MU_FULL) scale = 1 / HS;                               // [mu_param]
+    return scale;
+}
+
+// Initial values (section 2.1 of the paper): embedding N(0, 1/C); linear layers truncated at two
 // standard deviations and rescaled to variance 1/fan_in; norms 1. Each tensor has a separate random
 // stream, so that an intervention does not change the initial values of the other tensors.
-static void parameters_init(real *params, const Parameter table[NUM_KINDS], int seed) {
+static void parameters_init(real *params, const Parameter table[NUM_KINDS], const Config *cfg) {
     const double truncated_std = 0.87962566103423978;    // of a standard normal cut at 2
     for (int k = 0; k < NUM_KINDS; k++)
         for (int l = 0; l < table[k].copies; l++) {
             const Parameter *p = &table[k];
             real *out = params + p->offset + (size_t)l * parameter_size(p);
-            uint64_t stream = random_stream(~(uint64_t)seed, (uint64_t)k, (uint64_t)l);
+            uint64_t stream = random_stream(~(uint64_t)cfg->seed, (uint64_t)k, (uint64_t)l);
             double std = 1 / sqrt(p->cols);
-            if (p->initial == TRUNCATED_NORMAL) std /= truncated_std;
+            if (p->role == LINEAR) std /= truncated_std;
+            if (k == LM_HEAD && cfg->mu_param >= MU_INTERMEDIATE)               // [mu_param
+                std /= sqrt(mu_m(cfg));                                         // mu_param]
             for (size_t i = 0; i < parameter_size(p); i++) {
                 double z = random_normal(&stream);
-                while (p->initial == TRUNCATED_NORMAL && fabs(z) > 2) z = random_normal(&stream);
-                out[i] = (real)(p->initial == ONES ? 1 : std * z);
+                while (p->role == LINEAR && fabs(z) > 2) z = random_normal(&stream);
+                out[i] = (real)(p->role == NORM ? 1 : std * z);
             }
+            // the queries are the first C rows of c_attn (3C,C)
+            if (k == C_ATTN && cfg->mu_param >= MU_FULL)                        // [mu_param
+                memset(out, 0, parameter_size(p) / 3 * sizeof(real));           // mu_param]
         }
 }
 
 // ---------------------------------------------------------------------------
-// The schedule and muParam's factors
+// The schedule
 
 // Learning rate at a step, counted from 1: linear warm-up from 0, then a cosine that ends in
 // min_lr at the last step (section 2.1).
@@ -193,23 +223,6 @@ static double learning_rate(const Config *cfg, int step) {
 static double weight_decay(const Config *cfg, int step) {
     double lr = learning_rate(cfg, step);
     return cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr);                 // [wd_independent]
-}
-
-// muParam (section 3.2.4), with m = C/base_d. Each factor is 1 at C = base_d: there the model is
-// the standard one, bit for bit. simple: hidden matrices learn at lr/m. intermediate: the logits
-// are divided by m as well. full: attention's scale is multiplied by sqrt(1/m) as well, which makes
-// it sqrt(HS_base)/HS, since the number of heads is the same at both widths.
-static double mu_m(const Config *cfg) { return (double)cfg->d / cfg->base_d; }  // [mu_param]
-static double mu_lr_scale(const Config *cfg, const Parameter *p) {              // [mu_param
-    return cfg->mu_param >= MU_SIMPLE && p->hidden ? 1 / mu_m(cfg) : 1;
-}
-static double mu_logit_scale(const Config *cfg) {
-    return cfg->mu_param >= MU_INTERMEDIATE ? 1 / mu_m(cfg) : 1;
-}                                                                               // mu_param]
-static double attention_scale(const Config *cfg) {
-    double scale = 1 / sqrt((double)cfg->d / cfg->heads);
-    if (cfg->mu_param >= MU_FULL) scale *= sqrt(1 / mu_m(cfg));                 // [mu_param]
-    return scale;
 }
 
 // ---------------------------------------------------------------------------
@@ -232,7 +245,7 @@ static void rope_table(real *cosine, real *sine, int T, int HS) {
 
 // Activations whose RMS over a batch and over the layers is logged. ACT_C_ATTN is q, k and v before
 // qk-norm, ACT_ATT the output of attention, ACT_C_FC the MLP before GELU, ACT_RESIDUAL the last
-// residual, ACT_LOGITS the logits with muParam's factor.
+// residual.
 enum { ACT_WTE, ACT_C_ATTN, ACT_ATT, ACT_C_FC, ACT_RESIDUAL, ACT_LOGITS, NUM_ACTIVATIONS };
 static const char *const ACTIVATIONS[NUM_ACTIVATIONS] = {
     "wte", "c_attn", "att", "c_fc", "residual", "logits"

@@ -445,20 +445,17 @@ static void matmul_gelu_backward(real *dfc, real *dweight, const real *dout, con
     gelu_backward(dfc, dfc, slope, rows, IC);
 }
 
-// Computes loss and gradient of each row of logits (rows,V) while it is in the cache. Multiplies
-// the logits by muParam's logit_scale first; then, with Z = sum of exp(logits) and
-// p = exp(logits) / Z:
+// Computes loss and gradient of each row of logits (rows,V) while it is in the cache. With
+// Z = sum of exp(logits) and p = exp(logits) / Z:
 //   losses (rows) = log Z - logit[target];  log_z (rows) = log Z
 // Overwrites the logits: with scratch values if gradient is 0; if it is 1, with the gradient of
 // mean(losses) + z_loss * mean(log_z^2),
-//   dlogits = logit_scale * ((1 + 2 z_loss log Z) p - onehot(target)) / rows
+//   dlogits = ((1 + 2 z_loss log Z) p - onehot(target)) / rows
 static void cross_entropy(real *logits, real *losses, real *log_z, const int *targets, real z_loss,
-                          real logit_scale, int gradient, int rows, int V) {
+                          int gradient, int rows, int V) {
     #pragma omp taskloop
     for (int i = 0; i < rows; i++) {
         real *x = logits + (size_t)i * V;
-        if (logit_scale != 1)                                                   // [mu_param
-            for (int j = 0; j < V; j++) x[j] *= logit_scale;                    // mu_param]
         real top = row_max(x, V), target = x[targets[i]];
         for (int j = 0; j < V; j++) x[j] = exponential(x[j] - top);
         real sum = row_sum(x, V);
@@ -467,10 +464,9 @@ static void cross_entropy(real *logits, real *losses, real *log_z, const int *ta
         if (!gradient) continue;
         real weight = 1;                             // of p
         weight += 2 * z_loss * log_z[i];                                        // [z_loss]
-        weight *= logit_scale;                                                  // [mu_param]
         real factor = weight / sum / rows;
         for (int j = 0; j < V; j++) x[j] *= factor;
-        x[targets[i]] -= logit_scale / rows;
+        x[targets[i]] -= (real)1 / rows;
     }
 }
 
@@ -622,12 +618,12 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     gpt_free(g);
     check_memory(bytes);
     gpt_layout(g, cfg, V, B, T, allocate((size_t)bytes, 1));
-    parameters_init(g->params, g->table, cfg->seed);
+    parameters_init(g->params, g->table, cfg);
     rope_table(g->cosine, g->sine, T, cfg->d / cfg->heads);
 }
 
-// Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T). statistics 1: also the
-// max_logit of each layer, and g->squares.
+// Computes g->logits (B,T,V) from tokens (B,T). statistics 1: also the max_logit of each layer, and
+// g->squares.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     size_t BTC = (size_t)rows * C;
@@ -679,7 +675,7 @@ static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, d
     double sum = 0, sum_log_z = 0;
     int rows = B * T;
     cross_entropy(g->logits, g->losses, g->log_z, targets, (real)g->cfg.z_loss,
-                  (real)mu_logit_scale(&g->cfg), gradient, rows, g->V);
+                  gradient, rows, g->V);
     for (int i = 0; i < rows; i++) {
         sum += g->losses[i];
         sum_log_z += g->log_z[i];
@@ -734,6 +730,7 @@ typedef struct { real clip_scale, beta1, beta2, correction1, correction2, eps, d
 // One step for n parameters:
 //   g = clip_scale * grad;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
 //   u = m correction1 / (sqrt(v correction2) + eps);  param -= lr u + decay param
+// With -rms_lr a tensor's lr is that of its kind times max(RMS(param), 1e-3) (section E.14).
 // Returns the sum of u^2. sums (n / SUM_CHUNK + 1) is scratch.
 static double adamw(real *param, const real *grad, real *m, real *v, size_t n, real lr, AdamW o,
                     double *sums) {
@@ -775,11 +772,19 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
                (real)eps, (real)decay};
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
-        size_t at = p->offset, n = parameter_size(p) * (size_t)p->copies;
+        size_t size = parameter_size(p), n = size * (size_t)p->copies, at = p->offset;
         double kind_lr = lr;
         kind_lr *= mu_lr_scale(cfg, p);                                         // [mu_param]
-        double squares = adamw(g->params + at, g->grads + at, g->m + at, g->v + at, n,
-                               (real)kind_lr, o, g->sums);
+        double squares = 0;
+        for (size_t i = at; i < at + n; i += size) {         // the tensors of this kind
+            double tensor_lr = kind_lr;
+            if (cfg->rms_lr) {                                                  // [rms_lr
+                double rms = sqrt(sum_squares(g->params + i, size, g->sums) / (double)size);
+                tensor_lr *= fmax(rms, 1e-3);
+            }                                                                   // rms_lr]
+            squares += adamw(g->params + i, g->grads + i, g->m + i, g->v + i, size,
+                             (real)tensor_lr, o, g->sums);
+        }
         if (!stats || n == 0) continue;
         stats->grad_rms[k] = sqrt(sum_squares(g->grads + at, n, g->sums) / (double)n);
         stats->update_rms[k] = sqrt(squares / (double)n);
@@ -803,7 +808,6 @@ static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
         stats->act_rms[i] = sqrt(g->squares[i] / (double)count[i]);
-    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param]
 }
 
 // Mean loss in nats over the first `windows` sequences of T tokens of the validation data. inputs,
@@ -909,8 +913,8 @@ static int train(const Config *flags, int threads, Progress *progress) {
 // ---------------------------------------------------------------------------
 // From the command line
 
-// Returns the logits (V), before muParam's factor, of the token after context (used). model: a GPT.
-// Computes all of context again for each token.
+// Returns the logits (V) of the token after context (used). model: a GPT. Computes all of context
+// again for each token.
 static const real *logits_after(void *model, const int *context, int used) {
     GPT *g = (GPT *)model;
     gpt_forward(g, context, 1, used, 0);

@@ -875,26 +875,24 @@ static void matmul_gelu_backward(act *dfc, real *dweight, const act *dout, const
     gelu_backward(dfc, dfc, fc, rows, IC);
 }
 
-// Loss and gradient of one row of logits per block. Multiplies the logits by muParam's logit_scale
-// first; then, with Z = sum of exp(logits) and p = exp(logits) / Z:
+// Loss and gradient of one row of logits per block. With Z = sum of exp(logits) and
+// p = exp(logits) / Z:
 //   losses (rows) = log Z - logit[target];  log_z (rows) = log Z
 // If gradient is 1, overwrites the logits with the gradient of
 // mean(losses) + z_loss * mean(log_z^2), means over the batch_rows of all micro-batches,
-//   dlogits = logit_scale * ((1 + 2 z_loss log Z) p - onehot(target)) / batch_rows
+//   dlogits = ((1 + 2 z_loss log Z) p - onehot(target)) / batch_rows
 // The largest logit and the sum are found in one reading; the second finds the row in the cache.
-// Moves 2 V values per token. The rows of logits (rows,V) lie padded(V) apart. Products with
-// logit_scale are rounded alike in both readings (__fmul_rn), not fused with the subtraction.
+// Moves 2 V values per token. The rows of logits (rows,V) lie padded(V) apart.
 __global__ void cross_entropy_kernel(act *logits, real *losses, real *log_z, const int *targets,
-                                     real z_loss, real logit_scale, int gradient,
-                                     int batch_rows, int V) {
+                                     real z_loss, int gradient, int batch_rows, int V) {
     act *x = logits + (size_t)blockIdx.x * padded(V);
     int target = targets[blockIdx.x];
-    float target_logit = __fmul_rn(value(x[target]), logit_scale), top = -FLT_MAX, sum = 0, y[W];
+    float target_logit = value(x[target]), top = -FLT_MAX, sum = 0, y[W];
     for (int j = threadIdx.x * W; j < V; j += blockDim.x * W) {
         float old = top, total = 0;
         load(y, x + j);
         for (int i = 0; i < W; i++) {
-            y[i] = j + i < V ? __fmul_rn(y[i], logit_scale) : -INFINITY;
+            if (j + i >= V) y[i] = -INFINITY;
             top = fmaxf(top, y[i]);
         }
         for (int i = 0; i < W; i++) total += exponential(y[i] - top);
@@ -911,23 +909,22 @@ __global__ void cross_entropy_kernel(act *logits, real *losses, real *log_z, con
     if (!gradient) return;
     real weight = 1;                                 // of p
     weight += 2 * z_loss * z;                                                   // [z_loss]
-    weight *= logit_scale;                                                      // [mu_param]
     float factor = weight / sum / batch_rows;
     for (int j = threadIdx.x * W; j < V; j += blockDim.x * W) {
         load(y, x + j);
         for (int i = 0; i < W; i++) {
-            y[i] = j + i < V ? exponential(__fmul_rn(y[i], logit_scale) - top) * factor : 0;
-            if (j + i == target) y[i] -= logit_scale / batch_rows;
+            y[i] = j + i < V ? exponential(y[i] - top) * factor : 0;
+            if (j + i == target) y[i] -= 1.0f / batch_rows;
         }
         store(x + j, y);
     }
 }
 
 static void cross_entropy(act *logits, real *losses, real *log_z, const int *targets, real z_loss,
-                          real logit_scale, int gradient, int rows, int batch_rows, int V) {
+                          int gradient, int rows, int batch_rows, int V) {
     int threads = V > 4096 ? 512 : V > 256 ? 128 : 32;    // 1,024 took a quarter longer
     launch(cross_entropy_kernel, rows, threads, logits, losses, log_z, targets, z_loss,
-           logit_scale, gradient, batch_rows, V);
+           gradient, batch_rows, V);
 }
 
 // What the host reads of a step. diverged_step is the first step whose loss is not finite, or 0.
@@ -986,8 +983,9 @@ static void sum_squares(double *sums, const act *x, size_t n) {
     launch(sum_squares_kernel, sum_blocks(n), 128, sums, x, n);
 }
 
-// Where the tensors of each kind lie among all parameters: blockIdx.y is a kind.
-typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS]; } Kinds;
+// Where the tensors of each kind lie among all parameters, and the size of one of them: blockIdx.y
+// is a kind.
+typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS], tensor[NUM_KINDS]; } Kinds;
 
 // sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4
 // bytes per parameter.
@@ -995,6 +993,17 @@ __global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds
     double sum = block_squares(grads + kinds.offset[blockIdx.y], kinds.size[blockIdx.y]);
     if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
+
+// rms (NUM_KINDS,MAX_LAYERS) = max(RMS of a tensor's parameters, 1e-3), by kind and layer. A block
+// sums a tensor. Moves 4 bytes per parameter.
+__global__ void rms_kernel(real (*rms)[MAX_LAYERS], const real *params,         // [rms_lr
+                           Kinds kinds) {
+    int k = blockIdx.y, l = blockIdx.z;
+    size_t n = kinds.tensor[k];
+    if (l * n >= kinds.size[k]) return;              // this kind has no tensor l
+    double sum = block_squares(params + kinds.offset[k] + l * n, n);
+    if (threadIdx.x == 0) rms[k][l] = (real)fmax(sqrt(sum / n), 1e-3);
+}                                                                               // rms_lr]
 
 // ---------------------------------------------------------------------------
 // What only a GPU needs: its memory, batches that travel ahead, checkpoints, steps as graphs
@@ -1200,6 +1209,7 @@ typedef struct {
     real *max_logit;                                 // (L) the layers' max_logit
     double (*squares)[SUM_BLOCKS];                   // (NUM_ACTIVATIONS,SUM_BLOCKS)
     double *sums;                                    // (3,NUM_KINDS,blocks) of gpt_update
+    real (*rms)[MAX_LAYERS];                         // (NUM_KINDS,MAX_LAYERS) NULL without -rms_lr
     double *totals;                                  // (NUM_ACTIVATIONS + 3 NUM_KINDS) of both
     AdamW *adamw;                                    // (1)
     Results *results;                                // (2) of the last step, and of an evaluation
@@ -1286,6 +1296,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     g->partial->memory = reserve(g, (double)MAX_PARTIALS * ROW_BLOCKS * row_block(C).y * C);
     g->squares = reserve(g, NUM_ACTIVATIONS);
     g->sums = reserve(g, 3 * NUM_KINDS * SUM_BLOCKS);
+    if (cfg->rms_lr) g->rms = reserve(g, NUM_KINDS);                            // [rms_lr]
     g->totals = reserve(g, NUM_ACTIVATIONS + 3 * NUM_KINDS);
     g->adamw = reserve(g, 1);
     g->results = reserve(g, 2);
@@ -1321,7 +1332,7 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     size_t n = g->padded_parameters, table = (size_t)T * (cfg->d / cfg->heads / 2);
     real *params = (real *)allocate(n + 2 * table, sizeof(real));
     real *cosine = params + n, *sine = cosine + table;
-    parameters_init(params, g->table, cfg->seed);
+    parameters_init(params, g->table, cfg);
     rope_table(cosine, sine, T, cfg->d / cfg->heads);
     to_gpu(g->params, params, n * sizeof(real));
     to_gpu(g->cosine, cosine, table * sizeof(real));
@@ -1334,8 +1345,8 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     update_weights(g->weights, g->params, n);
 }
 
-// Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T). statistics 1: also the
-// max_logit of each layer, and g->squares.
+// Computes g->logits (B,T,V) from tokens (B,T). statistics 1: also the max_logit of each layer, and
+// g->squares.
 // Adds to g->squares. tokens are a part of the batch.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
@@ -1388,7 +1399,7 @@ static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
     ptrdiff_t at = targets - g->batch.targets;
     int rows = B * T;
     cross_entropy(g->logits, g->losses + at, g->log_z + at, targets, (real)g->cfg.z_loss,
-                  (real)mu_logit_scale(&g->cfg), gradient, rows, g->batch.rows, g->V);
+                  gradient, rows, g->batch.rows, g->V);
 }
 
 // Computes all gradients, after gpt_forward and gpt_loss on the same batch, by taking the steps of
@@ -1454,21 +1465,23 @@ __global__ void grad_norm_kernel(Results *results, const double *sums, int n, co
 // One step for every parameter:
 //   g = clip_scale * grad;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
 //   u = m correction1 / (sqrt(v correction2) + eps);  param -= lr u + decay param
-// and weights = param as act. One launch for all tensors, since most are small. Moves 30 bytes per
-// parameter (reads param, m, v, grad; writes param, m, v, weights). If statistics is 1, sums
+// With -rms_lr a tensor's lr is that of its kind times max(RMS(param), 1e-3) (section E.14).
+// Writes weights = param as act. One launch for all tensors, since most are small. Moves 30 bytes
+// per parameter (reads param, m, v, grad; writes param, m, v, weights). If statistics is 1, sums
 // (2,NUM_KINDS,blocks) = each block's sums of squares of u and of the new param.
 __global__ void adamw_kernel(real *params, act *weights, const real *grads, real *ms, real *vs,
                              double *sums, int statistics, const Results *results,
-                             const AdamW *constants, Kinds kinds) {
+                             real (*rms)[MAX_LAYERS], const AdamW *constants, Kinds kinds) {
     if (over(results, constants)) return;
     int k = blockIdx.y;
     size_t n = kinds.size[k], step = (size_t)gridDim.x * blockDim.x * W;
     AdamW o = *constants;
-    real lr = o.lr[k], clip_scale = results->clip_scale;
+    real clip_scale = results->clip_scale;
     double sum = 0, squares = 0;
     for (size_t j = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; j < n; j += step) {
         size_t at = kinds.offset[k] + j;
-        real param[W], grad[W], m[W], v[W];
+        real lr = o.lr[k], param[W], grad[W], m[W], v[W];
+        if (rms) lr *= rms[k][j / kinds.tensor[k]];                             // [rms_lr]
         load(param, params + at);
         load(grad, grads + at);
         load(m, ms + at);
@@ -1526,14 +1539,17 @@ static void gpt_update(GPT *g, int statistics) {
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         kinds.offset[k] = p->offset;
+        kinds.tensor[k] = parameter_size(p);
         kinds.size[k] = parameter_size(p) * (size_t)p->copies;
     }
     dim3 grid(sum_blocks(g->num_parameters), NUM_KINDS);
     int n = grid.x * NUM_KINDS;
     launch(grad_squares_kernel, grid, 128, g->sums, g->grads, kinds);
     launch(grad_norm_kernel, 1, 1024, g->results, g->sums, n, g->adamw);
+    dim3 tensors(1, NUM_KINDS, g->cfg.layers ? g->cfg.layers : 1);
+    if (g->rms) launch(rms_kernel, tensors, 1024, g->rms, g->params, kinds);    // [rms_lr]
     launch(adamw_kernel, grid, 128, g->params, g->weights, g->grads, g->m, g->v, g->sums + n,
-           statistics, g->results, g->adamw, kinds);
+           statistics, g->results, g->rms, g->adamw, kinds);
 }
 
 // ---------------------------------------------------------------------------
@@ -1597,7 +1613,6 @@ static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *sta
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
         stats->act_rms[i] = sqrt(total[i] / (double)count[i]);
-    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param]
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         double n = (double)parameter_size(p) * p->copies;
@@ -1715,8 +1730,8 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
 // ---------------------------------------------------------------------------
 // From the command line
 
-// Returns the logits (V), before muParam's factor, of the token after context (used). model: a GPT.
-// Computes all of context again for each token.
+// Returns the logits (V) of the token after context (used). model: a GPT. Computes all of context
+// again for each token.
 static const real *logits_after(void *model, const int *context, int used) {
     GPT *g = (GPT *)model;
     size_t V = g->V, at = (size_t)(used - 1) * padded(g->V);

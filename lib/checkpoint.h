@@ -313,7 +313,7 @@ static int checkpoint_tensors(const Parameter table[NUM_KINDS], real *params, re
                 char name[64];
                 snprintf(name, sizeof name, table[k].name, l);
                 snprintf(t->name, sizeof t->name, "%s%s", prefix[g], name);
-                t->rank = table[k].initial == ONES ? 1 : 2;
+                t->rank = table[k].role == NORM ? 1 : 2;
                 t->shape[t->rank - 1] = (uint64_t)table[k].cols;
                 if (t->rank == 2) t->shape[0] = (uint64_t)table[k].rows;
                 t->data = groups[g] + table[k].offset + (size_t)l * parameter_size(&table[k]);

@@ -261,7 +261,6 @@ static void sample_text(const Config *cfg, const real *(*logits_after)(void *, c
     int *context = (int *)allocate((size_t)T, sizeof(int));
     uint64_t random = (uint64_t)cfg->seed;
     bool terminal = isatty(STDOUT_FILENO);
-    double temperature = cfg->temperature / mu_logit_scale(cfg);
     context[0] = V <= 256 ? '\n' % V : V - 1;    // a text follows a newline, or GPT-2's last token
     for (int i = 0; i < cfg->sample; i++) {
         const real *logits = logits_after(model, context, used);
@@ -269,7 +268,7 @@ static void sample_text(const Config *cfg, const real *(*logits_after)(void *, c
             if (!isfinite(logits[j]))
                 die(FAILED, "%s/model.safetensors: its logits are not finite: the run diverged; "
                     "-sample needs another -out", cfg->out);
-        int token = sample_token(logits, V, temperature, &random);
+        int token = sample_token(logits, V, cfg->temperature, &random);
         if (V > 256) printf("%d ", token);
         else putchar(terminal && iscntrl(token) && token != '\n' && token != '\t' ? '.' : token);
         if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));

@@ -248,20 +248,17 @@ class Model:
                     (self.size,),
                 )
             )
-        self.flat, self.p, self.g, self.m, self.v, self.hidden = flat[0], {}, {}, {}, {}, {}
+        self.flat, self.p, self.g, self.m, self.v = flat[0], {}, {}, {}, {}
         for i in range(self.c.shim_num_tensors(self.handle)):
-            name, hidden = ct.create_string_buffer(128), ct.c_int()
+            name = ct.create_string_buffer(128)
             offset, rows, cols = ct.c_long(), ct.c_long(), ct.c_long()
-            self.c.shim_tensor(
-                self.handle, ct.c_int(i), name, *map(ct.byref, (offset, rows, cols, hidden))
-            )
+            self.c.shim_tensor(self.handle, ct.c_int(i), name, *map(ct.byref, (offset, rows, cols)))
             name, offset, rows, cols = name.value.decode(), offset.value, rows.value, cols.value
             vector = ".ln_" in name or name.startswith("ln_") or "_norm." in name
             assert rows == 1 or not vector, name
             for flat_array, tensors in zip(flat, (self.p, self.g, self.m, self.v)):
                 x = flat_array[offset : offset + rows * cols]
                 tensors[name] = x if vector else x.reshape(rows, cols)
-            self.hidden[name] = bool(hidden.value)
 
     def __del__(self):
         if getattr(self, "handle", None):

@@ -68,13 +68,19 @@ static void model(const Config *cfg, int steps, int every) {
         put_one(log_z);
         put_one(norm);
         put_one(learning_rate(cfg, step));
-        put_one(stats.act_rms[ACT_LOGITS]);
         for (int l = 0; l < cfg->layers; l++) put_one(stats.max_attn_logit[l]);
         put(g.params, N);
         put(g.m, N);
         put(g.v, N);
     }
     if (!every) put(g.params, N);
+}
+
+// init: answers the weights that training starts from
+static void init(const Config *cfg) {
+    GPT g;
+    gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    put(g.params, g.num_parameters);
 }
 
 // update: weights, gradients, moments; answers the norm of the gradients, and weights and moments
@@ -143,6 +149,7 @@ int main(int argc, char **argv) {
     config_parse(&cfg, argc - 3, argv + 3);
     if (!strcmp(work, "model")) model(&cfg, count, 1);
     else if (!strcmp(work, "train")) model(&cfg, count, 0);
+    else if (!strcmp(work, "init")) init(&cfg);
     else if (!strcmp(work, "update")) update(&cfg, count);
     else if (!strcmp(work, "attention")) attention(&cfg, count);
     else products(count);

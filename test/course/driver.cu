@@ -86,7 +86,6 @@ static void model(Config *cfg, int steps) {
         put_one(stats.log_z);
         put_one(stats.grad_norm);
         put_one(learning_rate(cfg, step));
-        put_one(stats.act_rms[ACT_LOGITS]);
         for (int l = 0; l < cfg->layers; l++) put_one(stats.max_attn_logit[l]);
         put_device(g.params, N);
         put_device(g.m, N);

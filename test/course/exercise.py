@@ -216,8 +216,8 @@ EXERCISES = {
         title="muParam",
         section="3.2.4",
         read=(
-            "the comment on muParam in gpt.h; Parameter.hidden in parameter_table; cross_entropy"
-            " and gpt_update (train_gpt.c)"
+            "the comment on muParam in gpt.h; the roles in parameter_table; gpt_update"
+            " (train_gpt.c)"
         ),
         cut={
             "gpt.h": [
@@ -227,50 +227,36 @@ EXERCISES = {
                 ),
                 (
                     (
-                        "The factor of a tensor's learning rate (simple, intermediate and"
-                        " full: 1 / m for hidden matrices, where p->hidden is 1), and the factor of"
-                        " the logits (intermediate and full: 1 / m)"
+                        "(i) The factor of a tensor's learning rate: 1 / m for linear layers"
+                        " (p->role) with simple, intermediate and full"
                     ),
                     (
                         "static double mu_lr_scale(const Config *cfg, const Parameter *p) {\n"
                         "    (void)p;\n"
                         "    return mu_m(cfg);\n"
-                        "}\n"
-                        "static double mu_logit_scale(const Config *cfg) {\n"
-                        "    (void)cfg;\n"
-                        "    return 1;\n"
                         "}"
                     ),
                 ),
+                ("(iii) Attention's scale with full", ""),
+                ("(ii) The standard deviation of LM_HEAD with intermediate and full", ""),
                 (
                     (
-                        "Where mu_param is full, attention's scale is sqrt(HS_base) / HS, where"
-                        " HS_base is the head size at C = base_d with the same number of heads"
+                        "(iv) With full, set the weights of the queries to 0: the first C rows of"
+                        " c_attn (3C,C), whose values start at out"
                     ),
                     "",
                 ),
             ],
             "train_gpt.c": [
-                ("Multiply the logits x (V) of this row by logit_scale", ""),
-                (
-                    (
-                        "The gradient of the logits passes through the same factor. weight"
-                        " multiplies the softmax; the target's term has the factor already."
-                    ),
-                    "",
-                ),
-                ("The log shows the RMS of the logits times their factor", ""),
-                ("Multiply the learning rate of this kind of tensor by its factor", ""),
+                ("Multiply the learning rate of this kind of tensor by its factor", "")
             ],
             "train_gpt.cu": [
-                ("The gradient of the logits passes through the same factor", ""),
-                ("Multiply the learning rate of this kind of tensor by its factor", "(void)p;"),
-                ("The log shows the RMS of the logits times their factor", ""),
+                ("Multiply the learning rate of this kind of tensor by its factor", "(void)p;")
             ],
         },
         plot=(
-            "./train_gpt -lr -base_d 32 -d 32, 64 and 128, with -mu_param off and full: final loss"
-            " against the learning rate"
+            "./train_gpt -lr -base_d 32 with -d 32 -heads 2, -d 64 -heads 4 and -d 128 -heads 8,"
+            " each with -mu_param off and full: final loss against the learning rate"
         ),
         explain=[
             (
@@ -278,6 +264,7 @@ EXERCISES = {
                 " with fan-in C? So why lr / m?"
             ),
             "Why is the embedding's learning rate not divided?",
+            "The queries start at 0. Which weights of c_attn have a gradient in the first step?",
             "The best learning rate stays the same. Does LR sensitivity fall? (the paper: hardly)",
         ],
     ),

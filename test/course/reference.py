@@ -31,8 +31,8 @@ CONFIG = dict(
     wd=1e-4,
     wd_independent=1,
 )
-# matrices whose fan-in grows with the width
-HIDDEN = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+# linear layers: every matrix but the embedding
+LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "lm_head.weight")
 
 
 # ---- a tape: an array, and for each array that it was made from the gradient that it passes on
@@ -177,6 +177,37 @@ def unpack(cfg, flat):
     return out
 
 
+# ---- muParam (section 3.2.4)
+
+
+def mu_m(cfg):
+    """The width over the base width."""
+    if "wrong_upside_down" in cfg:
+        return cfg["base_d"] / cfg["d"]
+    if "wrong_whole" in cfg:
+        return cfg["d"] // cfg["base_d"]
+    return cfg["d"] / cfg["base_d"]
+
+
+def mu_init(cfg, standard):
+    """The initial weights, from those of the standard model."""
+    p = {n: x.copy() for n, x in standard.items()}
+    if cfg["mu_param"] in ("intermediate", "full"):
+        p["lm_head.weight"] /= mu_m(cfg) ** (1 if "wrong_root" in cfg else 0.5)
+    if cfg["mu_param"] == "full":
+        for n in p:
+            if n.endswith("c_attn.weight"):
+                p[n][: cfg["d"]] = 0
+    return p
+
+
+def mu_lr_scale(cfg, name):
+    """What multiplies the learning rate of this tensor."""
+    if cfg["mu_param"] == "off" or "wrong_head" in cfg and name == "lm_head.weight":
+        return 1
+    return 1 / mu_m(cfg) if name.endswith(LINEAR) or "wrong_all" in cfg else 1
+
+
 # ---- the model
 
 
@@ -196,11 +227,12 @@ def rope(x):
 
 def model(cfg, p, inputs, targets):
     """The results of a batch (B,T), as Vars: total (the loss with the z-loss, whose gradient is
-    taken), loss, log_z, max_attn_logit (L), logits (before muParam's factor), logits_rms (after
-    it)."""
+    taken), loss, log_z, max_attn_logit (L), logits."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
-    HS, m, mu = C // NH, cfg["d"] / cfg["base_d"], cfg["mu_param"]
-    scale = HS**-0.5 * (m**-0.5 if mu == "full" else 1)
+    HS = C // NH
+    scale = HS**-0.5
+    if cfg["mu_param"] == "full":
+        scale = (HS * mu_m(cfg)) ** -0.5 if "wrong_scale" in cfg else 1 / HS
     hide, largest = np.where(np.tril(np.ones((T, T), bool)), 0, -1e30), []
     p = {n: var(x) for n, x in p.items()}
     x = p["wte.weight"][inputs]
@@ -229,8 +261,7 @@ def model(cfg, p, inputs, targets):
         y = layernorm(x, w("ln_2")) @ w("mlp.c_fc").transpose(1, 0)
         y = y * ((y + y**3 * 0.044715) * (2 / np.pi) ** 0.5).tanh() * 0.5 + y * 0.5
         x = x + y @ w("mlp.c_proj").transpose(1, 0)
-    head = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].transpose(1, 0)
-    out = head * (1 / m) if mu in ("intermediate", "full") else head
+    out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].transpose(1, 0)
     top = out.value.max(-1, keepdims=True)
     log_z = (out - top).exp().sum(-1).log() + top
     picked = np.arange(cfg["vocab"]) == targets[..., None]
@@ -240,8 +271,7 @@ def model(cfg, p, inputs, targets):
         loss=loss,
         log_z=log_z.mean(),
         max_attn_logit=var(largest),
-        logits=head,
-        logits_rms=var((out.value**2).mean() ** 0.5),
+        logits=out,
         p=p,
     )
 
@@ -252,7 +282,7 @@ def measure(cfg, p, inputs, targets):
 
 
 def gradient(cfg, p, inputs, targets):
-    """The same, with the gradients as grads and that of the head's output as dlogits."""
+    """The same, with the gradients as grads and that of the logits as dlogits."""
     out = model(cfg, p, inputs, targets)
     out["total"].backward()
     grads = {n: x.grad + np.zeros_like(x.value) for n, x in out.pop("p").items()}
@@ -294,15 +324,17 @@ def adamw(cfg, p, m, v, g, step):
     decay = (lr / cfg["lr"] if cfg["wd_independent"] else lr) * cfg["wd"]
     if "wrong_constant" in cfg:
         decay = cfg["wd"]
-    width = cfg["d"] / cfg["base_d"] if cfg["mu_param"] != "off" else 1.0
     P, M, V = {}, {}, {}
     for n in p:
         M[n] = b1 * m[n] + (1 - b1) * cut * g[n]
         V[n] = b2 * v[n] + (1 - b2) * (cut * g[n]) ** 2
-        factor = 1 / width if n.endswith(HIDDEN) or "wrong_all" in cfg else 1
         P[n] = (
             p[n]
-            - lr * factor * M[n] / (1 - b1**step) / (np.sqrt(V[n] / (1 - b2**step)) + cfg["eps"])
+            - lr
+            * mu_lr_scale(cfg, n)
+            * M[n]
+            / (1 - b1**step)
+            / (np.sqrt(V[n] / (1 - b2**step)) + cfg["eps"])
             - decay * p[n]
         )
     return P, M, V, norm

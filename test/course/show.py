@@ -44,12 +44,14 @@ FORMULA = {
     "d": "the width C: every matrix is C x C, 4C x C, C x 4C or V x C.",
     "layers": "the depth L: x += proj(attention(norm(x))); x += fc2(gelu(fc1(norm(x)))), L times.",
     "heads": "NH heads of size HS = C / NH: attention's scale is 1 / sqrt(HS).",
+    "scale": "score = q.k / sqrt(HS) or, with d_h (the paper's name for HS), q.k / HS.",
     "mu_param": (
-        "m = C / base_d. simple: a hidden matrix learns at lr / m. intermediate: also logits / m.\n"
-        "full: also attention's scale is sqrt(HS_base) / HS = 1 / sqrt(HS) * sqrt(1 / m)."
-        " At C = base_d nothing changes."
+        "m = C / base_d. simple: every linear layer, the head too, learns at lr / m.\n"
+        "intermediate: also the head's initial standard deviation is sqrt(base_d) / C.\n"
+        "full: also attention's scale is 1 / HS, and queries start at 0."
     ),
-    "base_d": "m = C / base_d: the width at which muParam is the standard model.",
+    "base_d": "m = C / base_d: at C = base_d simple and intermediate are the standard model.",
+    "rms_lr": "p -= lr_t max(RMS(p), 1e-3) u + decay_t p: each tensor p has a rate of its size.",
     "eps": (
         "u = m^ / (sqrt(v^) + eps), m^ = m / (1 - beta1^t), v^ = v / (1 - beta2^t)."
         " |gradient| << eps: u = gradient / eps, nearly 0."

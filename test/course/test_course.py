@@ -19,6 +19,7 @@ import show
 from conftest import ROOT, TEST
 
 SIZES = "d layers heads batch steps base_d".split()  # interventions without flagged lines
+IN_GPT_H = "warmup wd_independent base_d scale".split()  # neither trainer has a line of theirs
 
 
 # ---- show
@@ -70,7 +71,7 @@ def test_show(flag, width):
     ]
     assert all(n in out.stdout for n in wanted) and "[" + flag not in out.stdout
     assert ("no flagged lines" in out.stdout) == (flag in SIZES)
-    assert (" | " in out.stdout) or width < 160 or flag in ("warmup", "wd_independent", "base_d")
+    assert (" | " in out.stdout) or width < 160 or flag in IN_GPT_H
 
 
 def test_show_table():
@@ -98,7 +99,8 @@ def test_show_functions():
     assert where == dict(
         qk_norm="qk_norm_rope_backward",
         z_loss="cross_entropy",
-        mu_param="gpt_statistics",
+        mu_param="gpt_update",
+        rms_lr="gpt_update",
         wd="gpt_update",
         eps="gpt_update",
         beta2="gpt_update",
@@ -260,34 +262,78 @@ WRONG = {
     },
     "mu_param": {
         "upside_down": wrong(
-            [0, 1, 2, 3, 4],
+            [0, 2, 3, 4],
             ("(double)cfg->d / cfg->base_d", "(double)cfg->base_d / cfg->d"),
             file="gpt.h",
             says="upside down",
         ),
-        "no_backward": wrong(
-            [0, 1, 3], ("        weight *= logit_scale;", "        ;"), either=[4]
+        "whole_number": wrong(
+            [0, 2, 3],
+            ("(double)cfg->d / cfg->base_d", "cfg->d / cfg->base_d"),
+            file="gpt.h",
+            says="not a whole number",
         ),
         "all_tensors": wrong(
             [2, 3],
-            ("MU_SIMPLE && p->hidden", "MU_SIMPLE && p"),
+            ("MU_SIMPLE && p->role == LINEAR", "MU_SIMPLE && p"),
             file="gpt.h",
             either=[4],
             says="Every tensor",
         ),
-        "rms_without_the_factor": wrong(
-            [0],
-            ("    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);", "    ;"),
-            says="the RMS in the log",
+        "without_the_head": wrong(
+            [2, 3],
+            ("&& p->role == LINEAR", '&& p->role == LINEAR && strcmp(p->kind, "lm_head")'),
+            file="gpt.h",
+            either=[4],
+            says="The head is a linear layer too",
         ),
         "factors_pile_up": wrong(
             [2, 3], ("kind_lr *= mu_lr_scale", "kind_lr = lr *= mu_lr_scale"), either=[4]
         ),
-        "target_without_the_factor": wrong(
-            [0, 1, 3], ("-= logit_scale / rows", "-= (real)1 / rows"), either=[4]
+        "scale_from_the_base": wrong(
+            [1, 3],
+            (
+                "if (cfg->mu_param >= MU_FULL) scale = 1 / HS;",
+                "if (cfg->mu_param >= MU_FULL) scale /= sqrt(mu_m(cfg));",
+            ),
+            file="gpt.h",
+            says="whatever the base width",
         ),
-        "scale_of_1_over_m": wrong(
-            [0, 1, 3], ("scale *= sqrt(1 / mu_m(cfg))", "scale *= 1 / mu_m(cfg)"), file="gpt.h"
+        "scale_always": wrong(
+            [1],
+            ("if (cfg->mu_param >= MU_FULL) scale", "if (cfg->mu_param >= MU_OFF) scale"),
+            file="gpt.h",
+        ),
+        "head_by_m": wrong(
+            [0],
+            ("std /= sqrt(mu_m(cfg))", "std /= mu_m(cfg)"),
+            file="gpt.h",
+            says="1 / sqrt(m)",
+        ),
+        "head_of_simple": wrong(
+            [0],
+            (
+                "k == LM_HEAD && cfg->mu_param >= MU_INTERMEDIATE",
+                "k == LM_HEAD && cfg->mu_param >= MU_SIMPLE",
+            ),
+            file="gpt.h",
+            says="This is the value of 'intermediate'",
+        ),
+        "queries_as_they_were": wrong(
+            [0],
+            ("memset(out, 0, parameter_size(p) / 3", "memset(out, 0, 0 * parameter_size(p)"),
+            file="gpt.h",
+        ),
+        "queries_of_every_model": wrong(
+            [0],
+            ("k == C_ATTN && cfg->mu_param >= MU_FULL", "k == C_ATTN"),
+            file="gpt.h",
+            says="with -mu_param off",
+        ),
+        "keys_too": wrong(
+            [0],
+            ("parameter_size(p) / 3 * sizeof", "parameter_size(p) / 3 * 2 * sizeof"),
+            file="gpt.h",
         ),
     },
     "eps": {

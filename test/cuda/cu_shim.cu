@@ -78,14 +78,13 @@ int shim_num_tensors(Shim *s) {
     return count;
 }
 
-void shim_tensor(Shim *s, int i, char *name, long *offset, long *rows, long *cols, int *hidden) {
+void shim_tensor(Shim *s, int i, char *name, long *offset, long *rows, long *cols) {
     const Parameter *p = s->g.table;
     for (; i >= p->copies; p++) i -= p->copies;
     snprintf(name, 128, p->name, i);
     *offset = (long)(p->offset + (size_t)i * parameter_size(p));
     *rows = p->rows;
     *cols = p->cols;
-    *hidden = p->hidden;
 }
 
 long shim_num_parameters(Shim *s) { return (long)s->g.num_parameters; }

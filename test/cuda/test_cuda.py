@@ -426,6 +426,7 @@ def same_log(actual, wanted, tolerance):
     [
         dict(),
         dict(qk_norm=0, mu_param="full", base_d=8, z_loss=0.1),
+        dict(mu_param="intermediate", base_d=8, scale="d_h", rms_lr=1),
         dict(micro_batch=2),
         dict(batch=10, micro_batch=1),
         dict(steps=12, log_every=4, eval_every=0),

@@ -130,6 +130,8 @@ SECTIONS = dict(
     heads="3.2.3",
     mu_param="3.2.4",
     base_d="3.2.4",
+    scale="E.6",
+    rms_lr="E.14",
     eps="3.4",
     beta2="app.",
     clip="app.",
@@ -143,6 +145,8 @@ DEFAULTS = dict(
     wd="1e-4",
     wd_independent="1",
     mu_param="off",
+    scale="sqrt",
+    rms_lr="0",
     eps="1e-8",
     clip="1",
     beta1="0.9",
@@ -161,10 +165,12 @@ RANGES = dict(
     qk_norm="0 .. 1",
     wd_independent="0 .. 1",
     mu_param="off simple intermediate full",
+    scale="sqrt d_h",
+    rms_lr="0 .. 1",
     temperature=">= 0",
 )
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent
-    qk_norm z_loss mu_param base_d seed data val vocab eval_tokens eval_every log_every
+    rms_lr qk_norm z_loss mu_param base_d scale seed data val vocab eval_tokens eval_every log_every
     checkpoint_every micro_batch resume sample temperature out""".split()
 
 
@@ -579,28 +585,6 @@ def test_sample_at_temperature_0_is_the_oracles_likeliest(book_model, tmp_path, 
             )
         )
     assert sample(model, "30", "-temperature", "0") == bytes(text[1:]) + b"\n"
-
-
-def test_sample_of_a_mu_param_model(tmp_path):
-    """With logits at 1/m, here 1/4, it writes what the same weights without muParam write at four
-    times the temperature."""
-    import safetensors
-    from safetensors.numpy import load_file, save_file
-
-    train(tmp_path / "mu", d=32, mu_param="intermediate", base_d=8)
-    train(tmp_path / "off", d=32)
-    with safetensors.safe_open(tmp_path / "mu" / "model.safetensors", "numpy") as file:
-        metadata = {**file.metadata(), "mu_param": "off"}
-    save_file(
-        load_file(tmp_path / "mu" / "model.safetensors"),
-        tmp_path / "off" / "model.safetensors",
-        metadata,
-    )
-    assert (
-        sample(tmp_path / "mu", "100")
-        == sample(tmp_path / "off", "100", "-temperature", "4")
-        != sample(tmp_path / "off", "100")
-    )
 
 
 def test_sample_after_resume_is_of_the_longer_run(book_model, tmp_path):

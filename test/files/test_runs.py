@@ -467,12 +467,14 @@ def test_resume_of_a_finished_run_has_all_digits_and_the_time_before(tmp_path):
 @pytest.mark.parametrize("qk_norm", [0, 1])
 @pytest.mark.parametrize("d, heads", [(48, 2), (24, 3), (16, 1)])
 def test_mu_param(tmp_path, d, heads, qk_norm):
-    """At d = base_d the standard model, bit for bit; elsewhere four different ones."""
+    """At d = base_d simple and intermediate are the standard model, bit for bit; elsewhere the four
+    are different ones."""
     flags = dict(d=d, heads=heads, qk_norm=qk_norm, steps=12)
     seen = {}
     for mu_param in ("off", "simple", "intermediate", "full"):
         train(tmp_path / mu_param, mu_param=mu_param, base_d=d, **flags)
-        assert_same_run(tmp_path / "off", tmp_path / mu_param, but=["mu_param"])
+        if mu_param != "full":
+            assert_same_run(tmp_path / "off", tmp_path / mu_param, but=["mu_param"])
         train(tmp_path / "other", mu_param=mu_param, base_d=8, **flags)
         seen[mu_param] = summary(tmp_path / "other")["final_loss"]
     assert len(set(seen.values())) == 4 and seen["off"] == summary(tmp_path / "off")["final_loss"]

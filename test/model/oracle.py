@@ -27,6 +27,8 @@ CONFIG = dict(
     z_loss=1e-4,
     mu_param="off",
     base_d=32,
+    scale="sqrt",
+    rms_lr=0,
     lr=1e-2,
     min_lr=1e-5,
     warmup=50,
@@ -38,8 +40,8 @@ CONFIG = dict(
     wd=1e-4,
     wd_independent=1,
 )
-# matrices whose fan-in grows with the width
-HIDDEN = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+# linear layers: every matrix but the embedding
+LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "lm_head.weight")
 
 
 # ---- parameters
@@ -66,7 +68,8 @@ def shapes(cfg):
 
 def init(cfg, seed):
     """Scales 1; embedding N(0, 1/C); other matrices normal cut at 2 sigma, then of variance
-    1/fan_in."""
+    1/fan_in. muParam (section 3.2.4): intermediate and full give the head the standard deviation
+    sqrt(base fan-in) / fan-in, full starts the queries, the first C rows of c_attn, at 0."""
     rng, p = np.random.default_rng(seed), {}
     for name, shape in shapes(cfg).items():
         if len(shape) == 1:
@@ -76,7 +79,13 @@ def init(cfg, seed):
         while name != "wte.weight" and (abs(x) > 2).any():
             x = np.where(abs(x) > 2, rng.standard_normal(shape), x)
         # 0.8796: the standard deviation of a standard normal cut at 2
-        p[name] = x / (1 if name == "wte.weight" else 0.87962566103423978) / np.sqrt(shape[1])
+        x /= 1 if name == "wte.weight" else 0.87962566103423978
+        std = shape[1] ** -0.5
+        if name == "lm_head.weight" and cfg["mu_param"] in ("intermediate", "full"):
+            std = cfg["base_d"] ** 0.5 / shape[1]
+        if name.endswith("c_attn.weight") and cfg["mu_param"] == "full":
+            x[: cfg["d"]] = 0
+        p[name] = std * x
     return p
 
 
@@ -103,8 +112,8 @@ def forward(cfg, p, inputs):
     """Returns the logits (B, T, V), the largest absolute attention logit of each layer and the RMS
     of activations: embedding, q k v, attention's output, fc1's output, last residual, logits."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
-    HS, m, mu = C // NH, C / cfg["base_d"], cfg["mu_param"]
-    scale = HS**-0.5 * (m**-0.5 if mu == "full" else 1)
+    HS = C // NH
+    scale = 1 / HS if cfg["mu_param"] == "full" or cfg["scale"] == "d_h" else HS**-0.5
     causal = jnp.tril(jnp.ones((T, T), bool))
     x, largest, inner = p["wte.weight"][inputs], [], []
     embedding = x
@@ -124,7 +133,6 @@ def forward(cfg, p, inputs):
         y = 0.5 * y * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (y + 0.044715 * y**3)))
         x = x + y @ w("mlp.c_proj").T
     out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].T
-    out = out / m if mu in ("intermediate", "full") else out
     acts = [embedding, *map(jnp.stack, zip(*inner)), x, out]
     return out, jnp.stack(largest), jnp.stack([jnp.sqrt((y * y).mean()) for y in acts])
 
@@ -173,18 +181,23 @@ def schedule(cfg, step):
 
 
 def adamw_step(cfg, p, m, v, g, step):
-    """One step of AdamW with a global-norm clip. Returns new p, m, v and the gradients' norm before
-    the clip."""
+    """One step of AdamW with a global-norm clip. muParam: linear layers learn at base fan-in /
+    fan-in of the rate. rms_lr (section E.14): each tensor's rate times its RMS, at least 1e-3.
+    Returns new p, m, v and the gradients' norm before the clip."""
     g = {n: np.asarray(x) for n, x in g.items()}
     norm = np.sqrt(sum((x * x).sum() for x in g.values()))
     cut = cfg["clip"] / norm if cfg["clip"] and norm > cfg["clip"] else 1.0
     lr, b1, b2 = schedule(cfg, step), cfg["beta1"], cfg["beta2"]
     decay = (lr / cfg["lr"] if cfg["wd_independent"] else lr) * cfg["wd"]
-    width = cfg["d"] / cfg["base_d"] if cfg["mu_param"] != "off" else 1.0
     P, M, V = {}, {}, {}
     for n in p:
         M[n] = b1 * m[n] + (1 - b1) * cut * g[n]
         V[n] = b2 * v[n] + (1 - b2) * (cut * g[n]) ** 2
         update = M[n] / (1 - b1**step) / (np.sqrt(V[n] / (1 - b2**step)) + cfg["eps"])
-        P[n] = p[n] - lr * (1 / width if n.endswith(HIDDEN) else 1) * update - decay * p[n]
+        rate = lr
+        if cfg["mu_param"] != "off" and n.endswith(LINEAR):
+            rate *= cfg["base_d"] / cfg["d"]
+        if cfg["rms_lr"]:
+            rate *= max(np.sqrt((p[n] ** 2).mean()), 1e-3)
+        P[n] = p[n] - rate * update - decay * p[n]
     return P, M, V, norm

@@ -42,14 +42,13 @@ int shim_num_tensors(Shim *s) {
     return count;
 }
 
-void shim_tensor(Shim *s, int i, char *name, long *offset, long *rows, long *cols, int *hidden) {
+void shim_tensor(Shim *s, int i, char *name, long *offset, long *rows, long *cols) {
     int layer;
     const Parameter *p = parameter_at(&s->g, i, &layer);
     snprintf(name, 128, p->name, layer);
     *offset = (long)(p->offset + (size_t)layer * parameter_size(p));
     *rows = p->rows;
     *cols = p->cols;
-    *hidden = p->hidden;
 }
 
 long shim_num_parameters(Shim *s) { return (long)s->g.num_parameters; }
@@ -183,7 +182,7 @@ void shim_cross_entropy(real *logits, double *loss, double *log_z, const int *ta
                         double z_loss, int rows, int V) {
     real *losses = (real *)allocate((size_t)rows, sizeof(real));
     real *z = (real *)allocate((size_t)rows, sizeof(real));
-    IN_TEAM cross_entropy(logits, losses, z, targets, (real)z_loss, 1, 1, rows, V);
+    IN_TEAM cross_entropy(logits, losses, z, targets, (real)z_loss, 1, rows, V);
     *loss = *log_z = 0;
     for (int i = 0; i < rows; i++) {
         *loss += losses[i] / rows;

@@ -38,6 +38,8 @@ EDGES = dict(
     qk_norm=["0"],
     mu_param=["full"],
     base_d=["65536"],
+    scale=["d_h"],
+    rms_lr=["1"],
     warmup=["100%"],
     steps=["0", "1"],
     min_lr=["1e30"],
@@ -243,6 +245,8 @@ CASES |= dict(
     large_z_loss=dict(z_loss=1),
     **{f"mu_{kind}": dict(mu_param=kind, base_d=8) for kind in ("simple", "intermediate", "full")},
     base_d=dict(mu_param="full", base_d=4),
+    scale=dict(scale="d_h"),
+    rms_lr=dict(rms_lr=1),
 )
 # mu_*; test_data.py has data
 NO_NUMBERS = (
