@@ -78,7 +78,7 @@ STYLE = {
 }
 ACROSS = 4  # at most so many panels side by side
 N = "parameters_non_embedding"  # without the embedding and without the head
-TEXTS = ("warmup", "mu_param", "data", "val", "out")
+TEXTS = ("warmup", "mu_param", "scale", "data", "val", "out")
 # flags that do not change a result
 HANDLING = "micro_batch resume sample temperature out eval_every log_every checkpoint_every".split()
 # Section 2.2: the learning rates of LR sensitivity; and all half-decades, for windows of seven
@@ -327,11 +327,15 @@ def at_end(name):
     return lambda runs: runs.folder.map(value)
 
 
-def effect(runs):
-    """The largest change of the MLP's hidden layer by one update, in case all of it adds up:
-    learning rate x RMS of the update x inputs."""
-    scale = (runs["base_d"] / runs.d).mask(runs["mu_param"] == "off", 1)
-    return runs["now_lr"] * scale * runs["now_update_rms_c_fc"] * runs.d
+def effect(kind):
+    """Of a kind of tensor, the largest change of its output by one update, in case all of it adds
+    up: learning rate x RMS of the update x inputs."""
+
+    def value(runs):
+        scale = (runs["base_d"] / runs.d).mask(runs["mu_param"] == "off", 1)
+        return runs["now_lr"] * scale * runs[f"now_update_rms_{kind}"] * runs.d
+
+    return value
 
 
 def over_lr(value):
@@ -386,7 +390,8 @@ MEASURES = {  # the axis, its scale, the measure
     "now_residual": ("last residual", "log", itemgetter("now_act_rms_residual")),
     "now_logits": ("output logits", "log", itemgetter("now_act_rms_logits")),
     "now_c_fc": ("MLP's hidden layer", "log", itemgetter("now_act_rms_c_fc")),
-    "now_effect": ("largest effect of an\nupdate on it", "log", effect),
+    "now_effect": ("largest effect of an\nupdate on it", "log", effect("c_fc")),
+    "now_head_effect": ("largest effect of an\nupdate on logits", "log", effect("lm_head")),
 }
 OVER_LR = ["best_lr", "best_loss", "sensitivity", "shifted"]  # measures of several runs
 LOGARITHMIC = ("lr", "eps", N)  # axes; on the others the values stand side by side, as some are 0
@@ -489,7 +494,8 @@ EXPERIMENTS = {
         ("best_lr sensitivity shifted", "d", "mu_param", ""),
     ],
     "coord_check": [
-        ("now_att now_residual now_logits now_c_fc now_effect", "d", "step", "mu_param", logged),
+        ("now_att now_residual now_c_fc now_logits", "d", "step", "mu_param", logged),
+        ("now_effect now_head_effect", "d", "step", "mu_param", logged),
     ],
     "predict_logits": [("logit loss", N, "lr", "")],
     "predict_eps": [

@@ -93,10 +93,10 @@ experiment() {
     depth_width) grid d="${of[depth_and_width]}" lr=$LR qk_norm=0,1 ;;
     mu_param)
         grid d="${of[mu_widths]}" lr=1e-4,$LR mu_param=off,simple,intermediate,full \
-            -heads 4 -base_d "${of[mu_base]}" -steps "${of[mu_steps]}" -batch "${of[mu_batch]}" ;;
+            -base_d "${of[mu_base]}" -steps "${of[mu_steps]}" -batch "${of[mu_batch]}" ;;
     coord_check)
         grid d="${of[coord_widths]}" lr=1e-2 mu_param=off,simple,intermediate,full \
-            seed="$(seeds 3)" -heads 4 -base_d "${of[mu_base]}" -steps 10 -warmup 0 -log_every 1 \
+            seed="$(seeds 3)" -base_d "${of[mu_base]}" -steps 10 -warmup 0 -log_every 1 \
             -eval_every 0 -eval_tokens 1024 ;;
     predict_logits)
         grid d="${of[logits_fit]}" lr=3e-3,1e-2,3e-2,1e-1 -qk_norm 0
