@@ -23,7 +23,7 @@ typedef struct {    // the values of the flags, described in the table below
     double lr;                                        // the peak learning rate, from lr_text
     int warmup;                                       // steps of warm-up, from warmup_text
     double min_lr, beta1, beta2, eps, clip, wd, z_loss;
-    int wd_independent;
+    int wd_independent, bf16_logits;
     // data, files and commands
     char data[MAX_TEXT], val[MAX_TEXT], out[MAX_TEXT];
     int eval_tokens, eval_every, log_every, checkpoint_every;
@@ -84,16 +84,19 @@ static const Flag FLAGS[] = {
         "LayerNorm on every query and key: attention logits stay small"),
     NUMBER(z_loss, REAL, "1e-4", 0, ANY, "3.1.2",
         "weight of log(Z)^2 in the loss: output logits stay log-probabilities"),
+    NUMBER(bf16_logits, INT, "0", 0, 1, "3.1.2",
+        "1: round the output logits to bfloat16, as train_gpt_cu always does in bf16"),
     FLAG(mu_param, CHOICE, "off", NULL, 0, 3, "off simple intermediate full", THE_RUN, "3.2.4",
         "muParam: the best learning rate stays the same across widths"),
     NUMBER(base_d, INT, "64", 1, 65536, "3.2.4",
         "the width at which muParam is the standard model"),
     NUMBER(seed, INT, "1", 0, 2147483647, "", "of the initial weights and of the batches"),
-    FLAG(data, TEXT, "synthetic", NULL, 0, 0, "synthetic | FILE", THE_RUN, "",
-        "an invented language, a text file, or .bin token shards (a glob)"),
+    FLAG(data, TEXT, "synthetic", NULL, 0, 0, "synthetic | bigram | FILE", THE_RUN, "",
+        "an invented language, a source of random pairs, a text file, or .bin token shards (a glob)"),
     FLAG(val, TEXT, "", NULL, 0, 0, "FILE", THE_RUN, "",
         "validation file; default: the last tenth of -data"),
-    NUMBER(vocab, INT, "0", 0, 65536, "", "vocabulary V; 0: 256 for text (bytes), 50257 for .bin"),
+    NUMBER(vocab, INT, "0", 0, 65536, "",
+        "vocabulary V; 0: 256 for text (bytes), 4096 for bigram, 50257 for .bin"),
     NUMBER(eval_tokens, INT, "16384", 1, 2147483647, "",
         "tokens over which the validation loss is the mean"),
     NUMBER(eval_every, INT, "250", 0, 1e9, "",
@@ -251,6 +254,7 @@ typedef struct {
     double grad_norm;                       // of all gradients together, before clipping
     double log_z;                           // the mean of log Z
     // of logged steps only
+    double mean_logit;                      // of the output logits, over rows and vocabulary
     double max_attn_logit[MAX_LAYERS];      // the largest |scale q.k| of each layer
     double act_rms[NUM_ACTIVATIONS];
     double grad_rms[NUM_KINDS];             // of the gradient, before clipping

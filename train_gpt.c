@@ -445,6 +445,22 @@ static void matmul_gelu_backward(real *dfc, real *dweight, const real *dout, con
     gelu_backward(dfc, dfc, slope, rows, IC);
 }
 
+// Rounds logits (rows,V) to bfloat16, the upper half of a float's bits: to the nearest, and to the
+// even one of two as near. The backward pass takes the gradient of the rounded logits for theirs.
+static void round_to_bf16(real *logits, int rows, int V) {                      // [bf16_logits
+    #pragma omp taskloop
+    for (int i = 0; i < rows; i++)
+        for (size_t j = (size_t)i * V; j < (size_t)(i + 1) * V; j++) {
+            float x = (float)logits[j];
+            uint32_t bits;
+            memcpy(&bits, &x, sizeof bits);
+            bits += 0x7fff + (bits >> 16 & 1);
+            bits &= 0xffff0000;
+            memcpy(&x, &bits, sizeof x);
+            if (!isnan(logits[j])) logits[j] = x;
+        }
+}                                                                               // bf16_logits]
+
 // Computes loss and gradient of each row of logits (rows,V) while it is in the cache. Multiplies
 // the logits by muParam's logit_scale first; then, with Z = sum of exp(logits) and
 // p = exp(logits) / Z:
@@ -522,6 +538,7 @@ typedef struct {
     real *partial;                                   // (chunks,4,C) for any norm's backward pass
     double *sums;                                    // (longest array summed / SUM_CHUNK + 1)
     double squares[NUM_ACTIVATIONS];                 // sums over the activations, if measured
+    double mean_logit;                               // over rows and vocabulary, if measured
     void *memory;                                    // holds the arrays above, except layers
     double bytes;                                    // its size: a double does not overflow
 } GPT;
@@ -627,7 +644,7 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
 }
 
 // Computes g->logits (B,T,V), before muParam's factor, from tokens (B,T). statistics 1: also the
-// max_logit of each layer, and g->squares.
+// max_logit of each layer, g->squares and g->mean_logit.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     size_t BTC = (size_t)rows * C;
@@ -666,11 +683,15 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     residual_layernorm_forward(g->ln_f, g->x, g->ln_f_mean, g->ln_f_rstd, x, branch, g->w[LN_F],
                                rows, C);
     matmul_forward(g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
+    if (g->cfg.bf16_logits) round_to_bf16(g->logits, rows, V);                  // [bf16_logits]
 
     if (!statistics) return;
     squares[ACT_WTE] = sum_squares(g->embedded, BTC, g->sums);
     squares[ACT_RESIDUAL] = sum_squares(g->x, BTC, g->sums);
     squares[ACT_LOGITS] = sum_squares(g->logits, (size_t)rows * V, g->sums);
+    g->mean_logit = 0;
+    for (int i = 0; i < rows; i++)
+        g->mean_logit += row_sum(g->logits + (size_t)i * V, V) / ((double)rows * V);
 }
 
 // Returns the mean cross-entropy, in nats, of g->logits against targets (B,T); *log_z: mean log Z.
@@ -792,7 +813,7 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
 // The training loop
 
 // What the last gpt_forward with statistics measured on a batch of B sequences: the largest
-// attention logit of each layer, and the RMS of the activations.
+// attention logit of each layer, the RMS of the activations, and the mean output logit.
 static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
     size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
     for (size_t l = 0; l < L; l++) {
@@ -803,7 +824,9 @@ static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
         stats->act_rms[i] = sqrt(g->squares[i] / (double)count[i]);
-    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param]
+    stats->mean_logit = g->mean_logit;
+    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param
+    stats->mean_logit *= mu_logit_scale(&g->cfg);                               // mu_param]
 }
 
 // Mean loss in nats over the first `windows` sequences of T tokens of the validation data. inputs,

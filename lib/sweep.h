@@ -219,7 +219,8 @@ static int sample_token(const real *logits, int V, double temperature, uint64_t 
     return best;
 }
 
-// Writes -sample tokens: bytes as they are, the tokens of a larger vocabulary as numbers.
+// Writes -sample tokens: bytes as they are; the tokens of -data bigram, or of a vocabulary larger
+// than 256, as numbers.
 // logits_after(model, context, used): the logits (V) of the token after context (used).
 static void sample_text(const Config *cfg, const real *(*logits_after)(void *, const int *, int),
                         void *model) {
@@ -227,10 +228,11 @@ static void sample_text(const Config *cfg, const real *(*logits_after)(void *, c
     int *context = (int *)allocate((size_t)T, sizeof(int));
     uint64_t random = (uint64_t)cfg->seed;
     double temperature = cfg->temperature / mu_logit_scale(cfg);
+    bool bytes = V <= 256 && strcmp(cfg->data, "bigram");
     context[0] = V <= 256 ? '\n' % V : V - 1;    // a text follows a newline, or GPT-2's last token
     for (int i = 0; i < cfg->sample; i++) {
         int token = sample_token(logits_after(model, context, used), V, temperature, &random);
-        if (V <= 256) putchar(token);
+        if (bytes) putchar(token);
         else printf("%d ", token);
         if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
         else used++;
