@@ -291,13 +291,11 @@ static double reader_read(const Language *lang, Reader *reader, int c) {
     return p * share / AFTER_SHARES;
 }
 
-// The sum of -log p over the n characters that follow a newline.
-static double language_nats(const Language *lang, const int *text, int n) {
-    double nats = 0;
+// Adds to *nats -log p of each of the n characters that follow a newline.
+static void language_nats(const Language *lang, const int *text, int n, double *nats) {
     Reader reader;
     reader_start(lang, &reader);
-    for (int i = 0; i < n; i++) nats -= log(reader_read(lang, &reader, text[i]));
-    return nats;
+    for (int i = 0; i < n; i++) *nats -= log(reader_read(lang, &reader, text[i]));
 }
 
 // ---------------------------------------------------------------------------
@@ -337,17 +335,16 @@ static void bigram_write(const Bigram *source, uint64_t *random, int last, int *
     }
 }
 
-// The sum of -log p over the n tokens that follow the token `last`.
-static double bigram_nats(const Bigram *source, int last, const int *tokens, int n) {
-    double nats = 0, follower = FOLLOWER_TENTHS / 10.0;
+// Adds to *nats -log p of each of the n tokens that follow the token `last`.
+static void bigram_nats(const Bigram *source, int last, const int *tokens, int n, double *nats) {
+    double follower = FOLLOWER_TENTHS / 10.0;
     for (int i = 0; i < n; last = tokens[i++]) {
         int next = tokens[i];
         double mass = (double)(source->below[next + 1] - source->below[next]);
         double p = (1 - follower) * mass / (double)source->below[source->V];
         if (next == source->follower[last]) p += follower;
-        nats -= log(p);
+        *nats -= log(p);
     }
-    return nats;
 }
 
 // ---------------------------------------------------------------------------
@@ -641,8 +638,8 @@ static double dataloader_entropy_floor(const DataLoader *loader, int64_t windows
     double nats = 0;
     for (int64_t window = 0; window < windows; window++) {
         dataloader_val(loader, window, 1, inputs, targets);
-        if (loader->language) nats += language_nats(loader->language, targets, T);
-        else nats += bigram_nats(&loader->bigram, inputs[0], targets, T);
+        if (loader->language) language_nats(loader->language, targets, T, &nats);
+        else bigram_nats(&loader->bigram, inputs[0], targets, T, &nats);
     }
     free(inputs);
     return nats / ((double)windows * T);

@@ -123,6 +123,7 @@ def flag_table(tmp_path):
 SECTIONS = dict(
     qk_norm="3.1.1",
     z_loss="3.1.2",
+    bf16_logits="3.1.2",
     warmup="3.2.1",
     wd="3.2.2",
     wd_independent="3.2.2",
@@ -165,7 +166,7 @@ RANGES = dict(
     temperature=">= 0",
 )
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent
-    qk_norm z_loss mu_param base_d seed data val vocab eval_tokens eval_every log_every
+    qk_norm z_loss bf16_logits mu_param base_d seed data val vocab eval_tokens eval_every log_every
     checkpoint_every micro_batch resume sample temperature out""".split()
 
 
