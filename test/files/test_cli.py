@@ -4,6 +4,7 @@ Whatever is wrong, the trainer writes one line that names it and changes no file
 the command, 1 for the rest. Damaged checkpoints are in test_checkpoint.py, damaged data in
 test_data.py."""
 
+import collections
 import csv
 import math
 import os
@@ -617,6 +618,16 @@ def test_sample_of_a_large_vocabulary_is_numbers(tmp_path):
     train(tmp_path / "x", data=tmp_path / "tokens.bin", vocab=300)
     numbers = [int(x) for x in sample(tmp_path / "x", "40", text=True).split()]
     assert len(numbers) == 40 and max(numbers) < 300 and len(set(numbers)) > 5
+
+
+def test_sample_of_the_bigram_source_is_numbers(tmp_path):
+    """However small its vocabulary. Most of them, once it is learned, follow each other in it."""
+    train(tmp_path / "x", data="bigram", vocab=50, steps=300, lr="3e-2", d=32, batch=16)
+    numbers = [int(x) for x in sample(tmp_path / "x", "400", text=True).split()]
+    pairs = list(zip(numbers, numbers[1:]))
+    assert len(numbers) == 400 and {*numbers} <= {*range(50)}
+    followers = {a: collections.Counter(b for x, b in pairs if x == a) for a in numbers}
+    assert sum(c.most_common(1)[0][1] for c in followers.values() if c) > 0.7 * len(pairs)
 
 
 def test_a_sample_that_cannot_be_written(tmp_path):

@@ -116,6 +116,8 @@ def test_log(run):
         assert np.isfinite(column[1:]).all() or name == "val_loss", name
         assert (column[1:] > 0).all() or name in ("val_loss", "log_z", "mean_logit"), name
         assert np.isnan(column[0]) or name in ("step", "tokens", "val_loss"), name
+    mean, log_z, rms = (rows[name][1:] for name in ("mean_logit", "log_z", "act_rms_logits"))
+    assert (abs(mean) <= rms).all() and (mean + np.log(256) <= log_z).all()
 
 
 def test_summary_follows_from_log_and_flags(run):
