@@ -824,9 +824,8 @@ static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
         stats->act_rms[i] = sqrt(g->squares[i] / (double)count[i]);
-    stats->mean_logit = g->mean_logit;
-    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param
-    stats->mean_logit *= mu_logit_scale(&g->cfg);                               // mu_param]
+    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param]
+    stats->mean_logit = mu_logit_scale(&g->cfg) * g->mean_logit;
 }
 
 // Mean loss in nats over the first `windows` sequences of T tokens of the validation data. inputs,

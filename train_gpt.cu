@@ -1621,9 +1621,8 @@ static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *sta
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
         stats->act_rms[i] = sqrt(total[i] / (double)count[i]);
-    stats->mean_logit = total[SUM_LOGITS] / (double)BTV;
-    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param
-    stats->mean_logit *= mu_logit_scale(&g->cfg);                               // mu_param]
+    stats->act_rms[ACT_LOGITS] *= mu_logit_scale(&g->cfg);                      // [mu_param]
+    stats->mean_logit = mu_logit_scale(&g->cfg) * total[SUM_LOGITS] / (double)BTV;
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         double n = (double)parameter_size(p) * p->copies;
