@@ -92,7 +92,7 @@ static const Flag FLAGS[] = {
         "the width at which muParam is the standard model"),
     NUMBER(seed, INT, "1", 0, 2147483647, "", "of the initial weights and of the batches"),
     FLAG(data, TEXT, "synthetic", NULL, 0, 0, "synthetic | bigram | FILE", THE_RUN, "",
-        "an invented language, a source of random pairs, a text file, or .bin token shards (a glob)"),
+        "an invented language, pairs of tokens, a text file, or .bin token shards (a glob)"),
     FLAG(val, TEXT, "", NULL, 0, 0, "FILE", THE_RUN, "",
         "validation file; default: the last tenth of -data"),
     NUMBER(vocab, INT, "0", 0, 65536, "",

@@ -973,8 +973,8 @@ __global__ void loss_kernel(Results *results, const real *losses, const real *lo
     if (step && !isfinite(loss)) results->diverged_step = *step;
 }
 
-// The block's share of the sum of x^POWER (n), POWER 1 or 2, which a row of blocks has to itself: in
-// double, since the square of a float may overflow
+// The block's share of the sum of x^POWER (n), which a row of blocks has to itself; POWER is 1 or
+// 2. In double, since the square of a float may overflow
 enum { SUM_BLOCKS = 1024 };
 template <int POWER, class number> __device__ inline double block_sum(const number *x, size_t n) {
     size_t step = (size_t)gridDim.x * blockDim.x * W;
