@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from test_cli import PROGRAM, log, summary, table, train
+from test_cli import PROGRAM, log, program, summary, table, train
 
 pytestmark = pytest.mark.skipif(
     Path(PROGRAM).exists() and b"__asan" in Path(PROGRAM).read_bytes(),
@@ -94,6 +94,11 @@ def test_z_loss_helps_output_logits_of_bfloat16(tmp_path):
         (rounded, far), (rounded_z, near), (exact, _), (exact_z, _) = pool.map(
             ends, (1, 1, 0, 0), ("0", "1e-4") * 2
         )
+    # a step at learning rate 0: the weights that were trained in fp32, with rounded logits
+    more = "-steps 30001 -min_lr 0 -bf16_logits 1".split()
+    result = program("-resume", "-out", "00", *more, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert log(tmp_path / "00")["val_loss"][-1] > exact + 0.3  # 0.70
     assert rounded > rounded_z + 0.3  # 0.69 to 0.80
     assert abs(exact - exact_z) < 0.15  # 0 to 0.08
     assert far < -150 < -50 < near  # -650, -12 to -7
