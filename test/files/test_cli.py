@@ -36,7 +36,7 @@ def program(*arguments, cwd, threads=1, **options):
         [PROGRAM, *arguments],
         cwd=cwd,
         env=environment,
-        timeout=300,
+        timeout=900,  # a busy machine takes that long
         capture_output=True,
         stdin=subprocess.DEVNULL,
         **{"text": True, **options},
