@@ -99,7 +99,7 @@ def test_z_loss_helps_output_logits_of_bfloat16(tmp_path):
     result = program("-resume", "-out", "00", *more, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert log(tmp_path / "00")["val_loss"][-1] > exact + 0.3  # 0.70
-    assert rounded > rounded_z + 0.3  # 0.55 to 0.80
+    assert rounded > rounded_z + 0.3  # 0.50 to 0.80
     assert abs(exact - exact_z) < 0.1  # 0 to 0.03
     assert far < -100 < -50 < near  # -650 to -260, -13 to -7
 
@@ -113,7 +113,7 @@ def test_independent_decay_is_less_sensitive(tmp_path):
         rows, _ = runs(tmp_path / wd, wd_independent=independent, wd=wd, **flags)
         losses = [row["final_loss"] for row in rows.values()]
         sensitivity.append(sum(losses) / len(losses) - min(losses))
-    assert sensitivity[0] < 0.7 * sensitivity[1]  # 0.42 to 0.50 times
+    assert sensitivity[0] < 0.7 * sensitivity[1]  # 0.37 to 0.59 times
 
 
 def test_a_large_epsilon_stops_the_updates(qk_norm, tmp_path):
