@@ -1,5 +1,6 @@
-// dataloader.h: where tokens come from: an invented language (the default, no file needed), any
-// text file, or llm.c's .bin shards. Plain C that is also valid C++.
+// dataloader.h: where tokens come from: an invented language (the default), a bigram source of any
+// vocabulary (neither needs a file), any text file, or llm.c's .bin shards. Plain C that is also
+// valid C++.
 //
 // Nothing here remembers anything: a training batch is a function of (seed, step), a validation
 // window of its number. So a run that was stopped goes on with the very rows it would have had.
@@ -8,6 +9,24 @@
 
 #include <glob.h>
 #include "lib/base.h"    // die, allocate, random_stream, random_below, random_u64
+
+// ---------------------------------------------------------------------------
+// Draws by weight
+
+// Zipf's law: the weight of a rank, 1 / (rank + 2.7) for ranks from 1. Here the first is 0.
+static uint32_t zipf(int rank) { return (1u << 28) / (uint32_t)(10 * rank + 37); }
+
+// One of n items. below[i] is the mass of the items before the i-th, below[n] that of all.
+static int draw(uint64_t *random, const uint32_t *below, int n) {
+    uint32_t mass = random_below(random, below[n]);
+    int lo = 0, hi = n;                            // below[lo] <= mass < below[hi]
+    while (hi - lo > 1) {
+        int middle = (lo + hi) / 2;
+        if (below[middle] <= mass) lo = middle;
+        else hi = middle;
+    }
+    return lo;
+}
 
 // ---------------------------------------------------------------------------
 // An invented written language: what it is made of
@@ -105,8 +124,7 @@ static void language_init(Language *lang, uint64_t seed) {
                 other++;
         }
         word->kind = (int)random_below(&random, N_CLASSES);
-        // Zipf's law: 1 / (rank + 2.7) for ranks from 1
-        word->frequency = (1u << 28) / (uint32_t)(10*rank + 37);
+        word->frequency = zipf(rank);
         class_frequency[word->kind] += word->frequency;
     }
     qsort(lang->words, N_WORDS, sizeof(Word), language_by_spelling);
@@ -166,16 +184,7 @@ static int language_next_word(const Language *lang, const Line *line, uint64_t *
     int share = (int)random_below(random, (uint32_t)shares);
     if (share >= GRAMMAR_SHARE) return last->followers[(share - GRAMMAR_SHARE) / FOLLOWER_SHARE];
     if (share < line_remembered(line)) return line->remembered[share];
-
-    const uint32_t *below = lang->below[last->kind];
-    uint32_t mass = random_below(random, below[N_WORDS]);
-    int lo = 0, hi = N_WORDS;                      // below[lo] <= mass < below[hi]
-    while (hi - lo > 1) {
-        int middle = (lo + hi) / 2;
-        if (below[middle] <= mass) lo = middle;
-        else hi = middle;
-    }
-    return lo;
+    return draw(random, lang->below[last->kind], N_WORDS);
 }
 
 // Writes the n characters that follow a newline.
@@ -280,6 +289,62 @@ static double reader_read(const Language *lang, Reader *reader, int c) {
         reader->due = after + 1;
     }
     return p * share / AFTER_SHARES;
+}
+
+// Adds to *nats -log p of each of the n characters that follow a newline.
+static void language_nats(const Language *lang, const int *text, int n, double *nats) {
+    Reader reader;
+    reader_start(lang, &reader);
+    for (int i = 0; i < n; i++) *nats -= log(reader_read(lang, &reader, text[i]));
+}
+
+// ---------------------------------------------------------------------------
+// A bigram source, of any vocabulary: the next token depends on the last one alone. With
+// probability 0.9 it is that token's follower, otherwise a draw by Zipf's law, token 0 being the
+// most frequent. A model without layers can learn it. Most tokens are rare, as in a real
+// vocabulary, which bytes of text cannot show.
+
+enum { FOLLOWER_TENTHS = 9 };
+
+typedef struct {
+    int V;
+    int *follower;                                 // (V) a permutation of the tokens
+    uint32_t *below;                               // (V+1) Zipf's mass of the tokens 0 .. v-1
+} Bigram;
+
+// The source with the vocabulary V: the same in all runs.
+static void bigram_init(Bigram *source, int V) {
+    uint64_t random = random_stream(LANGUAGE_SEED, 1, 0);
+    source->V = V;
+    source->follower = (int *)allocate((size_t)V, sizeof(int));
+    source->below = (uint32_t *)allocate((size_t)V + 1, sizeof(uint32_t));
+    for (int v = 0; v < V; v++) {                  // v goes to a random place among 0 .. v
+        int place = (int)random_below(&random, (uint32_t)v + 1);
+        source->follower[v] = source->follower[place];
+        source->follower[place] = v;
+        source->below[v + 1] = source->below[v] + zipf(v);
+    }
+}
+
+// Writes the n tokens that follow the token `last`.
+static void bigram_write(const Bigram *source, uint64_t *random, int last, int *tokens, int n) {
+    for (int i = 0; i < n; i++) {
+        if (random_below(random, 10) < FOLLOWER_TENTHS) last = source->follower[last];
+        else last = draw(random, source->below, source->V);
+        tokens[i] = last;
+    }
+}
+
+// Adds to *nats -log p of each of the n tokens that follow the token `last`.
+static void bigram_nats(const Bigram *source, int last, const int *tokens, int n, double *nats) {
+    double follower = FOLLOWER_TENTHS / 10.0;
+    for (int i = 0; i < n; last = tokens[i++]) {
+        int next = tokens[i];
+        double mass = (double)(source->below[next + 1] - source->below[next]);
+        double p = (1 - follower) * mass / (double)source->below[source->V];
+        if (next == source->follower[last]) p += follower;
+        *nats -= log(p);
+    }
 }
 
 // ---------------------------------------------------------------------------
@@ -449,13 +514,16 @@ typedef struct {
     int T;                         // tokens a row
     int64_t val_windows;           // validation windows (INT64_MAX: without end)
     uint64_t seed;                 // of the training rows
+    bool invented;                 // synthetic or bigram
     Language *language;            // if synthetic, otherwise NULL
-    Part train, val;               // unless synthetic
+    Bigram bigram;                 // if bigram
+    Part train, val;               // if files
 } DataLoader;
 
-// data: "synthetic", a text (its bytes are the tokens), or .bin shards (a path or a pattern).
-// val: the same for validation; NULL or "": the last tenth of data, all shards counted together.
-// vocab: 0 for the natural one: 256, or GPT-2's 50257 for .bin. T >= 1.
+// data: "synthetic", "bigram", a text (its bytes are the tokens), or .bin shards (a path or a
+// pattern).
+// val: files for validation; NULL or "": the last tenth of data, all shards counted together.
+// vocab: 0 for the natural one: 256, GPT-2's 50257 for .bin, or 4096 for bigram. T >= 1.
 // Dies (FAILED) if a file is missing, unreadable, empty, damaged or too short for T.
 static void dataloader_init(DataLoader *loader, const char *data, const char *val, int vocab, int T,
                             uint64_t seed) {
@@ -465,15 +533,26 @@ static void dataloader_init(DataLoader *loader, const char *data, const char *va
     loader->seed = seed;
     loader->vocab = vocab ? vocab : 256;
 
-    if (strcmp(data, "synthetic") == 0) {
+    bool synthetic = strcmp(data, "synthetic") == 0, bigram = strcmp(data, "bigram") == 0;
+    loader->invented = synthetic || bigram;
+    if (loader->invented) {
+        if (own_val)
+            die(FAILED, "%s: %s data includes validation rows: leave -val out", val, data);
+        loader->val_windows = INT64_MAX;
+    }
+    if (synthetic) {
         if (loader->vocab < 128)
             die(FAILED, "synthetic: its tokens are ASCII characters: -vocab must be at least 128, "
                 "not %d", vocab);
-        if (own_val)
-            die(FAILED, "%s: synthetic data includes validation rows: leave -val out", val);
-        loader->val_windows = INT64_MAX;
         loader->language = (Language *)allocate(1, sizeof(Language));
         language_init(loader->language, LANGUAGE_SEED);
+        return;
+    }
+    if (bigram) {
+        if (!vocab) loader->vocab = 4096;
+        if (vocab == 1)
+            die(FAILED, "bigram: one token leaves nothing to learn: -vocab must be at least 2");
+        bigram_init(&loader->bigram, loader->vocab);
         return;
     }
 
@@ -499,12 +578,16 @@ static void dataloader_init(DataLoader *loader, const char *data, const char *va
         posix_madvise(train->shards[i].map, train->shards[i].size, POSIX_MADV_RANDOM);
 }
 
-// inputs and targets (T): a row of the language from the start of a line on.
-static void dataloader_language_row(const DataLoader *loader, uint64_t random, int *inputs,
+// inputs and targets (T): a row of the language from the start of a line on, or of the bigram
+// source from a draw on.
+static void dataloader_invented_row(const DataLoader *loader, uint64_t random, int *inputs,
                                     int *targets) {
-    language_write(loader->language, &random, targets, loader->T);
-    inputs[0] = '\n';
-    memcpy(inputs + 1, targets, (size_t)(loader->T - 1) * sizeof(int));
+    const Bigram *bigram = &loader->bigram;
+    int T = loader->T;
+    inputs[0] = loader->language ? '\n' : draw(&random, bigram->below, bigram->V);
+    if (loader->language) language_write(loader->language, &random, targets, T);
+    else bigram_write(bigram, &random, inputs[0], targets, T);
+    memcpy(inputs + 1, targets, (size_t)(T - 1) * sizeof(int));
 }
 
 // inputs and targets (T): row number `row` of a part. Dies if a token is not below vocab.
@@ -521,12 +604,12 @@ static void dataloader_file_row(const DataLoader *loader, const Part *part, int6
 }
 
 // inputs and targets (B, T), targets[t] being what follows inputs[t]: the training batch of a step.
-// Rows start anywhere, all places being equally likely, or, if synthetic, with a newline.
+// Rows of files start anywhere, all places being equally likely.
 static void dataloader_train(const DataLoader *loader, int64_t step, int B, int *inputs,
                              int *targets) {
     for (int b = 0; b < B; b++, inputs += loader->T, targets += loader->T) {
         uint64_t random = random_stream(loader->seed, (uint64_t)step, (uint64_t)b);
-        if (loader->language) dataloader_language_row(loader, random, inputs, targets);
+        if (loader->invented) dataloader_invented_row(loader, random, inputs, targets);
         else {                     // a file may have more than 2^32 rows, too many for random_below
             int64_t row = (int64_t)(random_u64(&random) % (uint64_t)loader->train.rows);
             dataloader_file_row(loader, &loader->train, row, inputs, targets);
@@ -541,32 +624,33 @@ static void dataloader_val(const DataLoader *loader, int64_t window, int rows, i
     for (int b = 0; b < rows; b++, window++, inputs += loader->T, targets += loader->T) {
         // No training row has the number -1, so none comes from the same stream.
         uint64_t random = random_stream(0, (uint64_t)window, (uint64_t)-1);
-        if (loader->language) dataloader_language_row(loader, random, inputs, targets);
+        if (loader->invented) dataloader_invented_row(loader, random, inputs, targets);
         else dataloader_file_row(loader, &loader->val, window, inputs, targets);
     }
 }
 
-// The loss, in nats a token, of a reader who knows the language, on the first so many validation
-// windows: the mean of -log p(next character | the row so far). NAN unless synthetic.
+// The loss, in nats a token, of a reader who knows the language or the bigram source, on the first
+// `windows` validation windows: the mean of -log p(next token | the row so far). NAN of files.
 static double dataloader_entropy_floor(const DataLoader *loader, int64_t windows) {
-    if (!loader->language) return NAN;
+    if (!loader->invented) return NAN;
     int T = loader->T;
     int *inputs = (int *)allocate(2 * (size_t)T, sizeof(int)), *targets = inputs + T;
     double nats = 0;
     for (int64_t window = 0; window < windows; window++) {
         dataloader_val(loader, window, 1, inputs, targets);
-        Reader reader;
-        reader_start(loader->language, &reader);
-        for (int t = 0; t < T; t++) nats -= log(reader_read(loader->language, &reader, targets[t]));
+        if (loader->language) language_nats(loader->language, targets, T, &nats);
+        else bigram_nats(&loader->bigram, inputs[0], targets, T, &nats);
     }
     free(inputs);
     return nats / ((double)windows * T);
 }
 
 static void dataloader_free(DataLoader *loader) {
-    part_close(&loader->train);    // empty if synthetic
+    part_close(&loader->train);    // empty without files
     part_close(&loader->val);
     free(loader->language);
+    free(loader->bigram.follower);
+    free(loader->bigram.below);
 }
 
 // The number of validation windows for a loss over this many tokens: at least 1.

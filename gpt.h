@@ -24,7 +24,7 @@ typedef struct {    // the values of the flags, described in the table below
     double lr;                                        // the peak learning rate, from lr_text
     int warmup;                                       // steps of warm-up, from warmup_text
     double min_lr, beta1, beta2, eps, clip, wd, z_loss;
-    int wd_independent, rms_lr;
+    int wd_independent, rms_lr, bf16_logits;
     // data, files and commands
     char data[MAX_TEXT], val[MAX_TEXT], out[MAX_TEXT];
     int eval_tokens, eval_every, log_every, checkpoint_every;
@@ -82,6 +82,7 @@ static const Flag FLAGS[] = {
     NUMBER(rms_lr, INT, "0", 0, 1, "E.14", "1: lr times the tensor's RMS, at least 1e-3"),
     NUMBER(qk_norm, INT, "1", 0, 1, "3.1.1", "LayerNorm on every query and key"),
     NUMBER(z_loss, REAL, "1e-4", 0, ANY, "3.1.2", "weight of log(Z)^2 in the loss"),
+    NUMBER(bf16_logits, INT, "0", 0, 1, "3.1.2", "1: round logits to bf16, as train_gpt_cu"),
     FLAG(mu_param, CHOICE, "off", NULL, 0, 3, "off simple intermediate full", THE_RUN, "3.2.4",
         "one best -lr at any d"),
     NUMBER(base_d, INT, "64", 1, 65536, "3.2.4", "muParam's base width"),
@@ -89,10 +90,10 @@ static const Flag FLAGS[] = {
         "scores: q.k / sqrt(HS); d_h: q.k / HS"),
     NUMBER(seed, INT, "1", 0, 1e9, "", "of the initial weights and of the batches"),
     FLAG(data, TEXT, "synthetic", NULL, 0, 0, "FILE", THE_RUN, "",
-        "an invented language, a text or .bin files"),
+        "or bigram, a text, or 'DIR/*.bin'"),
     FLAG(val, TEXT, "", NULL, 0, 0, "FILE", THE_RUN, "",
         "validation file; else -data's last tenth"),
-    NUMBER(vocab, INT, "0", 0, 65536, "", "vocabulary V; 0: text 256, .bin 50257"),
+    NUMBER(vocab, INT, "0", 0, 65536, "", "V; 0: text 256, bigram 4096, .bin 50257"),
     NUMBER(eval_tokens, INT, "16384", 1, 1e9, "", "tokens in a validation loss"),
     NUMBER(eval_every, INT, "250", 0, 1e9, "", "steps between validations; 0: start, end"),
     NUMBER(log_every, INT, "10", 1, 1e9, "", "steps between rows of log.csv"),
@@ -247,6 +248,8 @@ static void rope_table(real *cosine, real *sine, int T, int HS) {
 // qk-norm, ACT_ATT the output of attention, ACT_C_FC the MLP before GELU, ACT_RESIDUAL the last
 // residual.
 enum { ACT_WTE, ACT_C_ATTN, ACT_ATT, ACT_C_FC, ACT_RESIDUAL, ACT_LOGITS, NUM_ACTIVATIONS };
+// Sums over activations: of the squares of each kind, and of the output logits themselves
+enum { SUM_LOGITS = NUM_ACTIVATIONS, NUM_SUMS };
 static const char *const ACTIVATIONS[NUM_ACTIVATIONS] = {
     "wte", "c_attn", "att", "c_fc", "residual", "logits"
 };
@@ -256,6 +259,7 @@ typedef struct {
     double grad_norm;                       // of all gradients together, before clipping
     double log_z;                           // the mean of log Z
     // of logged steps only
+    double mean_logit;                      // of the output logits, over rows and vocabulary
     double max_attn_logit[MAX_LAYERS];      // the largest |scale q.k| of each layer
     double act_rms[NUM_ACTIVATIONS];
     double grad_rms[NUM_KINDS];             // of the gradient, before clipping

@@ -445,6 +445,22 @@ static void matmul_gelu_backward(real *dfc, real *dweight, const real *dout, con
     gelu_backward(dfc, dfc, slope, rows, IC);
 }
 
+// Rounds logits (rows,V) to bfloat16, the upper half of a float's bits: to the nearest, and to the
+// even one of two as near. The backward pass takes the gradient of the rounded logits for theirs.
+static void round_to_bf16(real *logits, int rows, int V) {                      // [bf16_logits
+    #pragma omp taskloop
+    for (int i = 0; i < rows; i++)
+        for (size_t j = (size_t)i * V; j < (size_t)(i + 1) * V; j++) {
+            float x = (float)logits[j];
+            uint32_t bits;
+            memcpy(&bits, &x, sizeof bits);
+            bits += 0x7fff + (bits >> 16 & 1);
+            bits &= 0xffff0000;
+            memcpy(&x, &bits, sizeof x);
+            if (!isnan(logits[j])) logits[j] = x;
+        }
+}                                                                               // bf16_logits]
+
 // Computes loss and gradient of each row of logits (rows,V) while it is in the cache. With
 // Z = sum of exp(logits) and p = exp(logits) / Z:
 //   losses (rows) = log Z - logit[target];  log_z (rows) = log Z
@@ -517,7 +533,7 @@ typedef struct {
     real *scratch;                                   // (threads, attention_scratch_size)
     real *partial;                                   // (chunks,4,C) for any norm's backward pass
     double *sums;                                    // (longest array summed / SUM_CHUNK + 1)
-    double squares[NUM_ACTIVATIONS];                 // sums over the activations, if measured
+    double squares[NUM_SUMS];                        // sums over the activations, if measured
     void *memory;                                    // holds the arrays above, except layers
     double bytes;                                    // its size: a double does not overflow
 } GPT;
@@ -662,11 +678,14 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     residual_layernorm_forward(g->ln_f, g->x, g->ln_f_mean, g->ln_f_rstd, x, branch, g->w[LN_F],
                                rows, C);
     matmul_forward(g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
+    if (g->cfg.bf16_logits) round_to_bf16(g->logits, rows, V);                  // [bf16_logits]
 
     if (!statistics) return;
     squares[ACT_WTE] = sum_squares(g->embedded, BTC, g->sums);
     squares[ACT_RESIDUAL] = sum_squares(g->x, BTC, g->sums);
     squares[ACT_LOGITS] = sum_squares(g->logits, (size_t)rows * V, g->sums);
+    for (int i = 0; i < rows; i++)
+        squares[SUM_LOGITS] += row_sum(g->logits + (size_t)i * V, V);
 }
 
 // Returns the mean cross-entropy, in nats, of g->logits against targets (B,T); *log_z: mean log Z.
@@ -797,9 +816,10 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
 // The training loop
 
 // What the last gpt_forward with statistics measured on a batch of B sequences: the largest
-// attention logit of each layer, and the RMS of the activations.
+// attention logit of each layer, the RMS of the activations, and the mean output logit.
 static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
     size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
+    const double *total = g->squares;
     for (size_t l = 0; l < L; l++) {
         const real *logits = g->layers[l].max_logit;
         stats->max_attn_logit[l] = row_max(logits, B * g->cfg.heads);
@@ -807,7 +827,8 @@ static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
     // in the order of the ACT_ constants; c_attn, att and c_fc are summed over the layers
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
-        stats->act_rms[i] = sqrt(g->squares[i] / (double)count[i]);
+        stats->act_rms[i] = sqrt(total[i] / (double)count[i]);
+    stats->mean_logit = total[SUM_LOGITS] / (double)BTV;
 }
 
 // Mean loss in nats over the first `windows` sequences of T tokens of the validation data. inputs,

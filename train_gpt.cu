@@ -875,6 +875,21 @@ static void matmul_gelu_backward(act *dfc, real *dweight, const act *dout, const
     gelu_backward(dfc, dfc, fc, rows, IC);
 }
 
+// Rounds logits (rows,V) to bfloat16. In bf16 they already are. Moves 2 V values per token.
+__global__ void round_to_bf16_kernel(act *logits, int rows, int V) {            // [bf16_logits
+    size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
+    float x[W];
+    if (i >= (size_t)rows * V) return;
+    load(x, logits + i);
+    for (int j = 0; j < W; j++) x[j] = value(__float2bfloat16(x[j]));
+    store(logits + i, x);
+}
+
+static void round_to_bf16(act *logits, int rows, int V) {
+    if (BF16) return;
+    launch(round_to_bf16_kernel, ceil_div(rows * (V / W), 128), 128, logits, rows, V);
+}                                                                               // bf16_logits]
+
 // Loss and gradient of one row of logits per block. With Z = sum of exp(logits) and
 // p = exp(logits) / Z:
 //   losses (rows) = log Z - logit[target];  log_z (rows) = log Z
@@ -955,23 +970,23 @@ __global__ void loss_kernel(Results *results, const real *losses, const real *lo
     if (step && !isfinite(loss)) results->diverged_step = *step;
 }
 
-// The block's share of the sum of squares of x (n), which a row of blocks has to itself: in double,
-// since the square of a float may overflow
+// The block's share of the sum of x^POWER (n), which a row of blocks has to itself; POWER is 1 or
+// 2. In double, since the square of a float may overflow
 enum { SUM_BLOCKS = 1024 };
-template <class number> __device__ inline double block_squares(const number *x, size_t n) {
+template <int POWER, class number> __device__ inline double block_sum(const number *x, size_t n) {
     size_t step = (size_t)gridDim.x * blockDim.x * W;
     double sum = 0;
     float y[W];
     for (size_t i = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; i < n; i += step) {
         load(y, x + i);
-        for (int j = 0; j < W; j++) sum += (double)y[j] * y[j];
+        for (int j = 0; j < W; j++) sum += POWER == 2 ? (double)y[j] * y[j] : y[j];
     }
     return row_sum(sum);
 }
 
 // sums (blocks) += each block's share
-__global__ void sum_squares_kernel(double *sums, const act *x, size_t n) {
-    double sum = block_squares(x, n);
+template <int POWER> __global__ void sum_kernel(double *sums, const act *x, size_t n) {
+    double sum = block_sum<POWER>(x, n);
     if (threadIdx.x == 0) sums[blockIdx.x] += sum;
 }
 
@@ -980,7 +995,11 @@ static int sum_blocks(size_t n) {
 }
 
 static void sum_squares(double *sums, const act *x, size_t n) {
-    launch(sum_squares_kernel, sum_blocks(n), 128, sums, x, n);
+    launch(sum_kernel<2>, sum_blocks(n), 128, sums, x, n);
+}
+
+static void sum_values(double *sums, const act *x, size_t n) {
+    launch(sum_kernel<1>, sum_blocks(n), 128, sums, x, n);
 }
 
 // Where the tensors of each kind lie among all parameters, and the size of one of them: blockIdx.y
@@ -990,7 +1009,7 @@ typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS], tensor[NUM_KINDS]; }
 // sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4
 // bytes per parameter.
 __global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds) {
-    double sum = block_squares(grads + kinds.offset[blockIdx.y], kinds.size[blockIdx.y]);
+    double sum = block_sum<2>(grads + kinds.offset[blockIdx.y], kinds.size[blockIdx.y]);
     if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
 
@@ -1001,7 +1020,7 @@ __global__ void rms_kernel(real (*rms)[MAX_LAYERS], const real *params,         
     int k = blockIdx.y, l = blockIdx.z;
     size_t n = kinds.tensor[k];
     if (l * n >= kinds.size[k]) return;              // this kind has no tensor l
-    double sum = block_squares(params + kinds.offset[k] + l * n, n);
+    double sum = block_sum<2>(params + kinds.offset[k] + l * n, n);
     if (threadIdx.x == 0) rms[k][l] = (real)fmax(sqrt(sum / n), 1e-3);
 }                                                                               // rms_lr]
 
@@ -1207,10 +1226,10 @@ typedef struct {
     real *scratch;                                   // (B,NH,T) of attention_backward
     Partials partial[1];                             // (1) of the norms' backward passes
     real *max_logit;                                 // (L) the layers' max_logit
-    double (*squares)[SUM_BLOCKS];                   // (NUM_ACTIVATIONS,SUM_BLOCKS)
+    double (*squares)[SUM_BLOCKS];                   // (NUM_SUMS,SUM_BLOCKS)
     double *sums;                                    // (3,NUM_KINDS,blocks) of gpt_update
     real (*rms)[MAX_LAYERS];                         // (NUM_KINDS,MAX_LAYERS) NULL without -rms_lr
-    double *totals;                                  // (NUM_ACTIVATIONS + 3 NUM_KINDS) of both
+    double *totals;                                  // (NUM_SUMS + 3 NUM_KINDS) of both
     AdamW *adamw;                                    // (1)
     Results *results;                                // (2) of the last step, and of an evaluation
     Batch batch;
@@ -1294,10 +1313,10 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     g->dfc = reserve(g, BT * 4 * C);
     g->scratch = reserve(g, BT * NH);
     g->partial->memory = reserve(g, (double)MAX_PARTIALS * ROW_BLOCKS * row_block(C).y * C);
-    g->squares = reserve(g, NUM_ACTIVATIONS);
+    g->squares = reserve(g, NUM_SUMS);
     g->sums = reserve(g, 3 * NUM_KINDS * SUM_BLOCKS);
     if (cfg->rms_lr) g->rms = reserve(g, NUM_KINDS);                            // [rms_lr]
-    g->totals = reserve(g, NUM_ACTIVATIONS + 3 * NUM_KINDS);
+    g->totals = reserve(g, NUM_SUMS + 3 * NUM_KINDS);
     g->adamw = reserve(g, 1);
     g->results = reserve(g, 2);
     workspace = reserve(g, WORKSPACE);
@@ -1386,11 +1405,13 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     residual_layernorm_forward(g->ln_f, g->x, g->ln_f_mean, g->ln_f_rstd, x, branch, g->w[LN_F],
                                rows, C);
     matmul_forward(g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
+    if (g->cfg.bf16_logits) round_to_bf16(g->logits, rows, V);                  // [bf16_logits]
 
     if (!statistics) return;
     sum_squares(squares[ACT_WTE], g->embedded, BTC);
     sum_squares(squares[ACT_RESIDUAL], g->x, BTC);
     sum_squares(squares[ACT_LOGITS], g->logits, (size_t)rows * V);
+    sum_values(squares[SUM_LOGITS], g->logits, (size_t)rows * V);
 }
 
 // Computes the losses of g->logits against targets (B,T), a part of the batch.
@@ -1560,7 +1581,7 @@ static void gpt_update(GPT *g, int statistics) {
 static void gpt_gradient(GPT *g, int B, int T, int statistics) {
     check(cudaMemsetAsync(g->grads, 0, g->num_parameters * sizeof(real), stream));
     if (statistics) {
-        size_t squares = NUM_ACTIVATIONS * SUM_BLOCKS * sizeof(double);
+        size_t squares = NUM_SUMS * SUM_BLOCKS * sizeof(double);
         check(cudaMemsetAsync(g->squares, 0, squares, stream));
         check(cudaMemsetAsync(g->max_logit, 0, g->cfg.layers * sizeof(real), stream));
     }
@@ -1591,8 +1612,8 @@ __global__ void totals_kernel(double *totals, const double *sums, int n) {
 }
 
 // Waits for the GPU and copies what the last step left. statistics 1: also the largest attention
-// logit of each layer and the RMS of the activations, gradients, updates and parameters. Returns
-// the first step whose loss was not finite, or 0.
+// logit of each layer, the mean output logit, and the RMS of the activations, gradients, updates
+// and parameters. Returns the first step whose loss was not finite, or 0.
 static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *stats) {
     Results r;
     from_gpu(&r, g->results, sizeof r);
@@ -1602,10 +1623,10 @@ static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *sta
     if (!statistics) return r.diverged_step;
 
     size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
-    double total[NUM_ACTIVATIONS + 3 * NUM_KINDS], *of_kinds = total + NUM_ACTIVATIONS;
+    double total[NUM_SUMS + 3 * NUM_KINDS], *of_kinds = total + NUM_SUMS;
     real max_logit[MAX_LAYERS];
-    launch(totals_kernel, NUM_ACTIVATIONS, 128, g->totals, g->squares[0], SUM_BLOCKS);
-    launch(totals_kernel, 3 * NUM_KINDS, 128, g->totals + NUM_ACTIVATIONS, g->sums,
+    launch(totals_kernel, NUM_SUMS, 128, g->totals, g->squares[0], SUM_BLOCKS);
+    launch(totals_kernel, 3 * NUM_KINDS, 128, g->totals + NUM_SUMS, g->sums,
            sum_blocks(g->num_parameters));
     from_gpu(total, g->totals, sizeof total);
     from_gpu(max_logit, g->max_logit, L * sizeof(real));
@@ -1613,6 +1634,7 @@ static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *sta
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
         stats->act_rms[i] = sqrt(total[i] / (double)count[i]);
+    stats->mean_logit = total[SUM_LOGITS] / (double)BTV;
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         double n = (double)parameter_size(p) * p->copies;

@@ -211,7 +211,7 @@ static void log_check(FILE *log, const char *path, const State *state) {
 // The header. log_row writes the columns in the same order.
 static void log_header(FILE *log, const Config *cfg, const Parameter *table) {
     static const char *const groups[3] = {"grad", "param", "update"};
-    fprintf(log, "step,tokens,lr,train_loss,val_loss,grad_norm,log_z");
+    fprintf(log, "step,tokens,lr,train_loss,val_loss,grad_norm,log_z,mean_logit");
     for (int l = 0; l < cfg->layers; l++) fprintf(log, ",max_attn_logit_%d", l);
     for (int a = 0; a < NUM_ACTIVATIONS; a++) fprintf(log, ",act_rms_%s", ACTIVATIONS[a]);
     for (int i = 0; i < 3; i++)
@@ -238,6 +238,7 @@ static void log_row(Run *run, const Stats *s, int step, int measured) {
     log_number(run->log, s->val_loss);
     log_number(run->log, s->grad_norm);
     log_number(run->log, s->log_z);
+    log_number(run->log, measured ? s->mean_logit : NAN);
     for (int l = 0; l < cfg->layers; l++)
         log_number(run->log, measured ? s->max_attn_logit[l] : NAN);
     for (int a = 0; a < NUM_ACTIVATIONS; a++) log_number(run->log, measured ? s->act_rms[a] : NAN);

@@ -253,14 +253,14 @@ static int sample_token(const real *logits, int V, double temperature, uint64_t 
 }
 
 // Writes -sample tokens: bytes, on a terminal with a dot for a control character, or the numbers of
-// a larger vocabulary's tokens. logits_after(model, context, used): the logits (V) of the token
-// after context (used).
+// the tokens of -data bigram or of a larger vocabulary. logits_after(model, context, used): the
+// logits (V) of the token after context (used).
 static void sample_text(const Config *cfg, const real *(*logits_after)(void *, const int *, int),
                         void *model) {
     int T = cfg->T, V = cfg->vocab, used = 1;
     int *context = (int *)allocate((size_t)T, sizeof(int));
     uint64_t random = (uint64_t)cfg->seed;
-    bool terminal = isatty(STDOUT_FILENO);
+    bool terminal = isatty(STDOUT_FILENO), bytes = V <= 256 && strcmp(cfg->data, "bigram");
     context[0] = V <= 256 ? '\n' % V : V - 1;    // a text follows a newline, or GPT-2's last token
     for (int i = 0; i < cfg->sample; i++) {
         const real *logits = logits_after(model, context, used);
@@ -269,7 +269,7 @@ static void sample_text(const Config *cfg, const real *(*logits_after)(void *, c
                 die(FAILED, "%s/model.safetensors: its logits are not finite: the run diverged; "
                     "-sample needs another -out", cfg->out);
         int token = sample_token(logits, V, cfg->temperature, &random);
-        if (V > 256) printf("%d ", token);
+        if (!bytes) printf("%d ", token);
         else putchar(terminal && iscntrl(token) && token != '\n' && token != '\t' ? '.' : token);
         if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
         else used++;

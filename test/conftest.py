@@ -107,14 +107,16 @@ class Library:
         assert c.shim_real_size() == np.dtype(self.real).itemsize
         for name in "shim_new shim_params shim_grads shim_m shim_v".split():
             getattr(c, name).restype = ct.c_void_p
-        for name in "forward backward total_loss log_z max_attn_logit act_rms update lr".split():
+        for name in (
+            "forward backward total_loss log_z mean_logit max_attn_logit act_rms update lr".split()
+        ):
             if path is None or hasattr(c, "shim_" + name):
                 getattr(c, "shim_" + name).restype = ct.c_double
         c.shim_num_parameters.restype = ct.c_long
         for name in (
             "free layernorm_forward layernorm_backward gelu_forward gelu_backward rope "
-            "attention_forward attention_backward cross_entropy matmul matmul_forward "
-            "matmul_backward tensor".split()
+            "attention_forward attention_backward round_to_bf16 cross_entropy matmul "
+            "matmul_forward matmul_backward tensor".split()
         ):
             if path is None or hasattr(c, "shim_" + name):
                 getattr(c, "shim_" + name).restype = None
@@ -184,6 +186,11 @@ class Library:
         dqkv, (qk, qkv) = self.empty(B, T, 3, NH, HS), packed(q, k, v)
         self.call("attention_backward", dqkv, dout, out, softmax, qk, qkv, scale, *q.shape)
         return [np.ascontiguousarray(dqkv[:, :, i]) for i in range(3)]
+
+    def round_to_bf16(self, logits):
+        out = logits.copy()
+        self.call("round_to_bf16", out, *out.shape)
+        return out
 
     def cross_entropy(self, logits, targets, z_loss):
         dlogits, loss, log_z = logits.copy(), np.full(1, np.nan), np.full(1, np.nan)
@@ -279,6 +286,9 @@ class Model:
 
     def log_z(self):
         return self.c.shim_log_z(self.handle)
+
+    def mean_logit(self):
+        return self.c.shim_mean_logit(self.handle)
 
     def max_attn_logits(self):
         return np.array(

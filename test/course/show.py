@@ -29,6 +29,12 @@ FORMULA = {
         "d loss / d logit_j = (p_j - [j = target] + 2 z_loss log Z p_j) / rows,"
         " as d log Z / d logit_j = p_j."
     ),
+    "bf16_logits": (
+        "logit = the nearest of 8 significant bits, the even one of two as near; spacing"
+        " 2^(floor(log2 |logit|) - 7).\n"
+        "The gradient is that of the rounded logits, passed on unchanged. At |logit| 600 the"
+        " spacing is 4: softmax sees steps of 4."
+    ),
     "warmup": (
         "lr_t = lr * t / warmup for t < warmup; from there on half a cosine to min_lr at the last"
         " step. t counts from 1."

@@ -140,6 +140,7 @@ double shim_update(Shim *s, int step) {    // also reads the step's statistics
 }
 double shim_max_attn_logit(Shim *s, int layer) { return s->stats.max_attn_logit[layer]; }
 double shim_act_rms(Shim *s, int i) { return s->stats.act_rms[i]; }
+double shim_mean_logit(Shim *s) { return s->stats.mean_logit; }
 double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
 
 // fc (rows,OC) = inp (rows,IC) weight^T, out = gelu(fc); dfc = gelu'(fc) * (dout weight2), dweight
@@ -159,6 +160,13 @@ void shim_matmul_gelu(float *out, float *fc, float *dfc, float *dweight, const f
     for (int i = 0; i < 3; i++) to_host(to[i], x[i], n);
     to_host(dweight, dw, w);
     for (int i = 3; i < 7; i++) check(cudaFree(x[i]));
+}
+
+// V is a multiple of W.
+void shim_round_to_bf16(float *logits, int rows, int V) {
+    act *x = act_on_gpu(logits, (size_t)rows * V);
+    round_to_bf16(x, rows, V);
+    to_host(logits, x, (size_t)rows * V);
 }
 
 // The residual stream is inp, without a branch.

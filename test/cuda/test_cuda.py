@@ -151,8 +151,8 @@ def nvcc(builds):
 
 
 def steps(library, cfg, number=5):
-    """For each step: its loss, log Z, largest attention logits, RMS of activations and gradient
-    norm; its gradients; and the weights and moments after it."""
+    """For each step: its loss, log Z, mean logit, largest attention logits, RMS of activations and
+    gradient norm; its gradients; and the weights and moments after it."""
     m, stream, out = model(library, cfg), batches(cfg), []
     for step in range(1, number + 1):
         batch = next(stream)
@@ -165,6 +165,7 @@ def steps(library, cfg, number=5):
                 dict(
                     loss=loss,
                     log_z=log_z,
+                    mean_logit=m.mean_logit(),
                     logits=m.max_attn_logits(),
                     act_rms=m.act_rms(),
                     norm=norm,
@@ -195,13 +196,18 @@ def same_bits(a, b):
                 assert (tensors[name] == others[name]).all(), f"step {step} {what} {name}"
 
 
+def seen_close(seen, wanted, tolerance, step):
+    for name in seen:
+        floor = wanted["act_rms"][-1] if name == "mean_logit" else 0.0  # logits of either sign
+        close(seen[name], wanted[name], tolerance, f"step {step} {name}", floor=floor)
+
+
 def check_fp32(library, case, wanted):
     """To 1e-4: what a step measures, every gradient, and the weights and moments after it. Returns
     the steps."""
     tolerance, out = 1e-4, steps(library, config(**SHAPES[case]), len(wanted))
     for step, ((seen, *tensors), (wanted_seen, *wanted)) in enumerate(zip(out, wanted), 1):
-        for name in seen:
-            close(seen[name], wanted_seen[name], tolerance, f"step {step} {name}")
+        seen_close(seen, wanted_seen, tolerance, step)
         all_close(tensors[0], wanted[0], tolerance, f"step {step} gradient")
         for x, y, what in zip(tensors[1:], wanted[1:], ("weight", "m", "v")):
             all_close(x, y, tolerance, f"step {step} {what}", norm=np.linalg.norm)
@@ -252,6 +258,19 @@ def test_a_norm_of_what_overflows_is_not_a_number(name, cuda):
 @pytest.mark.parametrize("case", ["everything", "deep", "two_symbols", "head_of_80"])
 def test_rounds(case, rounds, float_library):
     check_fp32(rounds, case, reference(float_library, case))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_round_to_bf16(precision, cuda, cuda_bf16, float_library):
+    """As train_gpt.c's. A number of the bf16 build is that already."""
+    x = np.random.default_rng(0).standard_normal((700, 24)).astype(np.float32)
+    wanted = float_library.round_to_bf16(x)
+    assert (dict(fp32=cuda, bf16=cuda_bf16)[precision].round_to_bf16(x) == wanted).all()
+    assert (wanted != x).any()
+
+
+def test_bf16_logits_change_nothing_in_bf16(cuda_bf16):
+    same_bits(*(steps(cuda_bf16, config(bf16_logits=on), 2) for on in (0, 1)))
 
 
 @pytest.mark.parametrize("rows, C", [(1, 8), (5, 24), (3, 1024), (6, 1032), (2, 4104), (700, 40)])
@@ -363,8 +382,7 @@ def test_micro_batches(micro_batch, precision, tolerance, cuda, cuda_bf16):
     cfg = config(batch=5, z_loss=1e-1, eps=1e-3)
     whole, parts = steps(library, cfg, 2), steps(library, dict(cfg, micro_batch=micro_batch), 2)
     for step, ((seen, *tensors), (wanted_seen, *wanted)) in enumerate(zip(parts, whole), 1):
-        for name in seen:
-            close(seen[name], wanted_seen[name], tolerance, f"step {step} {name}")
+        seen_close(seen, wanted_seen, tolerance, step)
         for x, y, what in zip(tensors, wanted, ("gradient", "weight", "m", "v")):
             all_close(x, y, tolerance, f"step {step} {what}", norm=np.linalg.norm)
 

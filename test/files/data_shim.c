@@ -39,6 +39,18 @@ EXPORT double loader_entropy_floor(const DataLoader *loader, int64_t windows) {
 }
 
 // ---------------------------------------------------------------------------
+// The bigram source
+
+EXPORT int bigram_follower(const DataLoader *loader, int v) { return loader->bigram.follower[v]; }
+
+// The sum of -log p over the n tokens after tokens[0]
+EXPORT double bigram_nats_after(const DataLoader *loader, const int *tokens, int n) {
+    double nats = 0;
+    bigram_nats(&loader->bigram, tokens[0], tokens + 1, n, &nats);
+    return nats;
+}
+
+// ---------------------------------------------------------------------------
 // The language
 
 EXPORT Language *language_new(uint64_t seed) {

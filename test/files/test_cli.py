@@ -4,6 +4,7 @@ Whatever is wrong, the trainer writes one line that names it and changes no file
 the command, 1 for the rest. Damaged checkpoints are in test_checkpoint.py, damaged data in
 test_data.py."""
 
+import collections
 import csv
 import math
 import os
@@ -35,7 +36,7 @@ def program(*arguments, cwd, threads=1, **options):
         [PROGRAM, *arguments],
         cwd=cwd,
         env=environment,
-        timeout=300,
+        timeout=900,  # a busy machine takes that long
         capture_output=True,
         stdin=subprocess.DEVNULL,
         **{"text": True, **options},
@@ -122,6 +123,7 @@ def flag_table(tmp_path):
 SECTIONS = dict(
     qk_norm="3.1.1",
     z_loss="3.1.2",
+    bf16_logits="3.1.2",
     warmup="3.2.1",
     wd="3.2.2",
     wd_independent="3.2.2",
@@ -170,7 +172,8 @@ RANGES = dict(
     temperature=">= 0",
 )
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent
-    rms_lr qk_norm z_loss mu_param base_d scale seed data val vocab eval_tokens eval_every log_every
+    rms_lr qk_norm z_loss bf16_logits mu_param base_d scale seed data val vocab eval_tokens
+    eval_every log_every
     checkpoint_every micro_batch resume sample temperature out""".split()
 
 
@@ -603,6 +606,16 @@ def test_sample_of_a_large_vocabulary_is_numbers(tmp_path):
     train(tmp_path / "x", data=tmp_path / "tokens.bin", vocab=300)
     numbers = [int(x) for x in sample(tmp_path / "x", "40", text=True).split()]
     assert len(numbers) == 40 and max(numbers) < 300 and len(set(numbers)) > 5
+
+
+def test_sample_of_the_bigram_source_is_numbers(tmp_path):
+    """However small its vocabulary. Most of them, once it is learned, follow each other in it."""
+    train(tmp_path / "x", data="bigram", vocab=50, steps=300, lr="3e-2", d=32, batch=16)
+    numbers = [int(x) for x in sample(tmp_path / "x", "400", text=True).split()]
+    pairs = list(zip(numbers, numbers[1:]))
+    assert len(numbers) == 400 and {*numbers} <= {*range(50)}
+    followers = {a: collections.Counter(b for x, b in pairs if x == a) for a in numbers}
+    assert sum(c.most_common(1)[0][1] for c in followers.values() if c) > 0.7 * len(pairs)
 
 
 def test_a_sample_that_cannot_be_written(tmp_path):

@@ -34,7 +34,7 @@ def build(folder, command):
     lib = ct.CDLL(str(library))
     lib.loader_new.restype = lib.language_new.restype = ct.c_void_p
     lib.loader_val_windows.restype = ct.c_int64
-    lib.loader_entropy_floor.restype = ct.c_double
+    lib.loader_entropy_floor.restype = lib.bigram_nats_after.restype = ct.c_double
     lib.language_spelling.restype = ct.c_char_p
     lib.language_grammar.restype = lib.language_frequency.restype = ct.c_uint32
     lib.path = str(library)
@@ -293,9 +293,10 @@ def sha(text):
     return hashlib.sha256(np.ascontiguousarray(text, "<i4").tobytes()).hexdigest()[:16]
 
 
-# What the language is. These change only with a decision to change the language, and then every
-# figure of every run does.
+# What the language and the bigram source are. These change only with a decision to change them, and
+# then every figure of every run does.
 GOLDEN_TRAIN, GOLDEN_VAL = "e8556075d93843a7", "f7ba0f4f85db511a"
+GOLDEN_BIGRAM = "c1c9a613a176ccf2"
 # nats a character, over 4,096 windows
 GOLDEN_FLOOR = {32: 0.915744952246, 64: 0.889237453566, 128: 0.876315206260, 256: 0.868305908097}
 
@@ -319,6 +320,7 @@ def test_text_is_the_same_from_every_compiler(lib, tmp_path, command):
     loader = Loader(lib, "synthetic", T=50_000, seed=1)
     assert sha(loader.train(0, 2)[1]) == GOLDEN_TRAIN
     assert sha(loader.val(0, 2)[1]) == GOLDEN_VAL
+    assert sha(Loader(lib, "bigram", T=50_000).train(0, 2)[1]) == GOLDEN_BIGRAM
     assert Loader(lib, "synthetic", T=32).entropy_floor(4096) == pytest.approx(
         GOLDEN_FLOOR[32], abs=1e-12
     )
@@ -341,6 +343,82 @@ def test_other_languages_differ(lib):
 
 
 # ---------------------------------------------------------------------------
+# The bigram source
+
+
+class Bigram(Loader):
+    """A loader of -data bigram, with the definition's matrix P (V,V): row `last`, column `next`."""
+
+    def __init__(self, lib, vocab, T=64, seed=1):
+        super().__init__(lib, "bigram", vocab=vocab, T=T, seed=seed)
+        self.follower = [lib.bigram_follower(self.loader, v) for v in range(self.vocab)]
+        self.zipf = 1 / (np.arange(1, self.vocab + 1) + 2.7)
+        self.zipf /= self.zipf.sum()
+
+    def p(self):
+        p = np.tile(0.1 * self.zipf, (self.vocab, 1))
+        p[np.arange(self.vocab), self.follower] += 0.9
+        return p
+
+    def nats(self, last, *following):
+        tokens = np.array([last, *following], np.int32)
+        return self.lib.bigram_nats_after(self.loader, tokens.ctypes, len(following))
+
+
+@pytest.mark.parametrize("vocab", [2, 50, 4096, 65536])
+def test_bigram_followers_are_a_permutation(lib, vocab):
+    follower = Bigram(lib, vocab).follower
+    assert sorted(follower) == list(range(vocab))
+    assert sum(v == i for i, v in enumerate(follower)) < 8  # one, on average, follows itself
+
+
+def z_scores(counts, p):
+    """Of counts (...,n) against their probabilities p (...,n), where more than 20 are expected."""
+    expected = counts.sum(-1, keepdims=True) * p
+    used = expected > 20
+    return ((counts - expected) / np.sqrt(expected * (1 - p)))[used]
+
+
+def test_bigram_counts_fit_the_definition(lib):
+    """First tokens fit Zipf's law, pairs fit the matrix."""
+    loader = Bigram(lib, 50)
+    inputs, targets = loader.train(3, 8000)
+    pairs = np.zeros((50, 50))
+    np.add.at(pairs, (inputs, targets), 1)
+    for counts, p in (np.bincount(inputs[:, 0], minlength=50), loader.zipf), (pairs, loader.p()):
+        z = z_scores(counts, p)
+        assert len(z) >= 50 and abs(z).max() < 4.5
+        assert abs((z**2).sum() - len(z)) < 4 * math.sqrt(2 * len(z))
+
+
+@pytest.mark.parametrize("vocab", [2, 50, 1000])
+def test_bigram_probabilities(lib, vocab):
+    """Those that the floor adds up: of every pair, as the definition has them."""
+    loader, last = Bigram(lib, vocab), vocab // 2
+    p = np.exp([-loader.nats(last, following) for following in range(vocab)])
+    assert p.sum() == pytest.approx(1, abs=1e-12)
+    np.testing.assert_allclose(p, loader.p()[last], rtol=1e-4)  # the source has whole numbers
+    assert loader.nats(1, 0, 1, 1) == pytest.approx(
+        loader.nats(1, 0) + loader.nats(0, 1) + loader.nats(1, 1), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("vocab", [0, 50])
+def test_bigram_entropy_floor(lib, vocab):
+    """The mean of -log p over the rows; near the entropy by enumeration, which is that of a row of
+    the matrix at each token of the rows."""
+    loader, windows = Bigram(lib, vocab), 4096
+    assert loader.vocab == (vocab or 4096)
+    inputs, targets = loader.val(0, windows)
+    p = loader.p()
+    nats, floor = -np.log(p[inputs, targets]), loader.entropy_floor(windows)
+    assert floor == pytest.approx(nats.mean(), abs=1e-5)
+    entropy = -(p * np.log(p)).sum(1)[inputs]
+    assert abs((nats - entropy).mean()) < 4 * nats.std() / math.sqrt(nats.size)
+    assert loader.entropy_floor(64) == pytest.approx(nats[:64].mean(), abs=1e-5)
+
+
+# ---------------------------------------------------------------------------
 # Rows, whatever they come from
 
 
@@ -351,6 +429,7 @@ def sources(tmp_path):
     write_bin(tmp_path / "tokens.bin", rng.integers(0, 50257, 50_000))
     return {
         "synthetic": "synthetic",
+        "bigram": "bigram",
         "text": tmp_path / "text.txt",
         ".bin": tmp_path / "tokens.bin",
     }
@@ -362,7 +441,9 @@ def write_bin(path, tokens, magic=20240520, version=1, count=None):
     path.write_bytes(header.tobytes() + np.asarray(tokens, "<u2").tobytes())
 
 
-KINDS = pytest.mark.parametrize("kind, vocab", [("synthetic", 256), ("text", 256), (".bin", 50257)])
+KINDS = pytest.mark.parametrize(
+    "kind, vocab", [("synthetic", 256), ("bigram", 4096), ("text", 256), (".bin", 50257)]
+)
 
 
 @KINDS
@@ -410,6 +491,7 @@ def test_shortest_rows(lib, sources, kind, vocab):
 
 def test_what_synthetic_data_has_and_files_have_not(lib, sources):
     assert Loader(lib, "synthetic").val_windows == 2**63 - 1
+    assert Loader(lib, "bigram").val_windows == 2**63 - 1
     assert math.isnan(Loader(lib, sources["text"]).entropy_floor(4))
     assert math.isnan(Loader(lib, sources[".bin"]).entropy_floor(4))
 
@@ -675,6 +757,8 @@ def bad_files(tmp_path):
         (dict(data="good.bin", val="good.txt"), ["good.txt", "mix", "good.bin"]),
         (dict(data="synthetic", vocab=127), ["synthetic", "-vocab", "128", "127"]),
         (dict(data="synthetic", val="good.txt"), ["good.txt", "synthetic", "-val"]),
+        (dict(data="bigram", vocab=1), ["bigram", "-vocab", "at least 2"]),
+        (dict(data="bigram", val="good.txt"), ["good.txt", "bigram", "-val"]),
     ],
     ids=lambda value: (
         " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
@@ -699,6 +783,7 @@ def test_bad_input(lib, bad_files, arguments, says):
         dict(data="token.bin", vocab=50258),
         dict(data="train_token.bin", vocab=65536),
         dict(data="synthetic", vocab=128),
+        dict(data="bigram", vocab=2),
         dict(data="short_val.txt", T=2),
         dict(T=25),
     ],

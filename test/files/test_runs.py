@@ -101,6 +101,7 @@ def test_log(run):
         "val_loss",
         "grad_norm",
         "log_z",
+        "mean_logit",
         *[f"max_attn_logit_{l}" for l in range(L)],
         *[f"act_rms_{a}" for a in ("wte", "c_attn", "att", "c_fc", "residual", "logits")],
         *[f"{what}_rms_{k}" for what in ("grad", "param", "update") for k in kinds],
@@ -112,8 +113,10 @@ def test_log(run):
     assert np.isfinite(rows["val_loss"]).tolist() == [step in validated for step in rows["step"]]
     for name, column in rows.items():
         assert np.isfinite(column[1:]).all() or name == "val_loss", name
-        assert (column[1:] > 0).all() or name in ("val_loss", "log_z"), name
+        assert (column[1:] > 0).all() or name in ("val_loss", "log_z", "mean_logit"), name
         assert np.isnan(column[0]) or name in ("step", "tokens", "val_loss"), name
+    mean, log_z, rms = (rows[name][1:] for name in ("mean_logit", "log_z", "act_rms_logits"))
+    assert (abs(mean) <= rms).all() and (mean + np.log(256) <= log_z).all()
 
 
 def test_summary_follows_from_log_and_flags(run):

@@ -25,6 +25,7 @@ CONFIG = dict(
     vocab=256,
     qk_norm=1,
     z_loss=1e-4,
+    bf16_logits=0,
     mu_param="off",
     base_d=32,
     scale="sqrt",
@@ -108,6 +109,12 @@ def rope(x):
     )
 
 
+def to_bfloat16(x):
+    """x as a bfloat16 of its float holds it. Rounding has no slope of use: the gradient is x's."""
+    near = x.astype(jnp.float32).astype(jnp.bfloat16).astype(x.dtype)
+    return x + jax.lax.stop_gradient(near - x)
+
+
 def forward(cfg, p, inputs):
     """Returns the logits (B, T, V), the largest absolute attention logit of each layer and the RMS
     of activations: embedding, q k v, attention's output, fc1's output, last residual, logits."""
@@ -133,18 +140,19 @@ def forward(cfg, p, inputs):
         y = 0.5 * y * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (y + 0.044715 * y**3)))
         x = x + y @ w("mlp.c_proj").T
     out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].T
+    out = to_bfloat16(out) if cfg["bf16_logits"] else out
     acts = [embedding, *map(jnp.stack, zip(*inner)), x, out]
     return out, jnp.stack(largest), jnp.stack([jnp.sqrt((y * y).mean()) for y in acts])
 
 
 def evaluate(cfg, p, inputs, targets):
-    """Everything measured: total (what is descended), ce (what is logged), mean log Z, largest
-    attention logits, RMS of activations."""
+    """Everything measured: total (what is descended), ce (what is logged), mean log Z, mean logit,
+    largest attention logits, RMS of activations."""
     out, largest, act_rms = forward(cfg, p, inputs)
     log_z = jax.nn.logsumexp(out, -1)
     ce = (log_z - jnp.take_along_axis(out, targets[..., None], -1)[..., 0]).mean()
     return ce + cfg["z_loss"] * (log_z**2).mean(), dict(
-        ce=ce, log_z=log_z.mean(), max_attn_logit=largest, act_rms=act_rms
+        ce=ce, log_z=log_z.mean(), mean_logit=out.mean(), max_attn_logit=largest, act_rms=act_rms
     )
 
 

@@ -96,6 +96,12 @@ double shim_act_rms(Shim *s, int i) {
     return stats.act_rms[i];
 }
 
+double shim_mean_logit(Shim *s) {
+    static Stats stats;
+    gpt_statistics(&s->g, s->B, s->g.cfg.T, &stats);
+    return stats.mean_logit;
+}
+
 double shim_update(Shim *s, int step) {
     double norm = 0;
     IN_TEAM norm = gpt_update(&s->g, step, NULL);
@@ -176,6 +182,10 @@ void shim_attention_backward(real *dqkv, const real *dout, const real *out, cons
     IN_TEAM attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)scale, scratch,
                                B, T, NH, HS);
     free(scratch);
+}
+
+void shim_round_to_bf16(real *logits, int rows, int V) {
+    IN_TEAM round_to_bf16(logits, rows, V);
 }
 
 void shim_cross_entropy(real *logits, double *loss, double *log_z, const int *targets,

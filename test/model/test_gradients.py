@@ -1,6 +1,7 @@
 """Every gradient against finite differences in double precision: every tensor, under
 every combination of the interventions that a gradient passes through, within 1e-6. Needs numpy
-alone.
+alone. Rounded logits (-bf16_logits) go up in steps, which have no slope: test_oracle.py has their
+gradients.
 """
 
 import itertools

@@ -7,6 +7,7 @@ by; where a layer cannot but amplify rounding (a logit of 1e6 is itself rounded 
 says so by its condition number.
 """
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -404,6 +405,22 @@ def test_attention_is_causal(lib, rng, T):
     )
     wanted = attention(*(x.astype(float) for x in changed), 0.3, np.zeros(q.shape))[2]
     assert wanted < 100 and abs(lib.attention_forward(*changed, 0.3)[2] - wanted) < 1e-6 * wanted
+
+
+# ---- output logits
+
+
+def test_round_to_bf16(lib):
+    """Every float that ends in 0, 1, a half or one beside it, as ml_dtypes rounds it; a NaN stays
+    one."""
+    upper = np.arange(1 << 16, dtype=np.uint32)[:, None] << 16
+    x = (upper | np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)).view(np.float32)
+    with np.errstate(invalid="ignore"):
+        wanted = x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    actual = lib.round_to_bf16(lib.array(x)).astype(np.float32)
+    nan = np.isnan(x)
+    assert np.isnan(actual[nan]).all() and nan.any() and not nan.all()
+    assert (actual.view(np.uint32)[~nan] == wanted.view(np.uint32)[~nan]).all()
 
 
 # ---- cross-entropy

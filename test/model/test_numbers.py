@@ -232,6 +232,7 @@ CASES = {
         wd="1e-1",
         qk_norm=0,
         z_loss=0,
+        bf16_logits=1,
         seed=2,
         vocab=300,
         eval_tokens=32,
@@ -247,8 +248,9 @@ CASES |= dict(
     base_d=dict(mu_param="full", base_d=4),
     scale=dict(scale="d_h"),
     rms_lr=dict(rms_lr=1),
+    bigram=dict(data="bigram", vocab=50),
 )
-# mu_*; test_data.py has data
+# mu_*; test_data.py has data, but for bigram
 NO_NUMBERS = (
     "data val eval_every log_every checkpoint_every micro_batch resume sample temperature out"
     " mu_param".split()
@@ -268,6 +270,7 @@ def case_flags(case, **more):
 def test_every_flag_has_a_case():
     assert {*FLAGS} == {*NO_NUMBERS, *CASES} - {
         "default",
+        "bigram",
         "tiny_clip",
         "large_z_loss",
         "mu_simple",

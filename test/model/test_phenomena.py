@@ -2,11 +2,12 @@
 margin is at most half of what seeds 1 to 4 gave (in nats unless said otherwise, in the comment
 beside it), so that another seed or another machine's rounding does not break it."""
 
+import concurrent.futures
 from pathlib import Path
 
 import pytest
 
-from test_cli import PROGRAM, log, summary, table, train
+from test_cli import PROGRAM, log, program, summary, table, train
 
 pytestmark = pytest.mark.skipif(
     Path(PROGRAM).exists() and b"__asan" in Path(PROGRAM).read_bytes(),
@@ -75,6 +76,44 @@ def test_z_loss_pins_log_z(tmp_path):
     assert abs(float(seen["0"]["log_z"])) > 5 > 2.5 > abs(float(seen["1e-2"]["log_z"]))
     # 0 to 0.03
     assert abs(float(seen["0"]["final_loss"]) - float(seen["1e-2"]["final_loss"])) < 0.08
+
+
+def test_z_loss_helps_output_logits_of_bfloat16(tmp_path):
+    """Section 3.1.2, figures 3 and 4: the output logits drift away together, which costs nothing
+    but where they are rounded to bfloat16. It takes a vocabulary of rare tokens, and time: in
+    10,000 steps log Z reaches -50 only."""
+    flags = dict(data="bigram", d=32, layers=1, heads=2, T=16, batch=4, lr="1e-1", wd=0)
+    flags |= dict(steps=30000, eval_tokens=16384, eval_every=0, log_every=1000)
+
+    def ends(bf16_logits, z_loss):
+        folder = tmp_path / f"{bf16_logits}{z_loss}"
+        train(folder, threads=1, bf16_logits=bf16_logits, z_loss=z_loss, **flags)
+        return float(summary(folder)["final_loss"]), log(folder)["mean_logit"][-1]
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        (rounded, far), (rounded_z, near), (exact, _), (exact_z, _) = pool.map(
+            ends, (1, 1, 0, 0), ("0", "1e-4") * 2
+        )
+    # a step at learning rate 0: the weights that were trained in fp32, with rounded logits
+    more = "-steps 30001 -min_lr 0 -bf16_logits 1".split()
+    result = program("-resume", "-out", "00", *more, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert log(tmp_path / "00")["val_loss"][-1] > exact + 0.3  # 0.70
+    assert rounded > rounded_z + 0.3  # 0.50 to 0.80
+    assert abs(exact - exact_z) < 0.1  # 0 to 0.03
+    assert far < -100 < -50 < near  # -650 to -260, -13 to -7
+
+
+def test_independent_decay_is_less_sensitive(tmp_path):
+    """Section 3.2.2, figure 6: at one strength of the two at LR 3e-3, standard decay holds the
+    weights back at high learning rates."""
+    flags = dict(lr="3e-3,1e-2,1e-1,3e-1", steps=4000, log_every=100)
+    sensitivity = []
+    for independent, wd in (1, "1e-3"), (0, "0.3"):
+        rows, _ = runs(tmp_path / wd, wd_independent=independent, wd=wd, **flags)
+        losses = [row["final_loss"] for row in rows.values()]
+        sensitivity.append(sum(losses) / len(losses) - min(losses))
+    assert sensitivity[0] < 0.7 * sensitivity[1]  # 0.37 to 0.59 times
 
 
 def test_a_large_epsilon_stops_the_updates(qk_norm, tmp_path):

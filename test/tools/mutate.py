@@ -109,6 +109,25 @@ MUTANTS = [
     ),
     (
         "train_gpt.c",
+        "test_layers.py -k bf16",
+        [
+            ("0x7fff + (bits >> 16 & 1)", "0x8000"),
+            ("0x7fff + (bits >> 16 & 1)", "0"),
+            ("0x7fff + (bits >> 16 & 1)", "0x7fff"),
+            ("if (!isnan(logits[j])) logits[j] = x;", "logits[j] = x;"),
+            ("j < (size_t)(i + 1) * V; j++) {", "j < (size_t)(i + 1) * V - 1; j++) {"),
+        ],
+    ),
+    (
+        "train_gpt.c",
+        "test_oracle.py -k 'double and not one_batch and (rounded or odd)'",
+        [
+            ("if (g->cfg.bf16_logits) round", "if (!g->cfg.bf16_logits) round"),
+            ("+= row_sum(g->logits + (size_t)i * V, V)", "+= row_sum(g->logits, V)"),
+        ],
+    ),
+    (
+        "train_gpt.c",
         GRADIENTS,
         [
             ("x[targets[i]] -= (real)1 / rows", "x[targets[i]] -= (real)1"),
@@ -681,6 +700,7 @@ MUTANTS = [
                 "log_number(run->log, s->grad_norm);\n    log_number(run->log, s->log_z);",
                 "log_number(run->log, s->log_z);\n    log_number(run->log, s->grad_norm);",
             ),
+            ("measured ? s->mean_logit : NAN", "measured ? s->log_z : NAN"),
             (
                 "groups[3] = {s->grad_rms, s->param_rms, s->update_rms}",
                 "groups[3] = {s->grad_rms, s->update_rms, s->param_rms}",
@@ -767,6 +787,7 @@ MUTANTS = [
         [
             ("if (logits[i] > logits[best]) best = i;", "if (logits[i] < logits[best]) best = i;"),
             ("sample_token(logits, V, cfg->temperature,", "sample_token(logits, V, 1,"),
+            ('V <= 256 && strcmp(cfg->data, "bigram")', "V <= 256"),
             ("memmove(context, context + 1,", "memmove(context, context,"),
             ("if (used == T) memmove", "if (used > T / 2) memmove"),
             ("if (used == T) memmove", "if (used == T - 1) memmove"),
@@ -832,8 +853,29 @@ MUTANTS = [
                 'validation" : "validation (the last tenth)", T, T + 1)',
             ),
             ("if (info.st_size != size)", "if (info.st_size < size)"),
-            ("inputs[0] = '\\n';", "inputs[0] = ' ';"),
+            ("loader->language ? '\\n' :", "loader->language ? ' ' :"),
         ],
+    ),
+    (
+        "dataloader.h",
+        "test_data.py -k bigram",
+        [
+            ("FOLLOWER_TENTHS = 9", "FOLLOWER_TENTHS = 8"),
+            ("(uint32_t)(10 * rank + 37)", "(uint32_t)(10 * rank + 47)"),
+            ("source->follower[v] = source->follower[place];", "source->follower[v] = v;"),
+            ("draw(&random, bigram->below, bigram->V)", "0"),
+            ("last = draw(random, source->below, source->V)", "last = 0"),
+            ("if (next == source->follower[last]) p", "if (next == last) p"),
+            ("double p = (1 - follower) * mass", "double p = follower * mass"),
+            ("i < n; last = tokens[i++])", "i < n; i++)"),
+            ("if (!vocab) loader->vocab = 4096;", ""),
+            ("if (vocab == 1)", "if (vocab > 65536)"),
+        ],
+    ),
+    (
+        "dataloader.h",
+        "test_data.py -k text_is_the_same",
+        [("random_below(&random, (uint32_t)v + 1)", "random_below(&random, 4096) % (v + 1)")],
     ),
     (
         "dataloader.h",
@@ -933,6 +975,9 @@ MUTANTS = [
             ("d[i] *= slope;", "d[i] = slope;"),
             ("(n / W + 127) / 128, 128, out, inp, n)", "n / W / 128, 128, out, inp, n)"),
             ("gelu_backward(dfc, dfc, fc, rows, IC)", "gelu_backward(dfc, dfc, gelu, rows, IC)"),
+            ("x[j] = value(__float2bfloat16(x[j]));", "x[j] = x[j];"),
+            ("ceil_div(rows * (V / W), 128), 128, logits", "rows * (V / W) / 128, 128, logits"),
+            ("    if (BF16) return;\n    launch(round", "    if (!BF16) return;\n    launch(round"),
             ("weight += 2 * z_loss * z;", "weight += z_loss * z;"),
             ("float factor = weight / sum / batch_rows", "float factor = weight / sum"),
             ("y[i] -= 1.0f / batch_rows", "y[i] -= 1.0f"),
@@ -946,7 +991,8 @@ MUTANTS = [
                 "i < rows - 1; i += blockDim.x) {\n        loss",
             ),
             ("results->log_z = z;", "results->log_z = loss;"),
-            ("sum += (double)y[j] * y[j];", "sum += (double)y[j];"),
+            ("? (double)y[j] * y[j] : y[j];", "? (double)y[j] : y[j];"),
+            ("? (double)y[j] * y[j] : y[j];", "? (double)y[j] * y[j] : y[j] * y[j];"),
             ("sums[blockIdx.x] += sum;", "sums[blockIdx.x] = sum;"),
             ("grads + kinds.offset[blockIdx.y], kinds", "grads, kinds"),
             ("sums[blockIdx.y * gridDim.x + blockIdx.x] = sum", "sums[blockIdx.x] = sum"),
@@ -963,7 +1009,11 @@ MUTANTS = [
             ("to_gpu(g->params, params, n * s", "to_gpu(g->params, params, g->num_parameters * s"),
             ("V = padded(V);                     ", "V = g->V;              "),
             ("V = padded(V);\n    real scale", "V = g->V;\n    real scale"),
-            ("g->logits, (size_t)rows * V);", "g->logits, (size_t)rows * g->V);"),
+            (
+                "squares[ACT_LOGITS], g->logits, (size_t)rows * V);",
+                "squares[ACT_LOGITS], g->logits, (size_t)rows * g->V);",
+            ),
+            ("= total[SUM_LOGITS] /", "= total[ACT_LOGITS] /"),
             ("a.ln_2_rstd, a.x, branch,", "a.ln_2_rstd, x, branch,"),
             ("        x = a.x_mid;", "        x = a.x;"),
             (
