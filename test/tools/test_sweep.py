@@ -247,7 +247,7 @@ def test_plan(experiment, scale, tmp_path):
         ("warmup", dict(warmup="1% 5% 10% 25%", d="16 32 64", lr=SEVEN)),
         (
             "weight_decay",
-            dict(wd_independent="0 1", wd="1e-4 1e-2 1", lr=f"1e-4 {SEVEN} 1"),
+            dict(wd_independent="0 1", wd="3e-4 1e-3 3e-3 0.1 0.3 1", lr=f"1e-4 {SEVEN} 1"),
         ),
         ("depth_width", dict(layers="1 2 4 8", d="16 32 48 64", qk_norm="0 1")),
         (
