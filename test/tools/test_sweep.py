@@ -255,7 +255,7 @@ def test_plan(experiment, scale, tmp_path):
             dict(
                 mu_param="off simple intermediate full",
                 d="32 64 128 256",
-                heads="4",
+                heads="2 4 8 16",
                 base_d="32",
                 lr=f"1e-4 {SEVEN}",
             ),
