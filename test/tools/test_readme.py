@@ -24,7 +24,8 @@ SHORTER = [
     (r"(.*\./train_gpt (?!-h|-sample).*)", r"\1 -steps 20", "a thousand steps"),
     (r"\./sweep.sh qk_norm(.*)", r"./sweep.sh qk_norm\1 -- -d 16,64 -steps 10", "192 runs"),
     (r"(\./sweep.sh \w+.* -- .*)", r"\1 -steps 10", "long runs"),
-    (r"(\./sweep.sh \w+ .*)", r"\1 -- -d 16 -steps 10", "many runs"),
+    (r"(\./sweep.sh predict.*)", r"\1 -- -lr 1e-2,1e-1 -steps 10", "long runs of nine sizes"),
+    (r"(\./sweep.sh \w+.*)", r"\1 -- -d 16 -lr 1e-2 -steps 10", "many long runs"),
     (r"make survive", 'make survive ARGS="-kills 2"', "200 kills"),
     (r"make mutate", "make -n mutate", "hours; test_mutate.py runs a sample"),
     (r"make fuzz", "make -n fuzz", "minutes; test_fuzz.py runs it for some seconds"),
@@ -35,7 +36,7 @@ SHORTER = [
     (r"(\S+ -m pytest .*)", r"\1 --collect-only", "these tests are running now"),
 ]
 A_COMMAND = re.compile(r"(\w+=\S+ )?(\./\w|(make|python3|grep|tail|curl|apt|build/venv/bin/\w+) ?)")
-A_FORM = re.compile(r"make \S+-[A-Z]+|…|\.\.\.")  # such as make show-FLAG
+A_FORM = re.compile(r"make \S+-[A-Z]+|…|\.\.\.| DIR$")  # such as make show-FLAG
 
 
 def commands(page):
