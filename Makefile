@@ -47,7 +47,7 @@ OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' \
 	&& echo -fopenmp || echo -fopenmp-simd)
 # Nobody reads errno after a square root, nor the flags of floating-point exceptions; without them
 # more loops become vector code, with the same results. No -ffast-math: it makes instabilities that
-# are not there, and hides those that are (README.md, "Exactness").
+# are not there, and hides those that are (test/README.md, "Exactness").
 # clang warns of the signs in the bounds that it makes of a taskloop's int counter; gcc without
 # OpenMP of pragmas that it then ignores.
 FLAGS := -std=gnu11 $(CFLAGS) $(MARCH) -fno-math-errno -fno-trapping-math $(OPENMP) \
@@ -133,7 +133,7 @@ sass:
 	@python3 test/tools/sass.py $(PRECISION_FLAG)
 
 # README.md's pictures: the paper's experiments at laptop scale (experiment:seeds), and z_loss once
-# more in long runs. About three quarters of an hour on two cores; finished runs are not repeated.
+# more in long runs. About an hour on two cores; finished runs are not repeated.
 EXPERIMENTS = qk_norm:3 predict_logits:3 z_loss:1 warmup:1 weight_decay:1 depth_width:1 mu_param:1 \
 	coord_check:3 predict_eps:1 steps:1 batch:1 beta2:1 clip:1
 figures: train_gpt build/venv/ready

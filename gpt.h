@@ -79,7 +79,7 @@ static const Flag FLAGS[] = {
     NUMBER(clip, REAL, "1", 0, ANY, "app.", "largest norm of the gradient; 0: no limit"),
     NUMBER(wd, REAL, "1e-4", 0, ANY, "3.2.2", "weight decay"),
     NUMBER(wd_independent, INT, "1", 0, 1, "3.2.2", "wd times lr_t/lr_peak; 0: lr_t, as PyTorch"),
-    NUMBER(rms_lr, INT, "0", 0, 1, "E.14", "1: lr times the tensor's RMS, at least 1e-3"),
+    NUMBER(rms_lr, INT, "0", 0, 1, "E.14", "1: lr times the tensor's RMS, >= 1e-3"),
     NUMBER(qk_norm, INT, "1", 0, 1, "3.1.1", "LayerNorm on every query and key"),
     NUMBER(z_loss, REAL, "1e-4", 0, ANY, "3.1.2", "weight of log(Z)^2 in the loss"),
     NUMBER(bf16_logits, INT, "0", 0, 1, "3.1.2", "1: round logits to bf16, as train_gpt_cu"),

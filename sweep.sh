@@ -163,7 +163,7 @@ grid() {
 }
 
 # Each run once, stage by stage, the most expensive first. The heads follow the width, unless a flag
-# sets them. The cost is in millions of FLOPs (README.md, "Speed"), times 1 + 16/C: narrow models
+# sets them. The cost is in millions of FLOPs (test/README.md), times 1 + 16/C: narrow models
 # run less efficiently.
 plan() {    # EXPERIMENT
     experiment "$1" | awk -F '\t' -v head_size="${of[head_size]}" -v layers="${user[layers]-}" '
@@ -383,7 +383,7 @@ END
                     if (s < 172800) time = int(s / 3600) " h"
                     if (s < 3600) time = sprintf("%d:%02d", s / 60, s % 60)
                     if (!rate) time = "?"
-                    printf "%-" (scale == "paper" ? 16 : 12) "s", NR ", " time
+                    printf "%-" (scale == "paper" ? 15 : 11) "s ", NR ", " time
                 }'
         done
         echo "$text"

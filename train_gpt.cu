@@ -1495,14 +1495,14 @@ __global__ void adamw_kernel(real *params, act *weights, const real *grads, real
                              real (*rms)[MAX_LAYERS], const AdamW *constants, Kinds kinds) {
     if (over(results, constants)) return;
     int k = blockIdx.y;
-    size_t n = kinds.size[k], step = (size_t)gridDim.x * blockDim.x * W;
+    size_t n = kinds.size[k], tensor = kinds.tensor[k], step = (size_t)gridDim.x * blockDim.x * W;
     AdamW o = *constants;
-    real clip_scale = results->clip_scale;
+    real kind_lr = constants->lr[k], clip_scale = results->clip_scale;
     double sum = 0, squares = 0;
     for (size_t j = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; j < n; j += step) {
         size_t at = kinds.offset[k] + j;
-        real lr = o.lr[k], param[W], grad[W], m[W], v[W];
-        if (rms) lr *= rms[k][j / kinds.tensor[k]];                             // [rms_lr]
+        real lr = kind_lr, param[W], grad[W], m[W], v[W];
+        if (rms) lr *= rms[k][j / tensor];                                      // [rms_lr]
         load(param, params + at);
         load(grad, grads + at);
         load(m, ms + at);

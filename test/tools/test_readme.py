@@ -15,7 +15,7 @@ PAGES = "README.md", "figures/README.md", "test/README.md", "test/course/README.
 
 # (a pattern of a whole command, the command that takes its place, why); the first match counts.
 SHORTER = [
-    (r"git clone \S+ (.*)", r"git clone -q ../origin \1", "the page has no address here"),
+    (r"git clone \S+ (.*)", r"git clone -q origin \1", "the page has no address here"),
     (r"curl -o (\S+) .*", r"seq 100000 >\1", "no network"),
     (r"apt install .*", "true", "nothing is installed outside of the clone"),
     (r"make && \./train_gpt -lr|\./train_gpt -lr -qk_norm 0", r"\g<0>", "its output is read"),
