@@ -120,7 +120,9 @@ def test_every_command_runs(run, page):
     output = {command: run(shorter(command)) for command in commands(page)}
     assert len(output) > 4
     if page == "README.md":
-        (block,) = re.findall(r"^```text\n(\s+LR.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+        (block,) = re.findall(
+            r"^```text\n(learning rate.*?)^```", (ROOT / page).read_text(), re.M | re.S
+        )
         assert_printed(block, output["./train_gpt -lr -qk_norm 0"])
 
 
