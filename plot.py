@@ -10,11 +10,12 @@
 # ///
 """The paper's figures from the runs' CSV files.
 
-plot.py [DIR ...]        a figure of each experiment, EXPERIMENT.png, in the first DIR
+plot.py [DIR ...]        a figure per experiment, NAME.png in the first DIR
 plot.py table [DIR ...]  the numbers of these figures, as Markdown
-plot.py log RUN ...      training curves of single runs, side by side, log.png in the first RUN
+plot.py log RUN ...      training curves side by side, log.png in the first RUN
 
-DIR is a sweep by sweep.sh, a folder of sweeps, or a sweep by `train_gpt -lr`. Default: runs"""
+DIR is a sweep by sweep.sh or by `train_gpt -lr`, or a folder of sweeps.
+Default: runs"""
 
 import argparse
 import contextlib

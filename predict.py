@@ -11,8 +11,9 @@
 # ///
 """Predicts larger models from smaller ones (sections 3.3 and 3.4).
 
-predict.py DIR: fits the runs of DIR, a sweep of predict_logits or predict_eps, and writes
-DIR/prediction.csv, once. Runs of larger sizes come after; plot.py compares."""
+predict.py DIR: fits the runs of DIR, a sweep of predict_logits or predict_eps,
+and writes DIR/prediction.csv, once. Runs of larger sizes come after; plot.py
+compares."""
 
 import argparse
 import errno

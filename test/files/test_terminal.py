@@ -12,6 +12,7 @@ import shlex
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 
@@ -259,7 +260,15 @@ def test_a_sweep_shows_no_loss_before_it_knows_one(here):
 # What else is printed
 
 
-@pytest.mark.parametrize("command", ["./train_gpt -h", f"make -s -C {REPO} show"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "./train_gpt -h",
+        f"make -s -C {REPO} show",
+        f"{sys.executable} {REPO}/plot.py -h",
+        f"{sys.executable} {REPO}/predict.py -h",
+    ],
+)
 def test_texts_fit(here, command):
     assert len(Terminal(shlex.split(command), here).end()) > 10
 
