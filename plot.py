@@ -524,7 +524,7 @@ PREDICTIONS = {
 # Figures
 
 SEQUENCES = ["viridis", "copper", "gray"]  # of sizes and numbers: the figure's first such, ...
-SWITCHES = ["#d55e00", "#000000", "#e69f00", "#cc79a7", "#8c510a"]  # of words
+SWITCHES = ["#d55e00", "#000000", "#e69f00", "#cc79a7", "#8c510a", "#56b4e9"]  # of words
 MARKERS, DASHES = "os^DvP*<>ph", ["", (4, 2), (1, 1.5), (6, 2, 1, 2), (3, 1, 1, 1)]
 FITTED = {
     "fit, to the hollow points": {"marker": "o", "markerfacecolor": "white"},
