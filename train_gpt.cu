@@ -1365,8 +1365,7 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
 }
 
 // Computes g->logits (B,T,V) from tokens (B,T). statistics 1: also the max_logit of each layer, and
-// g->squares.
-// Adds to g->squares. tokens are a part of the batch.
+// g->squares, to which it adds. tokens are a part of the batch.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     V = padded(V);                                   // products of odd sizes take twice as long
@@ -1567,7 +1566,7 @@ static void gpt_update(GPT *g, int statistics) {
     int n = grid.x * NUM_KINDS;
     launch(grad_squares_kernel, grid, 128, g->sums, g->grads, kinds);
     launch(grad_norm_kernel, 1, 1024, g->results, g->sums, n, g->adamw);
-    dim3 tensors(1, NUM_KINDS, g->cfg.layers ? g->cfg.layers : 1);
+    dim3 tensors(1, NUM_KINDS, g->cfg.layers);
     if (g->rms) launch(rms_kernel, tensors, 1024, g->rms, g->params, kinds);    // [rms_lr]
     launch(adamw_kernel, grid, 128, g->params, g->weights, g->grads, g->m, g->v, g->sums + n,
            statistics, g->results, g->rms, g->adamw, kinds);
