@@ -1034,7 +1034,7 @@ MUTANTS = [
             ("m[i] * o.correction1 /", "m[i] / o.correction1 /"),
             ("(sqrt(v[i] * o.correction2) + o.eps)", "sqrt(v[i] * o.correction2 + o.eps)"),
             ("lr * u + o.decay * param[i]", "lr * (u + o.decay * param[i])"),
-            ("real lr = o.lr[k]", "real lr = o.lr[0]"),
+            ("kind_lr = constants->lr[k]", "kind_lr = constants->lr[0]"),
             ("1 - pow(cfg->beta1, step)", "1 - pow(cfg->beta1, step + 1)"),
             ("1 - pow(beta2, step)", "1 - pow(beta2, step - 1)"),
             ("kind_lr *= mu_lr_scale", "kind_lr /= mu_lr_scale"),
@@ -1057,7 +1057,7 @@ MUTANTS = [
             ("g->squares[0], SUM_BLOCKS);", "g->squares[0], SUM_BLOCKS / 2);"),
             ("real)fmax(sqrt(sum / n), 1e-3);", "real)sqrt(sum / n);"),
             ("kinds.offset[k] + l * n, n)", "kinds.offset[k], n)"),
-            ("rms[k][j / kinds.tensor[k]];", "rms[k][0];"),
+            ("rms[k][j / tensor];", "rms[k][0];"),
         ],
     ),
     (

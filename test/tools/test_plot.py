@@ -603,7 +603,8 @@ def test_grid(tmp_path):
         for i, wd in enumerate(("0", "1e-2"))
     ]
     loss, _ = draw("grid", tmp_path / "b", *runs)
-    assert curves(loss)[0] == {name: [(0, 2), (1, 3)] for name in ("standard model", "µParam full")}
+    line = [(0, 2), (1, 3)]
+    assert curves(loss)[0] == {"standard model": line, "µParam full": line}
     assert [tick.get_text() for tick in loss.get_xticklabels()] == ["0", "1e-2"]
     assert loss.get_xlabel() == "wd"
 
