@@ -75,10 +75,10 @@ mu_param        3.2.4  muParam over widths
 coord_check     3.2.4  the test of muParam
 predict_logits  3.3    logits, predicted
 predict_eps     3.4    epsilon, predicted
-steps           app.   number of steps
-batch           app.   batch size
-beta2           app.   AdamW's beta2
-clip            app.   gradient clipping
+steps           E.7    number of steps
+batch           E.9    batch size
+beta2           ours   AdamW's beta2
+clip            ours   gradient clipping
 grid            -      any flags, above
 "
 LR=3e-4,1e-3,3e-3,1e-2,3e-2,1e-1,3e-1    # the paper's seven (section 2.2)

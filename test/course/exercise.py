@@ -288,7 +288,7 @@ EXERCISES = {
     ),
     "beta2": dict(
         title="AdamW's beta2",
-        section="the appendix",
+        section="2.1",
         read="adamw and gpt_update (train_gpt.c)",
         cut={
             "train_gpt.c": [("The value of the flag, in place of 0.95", "")],
@@ -306,7 +306,7 @@ EXERCISES = {
     ),
     "clip": dict(
         title="Gradient clipping",
-        section="the appendix",
+        section="2.1",
         read="gpt_update (train_gpt.c)",
         cut={
             "train_gpt.c": [
@@ -580,7 +580,6 @@ def readme(name, changed, cuda):
     import grade
 
     points = "\n".join(f"{test[0]:6}  {test[1]}" for test in grade.tests(name, cuda))
-    where = ex["section"] if ex["section"].startswith("the") else "section " + ex["section"]
     formula = "".join(
         "\n" + textwrap.fill(line.strip(), 100, initial_indent="    ", subsequent_indent="        ")
         for line in show.FORMULA.get(name, "").splitlines()
@@ -600,7 +599,7 @@ def readme(name, changed, cuda):
 {
         fill(
             "An exercise from *Small-scale proxies for large-scale Transformer training"
-            f" instabilities* (Wortsman et al., ICLR 2024, arXiv 2309.14322), {where}. "
+            f" instabilities* (Wortsman et al., ICLR 2024, arXiv 2309.14322), section {ex['section']}. "
             f"Lines are missing from {' and '.join(sorted(changed))}; the program compiles and"
             f" trains without them. Write them. {flag}"
         )

@@ -157,10 +157,8 @@ def show(flag, width, root=ROOT):
     if flag not in FORMULA:
         sys.exit(f"show: no intervention '{flag}'; there are: {' '.join(FORMULA)}")
     section, text = flags(root)[flag]
-    if section.startswith("app"):
-        section = "the appendix"
-    place = section if section[0] == "t" else "section " + section
-    print(textwrap.fill(f"-{flag}: {text} (the paper, {place})", width), end="\n\n")
+    place = "not in the paper" if section == "ours" else "the paper, section " + section
+    print(textwrap.fill(f"-{flag}: {text} ({place})", width), end="\n\n")
     for line in FORMULA[flag].splitlines():
         print(
             textwrap.fill(line.strip(), width, initial_indent="    ", subsequent_indent="        ")

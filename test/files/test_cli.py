@@ -135,10 +135,10 @@ SECTIONS = dict(
     scale="E.6",
     rms_lr="E.14",
     eps="3.4",
-    beta2="app.",
-    clip="app.",
-    batch="app.",
-    steps="app.",
+    beta2="ours",
+    clip="ours",
+    batch="E.9",
+    steps="E.7",
 )
 DEFAULTS = dict(
     qk_norm="1",
