@@ -599,8 +599,8 @@ def readme(name, changed, cuda):
 {
         fill(
             "An exercise from *Small-scale proxies for large-scale Transformer training"
-            f" instabilities* (Wortsman et al., ICLR 2024, arXiv 2309.14322), section {ex['section']}. "
-            f"Lines are missing from {' and '.join(sorted(changed))}; the program compiles and"
+            " instabilities* (Wortsman et al., ICLR 2024, arXiv 2309.14322), section"
+            f" {ex['section']}. Lines are missing from {' and '.join(sorted(changed))}; the program compiles and"
             f" trains without them. Write them. {flag}"
         )
     }{formula}
