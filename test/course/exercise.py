@@ -600,8 +600,8 @@ def readme(name, changed, cuda):
         fill(
             "An exercise from *Small-scale proxies for large-scale Transformer training"
             " instabilities* (Wortsman et al., ICLR 2024, arXiv 2309.14322), section"
-            f" {ex['section']}. Lines are missing from {' and '.join(sorted(changed))}; the program compiles and"
-            f" trains without them. Write them. {flag}"
+            f" {ex['section']}. Lines are missing from {' and '.join(sorted(changed))}; the"
+            f" program compiles and trains without them. Write them. {flag}"
         )
     }{formula}
 
