@@ -76,7 +76,11 @@ def run(tmp_path_factory):
     subprocess.run(["bash", "-c", f"{copy} && {commit}"], cwd=origin, input=there, check=True)
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
 
+    printed = {}  # what two pages tell to run runs once
+
     def run(command):
+        if command in printed:
+            return printed[command]
         result = subprocess.run(
             ["bash", "-c", command],
             cwd=clone if clone.exists() else home,
@@ -91,6 +95,7 @@ def run(tmp_path_factory):
             (clone / "build").mkdir()
             (clone / "build/venv").symlink_to(ROOT / "build/venv")
             os.utime(clone / "test/requirements.txt", (0, 0))
+        printed[command] = result.stdout
         return result.stdout
 
     return run
