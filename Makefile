@@ -134,7 +134,7 @@ sass:
 
 # README.md's pictures: the paper's experiments at laptop scale (experiment:seeds), and z_loss once
 # more in long runs. About an hour on two cores; finished runs are not repeated.
-EXPERIMENTS = qk_norm:3 predict_logits:3 z_loss:1 warmup:1 weight_decay:1 depth_width:1 mu_param:1 \
+EXPERIMENTS = qk_norm:3 predict_logits:3 z_loss:1 warmup:3 weight_decay:1 depth_width:3 mu_param:1 \
 	coord_check:3 predict_eps:1 steps:1 batch:1 beta2:1 clip:1
 figures: train_gpt build/venv/ready
 	for e in $(EXPERIMENTS); do \

@@ -635,7 +635,8 @@ def draw_rows(part, rows, x, values, looks, seeds=1):
     same y axis. values: of x. Returns the height in inches."""
     wide = max(map(len, rows))
     beside = wide == len(rows) == 1
-    grid = part.add_gridspec(1, 2) if beside else part.add_gridspec(len(rows) + 1, wide)
+    places = part.add_gridspec(1, 2) if beside else part.add_gridspec(2, 1)
+    grid = places[0].subgridspec(len(rows), wide)
     drawn, first, above = {}, {}, None
     for i, j in ((i, j) for i, row in enumerate(rows) for j in range(len(row))):
         panel = rows[i][j]
@@ -664,11 +665,11 @@ def draw_rows(part, rows, x, values, looks, seeds=1):
             ax.set_xticks(range(len(values)), map(plain, values))
         if x == N and len(room) <= 5 and "prediction" not in panel:
             ax.set_xticks(room, map(short, room))
-    legend = part.add_subplot(grid[0, 1] if beside else grid[-1, :])
-    heights = [2.2] * len(rows) + [draw_legend(legend, drawn.values(), looks, seeds, beside)]
+    legend = part.add_subplot(places[1])
+    heights = 2.2 * len(rows), draw_legend(legend, drawn.values(), looks, seeds, beside)
     if beside:
         return 2.6
-    grid.set_height_ratios(heights)
+    places.set_height_ratios(heights)
     return sum(heights) + 0.3
 
 
