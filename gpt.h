@@ -65,7 +65,7 @@ static const Flag FLAGS[] = {
     FLAG_IN(lr_text, lr, TEXT, "1e-2", "3e-4:1", 0, 0, "X X,Y X:Y", THE_RUN, "2.2",
         "peak learning rate, or several: a sweep"),
     NUMBER(d, INT, "64", 2, 65536, "3.2.3", "width C of the model (channels)"),
-    NUMBER(layers, INT, "2", 1, MAX_LAYERS, "3.2.3", "depth L"),
+    NUMBER(layers, INT, "2", 0, MAX_LAYERS, "3.2.3", "depth L; 0: a bigram model"),
     NUMBER(heads, INT, "4", 1, 4096, "3.2.3", "attention heads NH of size HS = C/NH"),
     NUMBER(T, INT, "32", 1, 65536, "2.1", "sequence length, tokens"),
     NUMBER(batch, INT, "16", 1, 65536, "app.", "batch size B, sequences per step"),

@@ -601,7 +601,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
         a->gelu = reserve(g, BT * 4 * C);
         a->slope = reserve(g, BT * 4 * C);
     }
-    g->x = reserve(g, BT * C);
+    g->x = cfg->layers ? reserve(g, BT * C) : g->embedded;
     find_tensors(g, g->params, 0, g->w);
     find_tensors(g, g->grads, 0, g->dw);
     g->ln_f = reserve(g, BT * C);
@@ -816,7 +816,8 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
 // The training loop
 
 // What the last gpt_forward with statistics measured on a batch of B sequences: the largest
-// attention logit of each layer, the RMS of the activations, and the mean output logit.
+// attention logit of each layer, the RMS of the activations, and the mean output logit. Without
+// layers, the RMS of theirs is 0/0, NAN: an empty cell of the log.
 static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
     size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
     const double *total = g->squares;

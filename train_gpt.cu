@@ -1225,7 +1225,7 @@ typedef struct {
     act *dfc;                                        // (B,T,4C)
     real *scratch;                                   // (B,NH,T) of attention_backward
     Partials partial[1];                             // (1) of the norms' backward passes
-    real *max_logit;                                 // (L) the layers' max_logit
+    real *max_logit;                                 // (MAX_LAYERS) the layers' max_logit
     double (*squares)[SUM_BLOCKS];                   // (NUM_SUMS,SUM_BLOCKS)
     double *sums;                                    // (3,NUM_KINDS,blocks) of gpt_update
     real (*rms)[MAX_LAYERS];                         // (NUM_KINDS,MAX_LAYERS) NULL without -rms_lr
@@ -1273,7 +1273,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     g->sine = reserve(g, T * HS / 2);
     g->embedded = reserve(g, BT * C);
     g->branch = reserve(g, BT * C);
-    g->max_logit = reserve(g, cfg->layers);
+    g->max_logit = reserve(g, MAX_LAYERS);
     g->layers = (Layer *)allocate((size_t)cfg->layers, sizeof(Layer));
     for (int l = 0; l < cfg->layers; l++) {
         Layer *a = &g->layers[l];
@@ -1298,7 +1298,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
         a->fc = reserve(g, BT * 4 * C);
         a->gelu = reserve(g, BT * 4 * C);
     }
-    g->x = reserve(g, BT * C);
+    g->x = cfg->layers ? reserve(g, BT * C) : g->embedded;
     find_tensors(g, g->weights, 0, g->w);
     find_tensors(g, g->grads, 0, g->dw);
     g->ln_f = reserve(g, BT * C);
@@ -1460,6 +1460,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
                                     g->partial, rows, C);
         sum_partials(g->partial, C);
     }
+    if (L == 0) sum_partials(g->partial, C);         // ln_f's, else added by the last layer
     embedding_backward(g->dw[WTE], dx, g->batch.order, g->batch.start,
                        (int)(tokens - g->batch.inputs), rows, C, g->V);
 }

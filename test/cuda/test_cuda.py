@@ -449,6 +449,7 @@ def same_log(actual, wanted, tolerance):
         dict(batch=10, micro_batch=1),
         dict(steps=12, log_every=4, eval_every=0),
         dict(vocab=131),
+        dict(layers=0, rms_lr=1),
     ],
     ids=str,
 )

@@ -141,8 +141,10 @@ def forward(cfg, p, inputs):
         x = x + y @ w("mlp.c_proj").T
     out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].T
     out = to_bfloat16(out) if cfg["bf16_logits"] else out
-    acts = [embedding, *map(jnp.stack, zip(*inner)), x, out]
-    return out, jnp.stack(largest), jnp.stack([jnp.sqrt((y * y).mean()) for y in acts])
+    # without layers, the RMS of nothing
+    inner = map(jnp.stack, zip(*inner)) if inner else [jnp.full(1, jnp.nan)] * 3
+    acts = [embedding, *inner, x, out]
+    return out, jnp.array(largest), jnp.stack([jnp.sqrt((y * y).mean()) for y in acts])
 
 
 def evaluate(cfg, p, inputs, targets):

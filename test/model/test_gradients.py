@@ -22,6 +22,7 @@ SHAPES = [
     # random directions and some coordinates
     dict(d=24, layers=2, heads=3, T=7, batch=1, vocab=61, base_d=8, scale="d_h"),
     dict(d=12, layers=3, heads=1, T=4, batch=3, vocab=2, base_d=48),
+    dict(d=10, layers=0, heads=1, T=5, batch=2, vocab=7, base_d=4),
     dict(d=64, layers=1, heads=2, T=33, batch=2, vocab=97, base_d=16),
 ]
 STEP = 5e-4

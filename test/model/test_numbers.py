@@ -43,7 +43,7 @@ EDGES = dict(
     warmup=["100%"],
     steps=["0", "1"],
     min_lr=["1e30"],
-    shape=["-d 2 -heads 1", "-T 1 -batch 1", "-layers 3"],
+    shape=["-d 2 -heads 1", "-T 1 -batch 1", "-layers 3", "-layers 0"],
     data=["same", "two.bin -vocab 2", "one.bin -vocab 1"],
 )
 VALUES = [(flag, value) for flag, values in EDGES.items() for value in values]
@@ -249,6 +249,7 @@ CASES |= dict(
     scale=dict(scale="d_h"),
     rms_lr=dict(rms_lr=1),
     bigram=dict(data="bigram", vocab=50),
+    no_layers=dict(layers=0),
 )
 # mu_*; test_data.py has data, but for bigram
 NO_NUMBERS = (
@@ -271,6 +272,7 @@ def test_every_flag_has_a_case():
     assert {*FLAGS} == {*NO_NUMBERS, *CASES} - {
         "default",
         "bigram",
+        "no_layers",
         "tiny_clip",
         "large_z_loss",
         "mu_simple",
@@ -340,7 +342,7 @@ def golden_rows(case, folder):
     )
     with open(Path(folder) / case / "log.csv", newline="") as file:
         return [
-            {"case": case, **{name: row[name] for name in COLUMNS}} for row in csv.DictReader(file)
+            {"case": case, **{name: row.get(name, "") for name in COLUMNS}} for row in csv.DictReader(file)
         ]
 
 
