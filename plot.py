@@ -390,8 +390,8 @@ MEASURES = {  # the axis, its scale, the measure
     "now_residual": ("last residual", "log", itemgetter("now_act_rms_residual")),
     "now_logits": ("output logits", "log", itemgetter("now_act_rms_logits")),
     "now_c_fc": ("MLP's hidden layer", "log", itemgetter("now_act_rms_c_fc")),
-    "now_effect": ("largest effect of an\nupdate on it", "log", effect("c_fc")),
-    "now_head_effect": ("largest effect of an\nupdate on logits", "log", effect("lm_head")),
+    "now_effect": ("effect of an update:\nMLP's first matrix", "log", effect("c_fc")),
+    "now_head_effect": ("effect of an update:\noutput matrix", "log", effect("lm_head")),
 }
 OVER_LR = ["best_lr", "best_loss", "sensitivity", "shifted"]  # measures of several runs
 LOGARITHMIC = ("lr", "eps", N)  # axes; on the others the values stand side by side, as some are 0

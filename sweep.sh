@@ -45,8 +45,9 @@ mu_batch          8                  32                    256
 coord_widths      32,64,128,256,512  64,128,256,512,1024   256,512,1024,2048,4096
 step_counts       250,500,1000,2000  1250,2500,5000,10000  25000,50000,100000,200000
 batch_sizes       4,8,16,32,64       8,16,32,64,128        64,128,256,512,1024
-wd_independent    1e-4,1e-2          1e-4,1e-3             1e-4
-wd_standard       1e-2,1             1e-2,1e-1             1e-1
+wd_independent    3e-4,1e-3,3e-3     1e-4,3e-4,1e-3        1e-5,1e-4,1e-3
+wd_standard       0.1,0.3,1          0.1,0.3,1             0.1
+wd_steps          4000               20000                 100000
 "
 declare -A of=()    # of[what]: this scale's value
 
@@ -88,8 +89,10 @@ experiment() {
     z_loss) grid d="${of[one_size]}" lr=1e-2,3e-2,1e-1,3e-1,1 z_loss=0,1e-4,1e-2 wd=0,1e-4 ;;
     warmup) grid d="${of[three_sizes]}" lr=$LR warmup=1%,5%,10%,25% qk_norm=0,1 ;;
     weight_decay)
-        grid d="${of[three_sizes]}" lr=$LR,1 wd_independent=1 wd="${of[wd_independent]}"
-        grid d="${of[three_sizes]}" lr=1e-4,$LR,1 wd_independent=0 wd="${of[wd_standard]}" ;;
+        grid d="${of[three_sizes]}" lr=$LR,1 wd_independent=1 wd="${of[wd_independent]}" \
+            -steps "${of[wd_steps]}"
+        grid d="${of[three_sizes]}" lr=1e-4,$LR wd_independent=0 wd="${of[wd_standard]}" \
+            -steps "${of[wd_steps]}" ;;
     depth_width) grid d="${of[depth_and_width]}" lr=$LR qk_norm=0,1 ;;
     mu_param)
         grid d="${of[mu_widths]}" lr=1e-4,$LR mu_param=off,simple,intermediate,full \

@@ -292,7 +292,7 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
                state->diverged_step, state->seconds, log_open(cfg, table, state), 0, 0};
     run.started = now();
     if (progress) return run;
-    char where[64];
+    char where[300];
     if (device) snprintf(where, sizeof where, "on %s", device);
     else snprintf(where, sizeof where, "%d thread%s", threads, threads > 1 ? "s" : "");
     printf("%s:\n", cfg->out);
