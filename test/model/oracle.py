@@ -117,7 +117,8 @@ def to_bfloat16(x):
 
 def forward(cfg, p, inputs):
     """Returns the logits (B, T, V), the largest absolute attention logit of each layer and the RMS
-    of activations: embedding, q k v, attention's output, fc1's output, last residual, logits."""
+    of activations: embedding, q k v, attention's output, fc1's output, last residual, logits (the
+    three between only where there are layers)."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS = C // NH
     scale = 1 / HS if cfg["mu_param"] == "full" or cfg["scale"] == "d_h" else HS**-0.5
@@ -141,9 +142,7 @@ def forward(cfg, p, inputs):
         x = x + y @ w("mlp.c_proj").T
     out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].T
     out = to_bfloat16(out) if cfg["bf16_logits"] else out
-    # without layers, the RMS of nothing
-    inner = map(jnp.stack, zip(*inner)) if inner else [jnp.full(1, jnp.nan)] * 3
-    acts = [embedding, *inner, x, out]
+    acts = [embedding, *map(jnp.stack, zip(*inner)), x, out]
     return out, jnp.array(largest), jnp.stack([jnp.sqrt((y * y).mean()) for y in acts])
 
 

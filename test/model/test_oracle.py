@@ -166,10 +166,8 @@ def test_five_steps(precision, case, fixed, request):
             c.mean_logit(), seen["mean_logit"], tolerance, "mean logit", floor=seen["act_rms"][-1]
         )
         close(c.max_attn_logits(), seen["max_attn_logit"], tolerance, f"{where} attention logit")
-        for name, actual, wanted in zip(ACTIVATIONS, c.act_rms(), seen["act_rms"], strict=True):
-            if np.isnan(wanted):
-                assert cfg["layers"] == 0 and np.isnan(actual), name
-                continue
+        names = ACTIVATIONS if cfg["layers"] else [ACTIVATIONS[i] for i in (0, 4, 5)]
+        for name, actual, wanted in zip(names, c.act_rms(), seen["act_rms"], strict=True):
             close(actual, wanted, tolerance, f"{where} RMS of {name}")
         all_close(c.g, g, tolerance, f"{where} gradient")
         close(c.forward(*batch), seen["ce"], tolerance, f"{where} loss, forward alone")
