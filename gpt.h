@@ -23,7 +23,7 @@ typedef struct {    // the values of the flags, described in the table below
     char lr_text[MAX_TEXT], warmup_text[MAX_TEXT];    // -lr and -warmup as given
     double lr;                                        // the peak learning rate, from lr_text
     int warmup;                                       // steps of warm-up, from warmup_text
-    double min_lr, beta1, beta2, eps, clip, wd, z_loss;
+    double min_lr, beta1, beta2, eps, clip, wd, z_loss, kappa;
     int wd_independent, rms_lr, bf16_logits;
     // data, files and commands
     char data[MAX_TEXT], val[MAX_TEXT], out[MAX_TEXT];
@@ -79,8 +79,9 @@ static const Flag FLAGS[] = {
     NUMBER(clip, REAL, "1", 0, ANY, "app.", "largest norm of the gradient; 0: no limit"),
     NUMBER(wd, REAL, "1e-4", 0, ANY, "3.2.2", "weight decay"),
     NUMBER(wd_independent, INT, "1", 0, 1, "3.2.2", "wd times lr_t/lr_peak; 0: lr_t, as PyTorch"),
-    NUMBER(rms_lr, INT, "0", 0, 1, "E.14", "1: lr times the tensor's RMS, at least 1e-3"),
+    NUMBER(rms_lr, INT, "0", 0, 1, "E.14", "1: lr times a tensor's RMS, at least 1e-3"),
     NUMBER(qk_norm, INT, "1", 0, 1, "3.1.1", "LayerNorm on every query and key"),
+    NUMBER(kappa, REAL, "0", 0, ANY, "3.3", "> 0: scores near kappa; 0: any size"),
     NUMBER(z_loss, REAL, "1e-4", 0, ANY, "3.1.2", "weight of log(Z)^2 in the loss"),
     NUMBER(bf16_logits, INT, "0", 0, 1, "3.1.2", "1: round logits to bf16, as train_gpt_cu"),
     FLAG(mu_param, CHOICE, "off", NULL, 0, 3, "off simple intermediate full", THE_RUN, "3.2.4",
@@ -245,8 +246,8 @@ static void rope_table(real *cosine, real *sine, int T, int HS) {
 // The measurements of a run: the columns of log.csv
 
 // Activations whose RMS over a batch and over the layers is logged. ACT_C_ATTN is q, k and v before
-// qk-norm, ACT_ATT the output of attention, ACT_C_FC the MLP before GELU, ACT_RESIDUAL the last
-// residual.
+// qk-norm but after -kappa, ACT_ATT the output of attention, ACT_C_FC the MLP before GELU,
+// ACT_RESIDUAL the last residual.
 enum { ACT_WTE, ACT_C_ATTN, ACT_ATT, ACT_C_FC, ACT_RESIDUAL, ACT_LOGITS, NUM_ACTIVATIONS };
 // Sums over activations: of the squares of each kind, and of the output logits themselves
 enum { SUM_LOGITS = NUM_ACTIVATIONS, NUM_SUMS };

@@ -196,6 +196,35 @@ static void rope_row(real *out, const real *inp, const real *cosine, const real 
     }
 }
 
+// Replaces q and k in qkv (rows,3,C), head by head, by g(q) and g(k) (figure 10, section 3.3):
+//   g(z) = sqrt(kappa) z / RMS(z), where RMS(z) = sqrt(average(z^2) + 1e-6)
+// If their directions are unrelated, the standard deviation of the score q.k / sqrt(HS) is kappa;
+// its largest possible value is kappa sqrt(HS). factor (rows,2,NH) = sqrt(kappa) / RMS(z).
+static void kappa_forward(real *qkv, real *factor, real kappa, int rows,        // [kappa
+                          int NH, int HS) {
+    #pragma omp taskloop
+    for (size_t i = 0; i < (size_t)rows * 2 * NH; i++) {     // the heads of q and k
+        real *z = qkv + (i / (2 * NH) * 3 * NH + i % (2 * NH)) * HS;
+        real square = row_dot(z, z, HS) / HS;
+        // 0 * square: as in layernorm_row
+        factor[i] = sqrt(kappa / (square + (real)1e-6)) + 0 * square;
+        for (int j = 0; j < HS; j++) z[j] *= factor[i];
+    }
+}                                                                               // kappa]
+
+// Converts the gradients of g in dqkv (rows,3,C) to those of z, in place, from g in qkv (rows,3,C):
+//   dz = factor * (dg - g * average(dg * g) / kappa)
+static void kappa_backward(real *dqkv, const real *qkv, const real *factor,     // [kappa
+                           real kappa, int rows, int NH, int HS) {
+    #pragma omp taskloop
+    for (size_t i = 0; i < (size_t)rows * 2 * NH; i++) {
+        size_t at = (i / (2 * NH) * 3 * NH + i % (2 * NH)) * HS;
+        real mean = row_dot(dqkv + at, qkv + at, HS) / HS;
+        for (size_t j = at; j < at + HS; j++)
+            dqkv[j] = factor[i] * (dqkv[j] - qkv[j] * mean / kappa);
+    }
+}                                                                               // kappa]
+
 // Computes the q and k that attention sees, qk (B,T,2,C), from qkv (B,T,3,C), the output of the
 // linear layer c_attn. qk-norm applies LayerNorm to each head, so that scores stay small however
 // large the weights of c_attn grow. The heads of a layer share q_weight and k_weight (HS), which
@@ -644,6 +673,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg);
+    real kappa = (real)g->cfg.kappa;
     real *x = g->embedded, *branch = NULL;           // the residual stream is x + branch
     double *squares = g->squares;
 
@@ -656,6 +686,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
         residual_layernorm_forward(a.ln_1, a.x, a.ln_1_mean, a.ln_1_rstd, x, branch, w[LN_1],
                                    rows, C);
         matmul_forward(a.qkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
+        if (kappa > 0) kappa_forward(a.qkv, a.qk_rstd, kappa, rows, NH, HS);    // [kappa]
         qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, w[Q_NORM], w[K_NORM],
                              g->cosine, g->sine, B, T, NH, HS);
         attention_forward(a.att, a.softmax, statistics ? a.max_logit : NULL, a.qk, a.qkv, scale,
@@ -710,6 +741,7 @@ static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, d
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     real scale = (real)attention_scale(&g->cfg);
+    real kappa = (real)g->cfg.kappa;
     real *dx = g->dx, *dnorm = g->dnorm;
     real *dlogits = g->logits;                       // gpt_loss left them there
 
@@ -732,6 +764,8 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
                            B, T, NH, HS);
         qk_norm_rope_backward(g->dqkv, dw[Q_NORM], dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
                               w[Q_NORM], w[K_NORM], g->cosine, g->sine, g->partial, B, T, NH, HS);
+        if (kappa > 0)                                                          // [kappa
+            kappa_backward(g->dqkv, a.qkv, a.qk_rstd, kappa, rows, NH, HS);     // kappa]
         matmul_backward(dnorm, dw[C_ATTN], g->dqkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
         residual_layernorm_backward(dx, dw[LN_1], dnorm, a.x, w[LN_1], a.ln_1_mean, a.ln_1_rstd,
                                     g->partial, rows, C);

@@ -1816,6 +1816,8 @@ int main(int argc, char **argv) {
         die(USAGE, "-d %d -heads %d: train_gpt_cu needs a width that is a multiple of %d, at most "
             "%d, and heads of a multiple of %d, at most %d; ./train_gpt trains any",
             cfg.d, cfg.heads, W, MAX_C, W, MAX_HS);
+    const char *absent = cfg.kappa > 0 ? "-kappa" : NULL;                       // [kappa]
+    if (absent) die(USAGE, "%s: train_gpt_cu does not have it; ./train_gpt does", absent);
 
     int runs = learning_rates(cfg.lr_text, lr, NULL);
     if (runs > 1) return train_sweep(&cfg, lr, runs);

@@ -450,7 +450,7 @@ static int diagnose(const Config *cfg, const char *prefix) {
     char name[64];
 
     double most = max_attn_logit(&log, cfg->layers, name);
-    if (most > 100) {
+    if (most > 100 && cfg->kappa == 0) {
         while (!(csv_value(&log, row, name) > 100)) row++;
         print_sentence("%sattention logits grew past 100 in layer %s (the first is 0) from step "
                        "%.0f on, up to %.3g: %s fixes it%s", prefix, strrchr(name, '_') + 1,

@@ -24,6 +24,11 @@ FORMULA = {
         "LayerNorm(x) = (x - mean(x)) / sqrt(var(x) + 1e-6)."
         " Then |scale q.k| <= sqrt(HS) max|w_q| max|w_k|."
     ),
+    "kappa": (
+        "q = sqrt(kappa) q / RMS(q), k alike, over the HS values of each head, before RoPE.\n"
+        "RMS(q) = sqrt(average(q^2) + 1e-6). Then |q.k| / sqrt(HS) <= kappa sqrt(HS), and about"
+        " kappa in unrelated directions."
+    ),
     "z_loss": (
         "loss = cross-entropy + z_loss * mean(log Z ^ 2), Z = sum_j exp(logit_j).\n"
         "d loss / d logit_j = (p_j - [j = target] + 2 z_loss log Z p_j) / rows,"

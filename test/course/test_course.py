@@ -98,6 +98,7 @@ def test_show_functions():
     where = {flag: show.enclosing(lines, n) for flag, n, _ in show.chunks("\n".join(lines))}
     assert where == dict(
         qk_norm="qk_norm_rope_backward",
+        kappa="gpt_backward",
         z_loss="cross_entropy",
         bf16_logits="gpt_forward",
         mu_param="gpt_update",

@@ -134,6 +134,7 @@ SECTIONS = dict(
     base_d="3.2.4",
     scale="E.6",
     rms_lr="E.14",
+    kappa="3.3",
     eps="3.4",
     beta2="app.",
     clip="app.",
@@ -149,6 +150,7 @@ DEFAULTS = dict(
     mu_param="off",
     scale="sqrt",
     rms_lr="0",
+    kappa="0",
     eps="1e-8",
     clip="1",
     beta1="0.9",
@@ -169,10 +171,12 @@ RANGES = dict(
     mu_param="off simple intermediate full",
     scale="sqrt d_h",
     rms_lr="0 .. 1",
+    layers="0 .. 1024",
+    kappa=">= 0",
     temperature=">= 0",
 )
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent
-    rms_lr qk_norm z_loss bf16_logits mu_param base_d scale seed data val vocab eval_tokens
+    rms_lr qk_norm kappa z_loss bf16_logits mu_param base_d scale seed data val vocab eval_tokens
     eval_every log_every
     checkpoint_every micro_batch resume sample temperature out""".split()
 
@@ -247,6 +251,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-T 65536 -batch 65536", "-batch | 65536 | 2^31"),
         ("-T 65536 -batch 16384 -heads 2", "2^31"),
         ("-heads 2 -d 18", "9 | odd | even"),
+        ("-kappa 3", "-kappa 3 | qk-norm | add -qk_norm 0"),
         ("-heads 16 -d 16", "odd"),
         *[
             (f"-steps 30 -warmup '{x}'", "-warmup | from 0 to 30 | 100%")

@@ -26,6 +26,7 @@ CONFIG = dict(
     qk_norm=1,
     z_loss=1e-4,
     bf16_logits=0,
+    kappa=0,
     mu_param="off",
     base_d=32,
     scale="sqrt",
@@ -109,6 +110,11 @@ def rope(x):
     )
 
 
+def rms_norm(x, kappa):
+    """sqrt(kappa) x / RMS(x), with LayerNorm's epsilon."""
+    return x * jnp.sqrt(kappa / ((x * x).mean(-1, keepdims=True) + 1e-6))
+
+
 def to_bfloat16(x):
     """x as a bfloat16 of its float holds it. Rounding has no slope of use: the gradient is x's."""
     near = x.astype(jnp.float32).astype(jnp.bfloat16).astype(x.dtype)
@@ -131,6 +137,9 @@ def forward(cfg, p, inputs):
         q, k, v = (y.reshape(B, T, NH, HS) for y in jnp.split(qkv, 3, -1))
         if cfg["qk_norm"]:
             q, k = layernorm(q, w("attn.q_norm")), layernorm(k, w("attn.k_norm"))
+        if cfg["kappa"]:  # figure 10
+            q, k = rms_norm(q, cfg["kappa"]), rms_norm(k, cfg["kappa"])
+            qkv = jnp.concatenate([y.reshape(B, T, C) for y in (q, k, v)], -1)  # as is measured
         s = jnp.einsum("bqhc,bkhc->bhqk", rope(q), rope(k)) * scale
         largest.append(jnp.where(causal, abs(s), 0).max())
         a = jax.nn.softmax(jnp.where(causal, s, -jnp.inf))

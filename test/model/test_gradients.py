@@ -17,6 +17,7 @@ COMBINATIONS = [
         (0, 1), (0, 1e-4, 1e-1), ("off", "simple", "intermediate", "full")
     )
 ]
+COMBINATIONS += [dict(qk_norm=0, kappa=kappa, mu_param="full") for kappa in (0.3, 4)]
 SMALL = dict(d=8, layers=1, heads=2, T=5, batch=2, vocab=5, base_d=2)  # every coordinate
 SHAPES = [
     # random directions and some coordinates

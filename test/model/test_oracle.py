@@ -39,6 +39,8 @@ CASES = dict(
     full_at_base=dict(mu_param="full", base_d=24),
     scale=dict(scale="d_h"),
     rms_lr=dict(rms_lr=1, lr=0.3),
+    kappa=dict(kappa=3, qk_norm=0),
+    kappa_full=dict(kappa=0.5, qk_norm=0, mu_param="full", base_d=12, heads=3, T=9),
     rms_lr_simple=dict(rms_lr=1, mu_param="simple", base_d=8, qk_norm=0, wd=3, wd_independent=0),
     decay=dict(wd=0.3),
     decay_standard=dict(wd=20, wd_independent=0),

@@ -179,6 +179,29 @@ MUTANTS = [
     ),
     (
         "train_gpt.c",
+        "test_oracle.py -k 'no_layers or kappa'",
+        [
+            ("cfg->layers ? reserve(g, BT * C) : g->embedded", "reserve(g, BT * C)"),
+            ("if (kappa > 0) kappa_forward", "if (kappa < 0) kappa_forward"),
+            ("sqrt(kappa / (square + (real)1e-6))", "kappa / sqrt(square + (real)1e-6)"),
+            ("sqrt(kappa / (square + (real)1e-6))", "sqrt(kappa / (square + (real)1e-5))"),
+            ("real square = row_dot(z, z, HS) / HS;", "real square = row_dot(z, z, HS);"),
+            ("i % (2 * NH)) * HS;\n        real square", "i % NH) * HS;\n        real square"),
+            ("i % (2 * NH)) * HS;\n        real mean", "i % NH) * HS;\n        real mean"),
+            ("j < HS; j++) z[j] *= factor[i]", "j < HS - 1; j++) z[j] *= factor[i]"),
+            ("(dqkv[j] - qkv[j] * mean / kappa)", "(dqkv[j] + qkv[j] * mean / kappa)"),
+            ("(dqkv[j] - qkv[j] * mean / kappa)", "(dqkv[j] - qkv[j] * mean)"),
+            ("(dqkv[j] - qkv[j] * mean / kappa)", "dqkv[j]"),
+            ("row_dot(dqkv + at, qkv + at, HS) / HS", "row_dot(dqkv + at, qkv + at, HS)"),
+        ],
+    ),
+    (
+        "train_gpt.c",
+        "test_numbers.py -k overflow",
+        [(" + 0 * square;", ";")],
+    ),
+    (
+        "train_gpt.c",
         DIRECTIONS,
         [
             ("end = least(C, from + CHANNELS)", "end = least(C, from + CHANNELS - 1)"),
@@ -514,6 +537,7 @@ MUTANTS = [
         "test_cli.py -k help",
         [
             ('NUMBER(z_loss, REAL, "1e-4"', 'NUMBER(z_loss, REAL, "1e-3"'),
+            ('NUMBER(layers, INT, "2", 0,', 'NUMBER(layers, INT, "2", 1,'),
             ('NUMBER(wd_independent, INT, "1"', 'NUMBER(wd_independent, INT, "0"'),
         ],
     ),
@@ -641,6 +665,11 @@ MUTANTS = [
             ("flag->scope == THE_COMMAND || !strcmp", "!strcmp"),
             ("bool bare = i + 1 == argc || is_flag(argv[i + 1]);", "bool bare = i + 1 == argc;"),
         ],
+    ),
+    (
+        "lib/flags.h",
+        "test_cli.py -k wrong_command",
+        [("if (cfg->kappa > 0 && cfg->qk_norm)", "if (cfg->kappa > 0 && !cfg->qk_norm)")],
     ),
     (
         "lib/flags.h",
@@ -1058,6 +1087,15 @@ MUTANTS = [
             ("real)fmax(sqrt(sum / n), 1e-3);", "real)sqrt(sum / n);"),
             ("kinds.offset[k] + l * n, n)", "kinds.offset[k], n)"),
             ("rms[k][j / kinds.tensor[k]];", "rms[k][0];"),
+        ],
+    ),
+    (
+        "train_gpt.cu",
+        "test_cuda.py -k 'no_layers or not_have'",
+        [
+            ("cfg->layers ? reserve(g, BT * C) : g->embedded", "reserve(g, BT * C)"),
+            ("if (L == 0) sum_partials(g->partial, C);", ""),
+            ("if (absent) die(", "if (0) die("),
         ],
     ),
     (
