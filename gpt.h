@@ -12,12 +12,13 @@
 
 enum { MU_OFF, MU_SIMPLE, MU_INTERMEDIATE, MU_FULL };    // -mu_param
 enum { SCALE_SQRT, SCALE_D_H };                          // -scale
+enum { ATTENTION_SOFTMAX, ATTENTION_RELU2 };             // -attention
 enum { MAX_LAYERS = 1024 };
 
 typedef struct {    // the values of the flags, described in the table below
     // the model
     int d, layers, heads, T, vocab;
-    int qk_norm, mu_param, base_d, scale;
+    int qk_norm, mu_param, base_d, scale, attention;
     // training
     int batch, steps, seed;
     char lr_text[MAX_TEXT], warmup_text[MAX_TEXT];    // -lr and -warmup as given
@@ -89,6 +90,8 @@ static const Flag FLAGS[] = {
     NUMBER(base_d, INT, "64", 1, 65536, "3.2.4", "muParam's base width"),
     FLAG(scale, CHOICE, "sqrt", NULL, 0, 1, "sqrt d_h", THE_RUN, "E.6",
         "scores: q.k / sqrt(HS); d_h: q.k / HS"),
+    FLAG(attention, CHOICE, "softmax", NULL, 0, 1, "softmax relu2", THE_RUN, "E.11",
+        "relu2: weights max(0, score)^2/sqrt(T)"),
     NUMBER(seed, INT, "1", 0, 1e9, "", "of the initial weights and of the batches"),
     FLAG(data, TEXT, "synthetic", NULL, 0, 0, "FILE", THE_RUN, "",
         "or bigram, a text, or 'DIR/*.bin'"),
@@ -182,6 +185,12 @@ static double attention_scale(const Config *cfg) {
     if (cfg->mu_param >= MU_FULL) scale = 1 / HS;                               // [mu_param]
     return scale;
 }
+
+// The factor of the squares in -attention relu2 (section E.11): 1/sqrt(T), with the T of training
+// also where a sample has fewer tokens; 0 with softmax
+static double attention_relu2(const Config *cfg) {                              // [attention
+    return cfg->attention == ATTENTION_RELU2 ? 1 / sqrt(cfg->T) : 0;
+}                                                                               // attention]
 
 // Initial values (section 2.1 of the paper): embedding N(0, 1/C); linear layers truncated at two
 // standard deviations and rescaled to variance 1/fan_in; norms 1. Each tensor has a separate random

@@ -287,6 +287,7 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
 
 // Causal attention: out_i = sum over j <= i of p_ij v_j, where p_i is the softmax over j of the
 // scores (attention logits) s_ij = scale * dot(q_i, k_j). A task computes a head of a sequence.
+// If relu2 is not 0, p_ij is relu2 * max(0, s_ij)^2 instead.
 //
 // Keeps the scores of at most QB queries per thread, not of all T (Dao et al. 2022). The backward
 // pass recomputes p from softmax (B,NH,T,2), which holds two numbers per query: the largest score,
@@ -326,7 +327,7 @@ static AttentionScratch attention_scratch(real *memory, int T, int HS) {
 // out (B,T,C) from q and k in qk (B,T,2,C) and v in qkv (B,T,3,C). max_logit (B,NH), unless NULL:
 // the largest |s_ij| of each head. scratch (threads, attention_scratch_size).
 static void attention_forward(real *out, real *softmax, real *max_logit, const real *qk,
-                              const real *qkv, real scale, real *scratch,
+                              const real *qkv, real scale, real *scratch, real relu2,
                               int B, int T, int NH, int HS) {
     int C = NH * HS;
     int block = T > 2 * QB ? QB : QB / 2;            // shorter blocks mask fewer scores
@@ -354,6 +355,11 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
                 real top = row_max(p, cols);
                 if (max_logit)
                     for (int j = 0; j <= i0 + i; j++) largest = larger(fabs(p[j]), largest);
+                if (relu2 > 0) {                                                // [attention
+                    for (int j = 0; j < cols; j++) p[j] = p[j] < 0 ? 0 : p[j] * p[j];
+                    stats[2 * i + 1] = relu2;
+                    continue;
+                }                                                               // attention]
                 // 3. exponentials and their sum
                 for (int j = 0; j < cols; j++) p[j] = exponential(p[j] - top);
                 stats[2 * i] = top;
@@ -372,12 +378,13 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
 // dqkv (B,T,3,C), the gradients of q and k in qk and of v in qkv, from dout and out (B,T,C):
 //   dp_ij = dot(dout_i, v_j);  ds_ij = scale * p_ij (dp_ij - dot(dout_i, out_i))
 //   dq = ds k;  dk = ds^T q;  dv = p^T dout
+// With squares, ds_ij = scale * 2 relu2 max(0, s_ij) dp_ij.
 // ds_ij is the gradient of dot(q_i, k_j), not of s_ij: it includes the scale. Softmax's backward
 // pass subtracts from dp_ij the sum over j of p_ij dp_ij. This equals dot(dout_i, out_i), since
 // out_i = sum over j of p_ij v_j.
 static void attention_backward(real *dqkv, const real *dout, const real *out, const real *softmax,
                                const real *qk, const real *qkv, real scale, real *scratch,
-                               int B, int T, int NH, int HS) {
+                               real relu2, int B, int T, int NH, int HS) {
     int C = NH * HS;
     int block = T > 2 * QB ? QB : QB / 2, last = (T - 1) / block * block;
     #pragma omp taskloop
@@ -403,6 +410,15 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
             for (int i = 0; i < rows; i++) {
                 real *p = s.p + (size_t)i * cols, *dp = s.dp + (size_t)i * cols;
                 real *mask = s.mask + T - 1 - (i0 + i);
+                if (relu2 > 0) {                                                // [attention
+                    for (int j = 0; j < cols; j++) {
+                        real s = scale * p[j] + mask[j];
+                        s = s < 0 ? 0 : s;
+                        p[j] = relu2 * s * s;
+                        dp[j] *= 2 * relu2 * s * scale;
+                    }
+                    continue;
+                }                                                               // attention]
                 real top = stats[2 * i], inverse = stats[2 * i + 1];
                 real dot = row_dot(oi + (size_t)i * C, doi + (size_t)i * C, HS);
                 #pragma omp simd
@@ -673,7 +689,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg);
-    real kappa = (real)g->cfg.kappa;
+    real kappa = (real)g->cfg.kappa, relu2 = (real)attention_relu2(&g->cfg);
     real *x = g->embedded, *branch = NULL;           // the residual stream is x + branch
     double *squares = g->squares;
 
@@ -690,7 +706,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
         qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, w[Q_NORM], w[K_NORM],
                              g->cosine, g->sine, B, T, NH, HS);
         attention_forward(a.att, a.softmax, statistics ? a.max_logit : NULL, a.qk, a.qkv, scale,
-                          g->scratch, B, T, NH, HS);
+                          g->scratch, relu2, B, T, NH, HS);
         branch = g->branch;
         matmul_forward(branch, a.att, w[ATTN_C_PROJ], rows, C, C);
         // a.x_mid = a.x + branch;  branch = mlp_c_proj(gelu(c_fc(ln_2(a.x_mid))))
@@ -741,7 +757,7 @@ static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, d
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     real scale = (real)attention_scale(&g->cfg);
-    real kappa = (real)g->cfg.kappa;
+    real kappa = (real)g->cfg.kappa, relu2 = (real)attention_relu2(&g->cfg);
     real *dx = g->dx, *dnorm = g->dnorm;
     real *dlogits = g->logits;                       // gpt_loss left them there
 
@@ -761,7 +777,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         // attention: attn_c_proj(attention(c_attn(ln_1(x))))
         matmul_backward(dnorm, dw[ATTN_C_PROJ], dx, a.att, w[ATTN_C_PROJ], rows, C, C);
         attention_backward(g->dqkv, dnorm, a.att, a.softmax, a.qk, a.qkv, scale, g->scratch,
-                           B, T, NH, HS);
+                           relu2, B, T, NH, HS);
         qk_norm_rope_backward(g->dqkv, dw[Q_NORM], dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
                               w[Q_NORM], w[K_NORM], g->cosine, g->sine, g->partial, B, T, NH, HS);
         if (kappa > 0)                                                          // [kappa

@@ -1817,6 +1817,7 @@ int main(int argc, char **argv) {
             "%d, and heads of a multiple of %d, at most %d; ./train_gpt trains any",
             cfg.d, cfg.heads, W, MAX_C, W, MAX_HS);
     const char *absent = cfg.kappa > 0 ? "-kappa" : NULL;                       // [kappa]
+    if (cfg.attention == ATTENTION_RELU2) absent = "-attention relu2";          // [attention]
     if (absent) die(USAGE, "%s: train_gpt_cu does not have it; ./train_gpt does", absent);
 
     int runs = learning_rates(cfg.lr_text, lr, NULL);

@@ -361,11 +361,11 @@ EXERCISES = {
                         " softmax (the sum over j of p_ij dp_ij is dout_i out_i: why?); dq and dk."
                         " Four loops for each head are enough. For speed, use multiply() on blocks"
                         " of at most QB queries; scratch holds attention_scratch_size reals for"
-                        " each thread."
+                        " each thread. relu2, of -attention relu2, is 0 here."
                     ),
                     (
                         "(void)dout, (void)out, (void)softmax, (void)qk, (void)qkv, (void)scale,"
-                        " (void)scratch;\n"
+                        " (void)scratch, (void)relu2;\n"
                         "memset(dqkv, 0, (size_t)B * T * 3 * NH * HS * sizeof(real));"
                     ),
                 )

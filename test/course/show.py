@@ -56,6 +56,11 @@ FORMULA = {
     "layers": "the depth L: x += proj(attention(norm(x))); x += fc2(gelu(fc1(norm(x)))), L times.",
     "heads": "NH heads of size HS = C / NH: attention's scale is 1 / sqrt(HS).",
     "scale": "score = q.k / sqrt(HS) or, with d_h (the paper's name for HS), q.k / HS.",
+    "attention": (
+        "weight_ij = max(0, score_ij)^2 / sqrt(T) for j <= i, in place of the softmax over j of"
+        " score_ij.\n"
+        "d loss / d score_ij = 2 max(0, score_ij) / sqrt(T) * dout_i.v_j."
+    ),
     "mu_param": (
         "m = C / base_d. simple: every linear layer, the head too, learns at lr / m.\n"
         "intermediate: also the head's initial standard deviation is sqrt(base_d) / C.\n"

@@ -99,6 +99,7 @@ def test_show_functions():
     assert where == dict(
         qk_norm="qk_norm_rope_backward",
         kappa="gpt_backward",
+        attention="attention_backward",
         z_loss="cross_entropy",
         bf16_logits="gpt_forward",
         mu_param="gpt_update",

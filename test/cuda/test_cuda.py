@@ -46,7 +46,7 @@ MORE = dict(
 )
 SHAPES = {**CASES, **CHANGED, **MORE}
 # heads of 2, and the flags that only train_gpt.c has
-for case in "head_of_2", "head_of_2_normed", "kappa", "kappa_full":
+for case in "head_of_2", "head_of_2_normed", "kappa", "kappa_full", "relu2", "relu2_long":
     del SHAPES[case]
 LARGE = {"c64", "c40", "head_of_64", *MORE}
 PRECISIONS = "fp32", "bf16"
@@ -598,7 +598,7 @@ def test_shapes_it_does_not_take(shape, lr, program, tmp_path):
 
 
 @pytest.mark.parametrize("lr", ["1e-2", "1e-3,1e-2"], ids=["one run", "a sweep"])
-@pytest.mark.parametrize("words", ["-kappa"], ids=str)
+@pytest.mark.parametrize("words", ["-kappa", "-attention relu2"], ids=str)
 def test_flags_it_does_not_have(words, lr, program, tmp_path):
     """One line that names the flag, and the trainer which has it."""
     value = "3" if words == "-kappa" else ()

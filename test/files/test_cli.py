@@ -135,6 +135,7 @@ SECTIONS = dict(
     scale="E.6",
     rms_lr="E.14",
     kappa="3.3",
+    attention="E.11",
     eps="3.4",
     beta2="app.",
     clip="app.",
@@ -151,6 +152,7 @@ DEFAULTS = dict(
     scale="sqrt",
     rms_lr="0",
     kappa="0",
+    attention="softmax",
     eps="1e-8",
     clip="1",
     beta1="0.9",
@@ -173,10 +175,11 @@ RANGES = dict(
     rms_lr="0 .. 1",
     layers="0 .. 1024",
     kappa=">= 0",
+    attention="softmax relu2",
     temperature=">= 0",
 )
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent
-    rms_lr qk_norm kappa z_loss bf16_logits mu_param base_d scale seed data val vocab eval_tokens
+    rms_lr qk_norm kappa z_loss bf16_logits mu_param base_d scale attention seed data val vocab eval_tokens
     eval_every log_every
     checkpoint_every micro_batch resume sample temperature out""".split()
 
@@ -243,6 +246,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-data -T 3", "-data needs"),
         ("-data 'a\tb'", "-data | control character"),
         ("-mu_param most", "-mu_param | 'most' | one of: off simple intermediate full"),
+        ("-attention relu", "-attention | 'relu' | one of: softmax relu2"),
         ("-mu_param fuller", "-mu_param | 'fuller'"),
         ("-mu_param ''", "-mu_param"),
         ("-mu_param 'off simple'", "-mu_param"),

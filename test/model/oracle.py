@@ -27,6 +27,7 @@ CONFIG = dict(
     z_loss=1e-4,
     bf16_logits=0,
     kappa=0,
+    attention="softmax",
     mu_param="off",
     base_d=32,
     scale="sqrt",
@@ -142,7 +143,10 @@ def forward(cfg, p, inputs):
             qkv = jnp.concatenate([y.reshape(B, T, C) for y in (q, k, v)], -1)  # as is measured
         s = jnp.einsum("bqhc,bkhc->bhqk", rope(q), rope(k)) * scale
         largest.append(jnp.where(causal, abs(s), 0).max())
-        a = jax.nn.softmax(jnp.where(causal, s, -jnp.inf))
+        if cfg["attention"] == "relu2":  # section E.11: T is the length in training
+            a = jnp.where(causal, jax.nn.relu(s) ** 2 / cfg["T"] ** 0.5, 0)
+        else:
+            a = jax.nn.softmax(jnp.where(causal, s, -jnp.inf))
         att = jnp.einsum("bhqk,bkhc->bqhc", a, v).reshape(B, T, C)
         x = x + att @ w("attn.c_proj").T
         y = layernorm(x, w("ln_2")) @ w("mlp.c_fc").T

@@ -40,10 +40,11 @@ EDGES = dict(
     base_d=["65536"],
     scale=["d_h"],
     rms_lr=["1"],
+    attention=["relu2"],
     warmup=["100%"],
     steps=["0", "1"],
     min_lr=["1e30"],
-    shape=["-d 2 -heads 1", "-T 1 -batch 1", "-layers 3", "-layers 0", "-qk_norm 0 -kappa 1e30"],
+    shape=["-d 2 -heads 1", "-T 1 -batch 1", "-layers 3", "-layers 0", "-qk_norm 0 -kappa 1e6"],
     data=["same", "two.bin -vocab 2", "one.bin -vocab 1"],
 )
 VALUES = [(flag, value) for flag, values in EDGES.items() for value in values]
@@ -260,6 +261,7 @@ CASES |= dict(
     rms_lr=dict(rms_lr=1),
     bigram=dict(data="bigram", vocab=50),
     no_layers=dict(layers=0),
+    attention=dict(attention="relu2"),
     kappa=dict(kappa=10, qk_norm=0),
 )
 # mu_*; test_data.py has data, but for bigram
@@ -353,7 +355,8 @@ def golden_rows(case, folder):
     )
     with open(Path(folder) / case / "log.csv", newline="") as file:
         return [
-            {"case": case, **{name: row.get(name, "") for name in COLUMNS}} for row in csv.DictReader(file)
+            {"case": case, **{name: row.get(name, "") for name in COLUMNS}}
+            for row in csv.DictReader(file)
         ]
 
 

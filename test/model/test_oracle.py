@@ -39,6 +39,8 @@ CASES = dict(
     full_at_base=dict(mu_param="full", base_d=24),
     scale=dict(scale="d_h"),
     rms_lr=dict(rms_lr=1, lr=0.3),
+    relu2=dict(attention="relu2", qk_norm=0, z_loss=1e-1),
+    relu2_long=dict(attention="relu2", T=150, d=16, heads=2, batch=2, scale="d_h"),
     kappa=dict(kappa=3, qk_norm=0),
     kappa_full=dict(kappa=0.5, qk_norm=0, mu_param="full", base_d=12, heads=3, T=9),
     rms_lr_simple=dict(rms_lr=1, mu_param="simple", base_d=8, qk_norm=0, wd=3, wd_independent=0),
@@ -203,6 +205,15 @@ def test_schedule(changes, double_library):
 def run(library, cfg, steps=5):
     c, stream = model(library, cfg), batches(cfg)
     return [(c.backward(*next(stream)), c.update(step)) for step in range(1, steps + 1)], c
+
+
+def test_relu2_of_a_short_text(double_library):
+    """Its factor is that of training: a sample's first tokens have the logits that they had
+    there."""
+    cfg = config(attention="relu2")
+    c, (inputs, targets) = model(double_library, cfg), next(batches(cfg))
+    wanted, _ = oracle.loss(cfg, start(cfg), inputs[:, :5], targets[:, :5])
+    close(c.forward(inputs[:, :5], targets[:, :5]), wanted, 1e-12, "loss")
 
 
 @pytest.mark.parametrize("mu_param", ["simple", "intermediate"])

@@ -197,6 +197,24 @@ MUTANTS = [
     ),
     (
         "train_gpt.c",
+        "test_oracle.py -k relu2",
+        [
+            ("p[j] = p[j] < 0 ? 0 : p[j] * p[j];", "p[j] = p[j] * p[j];"),
+            ("p[j] = p[j] < 0 ? 0 : p[j] * p[j];", "p[j] = p[j] < 0 ? 0 : p[j];"),
+            ("stats[2 * i + 1] = relu2;", "stats[2 * i + 1] = 1;"),
+            ("s = s < 0 ? 0 : s;", "s = fabs(s);"),
+            ("p[j] = relu2 * s * s;", "p[j] = s * s;"),
+            ("dp[j] *= 2 * relu2 * s * scale;", "dp[j] *= relu2 * s * scale;"),
+            ("dp[j] *= 2 * relu2 * s * scale;", "dp[j] *= 2 * relu2 * s;"),
+        ],
+    ),
+    (
+        "gpt.h",
+        "test_oracle.py -k relu2",
+        [("== ATTENTION_RELU2 ? 1 / sqrt(cfg->T)", "== ATTENTION_RELU2 ? 1.0 / cfg->T")],
+    ),
+    (
+        "train_gpt.c",
         "test_numbers.py -k overflow",
         [(" + 0 * square;", ";")],
     ),
@@ -754,7 +772,8 @@ MUTANTS = [
         "lib/run.h",
         "test_runs.py -k diagnosis",
         [
-            ("if (most > 100) {", "if (most > 250) {"),
+            ("if (most > 100 &&", "if (most > 250 &&"),
+            ("100 && cfg->kappa == 0)", "100)"),
             (
                 "while (!(csv_value(&log, row, name) > 100)) row++;",
                 "while (!(csv_value(&log, row, name) > 0)) row++;",
