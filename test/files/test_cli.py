@@ -179,8 +179,8 @@ RANGES = dict(
     temperature=">= 0",
 )
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent
-    rms_lr qk_norm kappa z_loss bf16_logits mu_param base_d scale attention seed data val vocab eval_tokens
-    eval_every log_every
+    rms_lr qk_norm kappa z_loss bf16_logits mu_param base_d scale attention seed data val vocab
+    eval_tokens eval_every log_every
     checkpoint_every micro_batch resume sample temperature out""".split()
 
 
