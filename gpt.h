@@ -10,6 +10,7 @@
 // Flags. A row of the table says everything about a flag: the parser, -h, the checks, the folder's
 // name and the columns of summary.csv all follow from it.
 
+enum { QK_NORM_OFF, QK_NORM_HEADS, QK_NORM_MODEL };       // -qk_norm
 enum { MU_OFF, MU_SIMPLE, MU_INTERMEDIATE, MU_FULL };    // -mu_param
 enum { SCALE_SQRT, SCALE_D_H };                          // -scale
 enum { ATTENTION_SOFTMAX, ATTENTION_RELU2 };             // -attention
@@ -81,7 +82,8 @@ static const Flag FLAGS[] = {
     NUMBER(wd, REAL, "1e-4", 0, ANY, "3.2.2", "weight decay"),
     NUMBER(wd_independent, INT, "1", 0, 1, "3.2.2", "wd times lr_t/lr_peak; 0: lr_t, as PyTorch"),
     NUMBER(rms_lr, INT, "0", 0, 1, "E.14", "1: lr times a tensor's RMS, at least 1e-3"),
-    NUMBER(qk_norm, INT, "1", 0, 1, "3.1.1", "LayerNorm on every query and key"),
+    FLAG(qk_norm, CHOICE, "1", NULL, 0, 2, "0 1 model", THE_RUN, "3.1.1",
+        "LayerNorm on q and k by head; model: all C"),
     NUMBER(kappa, REAL, "0", 0, ANY, "3.3", "> 0: scores near kappa; 0: any size"),
     NUMBER(z_loss, REAL, "1e-4", 0, ANY, "3.1.2", "weight of log(Z)^2 in the loss"),
     NUMBER(bf16_logits, INT, "0", 0, 1, "3.1.2", "1: round logits to bf16, as train_gpt_cu"),
@@ -134,16 +136,22 @@ typedef struct {
     size_t offset;         // of the first copy, in reals from the start of all parameters
 } Parameter;
 
+// The number of values that qk-norm normalizes together: a head's or, with -qk_norm model (section
+// E.8), all C of q or of k
+static int qk_norm_over(const Config *cfg) {                                    // [qk_norm
+    return cfg->qk_norm == QK_NORM_MODEL ? cfg->d : cfg->d / cfg->heads;
+}                                                                               // qk_norm]
+
 // Fills the table for this model (V: vocabulary). Returns the number of parameters.
 static size_t parameter_table(const Config *cfg, int V, Parameter table[NUM_KINDS]) {
-    int C = cfg->d, L = cfg->layers, HS = C / cfg->heads;
+    int C = cfg->d, L = cfg->layers, over = qk_norm_over(cfg);
     int QK = cfg->qk_norm ? L : 0;                                              // [qk_norm]
     const Parameter rows[NUM_KINDS] = {
         {"wte", "wte.weight", 1, V, C, EMBEDDING, 0},
         {"ln_1", "h.%d.ln_1.weight", L, 1, C, NORM, 0},
         {"c_attn", "h.%d.attn.c_attn.weight", L, 3 * C, C, LINEAR, 0},
-        {"q_norm", "h.%d.attn.q_norm.weight", QK, 1, HS, NORM, 0},              // [qk_norm]
-        {"k_norm", "h.%d.attn.k_norm.weight", QK, 1, HS, NORM, 0},              // [qk_norm]
+        {"q_norm", "h.%d.attn.q_norm.weight", QK, 1, over, NORM, 0},            // [qk_norm]
+        {"k_norm", "h.%d.attn.k_norm.weight", QK, 1, over, NORM, 0},            // [qk_norm]
         {"attn_c_proj", "h.%d.attn.c_proj.weight", L, C, C, LINEAR, 0},
         {"ln_2", "h.%d.ln_2.weight", L, 1, C, NORM, 0},
         {"c_fc", "h.%d.mlp.c_fc.weight", L, 4 * C, C, LINEAR, 0},

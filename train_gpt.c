@@ -227,12 +227,13 @@ static void kappa_backward(real *dqkv, const real *qkv, const real *factor,     
 
 // Computes the q and k that attention sees, qk (B,T,2,C), from qkv (B,T,3,C), the output of the
 // linear layer c_attn. qk-norm applies LayerNorm to each head, so that scores stay small however
-// large the weights of c_attn grow. The heads of a layer share q_weight and k_weight (HS), which
-// are NULL without qk-norm. RoPE then turns the heads. mean, rstd (B,T,2,NH): of qk-norm; cosine,
-// sine (T,HS/2).
+// large the weights of c_attn grow. It normalizes `over` values together: HS or, with -qk_norm
+// model, all C. The heads of a layer share q_weight and k_weight (over), which are NULL without
+// qk-norm. RoPE then turns the heads. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2).
 static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *qkv,
-                                 const real *q_weight, const real *k_weight, const real *cosine,
-                                 const real *sine, int B, int T, int NH, int HS) {
+                                 const real *q_weight, const real *k_weight, int over,
+                                 const real *cosine, const real *sine,
+                                 int B, int T, int NH, int HS) {
     int C = NH * HS;
     #pragma omp taskloop
     for (int row = 0; row < B * T; row++)
@@ -242,9 +243,9 @@ static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *q
             size_t angles = (size_t)(row % T) * (HS / 2);
             if (q_weight) {                                                     // [qk_norm
                 size_t head = ((size_t)row * 2 + i) * NH;
-                for (int h = 0; h < NH; h++)
-                    layernorm_row(to + h * HS, mean + head + h, rstd + head + h, from + h * HS,
-                                  i ? k_weight : q_weight, HS);
+                for (int h = 0; h < C / over; h++)
+                    layernorm_row(to + h * over, mean + head + h, rstd + head + h, from + h * over,
+                                  i ? k_weight : q_weight, over);
                 from = to;
             }                                                                   // qk_norm]
             rope_row(to, from, cosine + angles, sine + angles, 1, NH, HS);
@@ -253,17 +254,18 @@ static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *q
 
 // Converts the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), to those of qkv, in
 // place. First rotates back (a rotation's transpose is its inverse), then goes back through
-// qk-norm. dq_weight, dk_weight (HS): NULL without qk-norm. partial (chunks,4,HS): a chunk's
-// dq_weight and dk_weight, then scratch (2,HS).
+// qk-norm. dq_weight, dk_weight (over): NULL without qk-norm. partial (chunks,4,over): a chunk's
+// dq_weight and dk_weight, then scratch (2,over).
 static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, const real *qkv,
                                   const real *mean, const real *rstd, const real *q_weight,
-                                  const real *k_weight, const real *cosine, const real *sine,
-                                  real *partial, int B, int T, int NH, int HS) {
+                                  const real *k_weight, int over, const real *cosine,
+                                  const real *sine, real *partial,
+                                  int B, int T, int NH, int HS) {
     int C = NH * HS, rows = B * T, chunks = ceil_div(rows, CHUNK);
     #pragma omp taskloop
     for (int chunk = 0; chunk < chunks; chunk++) {
-        real *dw = partial + (size_t)chunk * 4 * HS;
-        memset(dw, 0, (size_t)2 * HS * sizeof(real));
+        real *dw = partial + (size_t)chunk * 4 * over;
+        memset(dw, 0, (size_t)2 * over * sizeof(real));
         for (int row = chunk * CHUNK; row < least(rows, (chunk + 1) * CHUNK); row++)
             for (int i = 0; i < 2; i++) {            // q, then k
                 size_t at = ((size_t)row * 3 + i) * C;
@@ -272,16 +274,16 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
                 rope_row(d, d, cosine + angles, sine + angles, -1, NH, HS);
                 if (q_weight) {                                                 // [qk_norm
                     size_t head = ((size_t)row * 2 + i) * NH;
-                    for (int h = 0; h < NH; h++)
-                        layernorm_row_backward(d + h * HS, NULL, dw + i * HS, d + h * HS,
-                                               qkv + at + h * HS, i ? k_weight : q_weight,
-                                               mean[head + h], rstd[head + h], dw + 2 * HS, HS);
+                    for (int h = 0; h < C / over; h++)
+                        layernorm_row_backward(d + h * over, NULL, dw + i * over, d + h * over,
+                                               qkv + at + h * over, i ? k_weight : q_weight,
+                                               mean[head + h], rstd[head + h], dw + 2 * over, over);
                 }                                                               // qk_norm]
             }
     }
     if (q_weight) {                                                             // [qk_norm
-        sum_chunks(dq_weight, partial, (size_t)4 * HS, chunks, HS);
-        sum_chunks(dk_weight, partial + HS, (size_t)4 * HS, chunks, HS);
+        sum_chunks(dq_weight, partial, (size_t)4 * over, chunks, over);
+        sum_chunks(dk_weight, partial + over, (size_t)4 * over, chunks, over);
     }                                                                           // qk_norm]
 }
 
@@ -687,6 +689,7 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
 // g->squares.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
+    int over = qk_norm_over(&g->cfg);
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg);
     real kappa = (real)g->cfg.kappa, relu2 = (real)attention_relu2(&g->cfg);
@@ -703,7 +706,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
                                    rows, C);
         matmul_forward(a.qkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
         if (kappa > 0) kappa_forward(a.qkv, a.qk_rstd, kappa, rows, NH, HS);    // [kappa]
-        qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, w[Q_NORM], w[K_NORM],
+        qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, w[Q_NORM], w[K_NORM], over,
                              g->cosine, g->sine, B, T, NH, HS);
         attention_forward(a.att, a.softmax, statistics ? a.max_logit : NULL, a.qk, a.qkv, scale,
                           g->scratch, relu2, B, T, NH, HS);
@@ -756,6 +759,7 @@ static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, d
 // first layer, a LayerNorm, which adds its part to dx.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
+    int over = qk_norm_over(&g->cfg);
     real scale = (real)attention_scale(&g->cfg);
     real kappa = (real)g->cfg.kappa, relu2 = (real)attention_relu2(&g->cfg);
     real *dx = g->dx, *dnorm = g->dnorm;
@@ -779,7 +783,8 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         attention_backward(g->dqkv, dnorm, a.att, a.softmax, a.qk, a.qkv, scale, g->scratch,
                            relu2, B, T, NH, HS);
         qk_norm_rope_backward(g->dqkv, dw[Q_NORM], dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
-                              w[Q_NORM], w[K_NORM], g->cosine, g->sine, g->partial, B, T, NH, HS);
+                              w[Q_NORM], w[K_NORM], over, g->cosine, g->sine, g->partial,
+                              B, T, NH, HS);
         if (kappa > 0)                                                          // [kappa
             kappa_backward(g->dqkv, a.qkv, a.qk_rstd, kappa, rows, NH, HS);     // kappa]
         matmul_backward(dnorm, dw[C_ATTN], g->dqkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);

@@ -1443,7 +1443,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         const Layer a = g->layers[l];
         act *const *w = a.w;
         real *const *dw = a.dw;
-        // the MLP: mlp_c_proj(gelu(c_fc(ln_2(x))))
+        // the MLP: mlp_c_proj(gelu(c_fc(ln_2(x_mid))))
         matmul_gelu_backward(g->dfc, dw[MLP_C_PROJ], dx, a.fc, a.gelu, w[MLP_C_PROJ],
                              rows, 4 * C, C);
         matmul_backward(dnorm, dw[C_FC], g->dfc, a.ln_2, w[C_FC], rows, C, 4 * C);
@@ -1784,7 +1784,7 @@ static void sample(const Config *cfg) {
 static double check_runs(const Config *cfg) {
     DataLoader loader;
     GPT g;
-    int status;
+    int status = 0;
     dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, cfg->T, (uint64_t)cfg->seed);
     gpt_layout(&g, cfg, loader.vocab, cfg->batch, cfg->T, false);
     pid_t child = fork();
@@ -1818,6 +1818,7 @@ int main(int argc, char **argv) {
             cfg.d, cfg.heads, W, MAX_C, W, MAX_HS);
     const char *absent = cfg.kappa > 0 ? "-kappa" : NULL;                       // [kappa]
     if (cfg.attention == ATTENTION_RELU2) absent = "-attention relu2";          // [attention]
+    if (cfg.qk_norm == QK_NORM_MODEL) absent = "-qk_norm model";                // [qk_norm]
     if (absent) die(USAGE, "%s: train_gpt_cu does not have it; ./train_gpt does", absent);
 
     int runs = learning_rates(cfg.lr_text, lr, NULL);

@@ -22,7 +22,8 @@ FORMULA = {
         "q = LayerNorm(q) * w_q, k = LayerNorm(k) * w_k, over the HS values of each head, before"
         " RoPE; w_q, w_k (HS).\n"
         "LayerNorm(x) = (x - mean(x)) / sqrt(var(x) + 1e-6)."
-        " Then |scale q.k| <= sqrt(HS) max|w_q| max|w_k|."
+        " Then |scale q.k| <= sqrt(HS) max|w_q| max|w_k|.\n"
+        "model: over all C values of q and of k; w_q, w_k (C). The bound is NH times as large."
     ),
     "kappa": (
         "q = sqrt(kappa) q / RMS(q), k alike, over the HS values of each head, before RoPE.\n"

@@ -46,7 +46,16 @@ MORE = dict(
 )
 SHAPES = {**CASES, **CHANGED, **MORE}
 # heads of 2, and the flags that only train_gpt.c has
-for case in "head_of_2", "head_of_2_normed", "kappa", "kappa_full", "relu2", "relu2_long":
+for case in (
+    "head_of_2",
+    "head_of_2_normed",
+    "kappa",
+    "kappa_full",
+    "relu2",
+    "relu2_long",
+    "norm_over_all",
+    "norm_over_all_full",
+):
     del SHAPES[case]
 LARGE = {"c64", "c40", "head_of_64", *MORE}
 PRECISIONS = "fp32", "bf16"
@@ -598,12 +607,12 @@ def test_shapes_it_does_not_take(shape, lr, program, tmp_path):
 
 
 @pytest.mark.parametrize("lr", ["1e-2", "1e-3,1e-2"], ids=["one run", "a sweep"])
-@pytest.mark.parametrize("words", ["-kappa", "-attention relu2"], ids=str)
+@pytest.mark.parametrize("words", ["-kappa", "-attention relu2", "-qk_norm model"], ids=str)
 def test_flags_it_does_not_have(words, lr, program, tmp_path):
     """One line that names the flag, and the trainer which has it."""
     value = "3" if words == "-kappa" else ()
-    flags = {**TINY, "steps": 2, "lr": lr, "qk_norm": 0}
-    said = run(program, *words.split(), *value, status=2, cwd=tmp_path, **flags)
+    flags = {**TINY, "steps": 2, "lr": lr}
+    said = run(program, "-qk_norm", 0, *words.split(), *value, status=2, cwd=tmp_path, **flags)
     assert said == f"train_gpt: {words}: train_gpt_cu does not have it; ./train_gpt does\n"
     assert not list(tmp_path.iterdir())
 

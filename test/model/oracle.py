@@ -59,7 +59,8 @@ def shapes(cfg):
         out[h + "ln_1.weight"] = (C,)
         out[h + "attn.c_attn.weight"] = (3 * C, C)
         if cfg["qk_norm"]:
-            out[h + "attn.q_norm.weight"] = out[h + "attn.k_norm.weight"] = (HS,)
+            over = C if cfg["qk_norm"] == "model" else HS
+            out[h + "attn.q_norm.weight"] = out[h + "attn.k_norm.weight"] = (over,)
         out[h + "attn.c_proj.weight"] = (C, C)
         out[h + "ln_2.weight"] = (C,)
         out[h + "mlp.c_fc.weight"] = (4 * C, C)
@@ -135,8 +136,11 @@ def forward(cfg, p, inputs):
     for l in range(cfg["layers"]):
         w = lambda name: p[f"h.{l}.{name}.weight"]
         qkv = layernorm(x, w("ln_1")) @ w("attn.c_attn").T
-        q, k, v = (y.reshape(B, T, NH, HS) for y in jnp.split(qkv, 3, -1))
-        if cfg["qk_norm"]:
+        q, k, v = jnp.split(qkv, 3, -1)
+        if cfg["qk_norm"] == "model":  # section E.8: over C
+            q, k = layernorm(q, w("attn.q_norm")), layernorm(k, w("attn.k_norm"))
+        q, k, v = (y.reshape(B, T, NH, HS) for y in (q, k, v))
+        if cfg["qk_norm"] == 1:
             q, k = layernorm(q, w("attn.q_norm")), layernorm(k, w("attn.k_norm"))
         if cfg["kappa"]:  # figure 10
             q, k = rms_norm(q, cfg["kappa"]), rms_norm(k, cfg["kappa"])

@@ -14,7 +14,7 @@ from conftest import Model
 COMBINATIONS = [
     dict(qk_norm=qk_norm, z_loss=z_loss, mu_param=mu_param)
     for qk_norm, z_loss, mu_param in itertools.product(
-        (0, 1), (0, 1e-4, 1e-1), ("off", "simple", "intermediate", "full")
+        (0, 1, "model"), (0, 1e-4, 1e-1), ("off", "simple", "intermediate", "full")
     )
 ]
 COMBINATIONS += [dict(qk_norm=qk_norm, attention="relu2") for qk_norm in (0, 1)]

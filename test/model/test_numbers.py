@@ -35,7 +35,7 @@ EDGES = dict(
     clip=["0", "1e-300"],
     wd=["100", "1e300"],
     z_loss=["0", "1e30"],
-    qk_norm=["0"],
+    qk_norm=["0", "model"],
     mu_param=["full"],
     base_d=["65536"],
     scale=["d_h"],
@@ -262,6 +262,7 @@ CASES |= dict(
     bigram=dict(data="bigram", vocab=50),
     no_layers=dict(layers=0),
     attention=dict(attention="relu2"),
+    qk_norm_model=dict(qk_norm="model"),
     kappa=dict(kappa=10, qk_norm=0),
 )
 # mu_*; test_data.py has data, but for bigram
@@ -286,6 +287,7 @@ def test_every_flag_has_a_case():
         "default",
         "bigram",
         "no_layers",
+        "qk_norm_model",
         "tiny_clip",
         "large_z_loss",
         "mu_simple",

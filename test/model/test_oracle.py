@@ -41,6 +41,10 @@ CASES = dict(
     rms_lr=dict(rms_lr=1, lr=0.3),
     relu2=dict(attention="relu2", qk_norm=0, z_loss=1e-1),
     relu2_long=dict(attention="relu2", T=150, d=16, heads=2, batch=2, scale="d_h"),
+    norm_over_all=dict(qk_norm="model"),
+    norm_over_all_full=dict(
+        qk_norm="model", mu_param="full", base_d=12, heads=3, T=70, z_loss=1e-1
+    ),
     kappa=dict(kappa=3, qk_norm=0),
     kappa_full=dict(kappa=0.5, qk_norm=0, mu_param="full", base_d=12, heads=3, T=9),
     rms_lr_simple=dict(rms_lr=1, mu_param="simple", base_d=8, qk_norm=0, wd=3, wd_independent=0),

@@ -139,8 +139,8 @@ MUTANTS = [
                 "memset(dw, 0, (size_t)(C - 1) * sizeof(real));",
             ),
             (
-                "memset(dw, 0, (size_t)2 * HS * sizeof(real));",
-                "memset(dw, 0, (size_t)HS * sizeof(real));",
+                "memset(dw, 0, (size_t)2 * over * sizeof(real));",
+                "memset(dw, 0, (size_t)over * sizeof(real));",
             ),
             (
                 "if (q_weight) {                                                 // [qk_norm\n"
@@ -148,10 +148,10 @@ MUTANTS = [
                 "if (q_weight && i) {\n                    size_t head",
             ),
             (
-                "qkv + at + h * HS, i ? k_weight : q_weight",
-                "qkv + at + h * HS, i ? q_weight : k_weight",
+                "qkv + at + h * over, i ? k_weight : q_weight",
+                "qkv + at + h * over, i ? q_weight : k_weight",
             ),
-            ("dw + i * HS, d + h * HS", "dw, d + h * HS"),
+            ("dw + i * over, d + h * over", "dw, d + h * over"),
             ("                rope_row(d, d,", "                if (i) rope_row(d, d,"),
             ("sine + angles, -1, NH, HS);", "sine + angles, 1, NH, HS);"),
             (
@@ -209,6 +209,25 @@ MUTANTS = [
         ],
     ),
     (
+        "train_gpt.c",
+        "test_oracle.py -k 'double and over_all'",
+        [
+            (
+                "h < C / over; h++)\n                    layernorm_row(",
+                "h < NH; h++)\n layernorm_row(",
+            ),
+            (
+                "h < C / over; h++)\n                        layernorm_row_backward(",
+                "h < NH; h++)\n                        layernorm_row_backward(",
+            ),
+        ],
+    ),
+    (
+        "gpt.h",
+        "test_oracle.py -k 'double and over_all'",
+        [("== QK_NORM_MODEL ? cfg->d :", "== QK_NORM_HEADS ? cfg->d :")],
+    ),
+    (
         "gpt.h",
         "test_oracle.py -k relu2",
         [("== ATTENTION_RELU2 ? 1 / sqrt(cfg->T)", "== ATTENTION_RELU2 ? 1.0 / cfg->T")],
@@ -223,8 +242,11 @@ MUTANTS = [
         DIRECTIONS,
         [
             ("end = least(C, from + CHANNELS)", "end = least(C, from + CHANNELS - 1)"),
-            ("partial, (size_t)4 * HS, chunks, HS)", "partial, (size_t)2 * HS, chunks, HS)"),
-            ("partial + HS, (size_t)4 * HS", "partial, (size_t)4 * HS"),
+            (
+                "partial, (size_t)4 * over, chunks, over)",
+                "partial, (size_t)2 * over, chunks, over)",
+            ),
+            ("partial + over, (size_t)4 * over", "partial, (size_t)4 * over"),
         ],
     ),
     (
@@ -381,7 +403,7 @@ MUTANTS = [
                 "const real *from = qkv + ((size_t)row * 3 + i) * C",
                 "const real *from = qkv + ((size_t)row * 3 + 1 - i) * C",
             ),
-            ("i ? k_weight : q_weight, HS);", "i ? q_weight : k_weight, HS);"),
+            ("i ? k_weight : q_weight, over);", "i ? q_weight : k_weight, over);"),
             ("a.qkv, w[Q_NORM], w[K_NORM]", "a.qkv, w[Q_NORM], w[Q_NORM]"),
             ("g->cosine, g->sine, B, T, NH, HS);", "g->sine, g->cosine, B, T, NH, HS);"),
             ("sine + angles, 1, NH, HS);", "sine + angles, i ? 1 : -1, NH, HS);"),

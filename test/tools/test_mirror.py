@@ -32,6 +32,8 @@ DIFFERENT = {
     ),
     "attention_forward": (["scratch", "relu2"], [], "scores stay in registers; softmax alone"),
     "attention_backward": (["relu2"], [], "softmax alone"),
+    "qk_norm_rope_forward": (["over"], [], "qk-norm by head alone"),
+    "qk_norm_rope_backward": (["over"], [], "qk-norm by head alone"),
     "gelu_forward": (["slope"], [], SLOPE),
     "gelu_backward": (["slope"], ["inp"], SLOPE),
     "matmul_gelu_forward": (["slope"], [], SLOPE),
