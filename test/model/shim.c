@@ -168,7 +168,8 @@ void shim_attention_forward(real *out, real *softmax, const real *qk, const real
                             double scale, int B, int T, int NH, int HS, double *max_logit) {
     real *scratch = scratch_of_all(T, HS);
     real *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
-    IN_TEAM attention_forward(out, softmax, largest, qk, qkv, (real)scale, scratch, 0, B, T, NH, HS);
+    IN_TEAM attention_forward(out, softmax, largest, qk, qkv, (real)scale, scratch, 0,
+                              B, T, NH, HS);
     *max_logit = 0;
     for (int i = 0; i < B * NH; i++) *max_logit = fmax(*max_logit, (double)largest[i]);
     free(scratch);

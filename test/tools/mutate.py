@@ -212,10 +212,7 @@ MUTANTS = [
         "train_gpt.c",
         "test_oracle.py -k 'double and over_all'",
         [
-            (
-                "h < C / over; h++)\n                    layernorm_row(",
-                "h < NH; h++)\n layernorm_row(",
-            ),
+            ("i ? k_weight : q_weight, over);", "i ? k_weight : q_weight, HS);"),
             (
                 "h < C / over; h++)\n                        layernorm_row_backward(",
                 "h < NH; h++)\n                        layernorm_row_backward(",
