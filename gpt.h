@@ -10,20 +10,22 @@
 // Flags. A row of the table says everything about a flag: the parser, -h, the checks, the folder's
 // name and the columns of summary.csv all follow from it.
 
+enum { QK_NORM_OFF, QK_NORM_HEADS, QK_NORM_MODEL };       // -qk_norm
 enum { MU_OFF, MU_SIMPLE, MU_INTERMEDIATE, MU_FULL };    // -mu_param
 enum { SCALE_SQRT, SCALE_D_H };                          // -scale
+enum { ATTENTION_SOFTMAX, ATTENTION_RELU2 };             // -attention
 enum { MAX_LAYERS = 1024 };
 
 typedef struct {    // the values of the flags, described in the table below
     // the model
     int d, layers, heads, T, vocab;
-    int qk_norm, mu_param, base_d, scale;
+    int qk_norm, mu_param, base_d, scale, attention;
     // training
     int batch, steps, seed;
     char lr_text[MAX_TEXT], warmup_text[MAX_TEXT];    // -lr and -warmup as given
     double lr;                                        // the peak learning rate, from lr_text
     int warmup;                                       // steps of warm-up, from warmup_text
-    double min_lr, beta1, beta2, eps, clip, wd, z_loss;
+    double min_lr, beta1, beta2, eps, clip, wd, z_loss, kappa;
     int wd_independent, rms_lr, bf16_logits;
     // data, files and commands
     char data[MAX_TEXT], val[MAX_TEXT], out[MAX_TEXT];
@@ -65,7 +67,7 @@ static const Flag FLAGS[] = {
     FLAG_IN(lr_text, lr, TEXT, "1e-2", "3e-4:1", 0, 0, "X X,Y X:Y", THE_RUN, "2.2",
         "peak learning rate, or several: a sweep"),
     NUMBER(d, INT, "64", 2, 65536, "3.2.3", "width C of the model (channels)"),
-    NUMBER(layers, INT, "2", 1, MAX_LAYERS, "3.2.3", "depth L"),
+    NUMBER(layers, INT, "2", 0, MAX_LAYERS, "3.2.3", "depth L; 0: a bigram model"),
     NUMBER(heads, INT, "4", 1, 4096, "3.2.3", "attention heads NH of size HS = C/NH"),
     NUMBER(T, INT, "32", 1, 65536, "2.1", "sequence length, tokens"),
     NUMBER(batch, INT, "16", 1, 65536, "E.9", "batch size B, sequences per step"),
@@ -80,7 +82,9 @@ static const Flag FLAGS[] = {
     NUMBER(wd, REAL, "1e-4", 0, ANY, "3.2.2", "weight decay"),
     NUMBER(wd_independent, INT, "1", 0, 1, "3.2.2", "wd times lr_t/lr_peak; 0: lr_t, as PyTorch"),
     NUMBER(rms_lr, INT, "0", 0, 1, "E.14", "1: lr times the tensor's RMS, >= 1e-3"),
-    NUMBER(qk_norm, INT, "1", 0, 1, "3.1.1", "LayerNorm on every query and key"),
+    FLAG(qk_norm, CHOICE, "1", NULL, 0, 2, "0 1 model", THE_RUN, "3.1.1",
+        "LayerNorm on q and k by head; model: all C"),
+    NUMBER(kappa, REAL, "0", 0, ANY, "3.3", "> 0: scores near kappa; 0: any size"),
     NUMBER(z_loss, REAL, "1e-4", 0, ANY, "3.1.2", "weight of log(Z)^2 in the loss"),
     NUMBER(bf16_logits, INT, "0", 0, 1, "3.1.2", "1: round logits to bf16, as train_gpt_cu"),
     FLAG(mu_param, CHOICE, "off", NULL, 0, 3, "off simple intermediate full", THE_RUN, "3.2.4",
@@ -88,6 +92,8 @@ static const Flag FLAGS[] = {
     NUMBER(base_d, INT, "64", 1, 65536, "3.2.4", "muParam's base width"),
     FLAG(scale, CHOICE, "sqrt", NULL, 0, 1, "sqrt d_h", THE_RUN, "E.6",
         "scores: q.k / sqrt(HS); d_h: q.k / HS"),
+    FLAG(attention, CHOICE, "softmax", NULL, 0, 1, "softmax relu2", THE_RUN, "E.11",
+        "relu2: weights max(0, score)^2/sqrt(T)"),
     NUMBER(seed, INT, "1", 0, 1e9, "", "of the initial weights and of the batches"),
     FLAG(data, TEXT, "synthetic", NULL, 0, 0, "FILE", THE_RUN, "",
         "or bigram, a text, or 'DIR/*.bin'"),
@@ -130,16 +136,22 @@ typedef struct {
     size_t offset;         // of the first copy, in reals from the start of all parameters
 } Parameter;
 
+// The number of values that qk-norm normalizes together: a head's or, with -qk_norm model (section
+// E.8), all C of q or of k
+static int qk_norm_over(const Config *cfg) {                                    // [qk_norm
+    return cfg->qk_norm == QK_NORM_MODEL ? cfg->d : cfg->d / cfg->heads;
+}                                                                               // qk_norm]
+
 // Fills the table for this model (V: vocabulary). Returns the number of parameters.
 static size_t parameter_table(const Config *cfg, int V, Parameter table[NUM_KINDS]) {
-    int C = cfg->d, L = cfg->layers, HS = C / cfg->heads;
+    int C = cfg->d, L = cfg->layers, over = qk_norm_over(cfg);
     int QK = cfg->qk_norm ? L : 0;                                              // [qk_norm]
     const Parameter rows[NUM_KINDS] = {
         {"wte", "wte.weight", 1, V, C, EMBEDDING, 0},
         {"ln_1", "h.%d.ln_1.weight", L, 1, C, NORM, 0},
         {"c_attn", "h.%d.attn.c_attn.weight", L, 3 * C, C, LINEAR, 0},
-        {"q_norm", "h.%d.attn.q_norm.weight", QK, 1, HS, NORM, 0},              // [qk_norm]
-        {"k_norm", "h.%d.attn.k_norm.weight", QK, 1, HS, NORM, 0},              // [qk_norm]
+        {"q_norm", "h.%d.attn.q_norm.weight", QK, 1, over, NORM, 0},            // [qk_norm]
+        {"k_norm", "h.%d.attn.k_norm.weight", QK, 1, over, NORM, 0},            // [qk_norm]
         {"attn_c_proj", "h.%d.attn.c_proj.weight", L, C, C, LINEAR, 0},
         {"ln_2", "h.%d.ln_2.weight", L, 1, C, NORM, 0},
         {"c_fc", "h.%d.mlp.c_fc.weight", L, 4 * C, C, LINEAR, 0},
@@ -181,6 +193,12 @@ static double attention_scale(const Config *cfg) {
     if (cfg->mu_param >= MU_FULL) scale = 1 / HS;                               // [mu_param]
     return scale;
 }
+
+// The factor of the squares in -attention relu2 (section E.11): 1/sqrt(T), with the T of training
+// also where a sample has fewer tokens; 0 with softmax
+static double attention_relu2(const Config *cfg) {                              // [attention
+    return cfg->attention == ATTENTION_RELU2 ? 1 / sqrt(cfg->T) : 0;
+}                                                                               // attention]
 
 // Initial values (section 2.1 of the paper): embedding N(0, 1/C); linear layers truncated at two
 // standard deviations and rescaled to variance 1/fan_in; norms 1. Each tensor has a separate random
@@ -245,13 +263,26 @@ static void rope_table(real *cosine, real *sine, int T, int HS) {
 // The measurements of a run: the columns of log.csv
 
 // Activations whose RMS over a batch and over the layers is logged. ACT_C_ATTN is q, k and v before
-// qk-norm, ACT_ATT the output of attention, ACT_C_FC the MLP before GELU, ACT_RESIDUAL the last
-// residual.
+// qk-norm but after -kappa, ACT_ATT the output of attention, ACT_C_FC the MLP before GELU,
+// ACT_RESIDUAL the last residual.
 enum { ACT_WTE, ACT_C_ATTN, ACT_ATT, ACT_C_FC, ACT_RESIDUAL, ACT_LOGITS, NUM_ACTIVATIONS };
 // Sums over activations: of the squares of each kind, and of the output logits themselves
 enum { SUM_LOGITS = NUM_ACTIVATIONS, NUM_SUMS };
 static const char *const ACTIVATIONS[NUM_ACTIVATIONS] = {
     "wte", "c_attn", "att", "c_fc", "residual", "logits"
+};
+
+// What is logged layer by layer (figures 2 and 11, sections E.1, E.12, E.13): the largest |scale q.k|;
+// why it grows: the RMS of q and of k as attention sees them, and the cosine between the two of that
+// largest; the RMS of the block's output; the RMS of two tensors' gradients and updates.
+// train_gpt_cu measures the first.
+enum {
+    MAX_ATTN_LOGIT, Q_RMS, K_RMS, QK_COSINE, BLOCK_RMS, C_FC_GRAD_RMS, C_FC_UPDATE_RMS,
+    ATTN_C_PROJ_GRAD_RMS, ATTN_C_PROJ_UPDATE_RMS, NUM_BY_LAYER
+};
+static const char *const BY_LAYER[NUM_BY_LAYER] = {
+    "max_attn_logit", "q_rms", "k_rms", "qk_cosine", "block_rms", "c_fc_grad_rms",
+    "c_fc_update_rms", "attn_c_proj_grad_rms", "attn_c_proj_update_rms"
 };
 
 typedef struct {
@@ -260,7 +291,7 @@ typedef struct {
     double log_z;                           // the mean of log Z
     // of logged steps only
     double mean_logit;                      // of the output logits, over rows and vocabulary
-    double max_attn_logit[MAX_LAYERS];      // the largest |scale q.k| of each layer
+    double by_layer[NUM_BY_LAYER][MAX_LAYERS];
     double act_rms[NUM_ACTIVATIONS];
     double grad_rms[NUM_KINDS];             // of the gradient, before clipping
     double param_rms[NUM_KINDS];

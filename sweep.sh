@@ -30,21 +30,31 @@ ladder            16,32,64,96        64,128,256,512 \
 three_sizes       16,32,64           64,128,256            512x3,512x6,768x12
 one_size          64                 128                   768x12
 small_size        32                 128                   512x6
-depth_and_width   32x1,32x2,32x4,32x8,16x2,64x2,16x1,48x4 \
-                  128x2,128x4,128x8,128x16,64x4,256x4,64x2,192x8 \
-                  512x3,512x6,512x12,512x24,256x6,1024x6,256x3,768x12
+depth_and_width   32x2,32x8,32x32,64x2,128x2,48x4,64x8 \
+                  64x2,64x8,64x32,128x2,256x2,96x4,128x8 \
+                  512x3,512x6,512x12,512x24,512x48,512x96,256x6,1024x6,2048x6,768x9,1024x12
+depth_steps       2000               10000                 100000
+z_sizes           16x1,32x1,64x1     32x1,64x1,128x1       512x3,512x6,768x12
+z_T               16                 16                    512
+z_batch           4                  4                     256
+z_steps           30000              100000                100000
+blocks            32x4,32x8,64x8     128x4,128x8,256x8     512x6,512x12,512x24,1024x12
+two_sizes         16,128             64,512                256x3,2048x24
 logits_fit        16,24,32,48,64     64,96,128,192,256     256x3,512x3,512x6,768x6,768x12,1024x12
 logits_held_out   96,128,192         384,512               1024x24,2048x24
 eps_fit           16,32,48,64        64,96,128,192         256x3,512x3,512x6,768x6,768x12
 eps_held_out      96,128             256,384               1024x12,1024x24
 eps_largest       128                384                   1024x24
+recipe_base       16                 64                    512
 mu_base           32                 64                    256
 mu_widths         32,64,128,256      64,128,256,512        256,512,1024,2048
-mu_steps          400                2500                  100000
-mu_batch          8                  32                    256
+short_steps       400                2500                  100000
+small_batch       8                  32                    256
 coord_widths      32,64,128,256,512  64,128,256,512,1024   256,512,1024,2048,4096
-step_counts       250,500,1000,2000  1250,2500,5000,10000  25000,50000,100000,200000
-batch_sizes       4,8,16,32,64       8,16,32,64,128        64,128,256,512,1024
+step_counts       500,1000,2000      2500,5000,10000       50000,100000,200000
+batch_and_steps   8x2000,16x1000,32x500 \
+                  16x10000,32x5000,64x2500 \
+                  256x100000,512x50000,1024x25000
 wd_independent    3e-4,1e-3,3e-3     1e-4,3e-4,1e-3        1e-5,1e-4,1e-3
 wd_standard       0.1,0.3,1          0.1,0.3,1             0.1
 wd_steps          4000               20000                 100000
@@ -67,6 +77,7 @@ set_scale() {
 # predicted them from stage 1.
 EXPERIMENTS="
 qk_norm         3.1.1  attention logits
+logit_growth    3.1.1  over steps; why
 z_loss          3.1.2  output logits
 warmup          3.2.1  length of warm-up
 weight_decay    3.2.2  two weight decays
@@ -74,9 +85,16 @@ depth_width     3.2.3  depth and width
 mu_param        3.2.4  muParam over widths
 coord_check     3.2.4  the test of muParam
 predict_logits  3.3    logits, predicted
+kappa           3.3    how large a logit?
 predict_eps     3.4    epsilon, predicted
+block_rms       C.1    block by block
+recipe          1      all cures together
+scale           E.6    attention 1/d_h
 steps           E.7    number of steps
-batch           E.9    batch size
+qk_norm_over    E.8    over head or model
+batch           E.9    batch, constant data
+pointwise       E.11   without softmax
+rms_lr          E.14   LR times RMS
 beta2           ours   AdamW's beta2
 clip            ours   gradient clipping
 grid            -      any flags, above
@@ -84,19 +102,35 @@ grid            -      any flags, above
 LR=3e-4,1e-3,3e-3,1e-2,3e-2,1e-1,3e-1    # the paper's seven (section 2.2)
 
 experiment() {
+    local what
     case $1 in
     qk_norm) grid d="${of[ladder]}" lr=$LR,1 qk_norm=0,1 ;;
-    z_loss) grid d="${of[one_size]}" lr=1e-2,3e-2,1e-1,3e-1,1 z_loss=0,1e-4,1e-2 wd=0,1e-4 ;;
+    logit_growth) grid d="${of[two_sizes]}" lr=1e-2,3e-2,1e-1 qk_norm=0,1 ;;
+    z_loss)
+        grid d="${of[z_sizes]}" lr=$LR z_loss=0,1e-4 wd=0,1e-4 -data bigram -bf16_logits 1 \
+            -T "${of[z_T]}" -batch "${of[z_batch]}" -steps "${of[z_steps]}" -log_every 100 \
+            -eval_every 5000 ;;
     warmup) grid d="${of[three_sizes]}" lr=$LR warmup=1%,5%,10%,25% qk_norm=0,1 ;;
     weight_decay)
         grid d="${of[three_sizes]}" lr=$LR,1 wd_independent=1 wd="${of[wd_independent]}" \
             -steps "${of[wd_steps]}"
         grid d="${of[three_sizes]}" lr=1e-4,$LR wd_independent=0 wd="${of[wd_standard]}" \
             -steps "${of[wd_steps]}" ;;
-    depth_width) grid d="${of[depth_and_width]}" lr=$LR qk_norm=0,1 ;;
+    depth_width)
+        grid d="${of[depth_and_width]}" lr=$LR qk_norm=0,1 -steps "${of[depth_steps]}" \
+            -batch "${of[small_batch]}" ;;
     mu_param)
-        grid d="${of[mu_widths]}" lr=1e-4,$LR mu_param=off,simple,intermediate,full \
-            -base_d "${of[mu_base]}" -steps "${of[mu_steps]}" -batch "${of[mu_batch]}" ;;
+        grid d="${of[mu_widths]}" lr=1e-4,$LR,1 mu_param=off,simple,intermediate,full \
+            qk_norm=0,1 -base_d "${of[mu_base]}" -steps "${of[short_steps]}" \
+            -batch "${of[small_batch]}" ;;
+    scale)
+        grid d="${of[mu_widths]}" lr=$LR scale=sqrt,d_h qk_norm=0,1 \
+            -steps "${of[short_steps]}" -batch "${of[small_batch]}" ;;
+    rms_lr)
+        grid d="${of[mu_widths]}" lr=1e-4,$LR rms_lr=0 -steps "${of[short_steps]}" \
+            -batch "${of[small_batch]}"
+        grid d="${of[mu_widths]}" lr=3e-3,1e-2,3e-2,1e-1,3e-1,1,3,10 rms_lr=1 \
+            -steps "${of[short_steps]}" -batch "${of[small_batch]}" ;;
     coord_check)
         grid d="${of[coord_widths]}" lr=1e-2 mu_param=off,simple,intermediate,full \
             seed="$(seeds 3)" -base_d "${of[mu_base]}" -steps 10 -warmup 0 -log_every 1 \
@@ -110,8 +144,24 @@ experiment() {
         stage 2
         grid d="${of[eps_held_out]}" lr=1e-3,3e-3,1e-2,3e-2,1e-1,3e-1 eps=1e-8
         grid d="${of[eps_largest]}" lr=1e-1,3e-1 eps=1e-15,1e-6,1e-5,1e-4,1e-3 ;;
+    kappa)
+        grid d="${of[one_size]}" lr=3e-3,1e-2,3e-2 kappa=1,10,30,100,300,1e3,3e3,1e4 -qk_norm 0
+        grid d="${of[one_size]%x*}x0" lr=3e-3,1e-2,3e-2 kappa=0 -qk_norm 0 ;;
+    block_rms) grid d="${of[blocks]}" lr=1e-3,1e-2,1e-1 ;;
+    recipe)    # none, the best one, all: the small models' curves become flat
+        for what in "qk_norm=0 z_loss=0 wd=0 warmup=1%" "qk_norm=1 z_loss=0 wd=0 warmup=1%" \
+            "qk_norm=1 z_loss=1e-4 wd=1e-4 warmup=25%" \
+            "qk_norm=1 z_loss=1e-4 wd=1e-4 warmup=25% mu_param=simple"; do
+            # shellcheck disable=SC2086    # several
+            grid d="${of[three_sizes]}" lr=$LR,1 $what -base_d "${of[recipe_base]}"
+        done ;;
     steps) grid d="${of[small_size]}" lr=$LR steps="${of[step_counts]}" qk_norm=0,1 ;;
-    batch) grid d="${of[small_size]}" lr=$LR batch="${of[batch_sizes]}" qk_norm=0,1 ;;
+    batch)
+        for what in ${of[batch_and_steps]//,/ }; do
+            grid d="${of[small_size]}" lr=$LR batch="${what%x*}" steps="${what#*x}" qk_norm=0,1
+        done ;;
+    qk_norm_over) grid d="${of[three_sizes]}" lr=$LR,1 qk_norm=1,model ;;
+    pointwise) grid d="${of[three_sizes]}" lr=$LR attention=softmax,relu2 qk_norm=0,1 ;;
     beta2) grid d="${of[small_size]}" lr=$LR beta2=0.9,0.95,0.99,0.999 qk_norm=0,1 ;;
     clip) grid d="${of[small_size]}" lr=$LR clip=0,0.1,1,10 qk_norm=0,1 ;;
     grid) grid -d "${of[small_size]}" ;;

@@ -196,14 +196,44 @@ static void rope_row(real *out, const real *inp, const real *cosine, const real 
     }
 }
 
+// Replaces q and k in qkv (rows,3,C), head by head, by g(q) and g(k) (figure 10, section 3.3):
+//   g(z) = sqrt(kappa) z / RMS(z), where RMS(z) = sqrt(average(z^2) + 1e-6)
+// If their directions are unrelated, the standard deviation of the score q.k / sqrt(HS) is kappa;
+// its largest possible value is kappa sqrt(HS). factor (rows,2,NH) = sqrt(kappa) / RMS(z).
+static void kappa_forward(real *qkv, real *factor, real kappa, int rows,        // [kappa
+                          int NH, int HS) {
+    #pragma omp taskloop
+    for (size_t i = 0; i < (size_t)rows * 2 * NH; i++) {     // the heads of q and k
+        real *z = qkv + (i / (2 * NH) * 3 * NH + i % (2 * NH)) * HS;
+        real square = row_dot(z, z, HS) / HS;
+        // 0 * square: as in layernorm_row
+        factor[i] = sqrt(kappa / (square + (real)1e-6)) + 0 * square;
+        for (int j = 0; j < HS; j++) z[j] *= factor[i];
+    }
+}                                                                               // kappa]
+
+// Converts the gradients of g in dqkv (rows,3,C) to those of z, in place, from g in qkv (rows,3,C):
+//   dz = factor * (dg - g * average(dg * g) / kappa)
+static void kappa_backward(real *dqkv, const real *qkv, const real *factor,     // [kappa
+                           real kappa, int rows, int NH, int HS) {
+    #pragma omp taskloop
+    for (size_t i = 0; i < (size_t)rows * 2 * NH; i++) {
+        size_t at = (i / (2 * NH) * 3 * NH + i % (2 * NH)) * HS;
+        real mean = row_dot(dqkv + at, qkv + at, HS) / HS;
+        for (size_t j = at; j < at + HS; j++)
+            dqkv[j] = factor[i] * (dqkv[j] - qkv[j] * mean / kappa);
+    }
+}                                                                               // kappa]
+
 // Computes the q and k that attention sees, qk (B,T,2,C), from qkv (B,T,3,C), the output of the
 // linear layer c_attn. qk-norm applies LayerNorm to each head, so that scores stay small however
-// large the weights of c_attn grow. The heads of a layer share q_weight and k_weight (HS), which
-// are NULL without qk-norm. RoPE then turns the heads. mean, rstd (B,T,2,NH): of qk-norm; cosine,
-// sine (T,HS/2).
+// large the weights of c_attn grow. It normalizes `over` values together: HS or, with -qk_norm
+// model, all C. The heads of a layer share q_weight and k_weight (over), which are NULL without
+// qk-norm. RoPE then turns the heads. mean, rstd (B,T,2,NH): of qk-norm; cosine, sine (T,HS/2).
 static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *qkv,
-                                 const real *q_weight, const real *k_weight, const real *cosine,
-                                 const real *sine, int B, int T, int NH, int HS) {
+                                 const real *q_weight, const real *k_weight, int over,
+                                 const real *cosine, const real *sine,
+                                 int B, int T, int NH, int HS) {
     int C = NH * HS;
     #pragma omp taskloop
     for (int row = 0; row < B * T; row++)
@@ -213,9 +243,9 @@ static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *q
             size_t angles = (size_t)(row % T) * (HS / 2);
             if (q_weight) {                                                     // [qk_norm
                 size_t head = ((size_t)row * 2 + i) * NH;
-                for (int h = 0; h < NH; h++)
-                    layernorm_row(to + h * HS, mean + head + h, rstd + head + h, from + h * HS,
-                                  i ? k_weight : q_weight, HS);
+                for (int h = 0; h < C / over; h++)
+                    layernorm_row(to + h * over, mean + head + h, rstd + head + h, from + h * over,
+                                  i ? k_weight : q_weight, over);
                 from = to;
             }                                                                   // qk_norm]
             rope_row(to, from, cosine + angles, sine + angles, 1, NH, HS);
@@ -224,17 +254,18 @@ static void qk_norm_rope_forward(real *qk, real *mean, real *rstd, const real *q
 
 // Converts the gradients of qk, held in the q and k parts of dqkv (B,T,3,C), to those of qkv, in
 // place. First rotates back (a rotation's transpose is its inverse), then goes back through
-// qk-norm. dq_weight, dk_weight (HS): NULL without qk-norm. partial (chunks,4,HS): a chunk's
-// dq_weight and dk_weight, then scratch (2,HS).
+// qk-norm. dq_weight, dk_weight (over): NULL without qk-norm. partial (chunks,4,over): a chunk's
+// dq_weight and dk_weight, then scratch (2,over).
 static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, const real *qkv,
                                   const real *mean, const real *rstd, const real *q_weight,
-                                  const real *k_weight, const real *cosine, const real *sine,
-                                  real *partial, int B, int T, int NH, int HS) {
+                                  const real *k_weight, int over, const real *cosine,
+                                  const real *sine, real *partial,
+                                  int B, int T, int NH, int HS) {
     int C = NH * HS, rows = B * T, chunks = ceil_div(rows, CHUNK);
     #pragma omp taskloop
     for (int chunk = 0; chunk < chunks; chunk++) {
-        real *dw = partial + (size_t)chunk * 4 * HS;
-        memset(dw, 0, (size_t)2 * HS * sizeof(real));
+        real *dw = partial + (size_t)chunk * 4 * over;
+        memset(dw, 0, (size_t)2 * over * sizeof(real));
         for (int row = chunk * CHUNK; row < least(rows, (chunk + 1) * CHUNK); row++)
             for (int i = 0; i < 2; i++) {            // q, then k
                 size_t at = ((size_t)row * 3 + i) * C;
@@ -243,21 +274,22 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
                 rope_row(d, d, cosine + angles, sine + angles, -1, NH, HS);
                 if (q_weight) {                                                 // [qk_norm
                     size_t head = ((size_t)row * 2 + i) * NH;
-                    for (int h = 0; h < NH; h++)
-                        layernorm_row_backward(d + h * HS, NULL, dw + i * HS, d + h * HS,
-                                               qkv + at + h * HS, i ? k_weight : q_weight,
-                                               mean[head + h], rstd[head + h], dw + 2 * HS, HS);
+                    for (int h = 0; h < C / over; h++)
+                        layernorm_row_backward(d + h * over, NULL, dw + i * over, d + h * over,
+                                               qkv + at + h * over, i ? k_weight : q_weight,
+                                               mean[head + h], rstd[head + h], dw + 2 * over, over);
                 }                                                               // qk_norm]
             }
     }
     if (q_weight) {                                                             // [qk_norm
-        sum_chunks(dq_weight, partial, (size_t)4 * HS, chunks, HS);
-        sum_chunks(dk_weight, partial + HS, (size_t)4 * HS, chunks, HS);
+        sum_chunks(dq_weight, partial, (size_t)4 * over, chunks, over);
+        sum_chunks(dk_weight, partial + over, (size_t)4 * over, chunks, over);
     }                                                                           // qk_norm]
 }
 
 // Causal attention: out_i = sum over j <= i of p_ij v_j, where p_i is the softmax over j of the
 // scores (attention logits) s_ij = scale * dot(q_i, k_j). A task computes a head of a sequence.
+// If relu2 is not 0, p_ij is relu2 * max(0, s_ij)^2 instead.
 //
 // Keeps the scores of at most QB queries per thread, not of all T (Dao et al. 2022). The backward
 // pass recomputes p from softmax (B,NH,T,2), which holds two numbers per query: the largest score,
@@ -297,7 +329,7 @@ static AttentionScratch attention_scratch(real *memory, int T, int HS) {
 // out (B,T,C) from q and k in qk (B,T,2,C) and v in qkv (B,T,3,C). max_logit (B,NH), unless NULL:
 // the largest |s_ij| of each head. scratch (threads, attention_scratch_size).
 static void attention_forward(real *out, real *softmax, real *max_logit, const real *qk,
-                              const real *qkv, real scale, real *scratch,
+                              const real *qkv, real scale, real *scratch, real relu2,
                               int B, int T, int NH, int HS) {
     int C = NH * HS;
     int block = T > 2 * QB ? QB : QB / 2;            // shorter blocks mask fewer scores
@@ -325,6 +357,11 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
                 real top = row_max(p, cols);
                 if (max_logit)
                     for (int j = 0; j <= i0 + i; j++) largest = larger(fabs(p[j]), largest);
+                if (relu2 > 0) {                                                // [attention
+                    for (int j = 0; j < cols; j++) p[j] = p[j] < 0 ? 0 : p[j] * p[j];
+                    stats[2 * i + 1] = relu2;
+                    continue;
+                }                                                               // attention]
                 // 3. exponentials and their sum
                 for (int j = 0; j < cols; j++) p[j] = exponential(p[j] - top);
                 stats[2 * i] = top;
@@ -343,12 +380,13 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
 // dqkv (B,T,3,C), the gradients of q and k in qk and of v in qkv, from dout and out (B,T,C):
 //   dp_ij = dot(dout_i, v_j);  ds_ij = scale * p_ij (dp_ij - dot(dout_i, out_i))
 //   dq = ds k;  dk = ds^T q;  dv = p^T dout
+// With squares, ds_ij = scale * 2 relu2 max(0, s_ij) dp_ij.
 // ds_ij is the gradient of dot(q_i, k_j), not of s_ij: it includes the scale. Softmax's backward
 // pass subtracts from dp_ij the sum over j of p_ij dp_ij. This equals dot(dout_i, out_i), since
 // out_i = sum over j of p_ij v_j.
 static void attention_backward(real *dqkv, const real *dout, const real *out, const real *softmax,
                                const real *qk, const real *qkv, real scale, real *scratch,
-                               int B, int T, int NH, int HS) {
+                               real relu2, int B, int T, int NH, int HS) {
     int C = NH * HS;
     int block = T > 2 * QB ? QB : QB / 2, last = (T - 1) / block * block;
     #pragma omp taskloop
@@ -374,6 +412,15 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
             for (int i = 0; i < rows; i++) {
                 real *p = s.p + (size_t)i * cols, *dp = s.dp + (size_t)i * cols;
                 real *mask = s.mask + T - 1 - (i0 + i);
+                if (relu2 > 0) {                                                // [attention
+                    for (int j = 0; j < cols; j++) {
+                        real s = scale * p[j] + mask[j];
+                        s = s < 0 ? 0 : s;
+                        p[j] = relu2 * s * s;
+                        dp[j] *= 2 * relu2 * s * scale;
+                    }
+                    continue;
+                }                                                               // attention]
                 real top = stats[2 * i], inverse = stats[2 * i + 1];
                 real dot = row_dot(oi + (size_t)i * C, doi + (size_t)i * C, HS);
                 #pragma omp simd
@@ -601,7 +648,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
         a->gelu = reserve(g, BT * 4 * C);
         a->slope = reserve(g, BT * 4 * C);
     }
-    g->x = reserve(g, BT * C);
+    g->x = cfg->layers ? reserve(g, BT * C) : g->embedded;
     find_tensors(g, g->params, 0, g->w);
     find_tensors(g, g->grads, 0, g->dw);
     g->ln_f = reserve(g, BT * C);
@@ -642,8 +689,10 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
 // g->squares.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
+    int over = qk_norm_over(&g->cfg);
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg);
+    real kappa = (real)g->cfg.kappa, relu2 = (real)attention_relu2(&g->cfg);
     real *x = g->embedded, *branch = NULL;           // the residual stream is x + branch
     double *squares = g->squares;
 
@@ -656,10 +705,11 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
         residual_layernorm_forward(a.ln_1, a.x, a.ln_1_mean, a.ln_1_rstd, x, branch, w[LN_1],
                                    rows, C);
         matmul_forward(a.qkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
-        qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, w[Q_NORM], w[K_NORM],
+        if (kappa > 0) kappa_forward(a.qkv, a.qk_rstd, kappa, rows, NH, HS);    // [kappa]
+        qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, w[Q_NORM], w[K_NORM], over,
                              g->cosine, g->sine, B, T, NH, HS);
         attention_forward(a.att, a.softmax, statistics ? a.max_logit : NULL, a.qk, a.qkv, scale,
-                          g->scratch, B, T, NH, HS);
+                          g->scratch, relu2, B, T, NH, HS);
         branch = g->branch;
         matmul_forward(branch, a.att, w[ATTN_C_PROJ], rows, C, C);
         // a.x_mid = a.x + branch;  branch = mlp_c_proj(gelu(c_fc(ln_2(a.x_mid))))
@@ -709,7 +759,9 @@ static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, d
 // first layer, a LayerNorm, which adds its part to dx.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
+    int over = qk_norm_over(&g->cfg);
     real scale = (real)attention_scale(&g->cfg);
+    real kappa = (real)g->cfg.kappa, relu2 = (real)attention_relu2(&g->cfg);
     real *dx = g->dx, *dnorm = g->dnorm;
     real *dlogits = g->logits;                       // gpt_loss left them there
 
@@ -729,9 +781,12 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         // attention: attn_c_proj(attention(c_attn(ln_1(x))))
         matmul_backward(dnorm, dw[ATTN_C_PROJ], dx, a.att, w[ATTN_C_PROJ], rows, C, C);
         attention_backward(g->dqkv, dnorm, a.att, a.softmax, a.qk, a.qkv, scale, g->scratch,
-                           B, T, NH, HS);
+                           relu2, B, T, NH, HS);
         qk_norm_rope_backward(g->dqkv, dw[Q_NORM], dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
-                              w[Q_NORM], w[K_NORM], g->cosine, g->sine, g->partial, B, T, NH, HS);
+                              w[Q_NORM], w[K_NORM], over, g->cosine, g->sine, g->partial,
+                              B, T, NH, HS);
+        if (kappa > 0)                                                          // [kappa
+            kappa_backward(g->dqkv, a.qkv, a.qk_rstd, kappa, rows, NH, HS);     // kappa]
         matmul_backward(dnorm, dw[C_ATTN], g->dqkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
         residual_layernorm_backward(dx, dw[LN_1], dnorm, a.x, w[LN_1], a.ln_1_mean, a.ln_1_rstd,
                                     g->partial, rows, C);
@@ -795,14 +850,21 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
         double kind_lr = lr;
         kind_lr *= mu_lr_scale(cfg, p);                                         // [mu_param]
         double squares = 0;
-        for (size_t i = at; i < at + n; i += size) {         // the tensors of this kind
+        for (int l = 0; l < p->copies; l++) {
+            size_t i = at + (size_t)l * size;
             double tensor_lr = kind_lr;
             if (cfg->rms_lr) {                                                  // [rms_lr
                 double rms = sqrt(sum_squares(g->params + i, size, g->sums) / (double)size);
                 tensor_lr *= fmax(rms, 1e-3);
             }                                                                   // rms_lr]
-            squares += adamw(g->params + i, g->grads + i, g->m + i, g->v + i, size,
-                             (real)tensor_lr, o, g->sums);
+            double updates = adamw(g->params + i, g->grads + i, g->m + i, g->v + i, size,
+                                   (real)tensor_lr, o, g->sums);
+            squares += updates;
+            if (!stats || (k != C_FC && k != ATTN_C_PROJ)) continue;
+            int to = k == C_FC ? C_FC_GRAD_RMS : ATTN_C_PROJ_GRAD_RMS;
+            double grads = sum_squares(g->grads + i, size, g->sums);
+            stats->by_layer[to][l] = sqrt(grads / (double)size);
+            stats->by_layer[to + 1][l] = sqrt(updates / (double)size);
         }
         if (!stats || n == 0) continue;
         stats->grad_rms[k] = sqrt(sum_squares(g->grads + at, n, g->sums) / (double)n);
@@ -815,14 +877,46 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
 // ---------------------------------------------------------------------------
 // The training loop
 
-// What the last gpt_forward with statistics measured on a batch of B sequences: the largest
-// attention logit of each layer, the RMS of the activations, and the mean output logit.
+// Why the attention logits of a layer are large (section E.1): the RMS of its queries and keys, and
+// the cosine of the angle between the two with the largest |s_ij|. The norms grow, the cosine does
+// not.
+static void qk_statistics(const Layer *a, int l, int B, int T, int NH, int HS, Stats *stats) {
+    int C = NH * HS, head = 0;                       // head: of a sequence, the largest score's
+    double squares[2] = {0, 0}, largest = -1, cosine = NAN;
+    for (int i = 0; i < B * T * 2; i++) {            // q and k by turns
+        const real *x = a->qk + (size_t)i * C;
+        squares[i % 2] += row_dot(x, x, C);
+    }
+    for (int i = 0; i < B * NH; i++)
+        if (a->max_logit[i] > a->max_logit[head]) head = i;
+    const real *q = a->qk + (size_t)(head / NH) * T * 2 * C + (size_t)(head % NH) * HS;
+    const real *k = q + C;
+    for (int i = 0; i < T; i++)
+        for (int j = 0; j <= i; j++) {
+            const real *qi = q + (size_t)i * 2 * C, *kj = k + (size_t)j * 2 * C;
+            double dot = row_dot(qi, kj, HS);
+            if (!(fabs(dot) > largest)) continue;
+            largest = fabs(dot);
+            cosine = dot / sqrt((double)row_dot(qi, qi, HS) * (double)row_dot(kj, kj, HS));
+        }
+    stats->by_layer[Q_RMS][l] = sqrt(squares[0] / ((double)B * T * C));
+    stats->by_layer[K_RMS][l] = sqrt(squares[1] / ((double)B * T * C));
+    stats->by_layer[QK_COSINE][l] = cosine;
+}
+
+// What the last gpt_forward with statistics measured on a batch of B sequences: layer by layer, the
+// RMS of the activations, and the mean output logit. Without layers, the RMS of theirs is 0/0, NAN:
+// an empty cell of the log.
 static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
-    size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
+    int NH = g->cfg.heads, C = g->cfg.d;
+    size_t L = g->cfg.layers, BTC = (size_t)B * T * C, BTV = (size_t)B * T * g->V;
     const double *total = g->squares;
-    for (size_t l = 0; l < L; l++) {
-        const real *logits = g->layers[l].max_logit;
-        stats->max_attn_logit[l] = row_max(logits, B * g->cfg.heads);
+    for (int l = 0; l < g->cfg.layers; l++) {
+        const Layer *a = &g->layers[l];
+        const real *output = l + 1 < g->cfg.layers ? a[1].x : g->x;
+        stats->by_layer[MAX_ATTN_LOGIT][l] = row_max(a->max_logit, B * NH);
+        stats->by_layer[BLOCK_RMS][l] = sqrt(sum_squares(output, BTC, g->sums) / (double)BTC);
+        qk_statistics(a, l, B, T, NH, C / NH, stats);
     }
     // in the order of the ACT_ constants; c_attn, att and c_fc are summed over the layers
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};

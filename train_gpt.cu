@@ -1225,7 +1225,7 @@ typedef struct {
     act *dfc;                                        // (B,T,4C)
     real *scratch;                                   // (B,NH,T) of attention_backward
     Partials partial[1];                             // (1) of the norms' backward passes
-    real *max_logit;                                 // (L) the layers' max_logit
+    real *max_logit;                                 // (MAX_LAYERS) the layers' max_logit
     double (*squares)[SUM_BLOCKS];                   // (NUM_SUMS,SUM_BLOCKS)
     double *sums;                                    // (3,NUM_KINDS,blocks) of gpt_update
     real (*rms)[MAX_LAYERS];                         // (NUM_KINDS,MAX_LAYERS) NULL without -rms_lr
@@ -1273,7 +1273,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     g->sine = reserve(g, T * HS / 2);
     g->embedded = reserve(g, BT * C);
     g->branch = reserve(g, BT * C);
-    g->max_logit = reserve(g, cfg->layers);
+    g->max_logit = reserve(g, MAX_LAYERS);
     g->layers = (Layer *)allocate((size_t)cfg->layers, sizeof(Layer));
     for (int l = 0; l < cfg->layers; l++) {
         Layer *a = &g->layers[l];
@@ -1298,7 +1298,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
         a->fc = reserve(g, BT * 4 * C);
         a->gelu = reserve(g, BT * 4 * C);
     }
-    g->x = reserve(g, BT * C);
+    g->x = cfg->layers ? reserve(g, BT * C) : g->embedded;
     find_tensors(g, g->weights, 0, g->w);
     find_tensors(g, g->grads, 0, g->dw);
     g->ln_f = reserve(g, BT * C);
@@ -1442,7 +1442,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         const Layer a = g->layers[l];
         act *const *w = a.w;
         real *const *dw = a.dw;
-        // the MLP: mlp_c_proj(gelu(c_fc(ln_2(x))))
+        // the MLP: mlp_c_proj(gelu(c_fc(ln_2(x_mid))))
         matmul_gelu_backward(g->dfc, dw[MLP_C_PROJ], dx, a.fc, a.gelu, w[MLP_C_PROJ],
                              rows, 4 * C, C);
         matmul_backward(dnorm, dw[C_FC], g->dfc, a.ln_2, w[C_FC], rows, C, 4 * C);
@@ -1459,6 +1459,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
                                     g->partial, rows, C);
         sum_partials(g->partial, C);
     }
+    if (L == 0) sum_partials(g->partial, C);         // ln_f's, else added by the last layer
     embedding_backward(g->dw[WTE], dx, g->batch.order, g->batch.start,
                        (int)(tokens - g->batch.inputs), rows, C, g->V);
 }
@@ -1566,7 +1567,7 @@ static void gpt_update(GPT *g, int statistics) {
     int n = grid.x * NUM_KINDS;
     launch(grad_squares_kernel, grid, 128, g->sums, g->grads, kinds);
     launch(grad_norm_kernel, 1, 1024, g->results, g->sums, n, g->adamw);
-    dim3 tensors(1, NUM_KINDS, g->cfg.layers);
+    dim3 tensors(1, NUM_KINDS, g->cfg.layers ? g->cfg.layers : 1);
     if (g->rms) launch(rms_kernel, tensors, 1024, g->rms, g->params, kinds);    // [rms_lr]
     launch(adamw_kernel, grid, 128, g->params, g->weights, g->grads, g->m, g->v, g->sums + n,
            statistics, g->results, g->rms, g->adamw, kinds);
@@ -1629,7 +1630,10 @@ static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *sta
            sum_blocks(g->num_parameters));
     from_gpu(total, g->totals, sizeof total);
     from_gpu(max_logit, g->max_logit, L * sizeof(real));
-    for (size_t l = 0; l < L; l++) stats->max_attn_logit[l] = max_logit[l];
+    for (size_t l = 0; l < L; l++) {
+        stats->by_layer[MAX_ATTN_LOGIT][l] = max_logit[l];
+        for (int i = 1; i < NUM_BY_LAYER; i++) stats->by_layer[i][l] = NAN;
+    }
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
         stats->act_rms[i] = sqrt(total[i] / (double)count[i]);
@@ -1782,7 +1786,7 @@ static void sample(const Config *cfg) {
 static double check_runs(const Config *cfg) {
     DataLoader loader;
     GPT g;
-    int status;
+    int status = 0;
     dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, cfg->T, (uint64_t)cfg->seed);
     gpt_layout(&g, cfg, loader.vocab, cfg->batch, cfg->T, false);
     pid_t child = fork();
@@ -1814,6 +1818,10 @@ int main(int argc, char **argv) {
         die(USAGE, "-d %d -heads %d: train_gpt_cu needs a width that is a multiple of %d, at most "
             "%d, and heads of a multiple of %d, at most %d; ./train_gpt trains any",
             cfg.d, cfg.heads, W, MAX_C, W, MAX_HS);
+    const char *absent = cfg.kappa > 0 ? "-kappa" : NULL;                       // [kappa]
+    if (cfg.attention == ATTENTION_RELU2) absent = "-attention relu2";          // [attention]
+    if (cfg.qk_norm == QK_NORM_MODEL) absent = "-qk_norm model";                // [qk_norm]
+    if (absent) die(USAGE, "%s: train_gpt_cu does not have it; ./train_gpt does", absent);
 
     int runs = learning_rates(cfg.lr_text, lr, NULL);
     if (runs > 1) return train_sweep(&cfg, lr, runs);

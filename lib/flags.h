@@ -219,6 +219,9 @@ static void config_finish(Config *cfg, const char *file) {
     if (head_size % 2)
         flag_fail(file, "-heads: the head size %d/%d = %d is odd; RoPE turns pairs and needs an "
                   "even one", cfg->d, cfg->heads, head_size);
+    if (cfg->kappa > 0 && cfg->qk_norm)
+        flag_fail(file, "-kappa %g: qk-norm fixes the size of q and k already; add -qk_norm 0",
+                  cfg->kappa);
 }
 
 // runs/, then the flags that differ from their defaults: runs/lr3e-2_qk_norm0

@@ -212,7 +212,8 @@ static void log_check(FILE *log, const char *path, const State *state) {
 static void log_header(FILE *log, const Config *cfg, const Parameter *table) {
     static const char *const groups[3] = {"grad", "param", "update"};
     fprintf(log, "step,tokens,lr,train_loss,val_loss,grad_norm,log_z,mean_logit");
-    for (int l = 0; l < cfg->layers; l++) fprintf(log, ",max_attn_logit_%d", l);
+    for (int i = 0; i < NUM_BY_LAYER; i++)
+        for (int l = 0; l < cfg->layers; l++) fprintf(log, ",%s_%d", BY_LAYER[i], l);
     for (int a = 0; a < NUM_ACTIVATIONS; a++) fprintf(log, ",act_rms_%s", ACTIVATIONS[a]);
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < NUM_KINDS; k++)
@@ -239,8 +240,9 @@ static void log_row(Run *run, const Stats *s, int step, int measured) {
     log_number(run->log, s->grad_norm);
     log_number(run->log, s->log_z);
     log_number(run->log, measured ? s->mean_logit : NAN);
-    for (int l = 0; l < cfg->layers; l++)
-        log_number(run->log, measured ? s->max_attn_logit[l] : NAN);
+    for (int i = 0; i < NUM_BY_LAYER; i++)
+        for (int l = 0; l < cfg->layers; l++)
+            log_number(run->log, measured ? s->by_layer[i][l] : NAN);
     for (int a = 0; a < NUM_ACTIVATIONS; a++) log_number(run->log, measured ? s->act_rms[a] : NAN);
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < NUM_KINDS; k++)
@@ -450,7 +452,7 @@ static int diagnose(const Config *cfg, const char *prefix) {
     char name[64];
 
     double most = max_attn_logit(&log, cfg->layers, name);
-    if (most > 100) {
+    if (most > 100 && cfg->kappa == 0) {
         while (!(csv_value(&log, row, name) > 100)) row++;
         print_sentence("%sattention logits grew past 100 in layer %s (the first is 0) from step "
                        "%.0f on, up to %.3g: %s fixes it%s", prefix, strrchr(name, '_') + 1,

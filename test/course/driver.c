@@ -114,7 +114,7 @@ static void attention(const Config *cfg, int B) {
     get(out, n);
     get(softmax, 2 * rows);
     attention_backward(dqkv, dout, out, softmax, qk, qkv, 1 / sqrt((real)HS), scratch,
-                       B, T, NH, HS);
+                       0, B, T, NH, HS);
     put(dqkv, 3 * n);
 }
 

@@ -36,12 +36,14 @@ EXERCISES = {
                         "The forward pass (section 3.1.1). Without qk-norm q_weight is NULL: then"
                         " change nothing. Otherwise normalise each of the NH heads of this row's q"
                         " (i is 0) or k (i is 1): LayerNorm over its HS values, with the weight"
-                        " q_weight or k_weight (HS). `from` (C) is the q or k of the product. Write"
-                        " the result to `to` (C), and let `from` point to it, so that rope_row"
-                        " turns the normalised values. Keep each head's mean and 1/sqrt(variance)"
+                        " q_weight or k_weight (HS). `over` is HS: -qk_norm model, where it is C,"
+                        " is not part of this exercise. `from` (C) is the q or k of the product."
+                        " Write the result to `to` (C), and let `from` point to it, so that"
+                        " rope_row turns the normalised values. Keep each head's mean and"
+                        " 1/sqrt(variance)"
                         " for the backward pass, in mean and rstd (B,T,2,NH)."
                     ),
-                    "(void)mean, (void)rstd, (void)q_weight, (void)k_weight;",
+                    "(void)mean, (void)rstd, (void)q_weight, (void)k_weight, (void)over;",
                 ),
                 (
                     (
@@ -361,11 +363,11 @@ EXERCISES = {
                         " softmax (the sum over j of p_ij dp_ij is dout_i out_i: why?); dq and dk."
                         " Four loops for each head are enough. For speed, use multiply() on blocks"
                         " of at most QB queries; scratch holds attention_scratch_size reals for"
-                        " each thread."
+                        " each thread. relu2, of -attention relu2, is 0 here."
                     ),
                     (
                         "(void)dout, (void)out, (void)softmax, (void)qk, (void)qkv, (void)scale,"
-                        " (void)scratch;\n"
+                        " (void)scratch, (void)relu2;\n"
                         "memset(dqkv, 0, (size_t)B * T * 3 * NH * HS * sizeof(real));"
                     ),
                 )

@@ -22,7 +22,13 @@ FORMULA = {
         "q = LayerNorm(q) * w_q, k = LayerNorm(k) * w_k, over the HS values of each head, before"
         " RoPE; w_q, w_k (HS).\n"
         "LayerNorm(x) = (x - mean(x)) / sqrt(var(x) + 1e-6)."
-        " Then |scale q.k| <= sqrt(HS) max|w_q| max|w_k|."
+        " Then |scale q.k| <= sqrt(HS) max|w_q| max|w_k|.\n"
+        "model: over all C values of q and of k; w_q, w_k (C). The bound is NH times as large."
+    ),
+    "kappa": (
+        "q = sqrt(kappa) q / RMS(q), k alike, over the HS values of each head, before RoPE.\n"
+        "RMS(q) = sqrt(average(q^2) + 1e-6). Then |q.k| / sqrt(HS) <= kappa sqrt(HS), and about"
+        " kappa in unrelated directions."
     ),
     "z_loss": (
         "loss = cross-entropy + z_loss * mean(log Z ^ 2), Z = sum_j exp(logit_j).\n"
@@ -51,6 +57,11 @@ FORMULA = {
     "layers": "the depth L: x += proj(attention(norm(x))); x += fc2(gelu(fc1(norm(x)))), L times.",
     "heads": "NH heads of size HS = C / NH: attention's scale is 1 / sqrt(HS).",
     "scale": "score = q.k / sqrt(HS) or, with d_h (the paper's name for HS), q.k / HS.",
+    "attention": (
+        "weight_ij = max(0, score_ij)^2 / sqrt(T) for j <= i, in place of the softmax over j of"
+        " score_ij.\n"
+        "d loss / d score_ij = 2 max(0, score_ij) / sqrt(T) * dout_i.v_j."
+    ),
     "mu_param": (
         "m = C / base_d. simple: every linear layer, the head too, learns at lr / m.\n"
         "intermediate: also the head's initial standard deviation is sqrt(base_d) / C.\n"

@@ -98,6 +98,8 @@ def test_show_functions():
     where = {flag: show.enclosing(lines, n) for flag, n, _ in show.chunks("\n".join(lines))}
     assert where == dict(
         qk_norm="qk_norm_rope_backward",
+        kappa="gpt_backward",
+        attention="attention_backward",
         z_loss="cross_entropy",
         bf16_logits="gpt_forward",
         mu_param="gpt_update",
@@ -128,7 +130,7 @@ BACKWARD = "                if (q_weight) {" + MARGIN[4:] + "// [qk_norm\n"
 TURN = "            rope_row(to, from, cosine + angles, sine + angles, 1, NH, HS);\n"
 TURN_BACK = "                rope_row(d, d, cosine + angles, sine + angles, -1, NH, HS);\n"
 END_BACKWARD = (
-    "mean[head + h], rstd[head + h], dw + 2 * HS, HS);\n"
+    "mean[head + h], rstd[head + h], dw + 2 * over, over);\n"
     "                }                                                               // qk_norm]\n"
 )
 BACK_V = "        const real *v = qkv + first * 3 * C + 2 * C + channel;\n        real *dq = dqkv"
@@ -149,8 +151,8 @@ WRONG = {
         "queries_weight": wrong(
             ALL,
             (
-                "from + h * HS,\n                                  i ? k_weight : q_weight, HS",
-                "from + h * HS, q_weight, HS",
+                "from + h * over,\n                                  i ? k_weight : q_weight, over",
+                "from + h * over, q_weight, over",
             ),
             says="k_weight, K_NORM",
         ),
@@ -160,7 +162,7 @@ WRONG = {
         "only_the_first_head": wrong(
             ALL,
             (
-                "for (int h = 0; h < NH; h++)\n                    layernorm_row(",
+                "for (int h = 0; h < C / over; h++)\n                    layernorm_row(",
                 "for (int h = 0; h < 1; h++)\n                    layernorm_row(",
             ),
         ),
@@ -185,7 +187,7 @@ WRONG = {
         ),
         "backward_of_output": wrong(
             [1, 2],
-            ("qkv + at + h * HS, i ?", "d + h * HS, i ?"),
+            ("qkv + at + h * over, i ?", "d + h * over, i ?"),
             either=[3],
             says="in qkv",
         ),
@@ -199,17 +201,17 @@ WRONG = {
         ),
         "backward_with_queries_weight": wrong(
             [1, 2],
-            ("qkv + at + h * HS, i ? k_weight : q_weight", "qkv + at + h * HS, q_weight"),
+            ("qkv + at + h * over, i ? k_weight : q_weight", "qkv + at + h * over, q_weight"),
             either=[3],
         ),
         "one_gradient_for_both_weights": wrong(
-            [1, 2], ("NULL, dw + i * HS, d + h", "NULL, dw, d + h"), either=[3]
+            [1, 2], ("NULL, dw + i * over, d + h", "NULL, dw, d + h"), either=[3]
         ),
         "only_the_first_chunk": wrong(
             [1, 2],
             (
-                "sum_chunks(dq_weight, partial, (size_t)4 * HS, chunks, HS)",
-                "sum_chunks(dq_weight, partial, (size_t)4 * HS, 1, HS)",
+                "sum_chunks(dq_weight, partial, (size_t)4 * over, chunks, over)",
+                "sum_chunks(dq_weight, partial, (size_t)4 * over, 1, over)",
             ),
             either=[3],
             says="all chunks",

@@ -45,7 +45,18 @@ MORE = dict(
     wide=dict(d=264, heads=3, layers=1, T=2, batch=1, eps=1e-3),
 )
 SHAPES = {**CASES, **CHANGED, **MORE}
-del SHAPES["head_of_2"], SHAPES["head_of_2_normed"]
+# heads of 2, and the flags that only train_gpt.c has
+for case in (
+    "head_of_2",
+    "head_of_2_normed",
+    "kappa",
+    "kappa_full",
+    "relu2",
+    "relu2_long",
+    "norm_over_all",
+    "norm_over_all_full",
+):
+    del SHAPES[case]
 LARGE = {"c64", "c40", "head_of_64", *MORE}
 PRECISIONS = "fp32", "bf16"
 BUILT_FOR = dict(fp32=["-DFP32"], bf16=[])
@@ -449,6 +460,7 @@ def same_log(actual, wanted, tolerance):
         dict(batch=10, micro_batch=1),
         dict(steps=12, log_every=4, eval_every=0),
         dict(vocab=131),
+        dict(layers=0, rms_lr=1),
     ],
     ids=str,
 )
@@ -591,6 +603,17 @@ def test_shapes_it_does_not_take(shape, lr, program, tmp_path):
     line that names the trainer which takes them, before any file is touched."""
     said = run(program, status=None, cwd=tmp_path, **{**TINY, "steps": 2, **shape, "lr": lr})
     assert re.fullmatch(r"train_gpt: -d .*\./train_gpt\b.*\n", said), said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lr", ["1e-2", "1e-3,1e-2"], ids=["one run", "a sweep"])
+@pytest.mark.parametrize("words", ["-kappa", "-attention relu2", "-qk_norm model"], ids=str)
+def test_flags_it_does_not_have(words, lr, program, tmp_path):
+    """One line that names the flag, and the trainer which has it."""
+    value = "3" if words == "-kappa" else ()
+    flags = {**TINY, "steps": 2, "lr": lr}
+    said = run(program, "-qk_norm", 0, *words.split(), *value, status=2, cwd=tmp_path, **flags)
+    assert said == f"train_gpt: {words}: train_gpt_cu does not have it; ./train_gpt does\n"
     assert not list(tmp_path.iterdir())
 
 

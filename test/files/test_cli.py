@@ -134,6 +134,8 @@ SECTIONS = dict(
     base_d="3.2.4",
     scale="E.6",
     rms_lr="E.14",
+    kappa="3.3",
+    attention="E.11",
     eps="3.4",
     beta2="ours",
     clip="ours",
@@ -149,6 +151,8 @@ DEFAULTS = dict(
     mu_param="off",
     scale="sqrt",
     rms_lr="0",
+    kappa="0",
+    attention="softmax",
     eps="1e-8",
     clip="1",
     beta1="0.9",
@@ -164,16 +168,19 @@ RANGES = dict(
     min_lr=">= 0",
     beta1="0 <= x < 1",
     beta2="0 <= x < 1",
-    qk_norm="0 .. 1",
+    qk_norm="0 1 model",
     wd_independent="0 .. 1",
     mu_param="off simple intermediate full",
     scale="sqrt d_h",
     rms_lr="0 .. 1",
+    layers="0 .. 1024",
+    kappa=">= 0",
+    attention="softmax relu2",
     temperature=">= 0",
 )
 FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent
-    rms_lr qk_norm z_loss bf16_logits mu_param base_d scale seed data val vocab eval_tokens
-    eval_every log_every
+    rms_lr qk_norm kappa z_loss bf16_logits mu_param base_d scale attention seed data val vocab
+    eval_tokens eval_every log_every
     checkpoint_every micro_batch resume sample temperature out""".split()
 
 
@@ -239,6 +246,8 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-data -T 3", "-data needs"),
         ("-data 'a\tb'", "-data | control character"),
         ("-mu_param most", "-mu_param | 'most' | one of: off simple intermediate full"),
+        ("-qk_norm 2", "-qk_norm | '2' | one of: 0 1 model"),
+        ("-attention relu", "-attention | 'relu' | one of: softmax relu2"),
         ("-mu_param fuller", "-mu_param | 'fuller'"),
         ("-mu_param ''", "-mu_param"),
         ("-mu_param 'off simple'", "-mu_param"),
@@ -247,6 +256,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-T 65536 -batch 65536", "-batch | 65536 | 2^31"),
         ("-T 65536 -batch 16384 -heads 2", "2^31"),
         ("-heads 2 -d 18", "9 | odd | even"),
+        ("-kappa 3", "-kappa 3 | qk-norm | add -qk_norm 0"),
         ("-heads 16 -d 16", "odd"),
         *[
             (f"-steps 30 -warmup '{x}'", "-warmup | from 0 to 30 | 100%")

@@ -648,6 +648,13 @@ def test_diagnosis_of_runs_that_go_wrong(tmp_path, flags, says):
             ), name
 
 
+def test_diagnosis_of_logits_that_kappa_sets(tmp_path):
+    """They are past 100 by the flag's word: nothing went wrong."""
+    folder = tmp_path / "x"
+    assert not diagnosis(train(folder, qk_norm=0, kappa=1000, lr="1e-3", steps=20))
+    assert log(folder)["max_attn_logit_0"][-1] > 1000
+
+
 # ---------------------------------------------------------------------------
 # The sweep
 

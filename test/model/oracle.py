@@ -26,6 +26,8 @@ CONFIG = dict(
     qk_norm=1,
     z_loss=1e-4,
     bf16_logits=0,
+    kappa=0,
+    attention="softmax",
     mu_param="off",
     base_d=32,
     scale="sqrt",
@@ -57,7 +59,8 @@ def shapes(cfg):
         out[h + "ln_1.weight"] = (C,)
         out[h + "attn.c_attn.weight"] = (3 * C, C)
         if cfg["qk_norm"]:
-            out[h + "attn.q_norm.weight"] = out[h + "attn.k_norm.weight"] = (HS,)
+            over = C if cfg["qk_norm"] == "model" else HS
+            out[h + "attn.q_norm.weight"] = out[h + "attn.k_norm.weight"] = (over,)
         out[h + "attn.c_proj.weight"] = (C, C)
         out[h + "ln_2.weight"] = (C,)
         out[h + "mlp.c_fc.weight"] = (4 * C, C)
@@ -109,6 +112,11 @@ def rope(x):
     )
 
 
+def rms_norm(x, kappa):
+    """sqrt(kappa) x / RMS(x), with LayerNorm's epsilon."""
+    return x * jnp.sqrt(kappa / ((x * x).mean(-1, keepdims=True) + 1e-6))
+
+
 def to_bfloat16(x):
     """x as a bfloat16 of its float holds it. Rounding has no slope of use: the gradient is x's."""
     near = x.astype(jnp.float32).astype(jnp.bfloat16).astype(x.dtype)
@@ -117,7 +125,8 @@ def to_bfloat16(x):
 
 def forward(cfg, p, inputs):
     """Returns the logits (B, T, V), the largest absolute attention logit of each layer and the RMS
-    of activations: embedding, q k v, attention's output, fc1's output, last residual, logits."""
+    of activations: embedding, q k v, attention's output, fc1's output, last residual, logits (the
+    three between only where there are layers)."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS = C // NH
     scale = 1 / HS if cfg["mu_param"] == "full" or cfg["scale"] == "d_h" else HS**-0.5
@@ -127,12 +136,21 @@ def forward(cfg, p, inputs):
     for l in range(cfg["layers"]):
         w = lambda name: p[f"h.{l}.{name}.weight"]
         qkv = layernorm(x, w("ln_1")) @ w("attn.c_attn").T
-        q, k, v = (y.reshape(B, T, NH, HS) for y in jnp.split(qkv, 3, -1))
-        if cfg["qk_norm"]:
+        q, k, v = jnp.split(qkv, 3, -1)
+        if cfg["qk_norm"] == "model":  # section E.8: over C
             q, k = layernorm(q, w("attn.q_norm")), layernorm(k, w("attn.k_norm"))
+        q, k, v = (y.reshape(B, T, NH, HS) for y in (q, k, v))
+        if cfg["qk_norm"] == 1:
+            q, k = layernorm(q, w("attn.q_norm")), layernorm(k, w("attn.k_norm"))
+        if cfg["kappa"]:  # figure 10
+            q, k = rms_norm(q, cfg["kappa"]), rms_norm(k, cfg["kappa"])
+            qkv = jnp.concatenate([y.reshape(B, T, C) for y in (q, k, v)], -1)  # as is measured
         s = jnp.einsum("bqhc,bkhc->bhqk", rope(q), rope(k)) * scale
         largest.append(jnp.where(causal, abs(s), 0).max())
-        a = jax.nn.softmax(jnp.where(causal, s, -jnp.inf))
+        if cfg["attention"] == "relu2":  # section E.11: T is the length in training
+            a = jnp.where(causal, jax.nn.relu(s) ** 2 / cfg["T"] ** 0.5, 0)
+        else:
+            a = jax.nn.softmax(jnp.where(causal, s, -jnp.inf))
         att = jnp.einsum("bhqk,bkhc->bqhc", a, v).reshape(B, T, C)
         x = x + att @ w("attn.c_proj").T
         y = layernorm(x, w("ln_2")) @ w("mlp.c_fc").T
@@ -142,7 +160,7 @@ def forward(cfg, p, inputs):
     out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].T
     out = to_bfloat16(out) if cfg["bf16_logits"] else out
     acts = [embedding, *map(jnp.stack, zip(*inner)), x, out]
-    return out, jnp.stack(largest), jnp.stack([jnp.sqrt((y * y).mean()) for y in acts])
+    return out, jnp.array(largest), jnp.stack([jnp.sqrt((y * y).mean()) for y in acts])
 
 
 def evaluate(cfg, p, inputs, targets):

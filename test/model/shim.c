@@ -87,7 +87,7 @@ double shim_log_z(Shim *s) { return s->log_z; }
 double shim_max_attn_logit(Shim *s, int layer) {
     static Stats stats;
     gpt_statistics(&s->g, s->B, s->g.cfg.T, &stats);
-    return stats.max_attn_logit[layer];
+    return stats.by_layer[MAX_ATTN_LOGIT][layer];
 }
 
 double shim_act_rms(Shim *s, int i) {
@@ -168,7 +168,8 @@ void shim_attention_forward(real *out, real *softmax, const real *qk, const real
                             double scale, int B, int T, int NH, int HS, double *max_logit) {
     real *scratch = scratch_of_all(T, HS);
     real *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
-    IN_TEAM attention_forward(out, softmax, largest, qk, qkv, (real)scale, scratch, B, T, NH, HS);
+    IN_TEAM attention_forward(out, softmax, largest, qk, qkv, (real)scale, scratch, 0,
+                              B, T, NH, HS);
     *max_logit = 0;
     for (int i = 0; i < B * NH; i++) *max_logit = fmax(*max_logit, (double)largest[i]);
     free(scratch);
@@ -180,7 +181,7 @@ void shim_attention_backward(real *dqkv, const real *dout, const real *out, cons
                              int B, int T, int NH, int HS) {
     real *scratch = scratch_of_all(T, HS);
     IN_TEAM attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)scale, scratch,
-                               B, T, NH, HS);
+                               0, B, T, NH, HS);
     free(scratch);
 }
 

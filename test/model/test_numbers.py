@@ -35,15 +35,16 @@ EDGES = dict(
     clip=["0", "1e-300"],
     wd=["100", "1e300"],
     z_loss=["0", "1e30"],
-    qk_norm=["0"],
+    qk_norm=["0", "model"],
     mu_param=["full"],
     base_d=["65536"],
     scale=["d_h"],
     rms_lr=["1"],
+    attention=["relu2"],
     warmup=["100%"],
     steps=["0", "1"],
     min_lr=["1e30"],
-    shape=["-d 2 -heads 1", "-T 1 -batch 1", "-layers 3"],
+    shape=["-d 2 -heads 1", "-T 1 -batch 1", "-layers 3", "-layers 0", "-qk_norm 0 -kappa 1e6"],
     data=["same", "two.bin -vocab 2", "one.bin -vocab 1"],
 )
 VALUES = [(flag, value) for flag, values in EDGES.items() for value in values]
@@ -156,6 +157,16 @@ def test_clipping_of_gradients_of_any_size(float_library, size):
         )
 
 
+def test_kappa_of_an_overflow_is_not_a_number(float_library):
+    """As LayerNorm's: queries and keys whose squares are no float do not become 0, which would look
+    sound."""
+    flags = dict(d=8, layers=1, heads=2, T=4, batch=1, vocab=7, qk_norm=0, kappa=3)
+    c, tokens = Model(float_library, **flags), np.array([[1, 2, 3, 4]])
+    assert np.isfinite(c.forward(tokens, tokens))
+    c.p["h.0.attn.c_attn.weight"][:16] *= 1e25
+    assert not np.isfinite(c.forward(tokens, tokens))
+
+
 @pytest.mark.parametrize("size", [1e4, 1e10, 1e20, 1e30, 1.6e38])
 def test_cross_entropy_of_huge_logits(float_library, size):
     """Loss, log Z and gradient to rounding where the largest logits are equal, and where one stands
@@ -249,6 +260,10 @@ CASES |= dict(
     scale=dict(scale="d_h"),
     rms_lr=dict(rms_lr=1),
     bigram=dict(data="bigram", vocab=50),
+    no_layers=dict(layers=0),
+    attention=dict(attention="relu2"),
+    qk_norm_model=dict(qk_norm="model"),
+    kappa=dict(kappa=10, qk_norm=0),
 )
 # mu_*; test_data.py has data, but for bigram
 NO_NUMBERS = (
@@ -271,6 +286,8 @@ def test_every_flag_has_a_case():
     assert {*FLAGS} == {*NO_NUMBERS, *CASES} - {
         "default",
         "bigram",
+        "no_layers",
+        "qk_norm_model",
         "tiny_clip",
         "large_z_loss",
         "mu_simple",
@@ -340,7 +357,8 @@ def golden_rows(case, folder):
     )
     with open(Path(folder) / case / "log.csv", newline="") as file:
         return [
-            {"case": case, **{name: row[name] for name in COLUMNS}} for row in csv.DictReader(file)
+            {"case": case, **{name: row.get(name, "") for name in COLUMNS}}
+            for row in csv.DictReader(file)
         ]
 
 

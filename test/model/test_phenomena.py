@@ -146,6 +146,19 @@ def test_longer_warmup_helps(tmp_path):
     assert mean["1%"] > mean["25%"] + 0.01  # 0.07
 
 
+def test_without_layers_the_model_is_a_bigram(tmp_path):
+    """Section 3.3's baseline: it learns the bigram language down to its entropy; in a language with
+    more to know than the last token, a layer helps."""
+    train(tmp_path / "bigram", data="bigram", vocab=64, lr="3e-2", **{**SMALL, "layers": 0})
+    row = summary(tmp_path / "bigram")
+    assert float(row["final_loss"]) < float(row["entropy_floor"]) + 0.07  # 0.02 to 0.03
+    loss = {}
+    for layers in (0, 1):
+        train(tmp_path / str(layers), lr="1e-2", **{**SMALL, "layers": layers})
+        loss[layers] = float(summary(tmp_path / str(layers))["final_loss"])
+    assert loss[1] < loss[0] - 0.07  # 0.15 to 0.22
+
+
 def test_mu_param_keeps_the_best_learning_rate(tmp_path):
     """Section 3.2.4, figure 8: at width 32 the learning rate 3e-2 is better than 3e-3. Four times
     as wide, with as many heads more, the standard model wants the lower one; with muParam the

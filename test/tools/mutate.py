@@ -139,8 +139,8 @@ MUTANTS = [
                 "memset(dw, 0, (size_t)(C - 1) * sizeof(real));",
             ),
             (
-                "memset(dw, 0, (size_t)2 * HS * sizeof(real));",
-                "memset(dw, 0, (size_t)HS * sizeof(real));",
+                "memset(dw, 0, (size_t)2 * over * sizeof(real));",
+                "memset(dw, 0, (size_t)over * sizeof(real));",
             ),
             (
                 "if (q_weight) {                                                 // [qk_norm\n"
@@ -148,10 +148,10 @@ MUTANTS = [
                 "if (q_weight && i) {\n                    size_t head",
             ),
             (
-                "qkv + at + h * HS, i ? k_weight : q_weight",
-                "qkv + at + h * HS, i ? q_weight : k_weight",
+                "qkv + at + h * over, i ? k_weight : q_weight",
+                "qkv + at + h * over, i ? q_weight : k_weight",
             ),
-            ("dw + i * HS, d + h * HS", "dw, d + h * HS"),
+            ("dw + i * over, d + h * over", "dw, d + h * over"),
             ("                rope_row(d, d,", "                if (i) rope_row(d, d,"),
             ("sine + angles, -1, NH, HS);", "sine + angles, 1, NH, HS);"),
             (
@@ -179,11 +179,71 @@ MUTANTS = [
     ),
     (
         "train_gpt.c",
+        "test_oracle.py -k 'no_layers or kappa'",
+        [
+            ("cfg->layers ? reserve(g, BT * C) : g->embedded", "reserve(g, BT * C)"),
+            ("if (kappa > 0) kappa_forward", "if (kappa < 0) kappa_forward"),
+            ("sqrt(kappa / (square + (real)1e-6))", "kappa / sqrt(square + (real)1e-6)"),
+            ("sqrt(kappa / (square + (real)1e-6))", "sqrt(kappa / (square + (real)1e-5))"),
+            ("real square = row_dot(z, z, HS) / HS;", "real square = row_dot(z, z, HS);"),
+            ("i % (2 * NH)) * HS;\n        real square", "i % NH) * HS;\n        real square"),
+            ("i % (2 * NH)) * HS;\n        real mean", "i % NH) * HS;\n        real mean"),
+            ("j < HS; j++) z[j] *= factor[i]", "j < HS - 1; j++) z[j] *= factor[i]"),
+            ("(dqkv[j] - qkv[j] * mean / kappa)", "(dqkv[j] + qkv[j] * mean / kappa)"),
+            ("(dqkv[j] - qkv[j] * mean / kappa)", "(dqkv[j] - qkv[j] * mean)"),
+            ("(dqkv[j] - qkv[j] * mean / kappa)", "dqkv[j]"),
+            ("row_dot(dqkv + at, qkv + at, HS) / HS", "row_dot(dqkv + at, qkv + at, HS)"),
+        ],
+    ),
+    (
+        "train_gpt.c",
+        "test_oracle.py -k relu2",
+        [
+            ("p[j] = p[j] < 0 ? 0 : p[j] * p[j];", "p[j] = p[j] * p[j];"),
+            ("p[j] = p[j] < 0 ? 0 : p[j] * p[j];", "p[j] = p[j] < 0 ? 0 : p[j];"),
+            ("stats[2 * i + 1] = relu2;", "stats[2 * i + 1] = 1;"),
+            ("s = s < 0 ? 0 : s;", "s = fabs(s);"),
+            ("p[j] = relu2 * s * s;", "p[j] = s * s;"),
+            ("dp[j] *= 2 * relu2 * s * scale;", "dp[j] *= relu2 * s * scale;"),
+            ("dp[j] *= 2 * relu2 * s * scale;", "dp[j] *= 2 * relu2 * s;"),
+        ],
+    ),
+    (
+        "train_gpt.c",
+        "test_oracle.py -k 'double and over_all'",
+        [
+            ("i ? k_weight : q_weight, over);", "i ? k_weight : q_weight, HS);"),
+            (
+                "h < C / over; h++)\n                        layernorm_row_backward(",
+                "h < NH; h++)\n                        layernorm_row_backward(",
+            ),
+        ],
+    ),
+    (
+        "gpt.h",
+        "test_oracle.py -k 'double and over_all'",
+        [("== QK_NORM_MODEL ? cfg->d :", "== QK_NORM_HEADS ? cfg->d :")],
+    ),
+    (
+        "gpt.h",
+        "test_oracle.py -k relu2",
+        [("== ATTENTION_RELU2 ? 1 / sqrt(cfg->T)", "== ATTENTION_RELU2 ? 1.0 / cfg->T")],
+    ),
+    (
+        "train_gpt.c",
+        "test_numbers.py -k overflow",
+        [(" + 0 * square;", ";")],
+    ),
+    (
+        "train_gpt.c",
         DIRECTIONS,
         [
             ("end = least(C, from + CHANNELS)", "end = least(C, from + CHANNELS - 1)"),
-            ("partial, (size_t)4 * HS, chunks, HS)", "partial, (size_t)2 * HS, chunks, HS)"),
-            ("partial + HS, (size_t)4 * HS", "partial, (size_t)4 * HS"),
+            (
+                "partial, (size_t)4 * over, chunks, over)",
+                "partial, (size_t)2 * over, chunks, over)",
+            ),
+            ("partial + over, (size_t)4 * over", "partial, (size_t)4 * over"),
         ],
     ),
     (
@@ -340,7 +400,7 @@ MUTANTS = [
                 "const real *from = qkv + ((size_t)row * 3 + i) * C",
                 "const real *from = qkv + ((size_t)row * 3 + 1 - i) * C",
             ),
-            ("i ? k_weight : q_weight, HS);", "i ? q_weight : k_weight, HS);"),
+            ("i ? k_weight : q_weight, over);", "i ? q_weight : k_weight, over);"),
             ("a.qkv, w[Q_NORM], w[K_NORM]", "a.qkv, w[Q_NORM], w[Q_NORM]"),
             ("g->cosine, g->sine, B, T, NH, HS);", "g->sine, g->cosine, B, T, NH, HS);"),
             ("sine + angles, 1, NH, HS);", "sine + angles, i ? 1 : -1, NH, HS);"),
@@ -514,6 +574,7 @@ MUTANTS = [
         "test_cli.py -k help",
         [
             ('NUMBER(z_loss, REAL, "1e-4"', 'NUMBER(z_loss, REAL, "1e-3"'),
+            ('NUMBER(layers, INT, "2", 0,', 'NUMBER(layers, INT, "2", 1,'),
             ('NUMBER(wd_independent, INT, "1"', 'NUMBER(wd_independent, INT, "0"'),
         ],
     ),
@@ -644,6 +705,11 @@ MUTANTS = [
     ),
     (
         "lib/flags.h",
+        "test_cli.py -k wrong_command",
+        [("if (cfg->kappa > 0 && cfg->qk_norm)", "if (cfg->kappa > 0 && !cfg->qk_norm)")],
+    ),
+    (
+        "lib/flags.h",
         "test_runs.py -k all_digits",
         [
             ('"%.17g", value', '"%.7g", value'),
@@ -725,7 +791,8 @@ MUTANTS = [
         "lib/run.h",
         "test_runs.py -k diagnosis",
         [
-            ("if (most > 100) {", "if (most > 250) {"),
+            ("if (most > 100 &&", "if (most > 250 &&"),
+            ("100 && cfg->kappa == 0)", "100)"),
             (
                 "while (!(csv_value(&log, row, name) > 100)) row++;",
                 "while (!(csv_value(&log, row, name) > 0)) row++;",
@@ -1058,6 +1125,15 @@ MUTANTS = [
             ("real)fmax(sqrt(sum / n), 1e-3);", "real)sqrt(sum / n);"),
             ("kinds.offset[k] + l * n, n)", "kinds.offset[k], n)"),
             ("rms[k][j / tensor];", "rms[k][0];"),
+        ],
+    ),
+    (
+        "train_gpt.cu",
+        "test_cuda.py -k 'no_layers or not_have'",
+        [
+            ("cfg->layers ? reserve(g, BT * C) : g->embedded", "reserve(g, BT * C)"),
+            ("if (L == 0) sum_partials(g->partial, C);", ""),
+            ("if (absent) die(", "if (0) die("),
         ],
     ),
     (
