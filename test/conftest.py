@@ -4,6 +4,7 @@ Model one model."""
 import ctypes as ct
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -22,6 +23,10 @@ pytest.register_assert_rewrite("survive")  # its stories, too, show what failed
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # the compiler itself needs no sanitizer
+# the columns of log.csv with a value for each layer
+BY_LAYER = re.findall(
+    r'"(\w+)"', re.search(r"BY_LAYER\[.*?};", (ROOT / "gpt.h").read_text(), re.S)[0]
+)
 NO_PRELOAD = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
 
 
@@ -107,9 +112,9 @@ class Library:
         assert c.shim_real_size() == np.dtype(self.real).itemsize
         for name in "shim_new shim_params shim_grads shim_m shim_v".split():
             getattr(c, name).restype = ct.c_void_p
-        for name in (
-            "forward backward total_loss log_z mean_logit max_attn_logit act_rms update lr".split()
-        ):
+        for (
+            name
+        ) in "forward backward total_loss log_z mean_logit by_layer act_rms update lr".split():
             if path is None or hasattr(c, "shim_" + name):
                 getattr(c, "shim_" + name).restype = ct.c_double
         c.shim_num_parameters.restype = ct.c_long
@@ -290,12 +295,12 @@ class Model:
     def mean_logit(self):
         return self.c.shim_mean_logit(self.handle)
 
-    def max_attn_logits(self):
+    def by_layer(self, name):
+        """Of each layer, the measure of a name in log.csv."""
+        i = BY_LAYER.index(name)
+        layers = range(self.cfg["layers"])
         return np.array(
-            [
-                self.c.shim_max_attn_logit(self.handle, ct.c_int(l))
-                for l in range(self.cfg["layers"])
-            ]
+            [self.c.shim_by_layer(self.handle, ct.c_int(i), ct.c_int(l)) for l in layers]
         )
 
     def act_rms(self):

@@ -138,7 +138,7 @@ double shim_update(Shim *s, int step) {    // also reads the step's statistics
     move(s, cudaMemcpyDeviceToHost);
     return s->stats.grad_norm;
 }
-double shim_max_attn_logit(Shim *s, int layer) { return s->stats.max_attn_logit[layer]; }
+double shim_by_layer(Shim *s, int i, int layer) { return s->stats.by_layer[i][layer]; }
 double shim_act_rms(Shim *s, int i) { return s->stats.act_rms[i]; }
 double shim_mean_logit(Shim *s) { return s->stats.mean_logit; }
 double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }

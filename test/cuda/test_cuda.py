@@ -177,7 +177,7 @@ def steps(library, cfg, number=5):
                     loss=loss,
                     log_z=log_z,
                     mean_logit=m.mean_logit(),
-                    logits=m.max_attn_logits(),
+                    logits=m.by_layer("max_attn_logit"),
                     act_rms=m.act_rms(),
                     norm=norm,
                 ),
@@ -246,7 +246,7 @@ def test_attention_at_logits_of_1e6(cuda):
         c.backward(np.full((2, 70), 7), next(batches(cfg))[1])
         gradient = c.g["h.0.attn.c_attn.weight"][qk.stop :].copy()
         c.update(1)
-        return c.max_attn_logits()[0], gradient
+        return c.by_layer("max_attn_logit")[0], gradient
 
     (small, wanted), (large, gradient) = (
         largest_logit_and_gradient(1),

@@ -112,6 +112,10 @@ def rope(x):
     )
 
 
+def rms(x):
+    return jnp.sqrt((x * x).mean())
+
+
 def rms_norm(x, kappa):
     """sqrt(kappa) x / RMS(x), with LayerNorm's epsilon."""
     return x * jnp.sqrt(kappa / ((x * x).mean(-1, keepdims=True) + 1e-6))
@@ -124,14 +128,15 @@ def to_bfloat16(x):
 
 
 def forward(cfg, p, inputs):
-    """Returns the logits (B, T, V), the largest absolute attention logit of each layer and the RMS
-    of activations: embedding, q k v, attention's output, fc1's output, last residual, logits (the
-    three between only where there are layers)."""
+    """Returns the logits (B, T, V), what is logged of each layer, and the RMS of activations:
+    embedding, q k v, attention's output, fc1's output, last residual, logits (the three between
+    only where there are layers)."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS = C // NH
     scale = 1 / HS if cfg["mu_param"] == "full" or cfg["scale"] == "d_h" else HS**-0.5
     causal = jnp.tril(jnp.ones((T, T), bool))
-    x, largest, inner = p["wte.weight"][inputs], [], []
+    x, inner = p["wte.weight"][inputs], []
+    by_layer = {name: [] for name in "max_attn_logit q_rms k_rms qk_cosine block_rms".split()}
     embedding = x
     for l in range(cfg["layers"]):
         w = lambda name: p[f"h.{l}.{name}.weight"]
@@ -145,8 +150,12 @@ def forward(cfg, p, inputs):
         if cfg["kappa"]:  # figure 10
             q, k = rms_norm(q, cfg["kappa"]), rms_norm(k, cfg["kappa"])
             qkv = jnp.concatenate([y.reshape(B, T, C) for y in (q, k, v)], -1)  # as is measured
-        s = jnp.einsum("bqhc,bkhc->bhqk", rope(q), rope(k)) * scale
-        largest.append(jnp.where(causal, abs(s), 0).max())
+        q, k = rope(q), rope(k)
+        s = jnp.einsum("bqhc,bkhc->bhqk", q, k) * scale
+        largest = jnp.where(causal, abs(s), 0)
+        size = lambda y: jnp.sqrt((y * y).sum(-1)).transpose(0, 2, 1)  # (B, NH, T)
+        cosine = s / scale / size(q)[..., :, None] / size(k)[..., None, :]
+        measures = largest.max(), rms(q), rms(k), cosine.ravel()[largest.argmax()]
         if cfg["attention"] == "relu2":  # section E.11: T is the length in training
             a = jnp.where(causal, jax.nn.relu(s) ** 2 / cfg["T"] ** 0.5, 0)
         else:
@@ -157,20 +166,22 @@ def forward(cfg, p, inputs):
         inner.append((qkv, att, y))
         y = 0.5 * y * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (y + 0.044715 * y**3)))
         x = x + y @ w("mlp.c_proj").T
+        for name, value in zip(by_layer, (*measures, rms(x))):
+            by_layer[name].append(value)
     out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].T
     out = to_bfloat16(out) if cfg["bf16_logits"] else out
     acts = [embedding, *map(jnp.stack, zip(*inner)), x, out]
-    return out, jnp.array(largest), jnp.stack([jnp.sqrt((y * y).mean()) for y in acts])
+    return out, by_layer, jnp.stack([rms(y) for y in acts])
 
 
 def evaluate(cfg, p, inputs, targets):
     """Everything measured: total (what is descended), ce (what is logged), mean log Z, mean logit,
     largest attention logits, RMS of activations."""
-    out, largest, act_rms = forward(cfg, p, inputs)
+    out, by_layer, act_rms = forward(cfg, p, inputs)
     log_z = jax.nn.logsumexp(out, -1)
     ce = (log_z - jnp.take_along_axis(out, targets[..., None], -1)[..., 0]).mean()
     return ce + cfg["z_loss"] * (log_z**2).mean(), dict(
-        ce=ce, log_z=log_z.mean(), mean_logit=out.mean(), max_attn_logit=largest, act_rms=act_rms
+        ce=ce, log_z=log_z.mean(), mean_logit=out.mean(), by_layer=by_layer, act_rms=act_rms
     )
 
 
@@ -184,7 +195,7 @@ def loss(cfg, p, inputs, targets):
 
 
 def max_attention_logits(cfg, p, inputs):
-    return forward(cfg, p, inputs)[1]
+    return forward(cfg, p, inputs)[1]["max_attn_logit"]
 
 
 def value_and_grad(cfg):
@@ -206,6 +217,12 @@ def schedule(cfg, step):
     return low + (peak - low) * 0.5 * (1 + np.cos(np.pi * done))
 
 
+def update(cfg, m, v, step):
+    """AdamW's, of the moments after this step, without the learning rate."""
+    m, v = m / (1 - cfg["beta1"] ** step), v / (1 - cfg["beta2"] ** step)
+    return m / (np.sqrt(v) + cfg["eps"])
+
+
 def adamw_step(cfg, p, m, v, g, step):
     """One step of AdamW with a global-norm clip. muParam: linear layers learn at base fan-in /
     fan-in of the rate. rms_lr (section E.14): each tensor's rate times its RMS, at least 1e-3.
@@ -219,11 +236,10 @@ def adamw_step(cfg, p, m, v, g, step):
     for n in p:
         M[n] = b1 * m[n] + (1 - b1) * cut * g[n]
         V[n] = b2 * v[n] + (1 - b2) * (cut * g[n]) ** 2
-        update = M[n] / (1 - b1**step) / (np.sqrt(V[n] / (1 - b2**step)) + cfg["eps"])
         rate = lr
         if cfg["mu_param"] != "off" and n.endswith(LINEAR):
             rate *= cfg["base_d"] / cfg["d"]
         if cfg["rms_lr"]:
             rate *= max(np.sqrt((p[n] ** 2).mean()), 1e-3)
-        P[n] = p[n] - rate * update - decay * p[n]
+        P[n] = p[n] - rate * update(cfg, M[n], V[n], step) - decay * p[n]
     return P, M, V, norm

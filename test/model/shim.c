@@ -10,6 +10,7 @@ typedef struct {
     GPT g;
     int B;
     double loss, log_z;
+    Stats stats;
 } Shim;
 
 size_t shim_real_size(void) { return sizeof(real); }
@@ -84,36 +85,20 @@ double shim_total_loss(Shim *s) {                    // of the last full batch
 
 double shim_log_z(Shim *s) { return s->log_z; }
 
-double shim_max_attn_logit(Shim *s, int layer) {
-    static Stats stats;
-    gpt_statistics(&s->g, s->B, s->g.cfg.T, &stats);
-    return stats.by_layer[MAX_ATTN_LOGIT][layer];
+// The measures of the last forward pass and of the last update
+static const Stats *measured(Shim *s) {
+    gpt_statistics(&s->g, s->B, s->g.cfg.T, &s->stats);
+    return &s->stats;
 }
 
-double shim_act_rms(Shim *s, int i) {
-    static Stats stats;
-    gpt_statistics(&s->g, s->B, s->g.cfg.T, &stats);
-    return stats.act_rms[i];
-}
-
-double shim_mean_logit(Shim *s) {
-    static Stats stats;
-    gpt_statistics(&s->g, s->B, s->g.cfg.T, &stats);
-    return stats.mean_logit;
-}
+double shim_by_layer(Shim *s, int i, int layer) { return measured(s)->by_layer[i][layer]; }
+double shim_act_rms(Shim *s, int i) { return measured(s)->act_rms[i]; }
+double shim_mean_logit(Shim *s) { return measured(s)->mean_logit; }
 
 double shim_update(Shim *s, int step) {
     double norm = 0;
-    IN_TEAM norm = gpt_update(&s->g, step, NULL);
+    IN_TEAM norm = gpt_update(&s->g, step, &s->stats);
     return norm;
-}
-
-// Of the tensor of this kind: 0 gradient, 1 update, 2 parameters.
-double shim_update_rms(Shim *s, int step, int what, int kind) {
-    static Stats stats;
-    IN_TEAM gpt_update(&s->g, step, &stats);
-    const double *rms[3] = {stats.grad_rms, stats.update_rms, stats.param_rms};
-    return rms[what][kind];
 }
 
 double shim_lr(Shim *s, int step) { return learning_rate(&s->g.cfg, step); }
