@@ -880,7 +880,7 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
 // Why the attention logits of a layer are large (section E.1): the RMS of its queries and keys, and
 // the cosine of the angle between the two with the largest |s_ij|. The norms grow, the cosine does
 // not.
-static void qk_statistics(const Layer *a, int l, int B, int T, int NH, int HS, Stats *stats) {
+static void qk_statistics(const Layer *a, size_t l, int B, int T, int NH, int HS, Stats *stats) {
     int C = NH * HS, head = 0;                       // head: of a sequence, the largest score's
     double squares[2] = {0, 0}, largest = -1, cosine = NAN;
     for (int i = 0; i < B * T * 2; i++) {            // q and k by turns
@@ -908,15 +908,14 @@ static void qk_statistics(const Layer *a, int l, int B, int T, int NH, int HS, S
 // RMS of the activations, and the mean output logit. Without layers, the RMS of theirs is 0/0, NAN:
 // an empty cell of the log.
 static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
-    int NH = g->cfg.heads, C = g->cfg.d;
-    size_t L = g->cfg.layers, BTC = (size_t)B * T * C, BTV = (size_t)B * T * g->V;
+    size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
     const double *total = g->squares;
-    for (int l = 0; l < g->cfg.layers; l++) {
+    for (size_t l = 0; l < L; l++) {
         const Layer *a = &g->layers[l];
-        const real *output = l + 1 < g->cfg.layers ? a[1].x : g->x;
-        stats->by_layer[MAX_ATTN_LOGIT][l] = row_max(a->max_logit, B * NH);
+        const real *output = l + 1 < L ? a[1].x : g->x;
+        stats->by_layer[MAX_ATTN_LOGIT][l] = row_max(a->max_logit, B * g->cfg.heads);
         stats->by_layer[BLOCK_RMS][l] = sqrt(sum_squares(output, BTC, g->sums) / (double)BTC);
-        qk_statistics(a, l, B, T, NH, C / NH, stats);
+        qk_statistics(a, l, B, T, g->cfg.heads, g->cfg.d / g->cfg.heads, stats);
     }
     // in the order of the ACT_ constants; c_attn, att and c_fc are summed over the layers
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};

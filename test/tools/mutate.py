@@ -376,7 +376,7 @@ MUTANTS = [
             ("{BTC, 3 * L * BTC, L * BTC,", "{BTC, 3 * L * BTC, BTC,"),
             ("4 * L * BTC, BTC, BTV}", "L * BTC, BTC, BTV}"),
             ("4 * L * BTC, BTC, BTV}", "4 * L * BTC, BTC, BTC + 0 * BTV}"),
-            ("row_max(logits, B * g->cfg.heads)", "row_max(logits, B)"),
+            ("row_max(a->max_logit, B * g->cfg.heads)", "row_max(a->max_logit, B)"),
             ("a.ln_2_rstd, a.x, branch,", "a.ln_2_rstd, x, branch,"),
             (
                 "gelu_forward(out, slope, fc, rows, OC)",
@@ -394,7 +394,7 @@ MUTANTS = [
             ),
             ("tensor_lr *= fmax(rms, 1e-3)", "tensor_lr *= rms * rms"),
             ("g->params + i, size, g->sums)", "g->params + at, size, g->sums)"),
-            ("i < at + n; i += size)", "i < at + size; i += size)"),
+            ("size_t i = at + (size_t)l * size", "size_t i = at"),
             ("*log_z = sum_log_z / rows", "*log_z = sum / rows"),
             (
                 "const real *from = qkv + ((size_t)row * 3 + i) * C",
@@ -408,7 +408,24 @@ MUTANTS = [
                 "size_t angles = (size_t)(row % T) * (HS / 2);\n            if (q_weight)",
                 "size_t angles = (size_t)(row / B) * (HS / 2);\n            if (q_weight)",
             ),
-            ("g->layers[l].max_logit", "g->layers[0].max_logit"),
+            (
+                "const Layer *a = &g->layers[l];\n        const real *output",
+                "const Layer *a = g->layers;\n        const real *output",
+            ),
+            ("output = l + 1 < L ? a[1].x : g->x", "output = a->x"),
+            ("squares[i % 2] += row_dot", "squares[0] += row_dot"),
+            (
+                "if (a->max_logit[i] > a->max_logit[head])",
+                "if (a->max_logit[i] < a->max_logit[head])",
+            ),
+            ("*q = a->qk + (size_t)(head / NH)", "*q = a->qk + (size_t)(head % NH)"),
+            ("if (!(fabs(dot) > largest))", "if (!(dot > largest))"),
+            ("sqrt(squares[1] / ((double)B * T * C))", "sqrt(squares[1] / ((double)B * T))"),
+            (
+                "k == C_FC ? C_FC_GRAD_RMS : ATTN_C_PROJ_GRAD_RMS",
+                "k == C_FC ? ATTN_C_PROJ_GRAD_RMS : C_FC_GRAD_RMS",
+            ),
+            ("by_layer[to + 1][l] = sqrt(updates", "by_layer[to + 1][l] = sqrt(grads"),
             ("p->offset + (size_t)l * parameter_size(p) : NULL", "p->offset : NULL"),
         ],
     ),
