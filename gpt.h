@@ -274,7 +274,7 @@ static const char *const ACTIVATIONS[NUM_ACTIVATIONS] = {
 
 // What is logged layer by layer: the largest |scale q.k|; the RMS of q and of k as attention sees
 // them, and the cosine between the two of that largest (E.1); the RMS of the block's output (C.1);
-// that of two tensors' gradients and updates (E.12, E.13). train_gpt_cu measures the first.
+// and of two tensors' gradients and updates (E.12, E.13). train_gpt_cu: the first, and gradients.
 enum {
     MAX_ATTN_LOGIT, Q_RMS, K_RMS, QK_COSINE, BLOCK_RMS, C_FC_GRAD_RMS, C_FC_UPDATE_RMS,
     ATTN_C_PROJ_GRAD_RMS, ATTN_C_PROJ_UPDATE_RMS, NUM_BY_LAYER

@@ -28,7 +28,9 @@ import pathlib
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from operator import itemgetter
+from typing import NamedTuple
 
 
 def require(script):
@@ -79,13 +81,15 @@ STYLE = {
 }
 ACROSS = 4  # at most so many panels side by side
 N = "parameters_non_embedding"  # without the embedding and without the head
-TEXTS = ("warmup", "mu_param", "scale", "data", "val", "out")
+TEXTS = "warmup qk_norm mu_param scale attention data val out measure".split()
 # flags that do not change a result
 HANDLING = "micro_batch resume sample temperature out eval_every log_every checkpoint_every".split()
 # Section 2.2: the learning rates of LR sensitivity; and all half-decades, for windows of seven
 PAPER_RATES = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 HALF_DECADES = [float(f"{mantissa}e{exponent}") for exponent in range(-7, 3) for mantissa in (1, 3)]
 LOGIT_LIMIT, LOG_Z_LIMIT = 100, -5  # the trainer's diagnosis warns past these
+QUADRATIC = "a + b x + c x^2, for each LR"  # the paper's form (section 3.3)
+EARLY_LIMIT = 7  # of a logit at 2% of the steps: the runs of predict_logits end worse past it
 
 
 # ---------------------------------------------------------------------------
@@ -173,8 +177,8 @@ def read_runs(path, sweep):
     """Returns the runs of a summary.csv, with the folder of each, and of the sweep."""
     runs = read_csv(
         path,
-        f"lr d layers qk_norm seed steps {N} initial_loss diverged",
-        "warmup out threads final_loss max_attn_logit log_z entropy_floor",
+        f"lr d layers seed steps {N} initial_loss diverged",
+        "qk_norm warmup out threads final_loss max_attn_logit log_z entropy_floor",
     )
     if runs.empty:
         return runs
@@ -328,6 +332,19 @@ def at_end(name):
     return lambda runs: runs.folder.map(value)
 
 
+def early(column, share=0.02):
+    """Of a column of the log, the value at this share of the steps."""
+
+    def value(run):
+        log = read_log(run.folder)
+        if column not in log or log[column].isna().all():
+            return math.nan
+        log = log.dropna(subset=column)
+        return log[column].iloc[(log.step - share * run.steps).abs().argmin()]
+
+    return lambda runs: runs.apply(value, axis=1)
+
+
 def effect(kind):
     """Of a kind of tensor, the largest change of its output by one update, in case all of it adds
     up: learning rate x RMS of the update x inputs."""
@@ -384,9 +401,33 @@ MEASURES = {  # the axis, its scale, the measure
     "best_loss": ("loss at the best LR, nats", "linear", over_lr(pd.Series.min)),
     "sensitivity": ("LR sensitivity, nats\n(LR 3e-4 to 3e-1)", "linear", over_lr(sensitivity)),
     "shifted": ("LR sensitivity, nats\n(best 3 decades)", "linear", over_lr(shifted_sensitivity)),
-    "gradient": ("RMS at the end: gradient\nof MLP's first matrix", "log", at_end("grad_rms_c_fc")),
-    "update": ("RMS at the end: update\nof MLP's first matrix", "log", at_end("update_rms_c_fc")),
-    "now_log_z": ("mean log Z", "linear", itemgetter("now_log_z")),
+    "early_logit": (
+        "largest attention logit of\nblock 0 at 2% of the steps",
+        "log",
+        early("max_attn_logit_0"),
+    ),
+    "gradient": ("at the end, block 0: RMS of\nc_fc's gradient", "log", at_end("c_fc_grad_rms_0")),
+    "update": ("at the end, block 0: RMS of\nc_fc's update", "log", at_end("c_fc_update_rms_0")),
+    "now_loss": ("training loss, nats", "linear", itemgetter("now_train_loss")),
+    "now_val": ("validation loss, nats", "linear", itemgetter("now_val_loss")),
+    "now_mean_logit": ("mean output logit", "linear", itemgetter("now_mean_logit")),
+    "now_logit": ("largest attention\nlogit", "log", itemgetter("now_max_attn_logit_0")),
+    "now_q": ("RMS of queries", "log", itemgetter("now_q_rms_0")),
+    "now_k": ("RMS of keys", "log", itemgetter("now_k_rms_0")),
+    "now_cosine": ("|cosine| of the\nlargest pair", "linear", lambda t: t["now_qk_cosine_0"].abs()),
+    "now_gradient": (
+        "RMS of the gradient\nof c_fc, block 0",
+        "log",
+        itemgetter("now_c_fc_grad_rms_0"),
+    ),
+    "now_update": (
+        "RMS of the update\nof c_fc, block 0",
+        "log",
+        itemgetter("now_c_fc_update_rms_0"),
+    ),
+    "block_rms": ("at the end, RMS of:\nthe block's output", "log", itemgetter("block_rms")),
+    "block_c_fc": ("gradient of c_fc\n(MLP)", "log", itemgetter("c_fc_grad_rms")),
+    "block_attn": ("gradient of c_proj\n(attention)", "log", itemgetter("attn_c_proj_grad_rms")),
     "now_att": ("RMS of activations:\nattention's output", "log", itemgetter("now_act_rms_att")),
     "now_residual": ("last residual", "log", itemgetter("now_act_rms_residual")),
     "now_logits": ("output logits", "log", itemgetter("now_act_rms_logits")),
@@ -395,7 +436,12 @@ MEASURES = {  # the axis, its scale, the measure
     "now_head_effect": ("effect of an update:\noutput matrix", "log", effect("lm_head")),
 }
 OVER_LR = ["best_lr", "best_loss", "sensitivity", "shifted"]  # measures of several runs
-LOGARITHMIC = ("lr", "eps", N)  # axes; on the others the values stand side by side, as some are 0
+LOGARITHMIC = (
+    "lr",
+    "eps",
+    "kappa",
+    N,
+)  # axes; on the others the values stand side by side, as some are 0
 AXES = {
     "lr": "learning rate",
     N: "parameters, without\nembedding and head",
@@ -407,10 +453,22 @@ AXES = {
     "beta2": "beta2 of AdamW",
     "clip": "gradient clipped at (0: not)",
     "eps": "epsilon of AdamW",
+    "kappa": "kappa: mean square of q and of k",
+    "block": "block",
 }
 WORDS = {  # in the order of lines and panels
-    ("qk_norm", 0): "without qk-norm",
-    ("qk_norm", 1): "with qk-norm",
+    ("qk_norm", "0"): "without qk-norm",
+    ("qk_norm", "1"): "with qk-norm",
+    ("qk_norm", "model"): "qk-norm over all heads",
+    ("attention", "softmax"): "softmax",
+    ("attention", "relu2"): "squared ReLU",
+    ("scale", "sqrt"): "scale 1/sqrt(d_h)",
+    ("scale", "d_h"): "scale 1/d_h",
+    ("rms_lr", 0): "learning rate",
+    ("rms_lr", 1): "learning rate x RMS",
+    ("recipe", "none"): "no intervention",
+    ("recipe", "all"): "qk-norm, z-loss, decay, warm-up",
+    ("recipe", "all and muParam"): "the same, and µParam",
     ("wd_independent", 0): "standard",
     ("wd_independent", 1): "independent",
     ("mu_param", "off"): "standard model",
@@ -433,6 +491,22 @@ def families(runs):
     wide, deep = runs.d != d, runs.layers != layers
     ways = {"depth": ~wide, "width": ~deep, "both": wide == deep}
     return pd.concat([runs[way].assign(family=name) for name, way in ways.items()])
+
+
+# these tell apart the runs of other flags too
+TELLS = {"recipe": "qk_norm z_loss wd warmup mu_param".split(), "kappa": ["layers"]}
+
+
+def recipes(runs):
+    """recipe: which of the paper's interventions the runs have."""
+    all_of_them = np.where(runs.mu_param == "off", "all", "all and muParam")
+    return runs.assign(recipe=np.where(runs.qk_norm == "0", "none", all_of_them))
+
+
+def beside_bigrams(runs):
+    """kappa: the runs with layers, and beside each the best loss of those without."""
+    without = loss(runs[runs.layers == 0]).groupby(runs.seed).min().median()
+    return runs[runs.layers > 0].assign(baseline=without)
 
 
 def at_lrs(runs, *lrs):
@@ -462,6 +536,17 @@ def logged(runs):
     return pd.concat(tables) if tables else runs[:0]
 
 
+def by_block(runs):
+    """Returns a row for each block of each run: what its log says of it, at the end."""
+    rows = []
+    names = "block_rms c_fc_grad_rms attn_c_proj_grad_rms".split()
+    for _, run in runs.iterrows():
+        for block in range(int(run.layers)):
+            seen = {name: at_end(f"{name}_{block}")(run.to_frame().T).iloc[0] for name in names}
+            rows.append({**run, "block": block, **seen})
+    return pd.DataFrame(rows)
+
+
 SIZE = "d layers"
 SETTING = lambda flag: [
     ("loss", "lr", flag, "qk_norm"),
@@ -473,9 +558,19 @@ EXPERIMENTS = {
     "lr": [("loss logit", "lr", SIZE, "qk_norm")],
     "grid": [],
     "qk_norm": [("loss logit", "lr", SIZE, "qk_norm"), ("sensitivity", N, "qk_norm", "")],
+    "logit_growth": [
+        ("now_logit now_loss now_q now_k now_cosine", "step", SIZE, "/qk_norm lr", logged)
+    ],
     "z_loss": [
-        ("loss log_z", "lr", "z_loss", "wd"),
-        ("now_log_z", "step", "z_loss", "wd/lr", lambda runs: logged(at_lrs(runs, 1e-2, 0.1, 0.3))),
+        ("loss log_z", "lr", "z_loss wd", SIZE),
+        ("sensitivity", N, "z_loss wd", ""),
+        (
+            "now_mean_logit now_val",
+            "step",
+            "z_loss wd",
+            "/" + SIZE,
+            lambda runs: logged(at_lrs(runs, 0.1)),
+        ),
     ],
     "warmup": [
         ("loss", "lr", "warmup", "qk_norm/" + SIZE),
@@ -491,39 +586,84 @@ EXPERIMENTS = {
         ("sensitivity best_loss", N, "family", "qk_norm", families),
     ],
     "mu_param": [
-        ("loss", "lr", "d", "mu_param"),
-        ("best_lr sensitivity shifted", "d", "mu_param", ""),
+        ("loss", "lr", "d", "qk_norm/mu_param"),
+        ("best_lr best_loss sensitivity shifted", "d", "mu_param", "qk_norm"),
     ],
     "coord_check": [
         ("now_att now_residual now_c_fc now_logits", "d", "step", "mu_param", logged),
         ("now_effect now_head_effect", "d", "step", "mu_param", logged),
     ],
-    "predict_logits": [("logit loss", N, "lr", "")],
+    "predict_logits": [("early_logit logit loss", N, "lr", "")],
+    "kappa": [("loss", "kappa", "lr", "", beside_bigrams)],
+    "block_rms": [
+        ("block_rms block_c_fc block_attn", "block", "lr", "/" + SIZE, by_block),
+        ("now_gradient now_update", "step", "lr", "/" + SIZE, logged),
+    ],
+    "recipe": [
+        ("loss", "lr", SIZE, "recipe", recipes),
+        ("sensitivity shifted best_loss", N, "recipe", "", recipes),
+    ],
+    "scale": [
+        ("loss", "lr", "d", "qk_norm/scale"),
+        ("best_loss sensitivity", "d", "scale", "qk_norm"),
+    ],
+    "qk_norm_over": [("loss logit", "lr", SIZE, "qk_norm"), ("sensitivity", N, "qk_norm", "")],
+    "pointwise": [
+        ("logit loss", "lr", SIZE, "/qk_norm attention"),
+    ],
+    "rms_lr": [("loss", "lr", "d", "rms_lr"), ("best_lr best_loss", "d", "rms_lr", "")],
     "predict_eps": [
         ("gradient", N, "lr", "", usual_eps),
         ("gradient loss", "lr", SIZE, "", usual_eps),
         ("update loss", "eps", "lr", "", several_eps),
+        (
+            "now_gradient now_update now_loss",
+            "step",
+            "eps",
+            "/lr",
+            lambda runs: logged(several_eps(runs)),
+        ),
     ],
     "steps": SETTING("steps"),
     "batch": SETTING("batch"),
     "beta2": SETTING("beta2"),
     "clip": SETTING("clip"),
 }
-# What is predicted (sections 3.3 and 3.4), of which runs, the limit past which training suffers,
-# whether that is above it, and how far the prediction goes, in times the largest size. Larger
-# models begin to end worse at an attention logit of 100 (the paper's much longer runs failed at
-# 1e4); updates die where gradients are below epsilon.
 FIT = ["predicted", "low", "high"]
+
+
+class Prediction(NamedTuple):
+    """What predict.py predicts, sections 3.3 and 3.4."""
+
+    measure: str
+    choose: Callable  # of which runs
+    limit: float  # past which training suffers
+    upwards: bool  # whether that is above it
+    most: float  # how far the prediction goes, in times the largest size
+    form: str = ""  # of predict.py's FORMS; else the one that predicts the largest sizes best
+
+
+# The first is the paper's. The second is ours: larger models begin to end worse where the largest
+# logit of the run is 100 (the paper's much longer runs failed at 1e4). Updates die where gradients
+# are below epsilon.
 PREDICTIONS = {
-    "predict_logits": ("logit", lambda runs: runs, LOGIT_LIMIT, True, 16),
-    "predict_eps": ("gradient", usual_eps, 1e-8, False, 1e6),
+    "predict_logits": [
+        Prediction("early_logit", lambda runs: runs, EARLY_LIMIT, True, 16, QUADRATIC),
+        Prediction("logit", lambda runs: runs, LOGIT_LIMIT, True, 16),
+    ],
+    "predict_eps": [Prediction("gradient", usual_eps, 1e-8, False, 1e6)],
 }
 
 
 # ---------------------------------------------------------------------------
 # Figures
 
-SEQUENCES = ["viridis", "copper", "gray"]  # of sizes and numbers: the figure's first such, ...
+SEQUENCES = [
+    "viridis",
+    "copper",
+    "cool",
+    "gray",
+]  # of sizes and numbers: the figure's first such, ...
 SWITCHES = ["#d55e00", "#000000", "#e69f00", "#cc79a7", "#8c510a", "#56b4e9"]  # of words
 MARKERS, DASHES = "os^DvP*<>ph", ["", (4, 2), (1, 1.5), (6, 2, 1, 2), (3, 1, 1, 1)]
 FITTED = {
@@ -540,7 +680,7 @@ def looks_of(flags, names, i):
     if flags and flags[0] in {flag for flag, _ in WORDS}:
         colours, dashes = SWITCHES, DASHES
     else:
-        scale = matplotlib.colormaps[SEQUENCES[i % 3]]
+        scale = matplotlib.colormaps[SEQUENCES[i % 4]]
         colours = [scale(0.85 * (n - 1 - i) / max(n - 1, 1)) for i in range(n)]
     return dict(zip(names, zip(*map(itertools.cycle, (colours, MARKERS, dashes)))))
 
@@ -657,7 +797,8 @@ def draw_rows(part, rows, x, values, looks, seeds=1):
         same = j and panel["label"] == rows[i][0]["label"]
         ax.set_ylabel("" if same else panel["label"])
         ax.tick_params(labelleft=not same, labelbottom=(i + 1, j) not in drawn, which="both")
-        ax.set_title("" if i and panel["title"] == rows[i - 1][j]["title"] else panel["title"])
+        over = rows[i - 1][j : j + 1] if i else []
+        ax.set_title("" if over and over[0]["title"] == panel["title"] else panel["title"])
         ax.set_xlabel("" if (i + 1, j) in drawn else AXES.get(x, x))
         if x in LOGARITHMIC:
             log_scale(ax, "x")
@@ -690,10 +831,12 @@ def panels_of(table, measures, panels, x, prediction):
             floors = table.entropy_floor.unique()
             if len(floors) == 1 and math.isfinite(floors[0]):
                 panel["marks"] = [(floors[0], "entropy of the language")]
+        elif "baseline" in table:
+            panel["marks"] = [(table.baseline[0], "without layers")]
         elif measure == "loss" and table.lr.nunique() == 1:
             fixed = word("lr", table.lr[0])
-        if x == N and measure == prediction.get("measure"):
-            panel |= prediction
+        if x == N:
+            panel |= prediction.get(measure, {})
         for a in row.cat.categories:
             rows.append([])
             for b in column.cat.categories:
@@ -715,8 +858,8 @@ def grid(runs):
 
 
 def read_prediction(experiment, runs):
-    """Returns what a panel needs of the file that predict.py wrote, if there may be one, and its
-    runs."""
+    """Returns what the panels of each predicted measure need of the file that predict.py wrote, if
+    there may be one, and its runs."""
     if experiment not in PREDICTIONS:
         return {}, runs
     files = [sweep / "prediction.csv" for sweep in dict.fromkeys(runs.sweep)]
@@ -725,13 +868,14 @@ def read_prediction(experiment, runs):
         complain(path, f"another prediction than {files[0]}: its runs are left out")
         runs = runs[runs.sweep != path.parent]
     names = "lr parameters fitted predicted low high"
-    rows = read_csv(files[0], names) if files else []
-    table = rows if len(rows) else pd.DataFrame(columns=names.split(), dtype=float)
-    measure, _, limit, _, _ = PREDICTIONS[experiment]
+    rows = read_csv(files[0], names, "measure") if files else []
+    table = rows if len(rows) else pd.DataFrame(columns=["measure", *names.split()], dtype=float)
     return {
-        "measure": measure,
-        "prediction": table,
-        "marks": [(limit, f"limit: {plain(limit)}")],
+        one.measure: {
+            "prediction": table[table.measure == one.measure],
+            "marks": [(one.limit, f"limit: {plain(one.limit)}")],
+        }
+        for one in PREDICTIONS[experiment]
     }, runs
 
 
@@ -743,6 +887,7 @@ def blocks_of(experiment, runs):
     prediction, runs = read_prediction(experiment, runs)
     specs = EXPERIMENTS[experiment] or grid(runs)
     used = " ".join(" ".join(spec[1:4]) for spec in specs).replace("/", " ").split()
+    used += [flag for name in used for flag in TELLS.get(name, [])]
     extras = unnamed(runs, [name for name in {*used, "lr"} if name in runs])
     palette = {}
 
@@ -788,10 +933,10 @@ def draw(experiment, runs):
 
 # the axis, its scale, where the trainer's diagnosis warns, the columns, and their colours
 CURVES = [
-    ("loss, nats per token", "linear", None, "(train|val)_loss", 2),
-    ("norm of the gradient", "log", None, "(grad_norm)", 2),
+    ("loss, nats per token", "linear", None, "(train|val)_loss", 3),
+    ("norm of the gradient", "log", None, "(grad_norm)", 3),
     ("largest attention logit", "log", LOGIT_LIMIT, r"max_attn_logit_(\d+)", 1),
-    ("log Z", "linear", LOG_Z_LIMIT, "(log_z)", 2),
+    ("log Z", "linear", LOG_Z_LIMIT, "(log_z)", 3),
     ("RMS of gradients", "log", "eps", "grad_rms_(.*)", 0),
     ("RMS of updates / learning rate", "log", None, "update_rms_(.*)", 0),
 ]
@@ -885,25 +1030,28 @@ def tables_of(runs):
 
 def prediction_table(experiment, runs):
     """Returns the runs that were not known to the fit, beside what was predicted; or nothing."""
-    measure, choose, *_ = PREDICTIONS[experiment]
+    text = ""
     found, runs = read_prediction(experiment, runs)
-    rows = []
-    for lr, curve in found["prediction"].sort_values("parameters").groupby("lr"):
-        held = choose(runs)
-        known = curve[curve.fitted == 1].parameters.max()
-        held = held[(held.lr == lr) & (held[N] > known)]
-        at, x = np.log10(held[N]), np.log10(curve.parameters)
-        for name in FIT:
-            held[name] = 10 ** np.interp(at, x, np.log10(curve[name]))
-        held["observed"] = MEASURES[measure][2](held)
-        held["inside"] = held.observed.between(held.low, held.high)
-        rows.append(held[["d", "lr", *FIT, "observed", "inside"]])
-    if not sum(map(len, rows)):
-        return ""
-    table = pd.concat(rows).sort_values(["lr", "d"])
-    for name in table.columns[:-1]:
-        table[name] = table[name].map(lambda x: f"{x:.4g}")
-    return "\n\nPredicted before these runs, and observed.\n\n" + markdown(table)
+    for one in PREDICTIONS[experiment]:
+        rows = []
+        for lr, curve in found[one.measure]["prediction"].sort_values("parameters").groupby("lr"):
+            held = one.choose(runs)
+            known = curve[curve.fitted == 1].parameters.max()
+            held = held[(held.lr == lr) & (held[N] > known)]
+            at, x = np.log10(held[N]), np.log10(curve.parameters)
+            for name in FIT:
+                held[name] = 10 ** np.interp(at, x, np.log10(curve[name]))
+            held["observed"] = MEASURES[one.measure][2](held) if len(held) else math.nan
+            held["inside"] = held.observed.between(held.low, held.high)
+            rows.append(held[["d", "lr", *FIT, "observed", "inside"]])
+        if not sum(map(len, rows)):
+            continue
+        table = pd.concat(rows).sort_values(["lr", "d"])
+        for name in table.columns[:-1]:
+            table[name] = table[name].map(lambda x: f"{x:.4g}")
+        label = " ".join(MEASURES[one.measure][0].split())
+        text += f"\n\n{label}: predicted before these runs, and observed.\n\n{markdown(table)}"
+    return text
 
 
 # ---------------------------------------------------------------------------

@@ -36,7 +36,7 @@ except ImportError as error:
 # terms of each form, and whether each learning rate has a fit of its own
 FORMS = {
     "a + b x, for each LR": (True, lambda x, l: [x**0, x]),
-    "a + b x + c x^2, for each LR": (True, lambda x, l: [x**0, x, x * x]),
+    plot.QUADRATIC: (True, lambda x, l: [x**0, x, x * x]),
     "a + b x + c l + d x l + e l^2": (False, lambda x, l: [x**0, x, l, x * l, l * l]),
     "a + b x + c l + d x l + e l^2 + f x^2": (
         False,
@@ -112,23 +112,33 @@ def curve_of(form, fits, widen, sizes, lr, most):
 
 
 def predict(experiment, runs):
-    """Returns what the prediction says, as lines, and its table. Raises ValueError if there are too
-    few runs."""
+    """Returns what the predictions say, as lines, and their table. Raises ValueError if there are
+    too few runs."""
     if experiment not in plot.PREDICTIONS:
         names = " or ".join(plot.PREDICTIONS)
         raise ValueError(f"its experiment is {experiment}; a prediction is for {names}")
-    measure, choose, limit, upwards, most = plot.PREDICTIONS[experiment]
-    label, _, value = plot.MEASURES[measure]
-    runs = choose(runs)
+    said, tables = [], []
+    for prediction in plot.PREDICTIONS[experiment]:
+        lines, table = predict_one(prediction, runs)
+        said += lines
+        tables.append(table.assign(measure=prediction.measure))
+    return said, pd.concat(tables)
+
+
+def predict_one(prediction, runs):
+    """The same of one prediction."""
+    label, _, value = plot.MEASURES[prediction.measure]
+    runs = prediction.choose(runs)
     runs = runs.assign(y=value(runs))
     runs = runs[runs.y > 0]
     sizes = np.unique(runs[plot.N])
     if len(sizes) < 4:
         raise ValueError(f"runs of {len(sizes)} sizes: a prediction needs 4, better 5 or more")
     x, l, y = (np.log10(runs[name].to_numpy(float)) for name in (plot.N, "lr", "y"))
-    rehearsals = {form: rehearse(form, x, l, y) for form in FORMS}
+    forms = [prediction.form] if prediction.form else FORMS
+    rehearsals = {form: rehearse(form, x, l, y) for form in forms}
     # first those that can do both rehearsals
-    form = min(FORMS, key=lambda form: (-len(rehearsals[form][0]), rms(rehearsals[form][0])))
+    form = min(forms, key=lambda form: (-len(rehearsals[form][0]), rms(rehearsals[form][0])))
     fits = regress(form, x, l, y)
     errors, deviations = rehearsals[form]
     if not fits or not len(errors):
@@ -137,7 +147,9 @@ def predict(experiment, runs):
     said = [
         f"{' '.join(label.split())}, predicted from {len(runs)} runs of {len(sizes)} sizes,"
         " parameters without embedding and head: " + " ".join(f"{n:.0f}" for n in sizes),
-        "y = log10 of it, x = log10 of the parameters, l = log10 of the LR: y = " + form,
+        "y = log10 of it, x = log10 of the parameters, l = log10 of the LR: y = "
+        + form
+        + ", the paper's form" * bool(prediction.form),
         "root mean square error of y in predicting the largest sizes from the smaller ones: "
         + "; ".join(f"{rms(e):.3f} with {f}" for f, (e, _) in rehearsals.items() if len(e)),
         f"low, high: 90% of runs, by Student's t, times {widen:.2f} (the root mean square of those"
@@ -150,9 +162,10 @@ def predict(experiment, runs):
             f"{rate}coefficients {terms}; standard deviation of a run {math.sqrt(variance):.4g},"
             f" {freedom} degrees of freedom"
         )
+    limit, upwards = prediction.limit, prediction.upwards
     curves = []
     for lr in np.unique(runs.lr):
-        curve = curve_of(form, fits, widen, sizes, lr, most)
+        curve = curve_of(form, fits, widen, sizes, lr, prediction.most)
         curves.append(curve)
         middle, *ends = (first_past(curve, name, limit, upwards) for name in plot.FIT)
         ends = ends[::-1] if upwards else ends

@@ -34,7 +34,7 @@ depth_and_width   32x2,32x8,32x32,64x2,128x2,48x4,64x8 \
                   64x2,64x8,64x32,128x2,256x2,96x4,128x8 \
                   512x3,512x6,512x12,512x24,512x48,512x96,256x6,1024x6,2048x6,768x9,1024x12
 depth_steps       2000               10000                 100000
-z_sizes           16x1,32x1,64x1     32x1,64x1,128x1       512x3,512x6,768x12
+z_sizes           16x1,24x1,32x1     16x1,32x1,64x1        512x3,512x6,768x12
 z_T               16                 16                    512
 z_batch           4                  4                     256
 z_steps           30000              100000                100000
@@ -57,7 +57,7 @@ batch_and_steps   8x2000,16x1000,32x500 \
                   256x100000,512x50000,1024x25000
 wd_independent    3e-4,1e-3,3e-3     1e-4,3e-4,1e-3        1e-5,1e-4,1e-3
 wd_standard       0.1,0.3,1          0.1,0.3,1             0.1
-wd_steps          4000               20000                 100000
+long_steps        4000               20000                 100000
 "
 declare -A of=()    # of[what]: this scale's value
 
@@ -105,7 +105,7 @@ experiment() {
     local what
     case $1 in
     qk_norm) grid d="${of[ladder]}" lr=$LR,1 qk_norm=0,1 ;;
-    logit_growth) grid d="${of[two_sizes]}" lr=1e-2,3e-2,1e-1 qk_norm=0,1 ;;
+    logit_growth) grid d="${of[two_sizes]}" lr=1e-2,1e-1 qk_norm=0,1 ;;
     z_loss)
         grid d="${of[z_sizes]}" lr=$LR z_loss=0,1e-4 wd=0,1e-4 -data bigram -bf16_logits 1 \
             -T "${of[z_T]}" -batch "${of[z_batch]}" -steps "${of[z_steps]}" -log_every 100 \
@@ -113,9 +113,9 @@ experiment() {
     warmup) grid d="${of[three_sizes]}" lr=$LR warmup=1%,5%,10%,25% qk_norm=0,1 ;;
     weight_decay)
         grid d="${of[three_sizes]}" lr=$LR,1 wd_independent=1 wd="${of[wd_independent]}" \
-            -steps "${of[wd_steps]}"
+            -steps "${of[long_steps]}"
         grid d="${of[three_sizes]}" lr=1e-4,$LR wd_independent=0 wd="${of[wd_standard]}" \
-            -steps "${of[wd_steps]}" ;;
+            -steps "${of[long_steps]}" ;;
     depth_width)
         grid d="${of[depth_and_width]}" lr=$LR qk_norm=0,1 -steps "${of[depth_steps]}" \
             -batch "${of[small_batch]}" ;;
@@ -148,12 +148,12 @@ experiment() {
         grid d="${of[one_size]}" lr=3e-3,1e-2,3e-2 kappa=1,10,30,100,300,1e3,3e3,1e4 -qk_norm 0
         grid d="${of[one_size]%x*}x0" lr=3e-3,1e-2,3e-2 kappa=0 -qk_norm 0 ;;
     block_rms) grid d="${of[blocks]}" lr=1e-3,1e-2,1e-1 ;;
-    recipe)    # none, the best one, all: the small models' curves become flat
-        for what in "qk_norm=0 z_loss=0 wd=0 warmup=1%" "qk_norm=1 z_loss=0 wd=0 warmup=1%" \
-            "qk_norm=1 z_loss=1e-4 wd=1e-4 warmup=25%" \
+    recipe)
+        for what in "qk_norm=0 z_loss=0 wd=0 warmup=1%" "qk_norm=1 z_loss=1e-4 wd=1e-4 warmup=25%" \
             "qk_norm=1 z_loss=1e-4 wd=1e-4 warmup=25% mu_param=simple"; do
             # shellcheck disable=SC2086    # several
-            grid d="${of[three_sizes]}" lr=$LR,1 $what -base_d "${of[recipe_base]}"
+            grid d="${of[three_sizes]}" lr=$LR,1 $what -base_d "${of[recipe_base]}" \
+                -steps "${of[long_steps]}"
         done ;;
     steps) grid d="${of[small_size]}" lr=$LR steps="${of[step_counts]}" qk_norm=0,1 ;;
     batch)
@@ -239,7 +239,8 @@ plan() {    # EXPERIMENT
             gsub(/ /, "", name)
             gsub(/%/, "pct", name)
             if (seen[name]++) next
-            C = part[1]; L = v["-layers"]; T = v["-T"]; V = v["-vocab"] > 0 ? v["-vocab"] : 256
+            C = part[1]; L = v["-layers"]; T = v["-T"]
+            V = v["-vocab"] > 0 ? v["-vocab"] : v["-data"] == "bigram" ? 4096 : 256
             flops = 6 * (12 * L * C * C + V * C + L * T * C) * T * v["-batch"] * v["-steps"]
             printf "%.0f\t%s\t%s\t%s\t%s\n", flops * 1e-6 * (1 + 16 / C), $1, name, flags, $2
         }' | sort -t $'\t' -k 2,2n -k 1,1nr -k 3,3

@@ -1013,16 +1013,15 @@ __global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds
     if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
 
-// rms (NUM_KINDS,MAX_LAYERS) = max(RMS of a tensor's parameters, 1e-3), by kind and layer. A block
-// sums a tensor. Moves 4 bytes per parameter.
-__global__ void rms_kernel(real (*rms)[MAX_LAYERS], const real *params,         // [rms_lr
-                           Kinds kinds) {
+// rms (NUM_KINDS,MAX_LAYERS) = max(RMS of a tensor of all, lowest), by kind and layer. A block sums a
+// tensor. Moves 4 bytes per parameter.
+__global__ void rms_kernel(real (*rms)[MAX_LAYERS], const real *all, double lowest, Kinds kinds) {
     int k = blockIdx.y, l = blockIdx.z;
     size_t n = kinds.tensor[k];
     if (l * n >= kinds.size[k]) return;              // this kind has no tensor l
-    double sum = block_sum<2>(params + kinds.offset[k] + l * n, n);
-    if (threadIdx.x == 0) rms[k][l] = (real)fmax(sqrt(sum / n), 1e-3);
-}                                                                               // rms_lr]
+    double sum = block_sum<2>(all + kinds.offset[k] + l * n, n);
+    if (threadIdx.x == 0) rms[k][l] = (real)fmax(sqrt(sum / n), lowest);
+}
 
 // ---------------------------------------------------------------------------
 // What only a GPU needs: its memory, batches that travel ahead, checkpoints, steps as graphs
@@ -1228,7 +1227,8 @@ typedef struct {
     real *max_logit;                                 // (MAX_LAYERS) the layers' max_logit
     double (*squares)[SUM_BLOCKS];                   // (NUM_SUMS,SUM_BLOCKS)
     double *sums;                                    // (3,NUM_KINDS,blocks) of gpt_update
-    real (*rms)[MAX_LAYERS];                         // (NUM_KINDS,MAX_LAYERS) NULL without -rms_lr
+    real (*grad_rms)[MAX_LAYERS];                    // (NUM_KINDS,MAX_LAYERS) if measured
+    real (*rms)[MAX_LAYERS];                         // of params; NULL without -rms_lr
     double *totals;                                  // (NUM_SUMS + 3 NUM_KINDS) of both
     AdamW *adamw;                                    // (1)
     Results *results;                                // (2) of the last step, and of an evaluation
@@ -1315,6 +1315,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     g->partial->memory = reserve(g, (double)MAX_PARTIALS * ROW_BLOCKS * row_block(C).y * C);
     g->squares = reserve(g, NUM_SUMS);
     g->sums = reserve(g, 3 * NUM_KINDS * SUM_BLOCKS);
+    g->grad_rms = reserve(g, NUM_KINDS);
     if (cfg->rms_lr) g->rms = reserve(g, NUM_KINDS);                            // [rms_lr]
     g->totals = reserve(g, NUM_SUMS + 3 * NUM_KINDS);
     g->adamw = reserve(g, 1);
@@ -1568,7 +1569,9 @@ static void gpt_update(GPT *g, int statistics) {
     launch(grad_squares_kernel, grid, 128, g->sums, g->grads, kinds);
     launch(grad_norm_kernel, 1, 1024, g->results, g->sums, n, g->adamw);
     dim3 tensors(1, NUM_KINDS, g->cfg.layers ? g->cfg.layers : 1);
-    if (g->rms) launch(rms_kernel, tensors, 1024, g->rms, g->params, kinds);    // [rms_lr]
+    if (statistics) launch(rms_kernel, tensors, 1024, g->grad_rms, g->grads, 0, kinds);
+    if (g->rms)                                                                 // [rms_lr
+        launch(rms_kernel, tensors, 1024, g->rms, g->params, 1e-3, kinds);      // rms_lr]
     launch(adamw_kernel, grid, 128, g->params, g->weights, g->grads, g->m, g->v, g->sums + n,
            statistics, g->results, g->rms, g->adamw, kinds);
 }
@@ -1624,15 +1627,18 @@ static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *sta
 
     size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
     double total[NUM_SUMS + 3 * NUM_KINDS], *of_kinds = total + NUM_SUMS;
-    real max_logit[MAX_LAYERS];
+    real max_logit[MAX_LAYERS], grad_rms[NUM_KINDS][MAX_LAYERS];
     launch(totals_kernel, NUM_SUMS, 128, g->totals, g->squares[0], SUM_BLOCKS);
     launch(totals_kernel, 3 * NUM_KINDS, 128, g->totals + NUM_SUMS, g->sums,
            sum_blocks(g->num_parameters));
     from_gpu(total, g->totals, sizeof total);
     from_gpu(max_logit, g->max_logit, L * sizeof(real));
+    from_gpu(grad_rms, g->grad_rms, sizeof grad_rms);
     for (size_t l = 0; l < L; l++) {
+        for (int i = 0; i < NUM_BY_LAYER; i++) stats->by_layer[i][l] = NAN;
         stats->by_layer[MAX_ATTN_LOGIT][l] = max_logit[l];
-        for (int i = 1; i < NUM_BY_LAYER; i++) stats->by_layer[i][l] = NAN;
+        stats->by_layer[C_FC_GRAD_RMS][l] = grad_rms[C_FC][l];
+        stats->by_layer[ATTN_C_PROJ_GRAD_RMS][l] = grad_rms[ATTN_C_PROJ][l];
     }
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)

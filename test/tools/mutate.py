@@ -1139,7 +1139,7 @@ MUTANTS = [
             ("sum += sums[(size_t)blockIdx.x * n + i];", "sum += sums[i];"),
             ("totals[blockIdx.x] = sum;", "totals[blockIdx.x] += sum;"),
             ("g->squares[0], SUM_BLOCKS);", "g->squares[0], SUM_BLOCKS / 2);"),
-            ("real)fmax(sqrt(sum / n), 1e-3);", "real)sqrt(sum / n);"),
+            ("real)fmax(sqrt(sum / n), lowest);", "real)sqrt(sum / n);"),
             ("kinds.offset[k] + l * n, n)", "kinds.offset[k], n)"),
             ("rms[k][j / tensor];", "rms[k][0];"),
         ],

@@ -427,25 +427,106 @@ def test_qk_norm_has_its_sensitivity_below(tmp_path):
 
 def test_z_loss(tmp_path):
     runs = [
-        dict(lr=lr, z_loss=z, wd=wd, log_z=3, out=f"z{z}wd{wd}lr{lr}")
-        for lr in ("1e-2", "3e-2", "1e-1")
+        run | dict(log_z=3, out=f"z{z}wd{wd}lr{run['lr']}", z_loss=z, wd=wd)
         for z in ("0", "1e-4")
         for wd in ("0", "1e-4")
+        for run in seven(above=1 + (wd == "0"))
     ]
     for run in runs:
-        first = dict(log_z=float(run["z_loss"]) * 1e4 + 1)
-        logged(tmp_path, run, {0: {}, 10: first, 20: dict(log_z=float(run["lr"]))}, [])
+        rows = {step: dict(mean_logit=step * float(run["lr"]), val_loss=4) for step in (0, 10, 20)}
+        logged(tmp_path, run, rows, ["mean_logit"])
     axes = draw("z_loss", tmp_path, *runs)
-    decays = ["wd 0", "wd 1e-4"]
-    steps = [f"{wd}, LR {lr}" for wd in decays for lr in ("1e-2", "1e-1")]
-    assert [ax.get_title() for ax in axes] == [*decays, "", "", *steps]
-    assert curves(axes[2])[0] == {
-        f"z_loss {z}": [(lr, 3) for lr in (1e-2, 3e-2, 1e-1)] for z in ("0", "1e-4")
+    names = [f"z_loss {z}, wd {wd}" for z in ("0", "1e-4") for wd in ("0", "1e-4")]
+    assert len(axes) == 5 and sorted(curves(axes[0])[0]) == sorted(names)
+    assert curves(axes[1])[0] == {name: [(float(lr), 3) for lr in LRS[:7]] for name in names}
+    for name, points in curves(axes[2])[0].items():
+        assert points == [(RUN[N], near(6 / 7 * (1 + name.endswith("wd 0"))))], name
+    # of LR 0.1 alone; step 0 comes before the first step
+    assert curves(axes[3])[0] == {name: [(10, 1), (20, 2)] for name in names}
+    assert curves(axes[4])[0] == {name: [(10, 4), (20, 4)] for name in names}
+
+
+def by_layer(value, *names, layers=2):
+    return {f"{name}_{l}": value(l) for name in names for l in range(layers)}
+
+
+def test_logit_growth(tmp_path):
+    runs = [
+        dict(lr=lr, d=d, qk_norm=on, out=f"d{d}lr{lr}qk{on}", parameters_non_embedding=d * d)
+        for lr in ("1e-2", "1e-1")
+        for d in (16, 128)
+        for on in (0, 1)
+    ]
+    names = ["max_attn_logit", "q_rms", "k_rms"]
+    for run in runs:
+        rows = {
+            step: by_layer(lambda l: run["d"] * step + l, *names) | dict(qk_cosine_0=-step / 100)
+            for step in (10, 20)
+        }
+        logged(tmp_path, run, rows, [*rows[10]])
+    axes = draw("logit_growth", tmp_path, *runs)
+    titles = [f"{on} qk-norm, LR {lr}" for on in ("without", "with") for lr in ("1e-2", "1e-1")]
+    assert [ax.get_title() for ax in axes[:4]] == titles and len(axes) == 20
+    sizes = {"d 16 (256 parameters)": 16, "d 128 (16.4k parameters)": 128}
+    for ax in (*axes[:4], *axes[8:16]):  # block 0
+        assert curves(ax)[0] == {name: [(10, 10 * d), (20, 20 * d)] for name, d in sizes.items()}
+    for ax in axes[16:]:  # whatever its sign
+        assert curves(ax)[0] == {name: [(10, 0.1), (20, 0.2)] for name in sizes}
+
+
+def test_block_rms(tmp_path):
+    runs = [dict(lr=lr, layers=layers, out=f"{layers}{lr}") for layers in (2, 4) for lr in LRS[2:4]]
+    names = ["block_rms", "c_fc_grad_rms", "attn_c_proj_grad_rms", "c_fc_update_rms"]
+    for run in runs:
+        layers = run["layers"]
+        rows = {
+            step: by_layer(lambda l: float(run["lr"]) * (l + 1) * step, *names, layers=layers)
+            for step in range(1, 22)
+        }
+        logged(tmp_path, run, rows, [*rows[1]])
+    axes = draw("block_rms", tmp_path, *runs)
+    assert len(axes) == 10
+    for ax, blocks in zip(axes[:6], [2, 4] * 3):  # the median of the last two steps
+        assert curves(ax)[0] == {
+            f"LR {lr}": [(l, near(float(lr) * (l + 1) * 20.5)) for l in range(blocks)]
+            for lr in LRS[2:4]
+        }
+    for ax in axes[6:]:  # block 0
+        points = curves(ax)[0]["LR 1e-2"]
+        assert points == [(step, near(0.01 * step)) for step in range(1, 22)]
+
+
+def test_kappa_beside_bigrams(tmp_path):
+    kappas = ("1", "1e3")
+    runs = [dict(lr=lr, kappa=k, final_loss=1 + float(lr)) for lr in LRS[2:5] for k in kappas]
+    bigrams = [dict(lr=lr, kappa="0", layers=0, final_loss=2 + float(lr)) for lr in LRS[2:5]]
+    COLUMNS.insert(COLUMNS.index("z_loss"), "kappa")
+    try:
+        (ax,) = draw("kappa", tmp_path, *runs, *bigrams)
+    finally:
+        COLUMNS.remove("kappa")
+    lines, _ = curves(ax)
+    assert {name: lines[name] for name in lines if name != "without layers"} == {
+        f"LR {lr}": [(1, near(1 + float(lr))), (1e3, near(1 + float(lr)))] for lr in LRS[2:5]
     }
-    # step 0 knows no log Z
-    assert curves(axes[7])[0] == {
-        "z_loss 0": [(10, 1), (20, 0.1)],
-        "z_loss 1e-4": [(10, 2), (20, 0.1)],
+    (dotted,) = (line for line in ax.lines if line.get_linestyle() == ":")
+    assert set(dotted.get_ydata()) == {2.003}  # at the best learning rate
+
+
+def test_recipe(tmp_path):
+    none = dict(qk_norm=0, z_loss="0", wd="0", warmup="1%")
+    runs = [
+        run
+        for above, flags in ((2, none), (1, dict(warmup="25%")), (0.5, dict(mu_param="simple")))
+        for run in seven(above=above, **flags)
+    ]
+    axes = draw("recipe", tmp_path, *runs)
+    names = ["no intervention", "qk-norm, z-loss, decay, warm-up", "the same, and µParam"]
+    assert [ax.get_title() for ax in axes[:3]] == names and len(axes) == 6
+    for ax in axes[:3]:
+        assert len(curves(ax)[0]) == 1
+    assert curves(axes[3])[0] == {
+        name: [(RUN[N], near(above * 6 / 7))] for name, above in zip(names, (2, 1, 0.5))
     }
 
 
@@ -524,21 +605,23 @@ def test_mu_param(tmp_path):
         for run in seven(best=lr, d=d, mu_param=mode, parameters_non_embedding=d * d)
     ]
     axes = draw("mu_param", tmp_path, *runs)
-    assert [ax.get_title() for ax in axes[:2]] == ["standard model", "µParam full"]
+    titles = ["with qk-norm, standard model", "with qk-norm, µParam full"]
+    assert [ax.get_title() for ax in axes[:2]] == titles
     assert list(curves(axes[0])[0]) == ["d 32 (1.02k parameters)", "d 64 (4.1k parameters)"]
     assert curves(axes[2])[0] == {
         "standard model": [(0, 3e-2), (1, 1e-2)],
         "µParam full": [(0, 3e-2), (1, 3e-2)],
     }
-    for ax in axes[3:]:
-        names = ("standard model", "µParam full")
+    names = ("standard model", "µParam full")
+    assert curves(axes[3])[0] == {name: [(0, 2), (1, 2)] for name in names}
+    for ax in axes[4:]:
         assert curves(ax)[0] == {name: [(0, near(6 / 7)), (1, near(6 / 7))] for name in names}
 
 
 def test_no_best_rate_of_half_a_sweep(tmp_path):
     """While a sweep runs, a size has no best learning rate before it has as many as the others."""
     runs = [run for d in (32, 64) for run in seven(d=d, parameters_non_embedding=1000 * d)]
-    *_, best, paper, _ = draw("mu_param", tmp_path, *runs[:-1])
+    *_, best, _, paper, _ = draw("mu_param", tmp_path, *runs[:-1])
     assert curves(best)[0] == {"standard model": [(0, 1e-2)]}
     assert curves(paper)[0] == {"standard model": [(0, near(6 / 7))]}
 
@@ -791,7 +874,7 @@ def test_every_experiment_with_the_oldest_and_the_newest_libraries(tmp_path):
         for command in [tmp_path, "-o", tmp_path / resolution], ["table", *predicted]:
             result = uv(resolution, *command)
             assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout.count("Predicted before these runs, and observed.") == 2
+        assert result.stdout.count(": predicted before these runs, and observed.") == 3
         log = uv(resolution, "log", tmp_path / "clip" / "d16_lr1e-2_clip0_qk_norm0_seed1")
         assert (log.returncode, log.stderr) == (0, "")
         drawn = sorted(path.stem for path in (tmp_path / resolution).iterdir())

@@ -35,6 +35,12 @@ def law(parameters, lr):
     return np.dot(LAW, [1, x, l, x * l, l * l])
 
 
+def quadratic(parameters, lr):
+    """The law of the logits early in training."""
+    x = math.log10(parameters)
+    return 10 ** (1 + 10 * lr - 0.5 * x + 0.1 * x * x)
+
+
 def prophecy(folder, noise, random, widths=FITTED, seeds=(1, 2)):
     """Runs whose largest attention logit follows the law, but for the noise (in log10)."""
     runs = [
@@ -51,6 +57,12 @@ def prophecy(folder, noise, random, widths=FITTED, seeds=(1, 2)):
         for lr in RATES
         for seed in seeds
     ]
+    for i, run in enumerate(runs):
+        run["out"] = f"run{i}"
+        early = quadratic(run["parameters_non_embedding"], float(run["lr"]))
+        # 2% of 300 steps
+        rows = {step: dict(max_attn_logit_0=early if step == 6 else 1) for step in (3, 6, 9)}
+        logged(Path(folder), run, rows, ["max_attn_logit_0"])
     return sweep(folder, *runs, experiment="predict_logits")
 
 
@@ -111,8 +123,13 @@ def test_prediction_is_written_once_and_drawn_as_written(tmp_path, capsys):
     said, path = capsys.readouterr().out, tmp_path / "prediction.csv"
     assert "40 runs of 5 sizes" in said and "6224 13944 24736 55536 98624" in said
     assert f"y = {FORM}\n" in said
+    # the paper's form has the law of the logits at 2% of the steps in it
+    assert f"y = {plot.QUADRATIC}, the paper's form\n" in said
+    for lr in RATES:
+        assert f"LR {lr}: coefficients {1 + 10 * float(lr):.6g} -0.5 0.1;" in said
     lines = [line for line in path.open() if not line.startswith("#")]
-    rows = [{name: float(x) for name, x in row.items()} for row in csv.DictReader(lines)]
+    rows = [row for row in csv.DictReader(lines) if row.pop("measure") == "logit"]
+    rows = [{name: float(x) for name, x in row.items()} for row in rows]
     assert {row["parameters"] for row in rows if row["fitted"]} == {SIZES[d] for d in FITTED}
     fits = predict.regress(FORM, *logs(folder))
     widen = float(re.search(r"times ([\d.]+)", said)[1])
@@ -144,7 +161,7 @@ def test_prediction_is_written_once_and_drawn_as_written(tmp_path, capsys):
     cells = rows[-1].split(",")
     rows[-1] = ",".join([*cells[:3], "123456", *cells[4:]])
     path.write_text("\n".join(rows))
-    left, right = panels(plot.draw("predict_logits", read([folder])))
+    early, left, right = panels(plot.draw("predict_logits", read([folder])))
     assert left.get_xscale() == left.get_yscale() == right.get_xscale() == "log"
     dashed = [line for line in left.lines if line.get_linestyle() == "--"]
     assert sum(123456 in line.get_ydata() for line in dashed) == 1
@@ -154,8 +171,13 @@ def test_prediction_is_written_once_and_drawn_as_written(tmp_path, capsys):
         for white in (True, False)
     )
     assert hollow == {SIZES[d] for d in FITTED} and full == {SIZES[d] for d in (96, 128)}
+    at = 10 ** (1 + 10 * 0.1 - 0.5 * math.log10(SIZES[128]) + 0.1 * math.log10(SIZES[128]) ** 2)
+    full = [p for p in early.lines if p.get_linestyle() == "None" and SIZES[128] in p.get_xdata()]
+    assert any(y == pytest.approx(at) for p in full for y in p.get_ydata())
     assert list(curves(right)[0]) == [f"LR {lr}" for lr in RATES]
-    table = rows_of(run_plot("table", folder).stdout.split("Predicted before")[1])
+    _, early, table = run_plot("table", folder).stdout.split(": predicted before")
+    assert all(row[2] == row[5] for row in rows_of(early)[1:])  # without noise
+    table = rows_of(table)
     assert [row[:2] for row in table[1:]] == [
         [d, f"{float(lr):.4g}"] for lr in RATES for d in ("96", "96", "128", "128")
     ]
@@ -195,7 +217,7 @@ def test_two_predictions_and_a_damaged_one(tmp_path, capsys):
     assert predict.main([a]) == predict.main([b]) == 0
     found, runs = plot.read_prediction("predict_logits", read([a, b]))
     assert {str(sweep) for sweep in runs.sweep} == {a}
-    assert found["prediction"].lr.nunique() == 4
+    assert found["logit"]["prediction"].lr.nunique() == 4
     assert f"{b}/prediction.csv: another prediction than {a}" in capsys.readouterr().err
     path = Path(a) / "prediction.csv"
     path.write_text(re.sub("^0.003,.*", "0.003,16,x", path.read_text(), flags=re.M))
@@ -203,7 +225,7 @@ def test_two_predictions_and_a_damaged_one(tmp_path, capsys):
     comments = path.read_text().count("#")
     assert f"prediction.csv: line {comments + 2}: 3 cells" in capsys.readouterr().err
     found, _ = plot.read_prediction("predict_logits", read([a]))
-    assert sorted(found["prediction"].lr.unique()) == [1e-2, 3e-2, 1e-1]
+    assert sorted(found["logit"]["prediction"].lr.unique()) == [1e-2, 3e-2, 1e-1]
 
 
 def test_predict_eps(tmp_path, capsys):
@@ -215,10 +237,10 @@ def test_predict_eps(tmp_path, capsys):
         run = size | dict(lr=lr, eps=eps, out=f"d{d}lr{lr}eps{eps}") | more
         end = 1e3 / float(lr) * SIZES[d] ** -1.5
         rows = {
-            step: dict(grad_rms_c_fc=end if step > 90 else 1, update_rms_c_fc=0.1 / float(eps))
+            step: dict(c_fc_grad_rms_0=end if step > 90 else 1, c_fc_update_rms_0=0.1 / float(eps))
             for step in range(10, 101, 10)
         }
-        logged(tmp_path, run, rows, ["grad_rms_c_fc", "update_rms_c_fc"])
+        logged(tmp_path, run, rows, ["c_fc_grad_rms_0", "c_fc_update_rms_0"])
         return run
 
     runs = [run(d, lr) for d in FITTED for lr in ("1e-2", "3e-2", "1e-1")]
@@ -230,7 +252,9 @@ def test_predict_eps(tmp_path, capsys):
     held = [run(96, "1e-2")]
     held += [run(96, "1e-1", eps, final_loss=3) for eps in ("1e-8", "1e-6", "1e-15")]
     sweep(tmp_path, *runs, *held, experiment="predict_eps")
-    gradient, against_lr, _, update, loss = panels(plot.draw("predict_eps", read([folder])))
+    gradient, against_lr, _, update, loss, *over_steps = panels(
+        plot.draw("predict_eps", read([folder]))
+    )
     assert gradient.get_ylim()[0] < 1e-8
     assert any(SIZES[96] in line.get_xdata() for line in gradient.lines)
     assert curves(against_lr)[0]["d 96 (222k parameters)"] == [
@@ -239,6 +263,7 @@ def test_predict_eps(tmp_path, capsys):
     expected = [(eps, pytest.approx(0.1 / eps)) for eps in (1e-15, 1e-8, 1e-6)]
     assert curves(update)[0] == {"LR 1e-1": expected}
     assert curves(loss)[0] == {"LR 1e-1": [(1e-15, 3), (1e-8, 3), (1e-6, 3)]}
+    assert [len(curves(ax)[0]) for ax in over_steps] == [3, 3, 3]
 
 
 def test_the_command(tmp_path):

@@ -29,16 +29,24 @@ SEVEN = "3e-4 1e-3 3e-3 1e-2 3e-2 1e-1 3e-1"  # the paper's learning rates
 # runs at laptop scale
 EXPERIMENTS = dict(
     qk_norm=64,
-    z_loss=30,
+    logit_growth=8,
+    z_loss=84,
     warmup=168,
     weight_decay=144,
-    depth_width=112,
-    mu_param=128,
+    depth_width=98,
+    mu_param=288,
     coord_check=60,
     predict_logits=32,
+    kappa=27,
     predict_eps=46,
-    steps=56,
-    batch=70,
+    block_rms=9,
+    recipe=72,
+    scale=112,
+    steps=42,
+    qk_norm_over=48,
+    batch=42,
+    pointwise=84,
+    rms_lr=64,
     beta2=56,
     clip=56,
     grid=1,
@@ -209,10 +217,9 @@ def test_plan(experiment, scale, tmp_path):
         name = Path(flags["out"]).name
         assert re.fullmatch(r"[\w.-]+", name)
         for flag in varies:
-            assert (
-                flags[flag].replace("%", "pct")
-                == re.search(rf"(?:^|_){flag}([^_]+)(?:_|$)", name)[1]
-            ), (flag, name)
+            word = f"_{flag}{flags[flag].replace('%', 'pct')}_"
+            # one grid of kappa has the usual layers
+            assert word in f"_{name}_" or (experiment, flag) == ("kappa", "layers"), name
         C, NH = int(flags["d"]), int(flags["heads"])
         assert C % NH == 0 and C // NH % 2 == 0
     if experiment != "coord_check":
@@ -231,9 +238,9 @@ def test_plan(experiment, scale, tmp_path):
         assert {(f["T"], f["batch"]) for f in found if experiment != "batch"} <= {
             ("512", "256")
         } and {f["vocab"] for f in found} == {"32101"}
-        assert {f["steps"] for f in found if experiment not in ("steps", "coord_check")} <= {
-            "100000"
-        }
+        assert {
+            f["steps"] for f in found if experiment not in ("steps", "batch", "coord_check")
+        } <= {"100000"}
 
 
 @pytest.mark.parametrize(
@@ -243,13 +250,28 @@ def test_plan(experiment, scale, tmp_path):
             "qk_norm",
             dict(d="16 32 64 96", lr="3e-4 1e-3 3e-3 1e-2 3e-2 1e-1 3e-1 1", qk_norm="0 1"),
         ),
-        ("z_loss", dict(z_loss="0 1e-4 1e-2", wd="0 1e-4")),
+        ("logit_growth", dict(d="16 128", qk_norm="0 1")),
+        (
+            "z_loss",
+            dict(
+                z_loss="0 1e-4",
+                wd="0 1e-4",
+                lr=SEVEN,
+                d="16 24 32",
+                layers="1",
+                T="16",
+                batch="4",
+                steps="30000",
+                data="bigram",
+                bf16_logits="1",
+            ),
+        ),
         ("warmup", dict(warmup="1% 5% 10% 25%", d="16 32 64", lr=SEVEN)),
         (
             "weight_decay",
             dict(wd_independent="0 1", wd="3e-4 1e-3 3e-3 0.1 0.3 1", lr=f"1e-4 {SEVEN} 1"),
         ),
-        ("depth_width", dict(layers="1 2 4 8", d="16 32 48 64", qk_norm="0 1")),
+        ("depth_width", dict(layers="2 4 8 32", d="32 48 64 128", qk_norm="0 1", steps="2000")),
         (
             "mu_param",
             dict(
@@ -257,7 +279,8 @@ def test_plan(experiment, scale, tmp_path):
                 d="32 64 128 256",
                 heads="2 4 8 16",
                 base_d="32",
-                lr=f"1e-4 {SEVEN}",
+                lr=f"1e-4 {SEVEN} 1",
+                qk_norm="0 1",
             ),
         ),
         (
@@ -266,8 +289,26 @@ def test_plan(experiment, scale, tmp_path):
         ),
         ("predict_eps", dict(eps="1e-8 1e-15 1e-6 1e-5 1e-4 1e-3")),
         ("predict_logits", dict(d="16 24 32 48 64 96 128 192", qk_norm="0")),
-        ("steps", dict(steps="250 500 1000 2000", lr=SEVEN)),
-        ("batch", dict(batch="4 8 16 32 64")),
+        ("kappa", dict(kappa="1 10 30 100 300 1e3 3e3 1e4 0", layers="2 0", qk_norm="0")),
+        ("block_rms", dict(layers="4 8", d="32 64")),
+        (
+            "recipe",
+            dict(
+                mu_param="simple",
+                base_d="16",
+                warmup="1% 25%",
+                z_loss="0 1e-4",
+                wd="0 1e-4",
+                qk_norm="0 1",
+                lr=f"{SEVEN} 1",
+            ),
+        ),
+        ("scale", dict(scale="sqrt d_h", qk_norm="0 1", lr=SEVEN)),
+        ("qk_norm_over", dict(qk_norm="1 model", lr=f"{SEVEN} 1")),
+        ("pointwise", dict(attention="softmax relu2", qk_norm="0 1", lr=SEVEN)),
+        ("rms_lr", dict(rms_lr="0 1", d="32 64 128 256", lr=f"1e-4 {SEVEN} 1 3 10")),
+        ("steps", dict(steps="500 1000 2000", lr=SEVEN)),
+        ("batch", dict(batch="8 16 32", steps="500 1000 2000")),
         ("beta2", dict(beta2="0.9 0.95 0.99 0.999")),
         ("clip", dict(clip="0 0.1 1 10")),
     ],
@@ -275,7 +316,13 @@ def test_plan(experiment, scale, tmp_path):
 def test_what_varies(experiment, varies):
     found = [flags_of(line) for line in plan(experiment) if "predict.py" not in line]
     for flag, values in varies.items():
-        assert {flags[flag] for flags in found} == set(values.split()), flag
+        assert {flags[flag] for flags in found if flag in flags} == set(values.split()), flag
+
+
+def test_batches_of_the_same_data():
+    """Section E.9."""
+    found = [flags_of(line) for line in plan("batch")]
+    assert {int(flags["batch"]) * int(flags["steps"]) for flags in found} == {16000}
 
 
 def test_held_out_runs_come_after_the_prediction():
@@ -372,7 +419,7 @@ def test_help(tmp_path):
             or abs(60 * int(row[2]) + int(row[3]) - 56 * 2 / len(os.sched_getaffinity(0))) <= 1
         )
     lines = result.stdout.splitlines()
-    assert len(lines) < 24 and max(map(len, lines)) <= 80
+    assert len(lines) <= 31 and max(map(len, lines)) <= 80
 
 
 # ---------------------------------------------------------------------------
@@ -382,7 +429,7 @@ def test_help(tmp_path):
 @pytest.mark.parametrize(
     "arguments, says",
     [
-        ("nothing", "'nothing' | qk_norm z_loss"),
+        ("nothing", "'nothing' | qk_norm logit_growth z_loss"),
         ("", "'' | qk_norm"),
         ("clip warmup", "'warmup' | clip"),
         ("clip -scale huge", "-scale: 'huge' | laptop"),
