@@ -469,6 +469,7 @@ WORDS = {  # in the order of lines and panels
     ("recipe", "none"): "no intervention",
     ("recipe", "all"): "qk-norm, z-loss, decay, warm-up",
     ("recipe", "all and muParam"): "the same, and µParam",
+    ("z_loss", 0): "without z-loss",
     ("wd_independent", 0): "standard",
     ("wd_independent", 1): "independent",
     ("mu_param", "off"): "standard model",
@@ -829,7 +830,9 @@ def panels_of(table, measures, panels, x, prediction):
         fixed = ""
         if measure == "loss" and x == "lr":
             floors = table.entropy_floor.unique()
-            if len(floors) == 1 and math.isfinite(floors[0]):
+            spread = points.y.max() - points.y.min()
+            # a line far below would press the curves together
+            if len(floors) == 1 and points.y.min() - floors[0] <= 1.5 * max(spread, 1):
                 panel["marks"] = [(floors[0], "entropy of the language")]
         elif "baseline" in table:
             panel["marks"] = [(table.baseline[0], "without layers")]

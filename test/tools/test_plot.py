@@ -436,7 +436,7 @@ def test_z_loss(tmp_path):
         rows = {step: dict(mean_logit=step * float(run["lr"]), val_loss=4) for step in (0, 10, 20)}
         logged(tmp_path, run, rows, ["mean_logit"])
     axes = draw("z_loss", tmp_path, *runs)
-    names = [f"z_loss {z}, wd {wd}" for z in ("0", "1e-4") for wd in ("0", "1e-4")]
+    names = [f"{z}, wd {wd}" for z in ("without z-loss", "z_loss 1e-4") for wd in ("0", "1e-4")]
     assert len(axes) == 5 and sorted(curves(axes[0])[0]) == sorted(names)
     assert curves(axes[1])[0] == {name: [(float(lr), 3) for lr in LRS[:7]] for name in names}
     for name, points in curves(axes[2])[0].items():
