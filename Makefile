@@ -132,19 +132,16 @@ bench_gpu: build/bench_gpu
 sass:
 	@python3 test/tools/sass.py $(PRECISION_FLAG)
 
-# README.md's pictures: the paper's experiments at laptop scale (experiment:seeds), and z_loss once
-# more in long runs. About an hour on two cores; finished runs are not repeated.
-EXPERIMENTS = qk_norm:3 predict_logits:3 z_loss:1 warmup:3 weight_decay:1 depth_width:3 mu_param:1 \
-	coord_check:3 predict_eps:1 steps:1 batch:1 beta2:1 clip:1
+# README.md's and the gallery's pictures: the paper's experiments at laptop scale (experiment:seeds),
+# in some three hours on two cores; finished runs are not repeated
+EXPERIMENTS = qk_norm:3 logit_growth:3 predict_logits:3 z_loss:1 warmup:3 weight_decay:1 depth_width:1 \
+	mu_param:1 coord_check:3 kappa:3 predict_eps:1 block_rms:3 recipe:3 scale:1 qk_norm_over:3 \
+	pointwise:3 rms_lr:1 steps:3 batch:3 beta2:1 clip:1
 figures: train_gpt build/venv/ready
 	for e in $(EXPERIMENTS); do \
 	  ./sweep.sh $${e%:*} -seeds $${e#*:} -out runs/figures/$${e%:*} || exit 1; \
 	done
 	build/venv/bin/python plot.py runs/figures -o figures
-	./sweep.sh z_loss -out runs/z_loss_long -- -d 32 -lr 1e-1,3e-1 -z_loss 0,1e-4 -wd 0,1e-4 \
-		-steps 20000 -log_every 50
-	build/venv/bin/python plot.py runs/z_loss_long -o build
-	mv build/z_loss.png figures/z_loss_long.png
 
 build/fuzz: test/files/fuzz.c train_gpt.c $(HEADERS) Makefile | build
 	clang -std=gnu11 -O1 -g -Wall -Wextra -fno-omit-frame-pointer -fno-sanitize-recover=all \

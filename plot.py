@@ -411,7 +411,7 @@ MEASURES = {  # the axis, its scale, the measure
     "now_loss": ("training loss, nats", "linear", itemgetter("now_train_loss")),
     "now_val": ("validation loss, nats", "linear", itemgetter("now_val_loss")),
     "now_mean_logit": ("mean output logit", "linear", itemgetter("now_mean_logit")),
-    "now_logit": ("largest attention\nlogit", "log", itemgetter("now_max_attn_logit_0")),
+    "now_logit": ("largest attention\nlogit of block 0", "log", itemgetter("now_max_attn_logit_0")),
     "now_q": ("RMS of queries", "log", itemgetter("now_q_rms_0")),
     "now_k": ("RMS of keys", "log", itemgetter("now_k_rms_0")),
     "now_cosine": ("|cosine| of the\nlargest pair", "linear", lambda t: t["now_qk_cosine_0"].abs()),
@@ -799,7 +799,8 @@ def draw_rows(part, rows, x, values, looks, seeds=1):
         ax.set_ylabel("" if same else panel["label"])
         ax.tick_params(labelleft=not same, labelbottom=(i + 1, j) not in drawn, which="both")
         over = rows[i - 1][j : j + 1] if i else []
-        ax.set_title("" if over and over[0]["title"] == panel["title"] else panel["title"])
+        title = "" if over and over[0]["title"] == panel["title"] else panel["title"]
+        ax.set_title(title.replace(", ", ",\n", 1) if wide > 3 and len(title) > 24 else title)
         ax.set_xlabel("" if (i + 1, j) in drawn else AXES.get(x, x))
         if x in LOGARITHMIC:
             log_scale(ax, "x")
