@@ -1826,7 +1826,7 @@ int main(int argc, char **argv) {
             cfg.d, cfg.heads, W, MAX_C, W, MAX_HS);
     const char *absent = cfg.kappa > 0 ? "-kappa" : NULL;                       // [kappa]
     if (cfg.attention == ATTENTION_RELU2) absent = "-attention relu2";          // [attention]
-    if (cfg.qk_norm == QK_NORM_MODEL) absent = "-qk_norm model";                // [qk_norm]
+    if (cfg.qk_norm == QK_NORM_MODEL) absent = "-qk_norm model";
     if (absent) die(USAGE, "%s: train_gpt_cu does not have it; ./train_gpt does", absent);
 
     int runs = learning_rates(cfg.lr_text, lr, NULL);

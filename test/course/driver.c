@@ -68,7 +68,7 @@ static void model(const Config *cfg, int steps, int every) {
         put_one(log_z);
         put_one(norm);
         put_one(learning_rate(cfg, step));
-        for (int l = 0; l < cfg->layers; l++) put_one(stats.max_attn_logit[l]);
+        for (int l = 0; l < cfg->layers; l++) put_one(stats.by_layer[MAX_ATTN_LOGIT][l]);
         put(g.params, N);
         put(g.m, N);
         put(g.v, N);

@@ -86,7 +86,7 @@ static void model(Config *cfg, int steps) {
         put_one(stats.log_z);
         put_one(stats.grad_norm);
         put_one(learning_rate(cfg, step));
-        for (int l = 0; l < cfg->layers; l++) put_one(stats.max_attn_logit[l]);
+        for (int l = 0; l < cfg->layers; l++) put_one(stats.by_layer[MAX_ATTN_LOGIT][l]);
         put_device(g.params, N);
         put_device(g.m, N);
         put_device(g.v, N);

@@ -93,6 +93,8 @@ def test_log(run):
         if "qk_norm" in flags
         else list(KINDS)
     )
+    by_layer = "max_attn_logit q_rms k_rms qk_cosine block_rms".split()
+    by_layer += [f"{k}_{x}_rms" for k in ("c_fc", "attn_c_proj") for x in ("grad", "update")]
     assert list(rows) == [
         "step",
         "tokens",
@@ -102,7 +104,7 @@ def test_log(run):
         "grad_norm",
         "log_z",
         "mean_logit",
-        *[f"max_attn_logit_{l}" for l in range(L)],
+        *[f"{name}_{l}" for name in by_layer for l in range(L)],
         *[f"act_rms_{a}" for a in ("wte", "c_attn", "att", "c_fc", "residual", "logits")],
         *[f"{what}_rms_{k}" for what in ("grad", "param", "update") for k in kinds],
         "tokens_per_second",
@@ -113,7 +115,8 @@ def test_log(run):
     assert np.isfinite(rows["val_loss"]).tolist() == [step in validated for step in rows["step"]]
     for name, column in rows.items():
         assert np.isfinite(column[1:]).all() or name == "val_loss", name
-        assert (column[1:] > 0).all() or name in ("val_loss", "log_z", "mean_logit"), name
+        of_either_sign = name in ("val_loss", "log_z", "mean_logit") or "cosine" in name
+        assert (column[1:] > 0).all() or of_either_sign, name
         assert np.isnan(column[0]) or name in ("step", "tokens", "val_loss"), name
     mean, log_z, rms = (rows[name][1:] for name in ("mean_logit", "log_z", "act_rms_logits"))
     assert (abs(mean) <= rms).all() and (mean + np.log(256) <= log_z).all()
