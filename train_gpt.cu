@@ -1013,8 +1013,8 @@ __global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds
     if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
 
-// rms (NUM_KINDS,MAX_LAYERS) = max(RMS of a tensor of all, lowest), by kind and layer. A block sums a
-// tensor. Moves 4 bytes per parameter.
+// rms (NUM_KINDS,MAX_LAYERS) = max(RMS of a tensor of all, lowest), by kind and layer. A block sums
+// a tensor. Moves 4 bytes per parameter.
 __global__ void rms_kernel(real (*rms)[MAX_LAYERS], const real *all, double lowest, Kinds kinds) {
     int k = blockIdx.y, l = blockIdx.z;
     size_t n = kinds.tensor[k];
