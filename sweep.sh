@@ -79,24 +79,24 @@ EXPERIMENTS="
 qk_norm         3.1.1  attention logits
 logit_growth    3.1.1  over steps; why
 z_loss          3.1.2  output logits
-warmup          3.2.1  length of warm-up
-weight_decay    3.2.2  two weight decays
+warmup          3.2.1  warm-up's length
+weight_decay    3.2.2  two decays
 depth_width     3.2.3  depth and width
-mu_param        3.2.4  muParam over widths
-coord_check     3.2.4  the test of muParam
-predict_logits  3.3    logits, predicted
-kappa           3.3    how large a logit?
-predict_eps     3.4    epsilon, predicted
+mu_param        3.2.4  muParam by width
+coord_check     3.2.4  muParam's test
+predict_logits  3.3    predicts logits
+kappa           3.3    size of a logit
+predict_eps     3.4    predicts epsilon
 block_rms       C.1    block by block
-recipe          1      all cures together
+recipe          1      all together
 scale           E.6    attention 1/d_h
 steps           E.7    number of steps
-qk_norm_over    E.8    over head or model
-batch           E.9    batch, constant data
+qk_norm_over    E.8    of head or model
+batch           E.9    batch, same data
 pointwise       E.11   without softmax
 rms_lr          E.14   LR times RMS
 beta2           ours   AdamW's beta2
-clip            ours   gradient clipping
+clip            ours   gradient's limit
 grid            -      any flags, above
 "
 LR=3e-4,1e-3,3e-3,1e-2,3e-2,1e-1,3e-1    # the paper's seven (section 2.2)

@@ -398,12 +398,16 @@ def test_pictures_without_room_or_permission(tmp_path, capsys):
             seed=seed,
             qk_norm=0,
             max_attn_logit=d * float(lr) * 10,
+            out=f"d{d}lr{lr}seed{seed}",
         )
         for d in sizes["d"]
         for lr in ("1e-2", "1e-1")
         for seed in (1, 2)
     ]
     folder = test_plot.sweep(tmp_path / "predict_logits", *runs, experiment="predict_logits")
+    for run in runs:
+        early = dict(max_attn_logit_0=run["d"] * float(run["lr"]))
+        test_plot.logged(Path(folder), run, {6: early}, [*early])
     figures, small, smaller = (tmp_path / name for name in ("figures", "small", "smaller"))
     assert test_plot.plot.main([folder, "-o", str(figures)]) == 0
     (whole,) = figures.iterdir()
@@ -435,6 +439,8 @@ def test_pictures_without_room_or_permission(tmp_path, capsys):
         assert snapshot(small) == before
     with small_disk(smaller, "size=16k"):
         test_plot.sweep(smaller, *runs, experiment="predict_logits")
+        for run in runs:
+            (smaller / run["out"]).symlink_to(Path(folder) / run["out"])
         before = snapshot(smaller)
         result = subprocess.run(
             [sys.executable, REPO / "predict.py", smaller], capture_output=True, text=True

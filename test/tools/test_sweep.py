@@ -409,7 +409,7 @@ def test_help(tmp_path):
     assert result.returncode == 0 and result.stderr == ""
     for name, count in EXPERIMENTS.items():
         (row,) = re.findall(
-            rf"^{name} +([\d.]+|E\.\d|ours|-) +(\d+), (\d+):(\d\d) +(\d+), \d+\S* ?\w* +(\d+),"
+            rf"^{name} +(\d|\d\.\d(?:\.\d)?|[CE]\.\d+|ours|-) +(\d+), (\d+):(\d\d) +(\d+), \d+\S* ?\w* +(\d+),"
             r" \d+ \w+ +\w.*$",
             result.stdout,
             re.M,
