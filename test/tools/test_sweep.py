@@ -409,8 +409,8 @@ def test_help(tmp_path):
     assert result.returncode == 0 and result.stderr == ""
     for name, count in EXPERIMENTS.items():
         (row,) = re.findall(
-            rf"^{name} +(\d|\d\.\d(?:\.\d)?|[CE]\.\d+|ours|-) +(\d+), (\d+):(\d\d) +(\d+), \d+\S* ?\w* +(\d+),"
-            r" \d+ \w+ +\w.*$",
+            rf"^{name} +(\d|\d\.\d(?:\.\d)?|[CE]\.\d+|ours|-) +(\d+), (\d+):(\d\d) +(\d+),"
+            r" \d+\S* ?\w* +(\d+), \d+ \w+ +\w.*$",
             result.stdout,
             re.M,
         )
