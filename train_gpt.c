@@ -896,8 +896,9 @@ static void qk_statistics(const Layer *a, size_t l, int B, int T, int NH, int HS
             const real *qi = q + (size_t)i * 2 * C, *kj = k + (size_t)j * 2 * C;
             double dot = row_dot(qi, kj, HS);
             if (!(fabs(dot) > largest)) continue;
+            double size = sqrt((double)row_dot(qi, qi, HS) * (double)row_dot(kj, kj, HS));
             largest = fabs(dot);
-            cosine = dot / sqrt((double)row_dot(qi, qi, HS) * (double)row_dot(kj, kj, HS));
+            cosine = size > 0 ? dot / size : NAN;
         }
     stats->by_layer[Q_RMS][l] = sqrt(squares[0] / ((double)B * T * C));
     stats->by_layer[K_RMS][l] = sqrt(squares[1] / ((double)B * T * C));
