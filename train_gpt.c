@@ -906,8 +906,8 @@ static void qk_statistics(const Layer *a, size_t l, int B, int T, int NH, int HS
 }
 
 // What the last gpt_forward with statistics measured on a batch of B sequences: layer by layer, the
-// RMS of the activations, and the mean output logit. Without layers, the RMS of theirs is 0/0, NAN:
-// an empty cell of the log.
+// RMS of the activations, and the mean output logit. Without layers the RMS of theirs is NAN: an
+// empty cell of the log.
 static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
     size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
     const double *total = g->squares;
@@ -921,7 +921,7 @@ static void gpt_statistics(const GPT *g, int B, int T, Stats *stats) {
     // in the order of the ACT_ constants; c_attn, att and c_fc are summed over the layers
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
-        stats->act_rms[i] = sqrt(total[i] / (double)count[i]);
+        stats->act_rms[i] = count[i] ? sqrt(total[i] / (double)count[i]) : NAN;
     stats->mean_logit = total[SUM_LOGITS] / (double)BTV;
 }
 

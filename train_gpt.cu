@@ -1642,7 +1642,7 @@ static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *sta
     }
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
-        stats->act_rms[i] = sqrt(total[i] / (double)count[i]);
+        stats->act_rms[i] = count[i] ? sqrt(total[i] / (double)count[i]) : NAN;
     stats->mean_logit = total[SUM_LOGITS] / (double)BTV;
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
