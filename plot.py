@@ -319,17 +319,16 @@ def logit(runs):
     return runs.max_attn_logit.where(runs.max_attn_logit > 0)
 
 
+def end(log, name):
+    """Of a column of a log, the median of the run's last tenth: a single step is noise."""
+    if name not in log:
+        return math.nan
+    tail = log[name].iloc[-max(1, len(log) // 10) :]
+    return tail[(tail > 0) & (tail < math.inf)].median()
+
+
 def at_end(name):
-    """Of a column of the log, the median of the run's last tenth: a single step is noise."""
-
-    def value(folder):
-        log = read_log(folder)
-        if name not in log:
-            return math.nan
-        tail = log[name].iloc[-max(1, len(log) // 10) :]
-        return tail[(tail > 0) & (tail < math.inf)].median()
-
-    return lambda runs: runs.folder.map(value)
+    return lambda runs: runs.folder.map(lambda folder: end(read_log(folder), name))
 
 
 def early(column, share=0.02):
@@ -436,12 +435,8 @@ MEASURES = {  # the axis, its scale, the measure
     "now_head_effect": ("effect of an update:\noutput matrix", "log", effect("lm_head")),
 }
 OVER_LR = ["best_lr", "best_loss", "sensitivity", "shifted"]  # measures of several runs
-LOGARITHMIC = (
-    "lr",
-    "eps",
-    "kappa",
-    N,
-)  # axes; on the others the values stand side by side, as some are 0
+# axes; on the others the values stand side by side, as some are 0
+LOGARITHMIC = ("lr", "eps", "kappa", N)
 AXES = {
     "lr": "learning rate",
     N: "parameters, without\nembedding and head",
@@ -494,7 +489,7 @@ def families(runs):
     return pd.concat([runs[way].assign(family=name) for name, way in ways.items()])
 
 
-# these tell apart the runs of other flags too
+# an axis or line of this name tells apart the runs of these flags too
 TELLS = {"recipe": "qk_norm z_loss wd warmup mu_param".split(), "kappa": ["layers"]}
 
 
@@ -542,8 +537,9 @@ def by_block(runs):
     rows = []
     names = "block_rms c_fc_grad_rms attn_c_proj_grad_rms".split()
     for _, run in runs.iterrows():
+        log = read_log(run.folder)
         for block in range(int(run.layers)):
-            seen = {name: at_end(f"{name}_{block}")(run.to_frame().T).iloc[0] for name in names}
+            seen = {name: end(log, f"{name}_{block}") for name in names}
             rows.append({**run, "block": block, **seen})
     return pd.DataFrame(rows)
 

@@ -1555,7 +1555,8 @@ static void gpt_constants(GPT *g, int step) {
 }
 
 // Updates every parameter, after scaling the gradient down to norm clip if it is longer. statistics
-// 1: also leaves the sums of squares of each kind's gradient, update and new values in g->sums.
+// 1: also leaves in g->sums, as sums of squares, what gives gpt_statistics for each
+// kind of tensor the RMS of its gradient (before clipping), of its update and of its new values.
 static void gpt_update(GPT *g, int statistics) {
     Kinds kinds;
     for (int k = 0; k < NUM_KINDS; k++) {
@@ -1569,9 +1570,10 @@ static void gpt_update(GPT *g, int statistics) {
     launch(grad_squares_kernel, grid, 128, g->sums, g->grads, kinds);
     launch(grad_norm_kernel, 1, 1024, g->results, g->sums, n, g->adamw);
     dim3 tensors(1, NUM_KINDS, g->cfg.layers ? g->cfg.layers : 1);
-    if (statistics) launch(rms_kernel, tensors, 1024, g->grad_rms, g->grads, 0, kinds);
-    if (g->rms)                                                                 // [rms_lr
-        launch(rms_kernel, tensors, 1024, g->rms, g->params, 1e-3, kinds);      // rms_lr]
+    Kinds logged = kinds;                            // layer by layer: two kinds
+    for (int k = 0; k < NUM_KINDS; k++) logged.size[k] *= k == C_FC || k == ATTN_C_PROJ;
+    if (statistics) launch(rms_kernel, tensors, 1024, g->grad_rms, g->grads, 0, logged);
+    if (g->rms) launch(rms_kernel, tensors, 1024, g->rms, g->params, 1e-3, kinds);  // [rms_lr]
     launch(adamw_kernel, grid, 128, g->params, g->weights, g->grads, g->m, g->v, g->sums + n,
            statistics, g->results, g->rms, g->adamw, kinds);
 }
@@ -1614,9 +1616,10 @@ __global__ void totals_kernel(double *totals, const double *sums, int n) {
     if (threadIdx.x == 0) totals[blockIdx.x] = sum;
 }
 
-// Waits for the GPU and copies what the last step left. statistics 1: also the largest attention
-// logit of each layer, the mean output logit, and the RMS of the activations, gradients, updates
-// and parameters. Returns the first step whose loss was not finite, or 0.
+// Waits for the GPU and copies what the last step left. Returns the first step whose loss was not
+// finite, or 0. statistics 1: also the RMS of gradients, updates, parameters, layer by layer, the
+// RMS of the activations, and the mean output logit. Without layers the RMS of theirs is NAN: an
+// empty cell of the log.
 static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *stats) {
     Results r;
     from_gpu(&r, g->results, sizeof r);
@@ -1640,6 +1643,7 @@ static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *sta
         stats->by_layer[C_FC_GRAD_RMS][l] = grad_rms[C_FC][l];
         stats->by_layer[ATTN_C_PROJ_GRAD_RMS][l] = grad_rms[ATTN_C_PROJ][l];
     }
+    // in the order of the ACT_ constants; c_attn, att and c_fc are summed over the layers
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)
         stats->act_rms[i] = count[i] ? sqrt(total[i] / (double)count[i]) : NAN;
