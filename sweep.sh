@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sweep.sh: the paper's experiments, each of them many runs of the trainer; -h lists them.
+# sweep.sh: the paper's experiments, each of them many runs of the trainer; -list lists them.
 # GNU parallel makes the runs, on this machine or on several; on a cluster Slurm shares them out.
 set -u -o pipefail
 # PARALLEL_SHELL: not the user's shell, which may be unset or read quotes in its own way
@@ -398,9 +398,7 @@ task() {    # DIR THREADS TRAINER LIST PACK
 # ---------------------------------------------------------------------------
 # The command line
 
-usage() {    # 80 columns, 24 rows
-    local name section text scale cost flags folder cores rate=0
-    cores=$(nproc)
+usage() {
     cat <<END
 usage: ./sweep.sh EXPERIMENT [-option value ...] [-- trainer flags]
   -scale laptop, workstation (a night on 16 cores) or paper (GPUs, -data FILE)
@@ -410,7 +408,14 @@ usage: ./sweep.sh EXPERIMENT [-option value ...] [-- trainer flags]
 Flags after -- replace the experiment's values (-d 32,64x4: width x layers), or
 go to every run; several values of one are varied:
   ./sweep.sh grid -- -wd 1e-4,1e-2 -beta2 0.9,0.99 -lr 1e-3,1e-2
+The experiments; ./sweep.sh -list shows what each is, and its time here:
 END
+    awk 'NF { print $1 }' <<<"$EXPERIMENTS" | fmt -w 78 | sed 's/^/  /'
+}
+
+list() {    # 80 columns, 24 rows
+    local name section text scale cost flags folder cores rate=0
+    cores=$(nproc)
     # a run of about a second, which gives FLOPs a second
     folder=$(mktemp -d) || exit 1
     set_scale laptop
@@ -450,6 +455,7 @@ main() {
         word=${1#-}
         case $1 in
             -h | -help | --help) usage; exit 0 ;;
+            -list) list; exit 0 ;;
             --) shift; break ;;
             -dry_run) dry_run=1; shift; continue ;;
             -*) [ -n "${option[${word:-?}]+known}" ] ||
@@ -489,7 +495,7 @@ main() {
     set_scale "$scale"
     if [ -z "$experiment" ] || ! grep -q "^$experiment " <<<"$EXPERIMENTS"; then
         word=$(awk 'NF { printf "%s%s", sep, $1; sep = " " }' <<<"$EXPERIMENTS")
-        die 2 "'$experiment' is none of: $word (-h says what they are)"
+        die 2 "'$experiment' is none of: $word (-list says what they are)"
     fi
     : "${dir:=runs/$experiment-$scale}"
     plan=$(plan "$experiment") || exit 2

@@ -404,7 +404,7 @@ def test_help(tmp_path):
         'while [ "$1" != -out ]; do shift; done; printf "seconds\\n2\\n" >"$2/summary.csv"',
     )
     result = subprocess.run(
-        [str(SWEEP), "-trainer", str(trainer), "-h"], capture_output=True, text=True, cwd=REPO
+        [str(SWEEP), "-trainer", str(trainer), "-list"], capture_output=True, text=True, cwd=REPO
     )
     assert result.returncode == 0 and result.stderr == ""
     for name, count in EXPERIMENTS.items():
@@ -419,7 +419,12 @@ def test_help(tmp_path):
             or abs(60 * int(row[2]) + int(row[3]) - 56 * 2 / len(os.sched_getaffinity(0))) <= 1
         )
     lines = result.stdout.splitlines()
-    assert len(lines) <= 31 and max(map(len, lines)) <= 80
+    assert len(lines) < 24 and max(map(len, lines)) <= 80
+    usage = subprocess.run([str(SWEEP), "-h"], capture_output=True, text=True, cwd=REPO)
+    assert usage.returncode == 0 and usage.stderr == ""
+    assert set(EXPERIMENTS) <= set(usage.stdout.split())
+    lines = usage.stdout.splitlines()
+    assert len(lines) < 24 and max(map(len, lines)) <= 80
 
 
 # ---------------------------------------------------------------------------
