@@ -260,9 +260,9 @@ static void default_folder(const Config *cfg, char out[MAX_TEXT]) {
         for (; *shown; shown++)
             *end++ = isalnum((unsigned char)*shown) || strchr("._+,-", *shown) ? *shown : '-';
     }
-    int length = (int)(end - name), kept = length < LONGEST ? length : LONGEST;
-    exact &= length == kept;
-    snprintf(out, MAX_TEXT, "runs/%.*s", kept, length ? name : "default");
+    if (end == name) end += sprintf(end, "default");
+    exact &= end - name <= LONGEST;
+    snprintf(out, MAX_TEXT, "runs/%.*s", (int)fmin((double)(end - name), LONGEST), name);
     if (!exact) sprintf(out + strlen(out), "_%08" PRIx32, (uint32_t)hash);
 }
 

@@ -379,9 +379,16 @@ static void run_initial(Run *run, Stats *s, double val_loss) {
     run->shown = 0;
 }
 
-// Logs and shows a step. logged: whether log.csv gets a row for it.
+// Whether a gradient of this norm makes AdamW's v overflow, clipped as it is.
+static bool gradient_overflows(const Config *cfg, double norm) {
+    return norm > LARGEST_SQUARED && (cfg->clip == 0 || cfg->clip > LARGEST_SQUARED);
+}
+
+// Logs and shows a step. logged: whether log.csv gets a row for it. A step that ends the run always
+// gets one.
 static void run_step(Run *run, const Stats *s, int step, int logged) {
-    if (logged || run->diverged_step) log_row(run, s, step, logged);
+    bool fatal = run->diverged_step || gradient_overflows(run->cfg, s->grad_norm);
+    if (logged || fatal) log_row(run, s, step, logged);
     run_show(run, s, step);
 }
 
@@ -490,6 +497,13 @@ static int diagnose(const Config *cfg, const char *prefix) {
                        csv_value(&log, row, "step"), most,
                        cfg->qk_norm ? "a lower -lr" : "-qk_norm 1",
                        cfg->qk_norm ? " (-qk_norm is on)" : "");
+        found++;
+    }
+
+    double norm = csv_extreme(&log, "grad_norm", 1);
+    if (gradient_overflows(cfg, norm)) {
+        print_sentence("%sthe gradient's norm grew to %.2g, whose square a float does not hold: "
+                       "-clip 1 fixes it", prefix, norm);
         found++;
     }
 

@@ -757,7 +757,7 @@ MUTANTS = [
                 "safetensors_write(path, tensors, count, &meta)",
                 "safetensors_write(path, tensors, count - 1, &meta)",
             ),
-            ("(long)number[2], (int)number[3]};", "(long)number[2], 0};"),
+            ("(long)number[2], (int)number[3], number", "(long)number[2], 0, number"),
             ("{(int)number[0], number[1], (long)", "{(int)number[0], 0, (long)"),
             (
                 "metadata_add(&meta, FLAGS[i].name)",
@@ -788,7 +788,7 @@ MUTANTS = [
                 "groups[3] = {s->grad_rms, s->param_rms, s->update_rms}",
                 "groups[3] = {s->grad_rms, s->update_rms, s->param_rms}",
             ),
-            ("step, step * tokens)", "step, (step - 1) * tokens)"),
+            ("double steps = step - run->first_step + 1;", "double steps = step - run->first_step;"),
             ("if (logged || run->diverged_step) log_row", "if (logged) log_row"),
             ('csv_extreme(&log, "val_loss", -1)', 'csv_extreme(&log, "val_loss", 1)'),
             ("run->num_parameters - parameter_size", "run->num_parameters - 2 * parameter_size"),
