@@ -471,7 +471,7 @@ def test_schedule(tmp_path, flags, warmup):
         ("-d 64 -eps 0.00000001 -qk_norm 1", "default"),
         ("-eps 1e-6", "eps1e-06"),
         ("-mu_param full -warmup 1%", "warmup1-_mu_paramfull"),
-        ("-data '../texts/a book.txt'", "dataa-book.txt"),
+        ("-data '../texts/a book.txt'", "datatexts-a-book.txt_"),
     ],
 )
 def test_default_folder(tmp_path, flags, name):
