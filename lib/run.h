@@ -274,10 +274,10 @@ static void log_lock(int file, const char *path) {
 // checkpoint. An older run's results stay until the new run's first checkpoint replaces them: then
 // the old log is locked too, and the new one is log.csv.new.
 static FILE *log_open(const Config *cfg, const Parameter *table, const State *state) {
-    char path[MAX_TEXT], fresh[MAX_TEXT], summary[MAX_TEXT], model[MAX_TEXT];
+    char path[MAX_TEXT], fresh[MAX_TEXT], summary[MAX_TEXT], model[MAX_TEXT], part[MAX_TEXT];
     bool resumed = state->log_bytes > 0;
-    path_in(cfg, "model.safetensors.new", model);    // dies, if -out is too long, before a folder
-    path_in(cfg, "model.safetensors", model);        // is made
+    path_in(cfg, "model.safetensors.new.tmp", part);    // dies, if -out is too long, before a
+    path_in(cfg, "model.safetensors", model);           // folder is made
     path_in(cfg, "summary.csv", summary);
     path_in(cfg, "log.csv.new", fresh);
     path_in(cfg, "log.csv", path);
@@ -292,6 +292,9 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
         die(FAILED, "cannot write %s%s: %s", path, resumed ? ", which -resume needs" : "",
             strerror(errno));
     log_lock(file, path);
+    // left by a new run that was killed before its first checkpoint
+    if ((unlink(fresh) && errno != ENOENT) || (unlink(part) && errno != ENOENT))
+        die(FAILED, "cannot remove %s: %s", fresh, strerror(errno));
     bool replaces = !resumed && (!access(summary, F_OK) || !access(model, F_OK));
     FILE *log = replaces ? fopen(fresh, "w") : fdopen(file, "r+");
     if (!log) die(FAILED, "cannot write %s: %s", fresh, strerror(errno));
@@ -299,8 +302,6 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     if (resumed) log_check(log, path, state);
     if (resumed && unlink(summary) && errno != ENOENT)
         die(FAILED, "cannot replace %s: %s", summary, strerror(errno));
-    if (!replaces && unlink(fresh) && errno != ENOENT)    // of a run that had no checkpoint
-        die(FAILED, "cannot remove %s: %s", fresh, strerror(errno));
     if (ftruncate(fileno(log), state->log_bytes) || fseek(log, 0, SEEK_END))
         die(FAILED, "cannot truncate %s: %s", path, strerror(errno));
     if (!resumed) log_header(log, cfg, table);

@@ -142,7 +142,7 @@ def test_a_new_run_replaces_an_old_one_at_its_first_checkpoint(tmp_path):
 
 
 @without_sanitizer
-@pytest.mark.parametrize("moment", range(6))
+@pytest.mark.parametrize("moment", range(8))
 def test_killed_while_it_replaces_an_old_one(tmp_path, moment, undisturbed):
     """Before or after each of its renames and unlinks in turn: the old results are whole, or
     -resume goes on with the new run."""

@@ -817,7 +817,8 @@ MUTANTS = [
         "test_survive.py -k 'over_an_old or replaces_an_old or killed_while or one_run'",
         [
             ("bool replaces = !resumed &&", "bool replaces = resumed &&"),
-            ("if (!replaces && unlink(fresh)", "if (replaces && unlink(fresh)"),
+            ("if ((unlink(fresh) && errno != ENOENT) ||", "if ("),
+            ("|| (unlink(part) && errno != ENOENT))", ")"),
             ("(flock(file, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)", "file < 0"),
         ],
     ),
