@@ -653,6 +653,11 @@ static void dataloader_free(DataLoader *loader) {
     free(loader->bigram.below);
 }
 
+// The tokens in the files, for training and for validation; 0 if they are invented.
+static double dataloader_tokens(const DataLoader *loader) {
+    return (double)(part_tokens(&loader->train) + part_tokens(&loader->val));
+}
+
 // The number of validation windows for a loss over this many tokens: at least 1.
 static int64_t eval_windows(const DataLoader *loader, int eval_tokens) {
     int64_t windows = eval_tokens / loader->T > 0 ? eval_tokens / loader->T : 1;

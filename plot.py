@@ -20,6 +20,7 @@ Default: runs"""
 import argparse
 import contextlib
 import csv
+import errno
 import importlib.metadata
 import itertools
 import math
@@ -1058,9 +1059,12 @@ def prediction_table(experiment, runs):
 
 
 def save(figure, folder, name, form):
-    """Writes a picture, without the date, so that the same runs give the same file."""
+    """Writes a picture, without the date, so that the same runs give the same file. Replaces none
+    but Matplotlib's, which writes its address into all of its files."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.{form}"
+    if path.exists() and b"matplotlib.org" not in path.read_bytes():
+        raise FileExistsError(errno.EEXIST, "plot.py did not draw it; choose another -o", path)
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with whole(path) as part:
         figure.savefig(part, metadata=undated.get(form))

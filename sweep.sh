@@ -588,6 +588,11 @@ begin() {
     job_name=${job_name//,/_}
     word="$dir: another sweep, or what it started, is running there; wait until it has ended"
     flock -n 9 || die 1 "$word"
+    # in a folder that no sweep.sh has begun, the names that it writes to
+    [ -e "$dir/experiment" ] ||
+        for word in flags joblog prediction.csv slurm1 slurm2 slurm.txt summary.csv; do
+            [ ! -e "$dir/$word" ] || die 2 "sweep.sh did not write $dir/$word; choose another -out"
+        done
     [ ! -e "$dir/slurm1" ] || [ -z "$(squeue -h -n "$job_name")" ] || die 1 "$word"
     flags=$(cut -f 5 <<<"$plan" | sort -u)
     for word in experiment flags; do    # whole or not at all

@@ -838,6 +838,7 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
     double lr = learning_rate(cfg, step);
     double clip_scale = 1, beta2 = 0.95, eps = 1e-8, decay = 0;    // if the lines below go
     if (cfg->clip > 0 && norm > cfg->clip) clip_scale = cfg->clip / norm;       // [clip]
+    if (norm * clip_scale > LARGEST_SQUARED) clip_scale = NAN;    // v would overflow
     beta2 = cfg->beta2;                                                         // [beta2]
     eps = cfg->eps;                                                             // [eps]
     decay = weight_decay(cfg, step);                                            // [wd]
@@ -948,7 +949,7 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     DataLoader loader;
     GPT g;
     Stats stats;
-    State state = {0, 0, 0, 0};
+    State state = {0, 0, 0, 0, 0, 0};
 
     // data, model, memory for a batch
     dataloader_init(&loader, flags->data, flags->val, flags->vocab, T, (uint64_t)flags->seed);
@@ -961,8 +962,8 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     if (cfg->resume) state = checkpoint_load(cfg, g.table, g.params, g.m, g.v);
     int64_t windows = eval_windows(&loader, cfg->eval_tokens);
     double entropy_floor = dataloader_entropy_floor(&loader, windows);
-    Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state, entropy_floor, NULL,
-                        threads, progress);
+    Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state,
+                        dataloader_tokens(&loader), entropy_floor, NULL, threads, progress);
     if (state.log_bytes == 0) {                      // a new run
         double initial = evaluate(&g, &loader, windows, inputs, targets);
         run_initial(&run, &stats, initial);

@@ -1480,6 +1480,7 @@ __global__ void grad_norm_kernel(Results *results, const double *sums, int n, co
     double norm = sqrt(row_sum(total));
     if (threadIdx.x || over(results, o)) return;
     if (o->clip > 0 && norm > o->clip) clip_scale = o->clip / norm;             // [clip]
+    if (norm * clip_scale > LARGEST_SQUARED) clip_scale = NAN;    // v would overflow
     results->grad_norm = norm;
     results->clip_scale = (real)clip_scale;
 }
@@ -1690,7 +1691,7 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     DataLoader loader;
     GPT g;
     Stats stats;
-    State state = {0, 0, 0, 0};
+    State state = {0, 0, 0, 0, 0, 0};
 
     // data, model, memory for a batch
     dataloader_init(&loader, flags->data, flags->val, flags->vocab, T, (uint64_t)flags->seed);
@@ -1706,8 +1707,8 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     }
     int64_t windows = eval_windows(&loader, cfg->eval_tokens);
     double entropy_floor = dataloader_entropy_floor(&loader, windows);
-    Run run = run_begin(cfg, g.table, g.num_parameters, g.memory.bytes, &state, entropy_floor,
-                        g.gpu.name, threads, progress);
+    Run run = run_begin(cfg, g.table, g.num_parameters, g.memory.bytes, &state,
+                        dataloader_tokens(&loader), entropy_floor, g.gpu.name, threads, progress);
     if (state.log_bytes == 0) {                      // a new run
         double initial = evaluate(&g, &loader, windows, inputs, targets);
         run_initial(&run, &stats, initial);

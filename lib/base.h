@@ -35,6 +35,10 @@ typedef float real;
 
 enum { MAX_TEXT = 512 };    // bytes of a flag's value or of a path in a run's folder
 
+// A float holds the square of a number up to this one. A gradient above it would make AdamW's v
+// infinite: its updates would be 0 from then on. Instead the run ends as diverged.
+#define LARGEST_SQUARED 1.8e19
+
 // ---------------------------------------------------------------------------
 // Errors: one line that says which flag or file, what is wrong, and what would be right
 
@@ -95,7 +99,7 @@ static void print_fields(const char *format, ...) {
 // Prints a sentence and a newline, broken between words. Lines after the first are indented.
 __attribute__((format(printf, 1, 2)))
 static void print_sentence(const char *format, ...) {
-    char text[1024], *rest = text, *word;
+    char text[5 * MAX_TEXT], *rest = text, *word;
     int column = 0;
     va_list args;
     va_start(args, format);
@@ -233,16 +237,19 @@ static void atomic_fail(const char *path) {
         strerror(reason));
 }
 
+// fsync for a folder. Some file systems cannot do it: EINVAL.
+static int folder_sync(int handle) { return fsync(handle) && errno != EINVAL ? -1 : 0; }
+
 // Syncs the file, renames it to PATH and syncs the folder, which holds the new name. The folder is
 // opened before the rename, so that everything that can fail does so while the old file is still
-// in place. Some file systems cannot sync a folder: EINVAL.
+// in place.
 static void atomic_close(FILE *file, const char *path) {
     char folder[MAX_TEXT];
     strcpy(folder, path);
     if (ferror(file) || fflush(file) || fsync(fileno(file)) || fclose(file)) atomic_fail(path);
     int handle = open(dirname(folder), O_RDONLY);
     if (handle < 0 || rename(atomic_tmp, path)) atomic_fail(path);
-    if ((fsync(handle) && errno != EINVAL) || close(handle))
+    if (folder_sync(handle) || close(handle))
         die(FAILED, "wrote %s, but cannot sync its folder: %s", path, strerror(errno));
 }
 

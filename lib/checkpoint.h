@@ -286,16 +286,74 @@ typedef struct {
     double seconds;       // spent on them
     long log_bytes;       // the length of log.csv
     int diverged_step;    // 0: not diverged
+    double tokens;        // trained on
+    double data_tokens;   // in the data's files; 0: invented data
 } State;
 
 // State's numbers in the metadata, and their range. log.csv has at least its header.
-static const struct { const char *name; double least, most; } STATE[4] = {
+enum { NUM_STATE = 6 };
+static const struct { const char *name; double least, most; } STATE[NUM_STATE] = {
     {"step", 0, INT32_MAX}, {"seconds", 0, 1e15}, {"log_bytes", 1, 1e15},
-    {"diverged_step", 0, INT32_MAX},
+    {"diverged_step", 0, INT32_MAX}, {"tokens", 0, 1e19}, {"data_tokens", 0, 1e15},
 };
 
 static void path_in(const Config *cfg, const char *file, char out[MAX_TEXT]) {
     format_text(out, MAX_TEXT, "%s/%s", cfg->out, file);
+}
+
+// The files of a run, and a text near the start of each by which the program knows its own. A new
+// run over an older one's results has a log of the second name until its first checkpoint.
+static const struct { const char *name, *sign; } RESULTS[] = {
+    {"log.csv", "step,tokens,lr,train_loss,val_loss,"},
+    {"log.csv.new", "step,tokens,lr,train_loss,val_loss,"},
+    {"summary.csv", ",threads,parameters,parameters_non_embedding,"},
+    {"model.safetensors", "\"log_bytes\""},
+    {"model.safetensors.new", "\"log_bytes\""},
+};
+enum { NUM_RESULTS = sizeof RESULTS / sizeof RESULTS[0] };
+
+// Dies if a file in the run's folder has a name that the run needs, and is not of this program. An
+// empty file is nobody's loss.
+static void results_check(const Config *cfg) {
+    static char text[1 << 16];
+    char path[MAX_TEXT];
+    for (int i = 0; i < NUM_RESULTS; i++) {
+        path_in(cfg, RESULTS[i].name, path);
+        int file = open(path, O_RDONLY | O_NONBLOCK);    // a pipe must not wait for its writer
+        if (file < 0 && errno == ENOENT) continue;
+        ssize_t size = file < 0 ? -1 : read(file, text, sizeof text - 1);
+        if (size < 0)
+            die(FAILED, "cannot read %s: %s; choose another -out", path, strerror(errno));
+        close(file);
+        text[size] = 0;
+        for (ssize_t j = 0; j < size; j++)
+            if (!text[j]) text[j] = ' ';    // strstr must not end there
+        if (size && !strstr(text, RESULTS[i].sign))
+            die(FAILED, "%s: this program did not write it, or it is damaged; choose another -out, "
+                "or remove it", path);
+    }
+}
+
+// Puts the results of a new run in the place of an older one's. The new run's first checkpoint is
+// model.safetensors.new: from the moment that it is there the new run counts. If the program is
+// killed in between, the next one to use the folder does the rest. The model's name changes last.
+static void results_replace(const Config *cfg) {
+    static const char *const moves[2][2] = {
+        {"log.csv.new", "log.csv"}, {"model.safetensors.new", "model.safetensors"}
+    };
+    char from[MAX_TEXT], to[MAX_TEXT];
+    path_in(cfg, "model.safetensors.new", from);
+    if (access(from, F_OK)) return;
+    path_in(cfg, "summary.csv", to);
+    int folder = open(cfg->out, O_RDONLY);
+    bool failed = folder < 0 || (unlink(to) && errno != ENOENT);
+    for (int i = 0; i < 2 && !failed; i++) {
+        path_in(cfg, moves[i][0], from);
+        path_in(cfg, moves[i][1], to);
+        failed = (rename(from, to) && errno != ENOENT) || folder_sync(folder);
+    }
+    if (failed) die(FAILED, "cannot replace %s: %s", to, strerror(errno));
+    close(folder);
 }
 
 // The weights, then both moments, as tensors with a name. Allocates *out; returns their number.
@@ -321,11 +379,14 @@ static int checkpoint_tensors(const Parameter table[NUM_KINDS], real *params, re
     return count;
 }
 
-// Writes model.safetensors to the run's folder, whole or not at all.
+// Writes model.safetensors to the run's folder, whole or not at all. A new run's first one replaces
+// an older run's results.
 static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
                             real *m, real *v, const State *state) {
-    const double numbers[4] = {(double)state->step, state->seconds, (double)state->log_bytes,
-                               (double)state->diverged_step};
+    const double numbers[NUM_STATE] = {
+        (double)state->step, state->seconds, (double)state->log_bytes,
+        (double)state->diverged_step, state->tokens, state->data_tokens
+    };
     char path[MAX_TEXT];
     static Metadata meta;
     Tensor *tensors;
@@ -333,12 +394,49 @@ static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS],
     for (int i = 0; i < NUM_FLAGS; i++)
         if (FLAGS[i].scope == THE_RUN)
             flag_text(cfg, &FLAGS[i], metadata_add(&meta, FLAGS[i].name));
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < NUM_STATE; i++)
         snprintf(metadata_add(&meta, STATE[i].name), MAX_TEXT, "%.15g", numbers[i]);
-    path_in(cfg, "model.safetensors", path);
+    path_in(cfg, "log.csv.new", path);
+    bool first = !access(path, F_OK);
+    path_in(cfg, first ? "model.safetensors.new" : "model.safetensors", path);
     int count = checkpoint_tensors(table, params, m, v, &tensors);
     safetensors_write(path, tensors, count, &meta);
     free(tensors);
+    results_replace(cfg);
+}
+
+static char resume_changes[4 * MAX_TEXT];    // the flags that -resume changed, as a text
+
+// Appends to resume_changes. What has no room is left out.
+__attribute__((format(printf, 1, 2)))
+static void resume_change(const char *format, ...) {
+    size_t used = strlen(resume_changes);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(resume_changes + used, sizeof resume_changes - used, format, args);
+    va_end(args);
+}
+
+// Compares the flags with those of the checkpoint, and the learning rates at its last step.
+static void resume_compare(const Config *cfg, const Metadata *meta, int step, const char *path) {
+    Config saved = *cfg;
+    *resume_changes = 0;
+    for (int i = 0; i < NUM_FLAGS; i++) {
+        char was[MAX_TEXT], is[MAX_TEXT];
+        const char *text = metadata_value(meta, FLAGS[i].name);
+        if (FLAGS[i].scope != THE_RUN || !text) continue;
+        flag_set(&saved, &FLAGS[i], text, path);
+        flag_text(&saved, &FLAGS[i], was);
+        flag_text(cfg, &FLAGS[i], is);
+        if (!strcmp(was, is)) continue;
+        resume_change("%s -%s %s -> %s", *resume_changes ? "," : "; changed:", FLAGS[i].name,
+                      *was ? was : "none", *is ? is : "none");
+    }
+    saved.micro_batch = 1;    // unknown, and of no consequence here
+    config_finish(&saved, path);
+    double before = learning_rate(&saved, step), after = learning_rate(cfg, step);
+    if (step && before != after)
+        resume_change(": the schedule jumps, from a learning rate of %.3g to %.3g", before, after);
 }
 
 // Reads model.safetensors from the run's folder into params, m and v.
@@ -346,22 +444,24 @@ static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS]
                              real *m, real *v) {
     char path[MAX_TEXT];
     static Metadata meta;
-    double number[4];
+    double number[NUM_STATE];
     Tensor *tensors;
     path_in(cfg, "model.safetensors", path);
     int count = checkpoint_tensors(table, params, m, v, &tensors);
     safetensors_read(path, tensors, count, &meta);
     free(tensors);
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < NUM_STATE; i++) {
         const char *text = metadata_value(&meta, STATE[i].name);
         number[i] = text ? parse_number(text) : NAN;
         if (!(number[i] >= STATE[i].least && number[i] <= STATE[i].most))
             die(FAILED, "%s: not a checkpoint of this program: '%s' is missing from its metadata, "
                 "or out of range", path, STATE[i].name);
     }
-    State state = {(int)number[0], number[1], (long)number[2], (int)number[3]};
+    State state = {(int)number[0], number[1], (long)number[2], (int)number[3], number[4],
+                   number[5]};
     if (state.step > cfg->steps)
         die(FAILED, "%s: %d steps are done, more than -steps %d", path, state.step, cfg->steps);
+    resume_compare(cfg, &meta, state.step, path);
     return state;
 }
 
@@ -369,6 +469,7 @@ static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS]
 static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
     char path[MAX_TEXT], rates[MAX_RUNS][MAX_RATE];
     static Metadata meta;
+    results_replace(cfg);
     path_in(cfg, "model.safetensors", path);
     if (access(path, F_OK))
         die(FAILED, "%s: no saved model: -out must be the folder of a run, or of one run of a "

@@ -224,9 +224,22 @@ static void config_finish(Config *cfg, const char *file) {
                   cfg->kappa);
 }
 
-// runs/, then the flags that differ from their defaults: runs/lr3e-2_qk_norm0
+// Mixes a text and its end into a hash.
+static uint64_t hash_text(uint64_t hash, const char *text) {
+    do hash = random_stream(hash, (unsigned char)*text, 0);
+    while (*text++);
+    return hash;
+}
+
+// runs/, then the flags that differ from their defaults: runs/lr3e-2_qk_norm0. Two commands share
+// no folder: a hash of all values ends a name that is cut, or in which a path is (it shows its last
+// folder and its file), or that has letters that a file system may not tell apart.
 static void default_folder(const Config *cfg, char out[MAX_TEXT]) {
-    char name[MAX_TEXT] = "";
+    enum { LONGEST = 200 };    // bytes of a name; most file systems take 255
+    static char name[NUM_FLAGS * 2 * MAX_TEXT];
+    char *end = name;
+    uint64_t hash = 0;
+    bool exact = true;
     for (int i = 0; i < NUM_FLAGS; i++) {
         const Flag *flag = &FLAGS[i];
         char text[MAX_TEXT], initial[MAX_TEXT];
@@ -235,13 +248,22 @@ static void default_folder(const Config *cfg, char out[MAX_TEXT]) {
         flag_text(&standard, flag, initial);    // the default in this form: 1e-08 for 1e-8
         flag_text(cfg, flag, text);
         if (flag->scope == THE_COMMAND || !strcmp(text, initial)) continue;
-        const char *last = strrchr(text, '/') ? strrchr(text, '/') + 1 : text;
-        size_t used = strlen(name);
-        format_text(name + used, sizeof name - used, "%s%s%s", used ? "_" : "", flag->name, last);
+        hash = hash_text(hash_text(hash, flag->name), text);
+        const char *shown = text;
+        if (flag->choices && !strcmp(flag->choices, "FILE")) {
+            exact &= !text[strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789.-")];
+            shown += strlen(text);
+            for (int slashes = 0; shown > text; shown--)
+                if (shown[-1] == '/' && slashes++) break;
+        }
+        end += sprintf(end, "%s%s", end > name ? "_" : "", flag->name);
+        for (; *shown; shown++)
+            *end++ = isalnum((unsigned char)*shown) || strchr("._+,-", *shown) ? *shown : '-';
     }
-    for (char *c = name; *c; c++)
-        if (!isalnum((unsigned char)*c) && !strchr("._-", *c)) *c = '-';
-    format_text(out, MAX_TEXT, "runs/%s", *name ? name : "default");
+    if (end == name) end += sprintf(end, "default");
+    exact &= end - name <= LONGEST;
+    snprintf(out, MAX_TEXT, "runs/%.*s", (int)fmin((double)(end - name), LONGEST), name);
+    if (!exact) sprintf(out + strlen(out), "_%08" PRIx32, (uint32_t)hash);
 }
 
 static bool is_flag(const char *word) {    // a negative number is not

@@ -36,6 +36,8 @@ typedef struct {
     Progress *progress;           // NULL: a single run, which shows itself
     int first_step, diverged_step;
     double seconds_before;        // spent before a resume
+    double tokens_before;         // trained on before a resume
+    double data_tokens;           // in the data's files; 0: invented data
     FILE *log;
     double started, shown;        // by now(); shown: the live line
 } Run;
@@ -226,13 +228,19 @@ static void log_number(FILE *file, double value) {
     else fprintf(file, ",%.9g", value);
 }
 
+// The tokens trained on after a step. A resume may have changed -batch and -T.
+static double run_tokens(const Run *run, int step) {
+    double steps = step - run->first_step + 1;
+    return run->tokens_before + steps * run->cfg->batch * run->cfg->T;
+}
+
 // measured: whether the step measured more than its losses, the gradient's norm and log Z.
 static void log_row(Run *run, const Stats *s, int step, int measured) {
     const Config *cfg = run->cfg;
     const double *groups[3] = {s->grad_rms, s->param_rms, s->update_rms};
-    double tokens = (double)cfg->batch * cfg->T;
-    double speed = tokens * (step - run->first_step + 1) / (now() - run->started);
-    fprintf(run->log, "%d,%.0f", step, step * tokens);
+    double tokens = run_tokens(run, step);
+    double speed = (tokens - run->tokens_before) / (now() - run->started);
+    fprintf(run->log, "%d,%.0f", step, tokens);
     log_number(run->log, step ? learning_rate(cfg, step) : NAN);
     if (step && isnan(s->train_loss)) fputs(",nan", run->log);    // measured, and not a number
     else log_number(run->log, s->train_loss);
@@ -252,30 +260,48 @@ static void log_row(Run *run, const Stats *s, int step, int measured) {
     if (fflush(run->log) || ferror(run->log)) log_fail(cfg);
 }
 
-// Opens log.csv: a new one, after removing an older run's results, or, to resume, the existing one,
-// truncated to its length at the checkpoint.
+// Locks a run's log until the process ends. Dies if another process has it, or had it and replaced
+// it since this one opened it.
+static void log_lock(int file, const char *path) {
+    struct stat ours, there;
+    if ((flock(file, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) || fstat(file, &ours) ||
+        stat(path, &there) || ours.st_ino != there.st_ino)
+        die(FAILED, "%s: another process is writing it; wait until it has ended, or choose "
+            "another -out", path);
+}
+
+// Opens log.csv: a new one or, to resume, the existing one, truncated to its length at the
+// checkpoint. An older run's results stay until the new run's first checkpoint replaces them: then
+// the old log is locked too, and the new one is log.csv.new.
 static FILE *log_open(const Config *cfg, const Parameter *table, const State *state) {
-    char path[MAX_TEXT], summary[MAX_TEXT], model[MAX_TEXT];
+    char path[MAX_TEXT], fresh[MAX_TEXT], summary[MAX_TEXT], model[MAX_TEXT], part[MAX_TEXT];
     bool resumed = state->log_bytes > 0;
-    path_in(cfg, "log.csv", path);    // these die before a folder is made, if -out is too long
+    path_in(cfg, "model.safetensors.new.tmp", part);    // dies, if -out is too long, before a
+    path_in(cfg, "model.safetensors", model);           // folder is made
     path_in(cfg, "summary.csv", summary);
-    path_in(cfg, "model.safetensors", model);
+    path_in(cfg, "log.csv.new", fresh);
+    path_in(cfg, "log.csv", path);
     make_folders(cfg->out);
+    results_check(cfg);
+    results_replace(cfg);
     if (access(path, F_OK) && !access(summary, F_OK))
         die(FAILED, "%s belongs to a sweep: choose another -out", summary);
     catch_signals();
-    FILE *log = fopen(path, resumed ? "r+" : "a");
-    if (!log)
+    int file = open(path, resumed ? O_RDWR : O_RDWR | O_CREAT, 0666);
+    if (file < 0)
         die(FAILED, "cannot write %s%s: %s", path, resumed ? ", which -resume needs" : "",
             strerror(errno));
-    if (flock(fileno(log), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
-        die(FAILED, "%s: another process is writing it; wait until it has ended, or choose "
-            "another -out", path);
+    log_lock(file, path);
+    // left by a new run that was killed before its first checkpoint
+    if ((unlink(fresh) && errno != ENOENT) || (unlink(part) && errno != ENOENT))
+        die(FAILED, "cannot remove %s: %s", fresh, strerror(errno));
+    bool replaces = !resumed && (!access(summary, F_OK) || !access(model, F_OK));
+    FILE *log = replaces ? fopen(fresh, "w") : fdopen(file, "r+");
+    if (!log) die(FAILED, "cannot write %s: %s", fresh, strerror(errno));
+    if (replaces) log_lock(fileno(log), fresh);
     if (resumed) log_check(log, path, state);
-    if (unlink(summary) && errno != ENOENT)
+    if (resumed && unlink(summary) && errno != ENOENT)
         die(FAILED, "cannot replace %s: %s", summary, strerror(errno));
-    if (!resumed && unlink(model) && errno != ENOENT)
-        die(FAILED, "cannot replace %s: %s", model, strerror(errno));
     if (ftruncate(fileno(log), state->log_bytes) || fseek(log, 0, SEEK_END))
         die(FAILED, "cannot truncate %s: %s", path, strerror(errno));
     if (!resumed) log_header(log, cfg, table);
@@ -285,13 +311,15 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
 // ---------------------------------------------------------------------------
 // The run, from its start to each step
 
-// Opens the log and prints the run's size. bytes: memory. device: the GPU; NULL: the CPU.
-// progress: NULL unless the run belongs to a sweep; it then prints nothing.
+// Opens the log and prints the run's size, and what a resume changed. bytes: memory. data_tokens:
+// in the data's files. device: the GPU; NULL: the CPU. progress: NULL unless the run belongs to a
+// sweep; it then prints nothing.
 static Run run_begin(const Config *cfg, const Parameter *table, size_t num_parameters, double bytes,
-                     const State *state, double entropy_floor, const char *device, int threads,
-                     Progress *progress) {
+                     const State *state, double data_tokens, double entropy_floor,
+                     const char *device, int threads, Progress *progress) {
     Run run = {cfg, table, num_parameters, threads, entropy_floor, progress, state->step + 1,
-               state->diverged_step, state->seconds, log_open(cfg, table, state), 0, 0};
+               state->diverged_step, state->seconds, state->tokens, data_tokens,
+               log_open(cfg, table, state), 0, 0};
     run.started = now();
     if (progress) return run;
     char where[300];
@@ -303,7 +331,10 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     if (!isnan(entropy_floor))
         printf("no model can go below a validation loss of %.4f: the entropy of the language\n",
                entropy_floor);
-    if (state->step) printf("resuming after step %d\n", state->step);
+    if (state->log_bytes) print_sentence("resuming after step %d%s", state->step, resume_changes);
+    if (state->data_tokens > 0 && data_tokens > 0 && data_tokens != state->data_tokens)
+        print_sentence("the data has %.0f tokens now, and had %.0f at the checkpoint: other batches "
+                       "follow", data_tokens, state->data_tokens);
     return run;
 }
 
@@ -349,9 +380,16 @@ static void run_initial(Run *run, Stats *s, double val_loss) {
     run->shown = 0;
 }
 
-// Logs and shows a step. logged: whether log.csv gets a row for it.
+// Whether a gradient of this norm makes AdamW's v overflow, clipped as it is.
+static bool gradient_overflows(const Config *cfg, double norm) {
+    return norm > LARGEST_SQUARED && (cfg->clip == 0 || cfg->clip > LARGEST_SQUARED);
+}
+
+// Logs and shows a step. logged: whether log.csv gets a row for it. A step that ends the run always
+// gets one.
 static void run_step(Run *run, const Stats *s, int step, int logged) {
-    if (logged || run->diverged_step) log_row(run, s, step, logged);
+    bool fatal = run->diverged_step || gradient_overflows(run->cfg, s->grad_norm);
+    if (logged || fatal) log_row(run, s, step, logged);
     run_show(run, s, step);
 }
 
@@ -361,7 +399,8 @@ static double run_seconds(const Run *run) { return run->seconds_before + now() -
 static State run_state(Run *run, int step) {
     long bytes = fflush(run->log) || fsync(fileno(run->log)) ? -1 : ftell(run->log);
     if (bytes < 0) log_fail(run->cfg);
-    State state = {step, run_seconds(run), bytes, run->diverged_step};
+    State state = {step, run_seconds(run), bytes, run->diverged_step, run_tokens(run, step),
+                   run->data_tokens};
     return state;
 }
 
@@ -437,7 +476,7 @@ static Summary run_summary(const Run *run, int step) {
     s.log_z = csv_last(&log, "log_z");
     s.grad_norm = csv_last(&log, "grad_norm");
     s.seconds = run_seconds(run);
-    s.tokens_per_second = (double)step * cfg->batch * cfg->T / fmax(s.seconds, 1e-9);
+    s.tokens_per_second = run_tokens(run, step) / fmax(s.seconds, 1e-9);
     csv_free(&log);
     return s;
 }
@@ -459,6 +498,13 @@ static int diagnose(const Config *cfg, const char *prefix) {
                        csv_value(&log, row, "step"), most,
                        cfg->qk_norm ? "a lower -lr" : "-qk_norm 1",
                        cfg->qk_norm ? " (-qk_norm is on)" : "");
+        found++;
+    }
+
+    double norm = csv_extreme(&log, "grad_norm", 1);
+    if (gradient_overflows(cfg, norm)) {
+        print_sentence("%sthe gradient's norm grew to %.2g, whose square a float does not hold: "
+                       "-clip 1 fixes it", prefix, norm);
         found++;
     }
 

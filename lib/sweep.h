@@ -174,12 +174,11 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
     int drawn = 0;                // lines of the live display
     catch_signals();
     make_folders(cfg->out);
+    results_check(cfg);
     path_in(cfg, "log.csv", path);
     if (!access(path, F_OK))
         die(FAILED, "%s belongs to a single run: choose another -out for a sweep", path);
     path_in(cfg, "summary.csv", path);
-    if (unlink(path) && errno != ENOENT)    // an older sweep's
-        die(FAILED, "cannot replace %s: %s", path, strerror(errno));
     print_sentence("%d learning rates, %d at a time, %d steps each, %.1f MB of memory per run", n,
                    jobs, cfg->steps, 1e-6 * bytes);
     while (running || (next < n && !interrupted)) {
@@ -202,6 +201,7 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
             if (interrupted) kill(pid[i], SIGTERM);    // Ctrl-C reaches all, a SIGTERM only this
             if (!sweep_ended(pid[i], lr[i], &progress[i])) continue;
             running--;
+            if (progress[i].state == DONE) unlink(path);    // an older sweep's results end here
             if (progress[i].state == BROKEN) drawn = 0;    // go on below its message
             else if (!live) sweep_line(lr[i], &progress[i], cfg->steps);
         }

@@ -679,7 +679,7 @@ grade: $(filter build/%,$(PYTHON))
 	@$(PYTHON) kit/grade.py .
 
 clean:
-	rm -rf train_gpt train_gpt_cu_emu build runs grade.json
+	rm -rf train_gpt train_gpt_cu_emu build
 """
 
 

@@ -577,6 +577,17 @@ def test_diverged(program, tmp_path):
         assert np.array_equal(np.isfinite(cuda[name]), np.isfinite(x)), name
 
 
+def test_a_gradient_whose_square_overflows_ends_the_run(program, tmp_path):
+    """At the same step in both. The loss itself stays finite."""
+    flags = {**TINY, "steps": 9, "z_loss": 1e25, "clip": 0, "log_every": 1, "eval_every": 0}
+    for name, trainer in ("cuda", program), ("c", C_PROGRAM):
+        run(trainer, **flags, out=tmp_path / name)
+        (row,) = csv.DictReader(open(tmp_path / name / "summary.csv", newline=""))
+        assert (row["diverged"], row["diverged_step"]) == ("1", "2"), name
+        rows = log(tmp_path / name)
+        assert float(rows[1]["grad_norm"]) > 1e20 and np.isfinite(float(rows[1]["train_loss"]))
+
+
 @pytest.mark.parametrize(
     "words",
     [

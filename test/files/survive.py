@@ -48,17 +48,21 @@ def look(folder, flags, wanted, over=False):
     still there."""
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     assert names <= {
-        name + end for name in ("log.csv", MODEL, "summary.csv") for end in ("", ".tmp")
+        *(name + end for name in ("log.csv", MODEL, "summary.csv") for end in ("", ".tmp")),
+        *("log.csv.new", MODEL + ".new", MODEL + ".new.tmp"),
     }, names
+    # killed while its first checkpoint replaced an older run's results
+    model = folder / (MODEL + ".new" * (MODEL + ".new" in names))
+    current = folder / ("log.csv" + ".new" * (model.suffix == ".new" and "log.csv.new" in names))
     if "summary.csv" in names:
         assert summary(folder)["final_loss"] == summary(wanted)["final_loss"]
-    saved, log = 0, rows((folder / "log.csv").read_text()) if "log.csv" in names else []
-    if MODEL in names:
-        load_file(folder / MODEL)
-        data = metadata(folder)
+    saved, log = 0, rows(current.read_text()) if current.name in names else []
+    if model.name in names:
+        load_file(model)
+        data = metadata(folder, model.name)
         saved, kept = (
             int(data["step"]),
-            rows((folder / "log.csv").read_bytes()[: int(data["log_bytes"])].decode()),
+            rows(current.read_bytes()[: int(data["log_bytes"])].decode()),
         )
         assert (
             saved == flags["steps"]
@@ -288,7 +292,7 @@ def look_at_sweep(out, wanted):
         load_file(path)
     names = {out: ("summary.csv", "experiment", "flags")}  # the sweep's own; else a run's
     assert all(
-        path.name[:-4] in names.get(path.parent, ("log.csv", MODEL, "summary.csv"))
+        path.name[:-4] in names.get(path.parent, (MODEL, MODEL + ".new", "summary.csv"))
         for path in out.glob("**/*.tmp")
     )
 

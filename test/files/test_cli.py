@@ -471,7 +471,7 @@ def test_schedule(tmp_path, flags, warmup):
         ("-d 64 -eps 0.00000001 -qk_norm 1", "default"),
         ("-eps 1e-6", "eps1e-06"),
         ("-mu_param full -warmup 1%", "warmup1-_mu_paramfull"),
-        ("-data '../texts/a book.txt'", "dataa-book.txt"),
+        ("-data '../texts/a book.txt'", "datatexts-a-book.txt_"),
     ],
 )
 def test_default_folder(tmp_path, flags, name):
@@ -501,6 +501,88 @@ def test_default_folder(tmp_path, flags, name):
         .lstrip("_")
     )
     assert re.fullmatch(r"[\w.-]+", made.name) and (rest or "default").startswith(name), made.name
+
+
+# commands that differ, and that easily share a folder's name
+DIFFERENT = [
+    *("-data en/train.txt", "-data fr/train.txt", "-data ./en/train.txt", "-data en.train.txt"),
+    *("-data en-train.txt", "-data a/en/train.txt", "-data b/en/train.txt", "-data 'en train.txt'"),
+    *("-data en_train.txt", "-data 'en*train.txt'", "-data EN-train.txt", "-data en-train.txt/"),
+    *("-data a -vocab 300", "-data a_vocab300", "-data A", "-data a", "-data a -val b"),
+    *("-data a_valb", "-data ''", "-val ä", "-val ö"),
+    *("-eps 1e-20", "-eps 1e20", "-warmup 1", "-warmup 1%", ""),
+    *("-lr 1e-3,1e-2", "-lr 1e-3:1e-2", "-lr 1e-3", "-lr 0.001"),
+    *(f"-data {'x' * 300}{end} -d 32" for end in "ab"),
+    *(f"-data {'x/' * 240}{end} -val {'y/' * 240}{end}" for end in "ab"),
+    *(f"-data {'x' * 180} -seed {seed}" for seed in (10**8, 10**8 + 1)),
+]
+
+
+def test_commands_that_differ_share_no_folder(tmp_path):
+    """Nor on a file system that does not tell capitals from small letters. What -resume misses
+    names the folder."""
+    names = set()
+    for flags in DIFFERENT:
+        said = program("-resume", *words(flags), cwd=tmp_path).stderr
+        missed = r" runs/([\w.+,-]+)/(?:model.safetensors: no saved model|lr1e-3;)"
+        name = re.search(missed, said)[1]
+        assert len(name) <= 240
+        names.add(name.lower())
+    assert len(names) == len(DIFFERENT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_shows_the_end_of_a_path(tmp_path):
+    said = program("-resume", "-data", "/a/long/way/to/en/train.txt", cwd=tmp_path).stderr
+    assert re.search(r"runs/dataen-train.txt_[0-9a-f]{8}/model", said)
+
+
+@pytest.mark.parametrize("lr", ["1e-2", "1e-2,1e-3"])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("model.safetensors", b'\x40\0\0\0\0\0\0\0{"__metadata__":{"format":"pt"}}' + b" " * 99),
+        ("model.safetensors", b"not one at all"),
+        ("log.csv", b"step,loss\n1,5.5\n"),
+        ("log.csv", b"\0" * 100),
+        ("summary.csv", b"name,score\n"),
+        ("log.csv.new", b"somebody's"),
+        ("model.safetensors.new", b"somebody's"),
+    ],
+)
+def test_files_of_others_are_refused(folder, name, content, lr):
+    """Beside our own files too, and by a sweep."""
+    for out in "run", "new":
+        (folder / out).mkdir(exist_ok=True)
+        (folder / out / name).write_bytes(content)
+        says = f"{out}/{name}: this program did not write it | choose another -out"
+        assert_refused(folder, words({**TINY, "lr": lr, "out": out}), 1, says)
+
+
+def test_a_run_of_a_sweep_whose_folder_has_a_file_of_others(folder):
+    (folder / "new/lr1e-2").mkdir(parents=True)
+    (folder / "new/lr1e-2/log.csv").write_text("mine\n")
+    result = program(*words({**TINY, "lr": "1e-2,1e-3", "out": "new"}), cwd=folder)
+    assert result.returncode == 1 and "lr1e-2/log.csv: this program did" in result.stderr
+    assert (folder / "new/lr1e-2/log.csv").read_text() == "mine\n"
+    assert [row["lr"] for row in table(folder / "new/summary.csv")] == ["1e-3"]
+
+
+def test_empty_files_and_files_of_other_names_are_no_obstacle(folder):
+    for name in "log.csv", "summary.csv", "model.safetensors", "notes.txt":
+        (folder / "new").mkdir(exist_ok=True)
+        (folder / "new" / name).touch()
+    train(folder / "new", steps=2)
+    assert (folder / "new/notes.txt").read_bytes() == b"" and summary(folder / "new")[
+        "steps"
+    ] == "2"
+
+
+def test_what_is_not_a_file_is_refused(folder):
+    for name in "log.csv", "summary.csv", "model.safetensors":
+        (folder / name).mkdir()
+        assert_refused(folder, words({**TINY, "out": "."}), 1, f"./{name} | choose another -out")
+        (folder / name).rmdir()
 
 
 def test_no_steps(tmp_path):

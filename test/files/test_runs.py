@@ -35,8 +35,8 @@ KINDS = dict(
 )
 
 
-def metadata(folder):
-    with safetensors.safe_open(Path(folder) / MODEL, "numpy") as file:
+def metadata(folder, name=MODEL):
+    with safetensors.safe_open(Path(folder) / name, "numpy") as file:
         return file.metadata()
 
 
@@ -501,7 +501,121 @@ def test_independent_decay_is_standard_decay_times_the_peak(tmp_path):
 
 
 # ---------------------------------------------------------------------------
+# Resumed with other flags
+
+
+def resumed(folder, *flags):
+    result = program("-resume", "-out", folder.name, *flags, cwd=folder.parent)
+    assert (result.returncode, result.stderr) == (0, "")
+    (line,) = re.findall(r"^(resuming after .*(?:\n  .*)*)", result.stdout, re.M)
+    return line.replace("\n  ", " "), result.stdout
+
+
+def test_resume_with_another_batch_and_length_goes_on_counting_tokens(tmp_path):
+    """Also twice, and from a checkpoint between rows of the log."""
+    folder = tmp_path / "x"
+    train(folder, batch=4, T=16, steps=23, log_every=10)
+    resumed(folder, "-batch", "2", "-T", "8", "-steps", "46")
+    row = summary(folder)
+    resumed(folder, "-batch", "3", "-steps", "60")
+    rows = log(folder)
+    steps = rows["step"]
+    wanted = 64 * np.minimum(steps, 23) + 16 * np.clip(steps - 23, 0, 23)
+    wanted += 24 * np.maximum(steps - 46, 0)
+    assert rows["tokens"].tolist() == wanted.tolist() and steps.tolist()[-1] == 60
+    assert float(metadata(folder)["tokens"]) == wanted[-1]
+    seconds = float(row["seconds"])
+    assert float(row["tokens_per_second"]) * seconds == pytest.approx(64 * 23 + 16 * 23, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        ("", None),
+        ("-lr 1e-2 -steps 20 -batch 2", None),  # as they were
+        ("-log_every 5", "changed: -log_every 10 -> 5"),
+        ("-batch 4 -T 16", "changed: -T 8 -> 16, -batch 2 -> 4"),
+        ("-lr 3e-3", "changed: -lr 1e-2 -> 3e-3{}"),
+        (
+            "-min_lr 1e-4 -mu_param full",
+            "changed: -min_lr 1e-05 -> 0.0001, -mu_param off -> full{}",
+        ),
+        ("-steps 2000", "changed: -steps 20 -> 2000{}"),
+        ("-warmup 3", "changed: -warmup 5% -> 3{}"),
+        ("-data bigram -vocab 256", "changed: -data synthetic -> bigram"),
+    ],
+)
+def test_resume_says_what_changed(tmp_path, flags, says):
+    """And that the schedule jumps, if it does: the learning rates of the step before."""
+    folder = tmp_path / "x"
+    train(folder, steps=10)
+    # as if it was stopped half-way
+    save_file(load_file(folder / MODEL), folder / MODEL, {**metadata(folder), "steps": "20"})
+    line, _ = resumed(folder, *flags.split())
+    said = re.fullmatch(
+        r"resuming after step 10(?:; (.*?)(: the schedule jumps, from a learning rate of (\S+) to"
+        r" (\S+))?)?",
+        line,
+    )
+    assert said and said[1] == (says.replace("{}", "") if says else None), line
+    assert bool(said[2]) == ("{}" in (says or "")), line
+    if said[2]:
+        assert float(said[3]) != pytest.approx(float(said[4]), rel=1e-3)
+
+
+def test_the_jump_of_the_schedule_is_the_logs(tmp_path):
+    folder = tmp_path / "x"
+    train(folder, steps=10, log_every=1)
+    line, _ = resumed(folder, "-steps", "20")
+    before, after = re.search("rate of (.*) to (.*)", line).groups()
+    assert float(before) == pytest.approx(log(folder)["lr"][10], rel=5e-3)
+    train(tmp_path / "y", steps=20, log_every=1)
+    assert float(after) == pytest.approx(log(tmp_path / "y")["lr"][10], rel=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["text", "shards", "val"])
+def test_data_that_has_grown_since_the_checkpoint_is_noticed(tmp_path, kind):
+    folder, text = tmp_path / "x", b"to be or not to be, that is the question\n" * 30
+    (tmp_path / "a.txt").write_bytes(text)
+    (tmp_path / "v").write_bytes(text)
+    data = dict(data=tmp_path / "*.txt") | (dict(val=tmp_path / "v") if kind == "val" else {})
+    train(folder, steps=10, **data)
+    _, out = resumed(folder, "-steps", "12")
+    assert "the data" not in out
+    old = len(text) * (1 + (kind == "val"))
+    grown = dict(text="a.txt", shards="b.txt", val="v")[kind]
+    with open(tmp_path / grown, "ab") as file:
+        file.write(text[:400])
+    _, out = resumed(folder, "-steps", "14")
+    says = f"the data has {old + 400} tokens now, and had {old} at the checkpoint"
+    assert says in out.replace("\n ", "")
+    _, out = resumed(folder, "-steps", "16")
+    assert "the data" not in out  # it is the new checkpoint's
+
+
+# ---------------------------------------------------------------------------
 # Runs that go wrong, and the diagnosis
+
+
+@pytest.mark.parametrize("log_every", [1, 10])
+@pytest.mark.parametrize("clip", ["0", "1e30"])
+def test_a_gradient_whose_square_overflows_ends_the_run(tmp_path, clip, log_every):
+    """AdamW's v would be infinite, and no weight would move again. The loss leaves out the z-loss,
+    and stays finite."""
+    out = train(tmp_path / "x", z_loss=1e25, clip=clip, log_every=log_every)
+    row, rows = summary(tmp_path / "x"), log(tmp_path / "x")
+    assert (row["diverged"], row["diverged_step"], row["final_loss"]) == ("1", "2", "nan")
+    assert rows["grad_norm"][1] > 1e20 and np.isfinite(rows["train_loss"][1])
+    assert "whose square a float does not hold: -clip 1 fixes it" in out.replace("\n ", "")
+    assert f"grew to {rows['grad_norm'][1]:.2g}," in out.replace("\n ", "")
+    for weights in load_file(tmp_path / "x" / MODEL).values():
+        assert not np.isinf(weights).any()
+
+
+@pytest.mark.parametrize("flags", [dict(z_loss=1e25, clip=1), dict(z_loss=1e17, clip=0)], ids=str)
+def test_a_large_gradient_that_does_not_overflow_does_not_end_the_run(tmp_path, flags):
+    out = train(tmp_path / "x", **flags)
+    assert summary(tmp_path / "x")["diverged_step"] == "" and "whose square" not in out
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path):
@@ -811,7 +925,8 @@ def test_interrupted_sweep_says_how_to_go_on(tmp_path):
     flags = dict(LONG, lr="1e-3,1e-2,1e-1,1", steps=3000, checkpoint_every=0)
     train(tmp_path / "whole", **flags)
     (tmp_path / "x").mkdir()
-    (tmp_path / "x/summary.csv").write_text("of an older sweep")
+    shutil.copy(tmp_path / "whole/summary.csv", tmp_path / "x")  # as if of an older sweep
+    before = snapshot(tmp_path / "x")
     process = start(tmp_path / "x", *words({**TINY, **flags}), threads=2)
     wait(
         process,
@@ -822,7 +937,7 @@ def test_interrupted_sweep_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "") and "the same command" in out
-    assert not (tmp_path / "x/summary.csv").exists()
+    assert before.items() <= snapshot(tmp_path / "x").items()  # no run was done
     assert [p for p in (tmp_path / "x").glob("lr*") if not (p / "summary.csv").exists()]
     command = shlex.split(re.search(r"go on with one run:\n(.*)$", out, re.M)[1])
     folder = Path(command[-1])

@@ -102,14 +102,86 @@ def test_killed(story, kills, tmp_path, parallel):  # noqa: F811
 
 
 def test_a_new_run_killed_over_an_old_one(tmp_path):
-    """The old one's checkpoint is not the new one's: -resume must not find it."""
+    """Before its first checkpoint: the old one's results are whole, and can be gone on with."""
     folder = tmp_path / "x"
     train(folder, steps=3)
-    process = begin(folder, checkpoint_every=0, steps=100000)
-    wait(process, lambda: (folder / "log.csv").stat().st_size > 3000)
+    before = snapshot(folder)
+    process = begin(folder, checkpoint_every=0, steps=10**8)
+    wait(process, lambda: new_log(folder).exists() and new_log(folder).stat().st_size > 3000)
+    # another one must not write the new log either
+    assert_one_line(begin(folder), "log.csv: another process is writing it")
     process.kill()
     process.communicate()
-    assert [path.name for path in folder.iterdir()] == ["log.csv"]
+    after = snapshot(folder)
+    assert after.pop(new_log(folder)) and after == before
+    result = program("-resume", "-out", "x", "-steps", "4", cwd=tmp_path)
+    assert result.returncode == 0 and "resuming after step 3" in result.stdout
+    assert not new_log(folder).exists()
+    train(tmp_path / "y", steps=3)
+    train(tmp_path / "y", steps=4, resume=1)
+    assert_same_run(folder, tmp_path / "y")
+
+
+def new_log(folder):
+    return folder / "log.csv.new"
+
+
+def test_a_new_run_replaces_an_old_one_at_its_first_checkpoint(tmp_path):
+    folder = tmp_path / "x"
+    train(folder, steps=3)
+    process = begin(folder, steps=10**8, lr="3e-3")
+    wait(process, lambda: metadata(folder)["lr"] == "3e-3")
+    wait(process, lambda: not new_log(folder).exists())
+    time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert {path.name for path in folder.iterdir()} - {MODEL + ".tmp"} == {"log.csv", MODEL}
+    steps = str(int(metadata(folder)["step"]) + 9)
+    result = program("-resume", "-out", "x", "-steps", steps, cwd=tmp_path)
+    assert result.returncode == 0 and summary(folder)["lr"] == "3e-3"
+
+
+@without_sanitizer
+@pytest.mark.parametrize("moment", range(8))
+def test_killed_while_it_replaces_an_old_one(tmp_path, moment, undisturbed):
+    """Before or after each of its renames and unlinks in turn: the old results are whole, or
+    -resume goes on with the new run."""
+    folder = tmp_path / "x"
+    train(folder, **{**FLAGS, "lr": "3e-3", "steps": 20})
+    before = snapshot(folder)
+    result = run_with(
+        tmp_path,
+        f"""
+        #include <fcntl.h>
+        #include <signal.h>
+        #include <unistd.h>
+
+        static int changes;
+        int renameat(int, const char *, int, const char *);
+        static int begins(void) {{
+            if (changes++ == {moment}) raise(SIGKILL);
+            return AT_FDCWD;
+        }}
+        int rename(const char *from, const char *to) {{
+            return renameat(begins(), from, AT_FDCWD, to);
+        }}
+        int unlink(const char *path) {{ return unlinkat(begins(), path, 0); }}
+        """,
+        {**TINY, **FLAGS},
+    )
+    killed = result.returncode == -signal.SIGKILL
+    assert killed or result.returncode == 0, result.stderr
+    after = {path: what for path, what in snapshot(folder).items() if path in before}
+    if after == before and not (folder / (MODEL + ".new")).exists():
+        assert killed
+        result = program("-resume", "-out", "x", cwd=tmp_path)
+        assert result.returncode == 0 and summary(folder)["lr"] == "3e-3"
+        assert metadata(folder)["step"] == "20"
+    else:
+        result = program("-resume", "-out", "x", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert_same_run(folder, undisturbed)
+    assert sorted(path.name for path in folder.iterdir()) == ["log.csv", MODEL, "summary.csv"]
 
 
 def test_runs_of_a_killed_sweep_stop(tmp_path):
@@ -151,7 +223,7 @@ def test_one_run_a_folder(tmp_path, undisturbed):
 # Functions of the C library that do something else
 
 
-def run_with(folder, functions):
+def run_with(folder, functions, flags=TINY):
     """A tiny run in the folder x, with these functions in place of the C library's."""
     source, library = folder / "other.c", folder / "other.so"
     source.write_text(functions)
@@ -159,7 +231,7 @@ def run_with(folder, functions):
     subprocess.run([*compiler, "-shared", "-fPIC", "-o", library, source], check=True)
     environment = {k: v for k, v in os.environ.items() if k not in WAITING}
     return subprocess.run(
-        [PROGRAM, *words(TINY), "-out", "x"],
+        [PROGRAM, *words(flags), "-out", "x"],
         cwd=folder,
         env={**environment, "LD_PRELOAD": str(library)},
         capture_output=True,
@@ -431,7 +503,7 @@ def test_pictures_without_room_or_permission(tmp_path, capsys):
     assert snapshot(figures) == before
     with small_disk(small, "size=8k"):
         target = small / whole.name
-        target.write_bytes(b"an older one")
+        target.write_bytes(b"an older one, by matplotlib.org")
         before = snapshot(small)
         capsys.readouterr()
         assert test_plot.plot.main([folder, "-o", str(small)]) == 1

@@ -388,8 +388,10 @@ def test_golden_cases_all_differ():
 if __name__ == "__main__":
     import tempfile
 
-    with tempfile.TemporaryDirectory() as folder, open(GOLDEN, "w", newline="") as file:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [row for case in CASES for row in golden_rows(case, folder)]
+    # not before all are there: a run may fail
+    with open(GOLDEN, "w", newline="") as file:
         writer = csv.DictWriter(file, ["case", *COLUMNS], lineterminator="\n")
         writer.writeheader()
-        for case in CASES:
-            writer.writerows(golden_rows(case, folder))
+        writer.writerows(rows)

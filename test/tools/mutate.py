@@ -368,6 +368,7 @@ MUTANTS = [
             ("cfg->clip > 0 && norm > cfg->clip", "norm > cfg->clip"),
             ("cfg->clip > 0 && norm > cfg->clip", "cfg->clip > 0 && norm < cfg->clip"),
             ("clip_scale = cfg->clip / norm;", "clip_scale = cfg->clip / (norm * norm);"),
+            ("if (norm * clip_scale > LARGEST_SQUARED) clip_scale = NAN;", ""),
             ("kind_lr *= mu_lr_scale", "kind_lr /= mu_lr_scale"),
             ("decay = weight_decay(cfg, step);", "decay = weight_decay(cfg, 1);"),
             ("eps = cfg->eps;", "eps = cfg->eps * cfg->eps;"),
@@ -722,6 +723,52 @@ MUTANTS = [
     ),
     (
         "lib/flags.h",
+        "test_cli.py -k 'share_no_folder or shows_the_end or default_folder'",
+        [
+            ("hash = random_stream(hash, (unsigned char)*text, 0);", "hash++;"),
+            ("hash_text(hash, flag->name)", "hash"),
+            ("exact &= !text[strspn(", "exact |= !text[strspn("),
+            ("exact &= end - name <= LONGEST;", ""),
+            ("slashes++) break", "slashes + 1) break"),
+            ('"._+,-"', '"._,-"'),
+        ],
+    ),
+    (
+        "lib/checkpoint.h",
+        "test_cli.py -k 'of_others or no_obstacle or not_a_file'",
+        [
+            ("if (size && !strstr(", "if (!strstr("),
+            ("if (size && !strstr(", "if (size && strlen(text) < 99 && !strstr("),
+            ('{"log.csv.new", "step,', '{"log.csv", "step,'),
+            ("if (!text[j]) text[j]", "if (0) text[j]"),
+        ],
+    ),
+    (
+        "lib/checkpoint.h",
+        "test_survive.py -k 'killed_while or over_an_old or replaces_an_old'",
+        [
+            (
+                'first ? "model.safetensors.new" : "model.safetensors"',
+                '"model.safetensors"',
+            ),
+            (
+                "i < 2 && !failed; i++) {\n        path_in(cfg, moves[i]",
+                "i < 2 && !failed; i++) {\n        path_in(cfg, moves[1 - i]",
+            ),
+            ("    static Metadata meta;\n    results_replace(cfg);", "    static Metadata meta;"),
+        ],
+    ),
+    (
+        "lib/checkpoint.h",
+        "test_runs.py -k 'says_what_changed or jump'",
+        [
+            ("if (!strcmp(was, is)) continue;", ""),
+            ("step && before != after", "step"),
+            ("saved.micro_batch = 1;", "saved.micro_batch = 0;\n    saved.steps = cfg->steps;"),
+        ],
+    ),
+    (
+        "lib/flags.h",
         "test_cli.py -k wrong_command",
         [("if (cfg->kappa > 0 && cfg->qk_norm)", "if (cfg->kappa > 0 && !cfg->qk_norm)")],
     ),
@@ -757,12 +804,32 @@ MUTANTS = [
                 "safetensors_write(path, tensors, count, &meta)",
                 "safetensors_write(path, tensors, count - 1, &meta)",
             ),
-            ("(long)number[2], (int)number[3]};", "(long)number[2], 0};"),
+            ("(long)number[2], (int)number[3], number", "(long)number[2], 0, number"),
             ("{(int)number[0], number[1], (long)", "{(int)number[0], 0, (long)"),
             (
                 "metadata_add(&meta, FLAGS[i].name)",
                 "metadata_add(&meta, FLAGS[i ? i - 1 : 0].name)",
             ),
+        ],
+    ),
+    (
+        "lib/run.h",
+        "test_survive.py -k 'over_an_old or replaces_an_old or killed_while or one_run'",
+        [
+            ("bool replaces = !resumed &&", "bool replaces = resumed &&"),
+            ("if ((unlink(fresh) && errno != ENOENT) ||", "if ("),
+            ("|| (unlink(part) && errno != ENOENT))", ")"),
+            ("(flock(file, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)", "file < 0"),
+        ],
+    ),
+    (
+        "lib/run.h",
+        "test_runs.py -k 'overflow or grown or counting_tokens'",
+        [
+            ("(cfg->clip == 0 || cfg->clip > LARGEST_SQUARED)", "cfg->clip == 0"),
+            ("data_tokens != state->data_tokens", "data_tokens < state->data_tokens"),
+            ("run->tokens_before + steps *", "steps *"),
+            ("s.tokens_per_second = run_tokens(run, step)", "s.tokens_per_second = step"),
         ],
     ),
     (
@@ -788,8 +855,8 @@ MUTANTS = [
                 "groups[3] = {s->grad_rms, s->param_rms, s->update_rms}",
                 "groups[3] = {s->grad_rms, s->update_rms, s->param_rms}",
             ),
-            ("step, step * tokens)", "step, (step - 1) * tokens)"),
-            ("if (logged || run->diverged_step) log_row", "if (logged) log_row"),
+            ("double steps = step - run->first_step + 1;", "double steps = step;"),
+            ("if (logged || fatal) log_row", "if (logged) log_row"),
             ('csv_extreme(&log, "val_loss", -1)', 'csv_extreme(&log, "val_loss", 1)'),
             ("run->num_parameters - parameter_size", "run->num_parameters - 2 * parameter_size"),
             ("- parameter_size(&run->table[LM_HEAD]);", "- 0;"),
@@ -1111,6 +1178,7 @@ MUTANTS = [
             ("dw[LN_1], dnorm, a.x,", "dw[LN_1], dnorm, a.x_mid,"),
             ("dw[LN_2], dnorm, a.x_mid,", "dw[LN_2], dnorm, a.x,"),
             ("clip_scale = o->clip / norm;", "clip_scale = o->clip / (norm * norm);"),
+            ("if (norm * clip_scale > LARGEST_SQUARED) clip_scale = NAN;", ""),
             ("results->grad_norm = norm;", "results->grad_norm = norm * clip_scale;"),
             ("real g = grad[i] * clip_scale;", "real g = grad[i] / clip_scale;"),
             ("o.beta1 * m[i] + (1 - o.beta1) * g;", "(1 - o.beta1) * m[i] + o.beta1 * g;"),

@@ -316,6 +316,20 @@ def test_pictures_go_to_the_first_folder(tmp_path, monkeypatch, capsys):
     assert out == "wrote a/lr.png\nwrote runs/lr.png\nwrote run/log.png\n"
 
 
+@pytest.mark.parametrize("form", ["png", "pdf", "svg"])
+def test_a_picture_that_it_did_not_draw_is_kept(tmp_path, capsys, form):
+    """Its own it draws again."""
+    folder, picture = known(tmp_path / "a"), tmp_path / f"a/lr.{form}"
+    assert [plot.main([folder, "-format", form]) for _ in range(2)] == [0, 0]
+    picture.write_bytes(b"somebody's photograph")
+    capsys.readouterr()
+    assert plot.main([folder, "-format", form]) == 1
+    assert capsys.readouterr().err == (
+        f"plot.py: {picture}: plot.py did not draw it; choose another -o\n"
+    )
+    assert picture.read_bytes() == b"somebody's photograph"
+
+
 def test_an_output_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert plot.main([known(tmp_path / "a"), "-o", str(tmp_path / "file")]) == 1

@@ -570,6 +570,26 @@ def test_a_folder_of_a_single_run_is_refused(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["summary.csv", "flags", "joblog", "slurm1", "prediction.csv"])
+def test_files_of_others_are_refused(tmp_path, name):
+    """In a folder that no sweep.sh has begun, such as that of a sweep by the trainer."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / name).write_text("a,b\n1,2\n")
+    said = sweep(tmp_path / "x", status=2)
+    assert f"x/{name}; choose another -out" in said and said.count("\n") == 1
+    assert (tmp_path / "x" / name).read_text() == "a,b\n1,2\n"
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {name, "lock"}
+
+
+def test_a_run_over_a_foreign_model_fails_and_keeps_it(tmp_path):
+    name = plan("clip", flags=FEW)[0].split("/")[-1].strip()
+    foreign = tmp_path / "x" / name / "model.safetensors"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"somebody's")
+    assert f"{name} failed" in sweep(tmp_path / "x", status=1)
+    assert foreign.read_bytes() == b"somebody's"
+
+
 @pytest.mark.parametrize("arguments", [["-j", 1], ["-j", 5, "-threads", 2]])
 def test_jobs_and_threads_change_no_bit(few, tmp_path, arguments):
     sweep(tmp_path / "x", *arguments)
