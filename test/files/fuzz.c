@@ -202,11 +202,11 @@ static void fuzz_safetensors(const uint8_t *data, size_t size) {
         Tensor wanted[3] = {{"a", 2, {2, 3}, values[pass], 0, 0},
                             {"b", 1, {5, 0}, values[pass] + 8, 0, 0},
                             {"", 2, {1, 1}, values[pass] + 16, 0, 0}};
-        safetensors_read(path_of(name), wanted, 2 + (size % 2 == 0), &meta);
-        safetensors_write(path_of(name), wanted, 2 + (size % 2 == 0), &meta);
+        safetensors_read(path_of(name), wanted, 3, 2 + (size % 2 == 0), &meta);
+        safetensors_write(path_of(name), wanted, 3, &meta);
     }
     check(!memcmp(values[0], values[1], sizeof values[0]));
-    safetensors_read(path_of(name), NULL, 0, &again);
+    safetensors_read(path_of(name), NULL, 0, 0, &again);
     check(meta.count == again.count);
     for (int i = 0; i < meta.count; i++)
         check(!strcmp(meta.pair[i].key, again.pair[i].key)
@@ -429,7 +429,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     train(&cfg, 1, &quiet);
     check(!interrupted && parameter_table(&cfg, cfg.vocab, saved_table) <= 4096);
     saved_log[read_file(path_of("run/log.csv"), saved_log, sizeof saved_log - 1)] = 0;
-    safetensors_read(path_of("run/model.safetensors"), NULL, 0, &saved);
+    safetensors_read(path_of("run/model.safetensors"), NULL, 0, 0, &saved);
     for (int i = 1; i < *argc; i++) {
         struct stat info;
         if (stat((*argv)[i], &info) || !S_ISDIR(info.st_mode)) continue;
