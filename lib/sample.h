@@ -29,7 +29,8 @@ static Tokenizer tokenizer_read(const char *path, int V) {
         header[1] > 2)
         die(FAILED, "%s: is not a vocabulary file of version 1 or 2: give the gpt2_tokenizer.bin "
             "that llm.c makes", path);
-    int64_t count = header[2], end_of_text = header[1] == 2 ? header[3] : GPT2_END_OF_TEXT;
+    int64_t count = header[2], end_of_text = GPT2_END_OF_TEXT;
+    if (header[1] == 2) end_of_text = header[3];
     if (count > V || V >= count + PADDING || end_of_text >= count)
         die(FAILED, "%s: has %lld tokens, of which number %lld ends a text, and the model has %d: "
             "give the vocabulary file of its data", path, (long long)count,

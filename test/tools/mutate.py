@@ -465,6 +465,18 @@ MUTANTS = [
     ),
     (
         "train_gpt.c",
+        "test_runs.py -k 'eval or init'",
+        [
+            ("if (cfg->resume || *cfg->init)", "if (cfg->resume)"),
+            (
+                "    State state = checkpoint_load(cfg, g.table, g.params, g.m, g.v);",
+                "    State state = {0, 0, 0, 0};",
+            ),
+            ("eval_print(cfg, &state, loss, windows)", "eval_print(cfg, &state, loss, 1)"),
+        ],
+    ),
+    (
+        "train_gpt.c",
         "test_runs.py -k validation_loss",
         [
             ("T, 0, &log_z) * rows;", "T, 0, &log_z) * B;"),
@@ -729,6 +741,15 @@ MUTANTS = [
     (
         "lib/flags.h",
         "test_cli.py -k wrong_command",
+        [
+            ("if (runs > 1 && (cfg->sample || cfg->eval))", "if (runs > 1 && cfg->sample)"),
+            ("if (!!cfg->sample + cfg->eval + cfg->resume > 1)", "if (cfg->sample && cfg->eval)"),
+            ("if (!cfg->sample && (*cfg->prompt || *cfg->tokenizer))", "if (*cfg->tokenizer)"),
+        ],
+    ),
+    (
+        "lib/flags.h",
+        "test_cli.py -k wrong_command",
         [("if (cfg->kappa > 0 && cfg->qk_norm)", "if (cfg->kappa > 0 && !cfg->qk_norm)")],
     ),
     (
@@ -752,6 +773,27 @@ MUTANTS = [
             ("strspn(++s->at, ", 'strspn(++s->at, "nu" '),
             ("if (*text == '\"' || *text", "if (*text"),
             ("else if (s->meta->count) json_fail", "else if (s->meta->count > 99) json_fail"),
+        ],
+    ),
+    (
+        "lib/checkpoint.h",
+        "test_runs.py -k 'init or eval'",
+        [
+            ("return cfg->resume || cfg->sample || cfg->eval; }", "return cfg->resume; }"),
+            ("tensors, count, count / 3, &meta)", "tensors, count, count, &meta)"),
+            ("tensors, count, count / 3, &meta)", "tensors, count, count / 4, &meta)"),
+            ("i < count; i++) memset(tensors", "i < count - 1; i++) memset(tensors"),
+            ("for (int i = count / 3; i < count;", "for (int i = 2 * count / 3; i < count;"),
+            ("!stat(own, &ours) && theirs.st_dev", "stat(own, &ours) && theirs.st_dev"),
+            ("if (!init || strcmp(cfg->init, init))", "if (!init)"),
+            (
+                '"mu_param", "base_d", "scale", "att',
+                '"mu_param", "scale", "base_d", "base_d", "att',
+            ),
+            ("NUM_SHAPES = 5,", "NUM_SHAPES = 4,"),
+            ("NUM_SHAPES = 5,", "NUM_SHAPES = 6,"),
+            ("if (!given[at]) *cfg = file;", "*cfg = file;"),
+            ("if (*cfg->init) config_init(cfg, given);", ""),
         ],
     ),
     (
@@ -808,6 +850,17 @@ MUTANTS = [
                 "if (!(largest > 0)) continue;",
             ),
             ("s.final_loss = run->diverged_step ? NAN :", "s.final_loss ="),
+        ],
+    ),
+    (
+        "lib/run.h",
+        "test_runs.py -k 'eval or init or written'",
+        [
+            ("if (!isfinite(loss))", "if (loss < 0)"),
+            ("loss, exp(loss));", "loss, exp2(loss));"),
+            ("(double)windows * cfg->T, *cfg->val", "(double)windows, *cfg->val"),
+            ("*cfg->val ? cfg->val : cfg->data", "cfg->data"),
+            ("else if (*cfg->init && !cfg->resume)", "else if (!cfg->resume)"),
         ],
     ),
     (
@@ -907,7 +960,7 @@ MUTANTS = [
             ("if (!*word) continue;", ""),
             ("if (bytes && *cfg->tokenizer)", "if (0)"),
             (": tokenizer.end_of_text;", ": V - 1;"),
-            ("header[1] == 2 ? header[3] :", "header[1] == 3 ? header[3] :"),
+            ("if (header[1] == 2) end_of_text", "if (header[1] == 3) end_of_text"),
             ("header[0] != MAGIC ||", "header[0] < MAGIC ||"),
             ("header[1] > 2)", "header[1] > 3)"),
             ("if (count > V || ", "if ("),
