@@ -394,13 +394,18 @@ static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS]
     return state;
 }
 
-// Sets a flag from the metadata of this file.
+// Reads the flags of a saved model. Dies if they are not this program's.
+static void flags_read(const char *path, Metadata *meta) {
+    safetensors_read(path, NULL, 0, 0, meta);
+    if (!metadata_value(meta, "d"))
+        die(FAILED, "%s: not a checkpoint of this program: its metadata has no 'd'", path);
+}
+
+// Sets a flag from the metadata of this file. A file without it is older than the flag, whose
+// default then stands.
 static void flag_load(Config *cfg, const Flag *flag, const Metadata *meta, const char *path) {
     const char *text = metadata_value(meta, flag->name);
-    if (!text)
-        die(FAILED, "%s: not a checkpoint of this program: its metadata has no '%s'", path,
-            flag->name);
-    flag_set(cfg, flag, text, path);
+    flag_set(cfg, flag, text ? text : flag->initial, path);
 }
 
 // Sets the flags of the run in -out from its checkpoint, except for those given.
@@ -411,11 +416,11 @@ static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
     if (access(path, F_OK))
         die(FAILED, "%s: no saved model: -out must be the folder of a run, or of one run of a "
             "sweep, such as %s/lr1e-2", path, cfg->out);
-    safetensors_read(path, NULL, 0, 0, &meta);
+    flags_read(path, &meta);
     for (int i = 0; i < NUM_FLAGS; i++)
         if (!given[i] && FLAGS[i].scope == THE_RUN) flag_load(cfg, &FLAGS[i], &meta, path);
     const char *init = metadata_value(&meta, "init");
-    if (!init || strcmp(cfg->init, init))
+    if (strcmp(cfg->init, init ? init : ""))
         die(FAILED, "-init %s: starts a new run, and %s is the model of a run that has begun; "
             "leave out -init, or -resume, -sample and -eval", cfg->init, path);
     if (learning_rates(cfg->lr_text, rates, path) > 1)
@@ -433,7 +438,7 @@ enum { NUM_SHAPES = 5, NUM_MODEL_FLAGS = sizeof MODEL_FLAGS / sizeof MODEL_FLAGS
 // must be the file's; the other flags may be changed.
 static void config_init(Config *cfg, const char *given[NUM_FLAGS]) {
     static Metadata meta;
-    safetensors_read(cfg->init, NULL, 0, 0, &meta);
+    flags_read(cfg->init, &meta);
     for (int i = 0; i < NUM_MODEL_FLAGS; i++) {
         int at = flag_index(MODEL_FLAGS[i]);
         char ours[MAX_TEXT], theirs[MAX_TEXT];

@@ -902,6 +902,25 @@ def test_a_diverged_run_stays_diverged_when_resumed(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("command", ["-resume -steps 40", "-eval", "-sample 5"])
+def test_a_checkpoint_that_is_older_than_a_flag(tmp_path, command):
+    """The flag has its default there."""
+    for name in "new", "old":
+        train(tmp_path / name, **TINY)
+    flags = metadata(tmp_path / "old")
+    for name in "schedule init attention kappa".split():
+        del flags[name]
+    save_file(load_file(tmp_path / "old" / MODEL), tmp_path / "old" / MODEL, flags)
+    said = [
+        program(*command.split(), "-out", name, cwd=tmp_path, text=False) for name in ("new", "old")
+    ]
+    assert [result.returncode for result in said] == [0, 0], said
+    if "-resume" in command:
+        assert_same_run(tmp_path / "new", tmp_path / "old")
+    else:
+        assert said[0].stdout.replace(b"new", b"old") == said[1].stdout
+
+
 # ---------------------------------------------------------------------------
 # -eval: the loss of a saved model
 
