@@ -1013,6 +1013,7 @@ def test_init_starts_from_the_weights(trained, tmp_path):
     before = trained.read_bytes()
     said = begin(tmp_path / "b", dict(init=trained, steps=0))
     assert f"starting from the weights of {trained}" in " ".join(said.split())
+    assert "starting from" not in begin(tmp_path / "plain", dict(steps=0))
     given, found = load_file(trained), load_file(tmp_path / "b" / MODEL)
     assert given.keys() == found.keys()
     for name, x in found.items():

@@ -1822,7 +1822,7 @@ def build(folder):
 
 def fails(folder, tests):
     """What the first test that failed is called, "timeout", or None."""
-    if re.search("numbers|cli|checkpoint|runs|survive|cuda", tests):
+    if re.search("numbers|cli|checkpoint|runs|survive|terminal|cuda", tests):
         build(folder)
     words = [
         re.sub(r"^test_\w+\.py", lambda file: str(next(folder.glob("test/*/" + file[0]))), word)
