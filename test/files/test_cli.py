@@ -677,8 +677,12 @@ def test_a_prompt_of_other_bytes(book_model):
     assert sample(book_model, "9", "-prompt", prompt).startswith(prompt.encode())
 
 
-def test_no_prompt_is_a_newline(book_model):
+def test_a_prompt_is_all_of_the_context(book_model, tmp_path):
+    """Nothing stands before it: one token is what the same token is that starts a sample."""
     assert sample(book_model, "50") == sample(book_model, "50", "-prompt", "")
+    train(tmp_path / "x", data="bigram", vocab=50, steps=0, T=64)  # starts from 10, a newline
+    alone = sample(tmp_path / "x", "60", text=True)
+    assert sample(tmp_path / "x", "60", "-prompt", "10", text=True) == "10 " + alone
 
 
 @pytest.fixture(scope="module")
