@@ -150,7 +150,7 @@ build/fuzz: test/files/fuzz.c train_gpt.c $(HEADERS) Makefile | build
 # Inputs that reach new code stay in build/corpus; the next run begins with them.
 FUZZ_SECONDS = 60
 fuzz: build/fuzz build/venv/ready
-	for t in bin safetensors resume flags; do \
+	for t in bin safetensors resume flags tokenizer; do \
 	  mkdir -p build/corpus/$$t && FUZZ=$$t build/fuzz -max_total_time=$(FUZZ_SECONDS) \
 	    -close_fd_mask=3 -timeout=60 -artifact_prefix=build/$$t- build/corpus/$$t || exit 1; \
 	done
@@ -176,7 +176,8 @@ lint: build/venv/ready | build
 	$(CC) -std=gnu11 -O1 -g -o build/train_gpt_plain train_gpt.c -lm
 	$(MEMCHECK) -d 8 -layers 1 -heads 2 -T 8 -batch 2 -steps 4 -eval_tokens 32 -checkpoint_every 2
 	$(MEMCHECK) -resume -steps 6
-	$(MEMCHECK) -sample 20
+	$(MEMCHECK) -sample 20 -prompt Munlu
+	$(MEMCHECK) -eval
 
 mirror:
 	@python3 test/tools/mirror.py $(ARGS)

@@ -1,6 +1,6 @@
 // gpt.h: the part of the lesson that train_gpt.c and train_gpt.cu share. The flags and their
 // defaults; the parameters, muParam's factors and the initial values; the learning rate and the
-// weight decay; the angles of RoPE; the measurements of a run.
+// weight decay; the angles of RoPE.
 #ifndef GPT_H
 #define GPT_H
 
@@ -14,6 +14,7 @@ enum { QK_NORM_OFF, QK_NORM_HEADS, QK_NORM_MODEL };       // -qk_norm
 enum { MU_OFF, MU_SIMPLE, MU_INTERMEDIATE, MU_FULL };    // -mu_param
 enum { SCALE_SQRT, SCALE_D_H };                          // -scale
 enum { ATTENTION_SOFTMAX, ATTENTION_RELU2 };             // -attention
+enum { SCHEDULE_COSINE, SCHEDULE_CONSTANT, SCHEDULE_WSD };    // -schedule
 enum { MAX_LAYERS = 1024 };
 
 typedef struct {    // the values of the flags, described in the table below
@@ -21,17 +22,18 @@ typedef struct {    // the values of the flags, described in the table below
     int d, layers, heads, T, vocab;
     int qk_norm, mu_param, base_d, scale, attention;
     // training
-    int batch, steps, seed;
+    int batch, steps, seed, schedule;
     char lr_text[MAX_TEXT], warmup_text[MAX_TEXT];    // -lr and -warmup as given
     double lr;                                        // the peak learning rate, from lr_text
     int warmup;                                       // steps of warm-up, from warmup_text
     double min_lr, beta1, beta2, eps, clip, wd, z_loss, kappa;
     int wd_independent, rms_lr, bf16_logits;
     // data, files and commands
-    char data[MAX_TEXT], val[MAX_TEXT], out[MAX_TEXT];
+    char data[MAX_TEXT], val[MAX_TEXT], init[MAX_TEXT], out[MAX_TEXT];
     int eval_tokens, eval_every, log_every, checkpoint_every;
     int micro_batch;
-    int resume, sample;
+    int resume, eval, sample;
+    char prompt[MAX_TEXT], tokenizer[MAX_TEXT];
     double temperature;
 } Config;
 
@@ -74,7 +76,9 @@ static const Flag FLAGS[] = {
     NUMBER(steps, INT, "1000", 0, 1e9, "E.7", "training steps"),
     FLAG_IN(warmup_text, warmup, TEXT, "5%", NULL, 0, 0, "N P%", THE_RUN, "3.2.1",
         "linear warm-up, steps or a share of them"),
-    NUMBER(min_lr, REAL, "1e-5", 0, ANY, "2.1", "learning rate at the end of the cosine"),
+    FLAG(schedule, CHOICE, "cosine", NULL, 0, 2, "cosine constant wsd", THE_RUN, "ours",
+        "after warm-up; wsd: a late decay"),
+    NUMBER(min_lr, REAL, "1e-5", 0, ANY, "2.1", "learning rate at the end of cosine and wsd"),
     NUMBER(beta1, REAL, "0.9", 0, BELOW_1, "2.1", "AdamW's decay of the first moment"),
     NUMBER(beta2, REAL, "0.95", 0, BELOW_1, "ours", "AdamW's decay of the second moment"),
     NUMBER(eps, REAL, "1e-8", 1e-30, ANY, "3.4", "AdamW's epsilon"),
@@ -99,6 +103,8 @@ static const Flag FLAGS[] = {
         "or bigram, a text, or 'DIR/*.bin'"),
     FLAG(val, TEXT, "", NULL, 0, 0, "FILE", THE_RUN, "",
         "validation file; else -data's last tenth"),
+    FLAG(init, TEXT, "", NULL, 0, 0, "FILE", THE_RUN, "",
+        "model.safetensors to take the weights from"),
     NUMBER(vocab, INT, "0", 0, 65536, "", "V; 0: text 256, bigram 4096, .bin 50257"),
     NUMBER(eval_tokens, INT, "16384", 1, 1e9, "", "tokens in a validation loss"),
     NUMBER(eval_every, INT, "250", 0, 1e9, "", "steps between validations; 0: start, end"),
@@ -107,8 +113,14 @@ static const Flag FLAGS[] = {
     FLAG(micro_batch, INT, "0", NULL, 0, 65536, NULL, THE_MACHINE, "",
         "train_gpt_cu: sequences at a time; 0: all"),
     FLAG(resume, INT, "0", "1", 0, 1, NULL, THE_COMMAND, "", "go on from the checkpoint in -out"),
+    FLAG(eval, INT, "0", "1", 0, 1, NULL, THE_COMMAND, "",
+        "loss and perplexity of the model in -out"),
     FLAG(sample, INT, "0", "200", 0, 1e9, NULL, THE_COMMAND, "",
         "tokens to write, by the model in -out"),
+    FLAG(prompt, TEXT, "", NULL, 0, 0, "TEXT", THE_COMMAND, "",
+        "text (or numbers of tokens) to go on from"),
+    FLAG(tokenizer, TEXT, "", NULL, 0, 0, "FILE", THE_COMMAND, "",
+        "gpt2_tokenizer.bin: shows tokens as text"),
     FLAG(temperature, REAL, "1", NULL, 0, ANY, NULL, THE_COMMAND, "",
         "of sampling; 0: the most likely token"),
     FLAG(out, TEXT, "", NULL, 0, 0, "DIR", THE_COMMAND, "",
@@ -229,10 +241,18 @@ static void parameters_init(real *params, const Parameter table[NUM_KINDS], cons
 // The schedule
 
 // Learning rate at a step, counted from 1: linear warm-up from 0, then a cosine that ends in
-// min_lr at the last step (section 2.1).
+// min_lr at the last step (section 2.1). -schedule has two others. constant stays at the peak; wsd,
+// warm-up, stable, decay, leaves it in the last fifth of the steps, on a line to min_lr (Hu et al.
+// 2024, MiniCPM; Haegele et al. 2024).
 static double learning_rate(const Config *cfg, int step) {
     double end = fmin(cfg->min_lr, cfg->lr), done = 0;
     if (step < cfg->warmup) return cfg->lr * step / cfg->warmup;                // [warmup]
+    if (cfg->schedule == SCHEDULE_CONSTANT) return cfg->lr;                     // [schedule
+    if (cfg->schedule == SCHEDULE_WSD) {
+        double left = cfg->steps - step;
+        double fifth = fmin(cfg->steps / 5.0, cfg->steps - cfg->warmup);
+        return left < fifth ? end + (cfg->lr - end) * left / fifth : cfg->lr;
+    }                                                                           // schedule]
     if (cfg->steps > cfg->warmup)
         done = (double)(step - cfg->warmup) / (cfg->steps - cfg->warmup);
     return end + (cfg->lr - end) * 0.5 * (1 + cos(3.14159265358979323846 * done));
@@ -258,43 +278,5 @@ static void rope_table(real *cosine, real *sine, int T, int HS) {
             sine[at] = (real)sin(angle);
         }
 }
-
-// ---------------------------------------------------------------------------
-// The measurements of a run: the columns of log.csv
-
-// Activations whose RMS over a batch and over the layers is logged. ACT_C_ATTN is q, k and v before
-// qk-norm but after -kappa, ACT_ATT the output of attention, ACT_C_FC the MLP before GELU,
-// ACT_RESIDUAL the last residual.
-enum { ACT_WTE, ACT_C_ATTN, ACT_ATT, ACT_C_FC, ACT_RESIDUAL, ACT_LOGITS, NUM_ACTIVATIONS };
-// Sums over activations: of the squares of each kind, and of the output logits themselves
-enum { SUM_LOGITS = NUM_ACTIVATIONS, NUM_SUMS };
-static const char *const ACTIVATIONS[NUM_ACTIVATIONS] = {
-    "wte", "c_attn", "att", "c_fc", "residual", "logits"
-};
-
-// What is logged layer by layer: the largest |scale q.k|; the RMS of q and of k as attention sees
-// them, and the cosine between the two of that largest (E.1); the RMS of the block's output (C.1);
-// and of two tensors' gradients and updates (E.12, E.13). train_gpt_cu: the first, and gradients.
-enum {
-    MAX_ATTN_LOGIT, Q_RMS, K_RMS, QK_COSINE, BLOCK_RMS, C_FC_GRAD_RMS, C_FC_UPDATE_RMS,
-    ATTN_C_PROJ_GRAD_RMS, ATTN_C_PROJ_UPDATE_RMS, NUM_BY_LAYER
-};
-static const char *const BY_LAYER[NUM_BY_LAYER] = {
-    "max_attn_logit", "q_rms", "k_rms", "qk_cosine", "block_rms", "c_fc_grad_rms",
-    "c_fc_update_rms", "attn_c_proj_grad_rms", "attn_c_proj_update_rms"
-};
-
-typedef struct {
-    double train_loss, val_loss;            // nats per token; NAN: not measured at this step
-    double grad_norm;                       // of all gradients together, before clipping
-    double log_z;                           // the mean of log Z
-    // of logged steps only
-    double mean_logit;                      // of the output logits, over rows and vocabulary
-    double by_layer[NUM_BY_LAYER][MAX_LAYERS];
-    double act_rms[NUM_ACTIVATIONS];
-    double grad_rms[NUM_KINDS];             // of the gradient, before clipping
-    double param_rms[NUM_KINDS];
-    double update_rms[NUM_KINDS];           // of AdamW's update without the learning rate
-} Stats;
 
 #endif

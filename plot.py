@@ -82,9 +82,10 @@ STYLE = {
 }
 ACROSS = 4  # at most so many panels side by side
 N = "parameters_non_embedding"  # without the embedding and without the head
-TEXTS = "warmup qk_norm mu_param scale attention data val out measure".split()
+TEXTS = "warmup schedule qk_norm mu_param scale attention data val init out measure".split()
 # flags that do not change a result
-HANDLING = "micro_batch resume sample temperature out eval_every log_every checkpoint_every".split()
+HANDLING = """micro_batch resume eval sample prompt tokenizer temperature out eval_every log_every
+    checkpoint_every""".split()
 # Section 2.2: the learning rates of LR sensitivity; and all half-decades, for windows of seven
 PAPER_RATES = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 HALF_DECADES = [float(f"{mantissa}e{exponent}") for exponent in range(-7, 3) for mantissa in (1, 3)]

@@ -481,7 +481,10 @@ main() {
     while [ $# -gt 0 ]; do
         word=${1#-}
         [[ $1 =~ ^-[a-zA-Z] ]] || die 2 "'$1' is not a flag of the trainer"
-        case $word in out | resume | sample | temperature) die 2 "-$word is not for a sweep" ;; esac
+        case $word in
+            out | resume | eval | sample | prompt | tokenizer | temperature)
+                die 2 "-$word is not for a sweep" ;;
+        esac
         [ -n "${2-}" ] || die 2 "-$word needs a value"
         case $word in
             data | val) ;;

@@ -18,9 +18,10 @@
 // number of threads, so that results have the same bits with any number.
 
 #include <tgmath.h>        // sqrt, log and fabs of a float return a float
-#include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors, Stats
+#include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors
 #include "dataloader.h"    // DataLoader: batches of tokens
-#include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, sweep, sample_text
+#include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, Stats, sweep
+#include "lib/sample.h"    // sample_text
 
 // The element (i,j) of a matrix is data[i * row + j * col]: row and col are distances, not sizes.
 // Exchanging them transposes the matrix without a copy.
@@ -959,7 +960,8 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     int *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
 
     // a new run, or one that resumes
-    if (cfg->resume) state = checkpoint_load(cfg, g.table, g.params, g.m, g.v);
+    if (cfg->resume || *cfg->init)
+        state = checkpoint_load(cfg, g.table, g.params, g.m, g.v);
     int64_t windows = eval_windows(&loader, cfg->eval_tokens);
     double entropy_floor = dataloader_entropy_floor(&loader, windows);
     Run run = run_begin(cfg, g.table, g.num_parameters, g.bytes, &state,
@@ -1046,6 +1048,28 @@ static void sample(const Config *cfg) {
     gpt_free(&g);
 }
 
+// Prints the validation loss of the model saved in -out. Writes nothing.
+static void eval(const Config *cfg) {
+    int B = cfg->batch, T = cfg->T;
+    DataLoader loader;
+    GPT g;
+    dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, T, (uint64_t)cfg->seed);
+    gpt_init(&g, cfg, loader.vocab, B, T);
+    State state = checkpoint_load(cfg, g.table, g.params, g.m, g.v);
+    int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+    int *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+    int64_t windows = eval_windows(&loader, cfg->eval_tokens);
+    double loss = 0;
+    #pragma omp parallel
+    #pragma omp master
+    loss = evaluate(&g, &loader, windows, inputs, targets);
+    eval_print(cfg, &state, loss, windows);
+    dataloader_free(&loader);
+    gpt_free(&g);
+    free(inputs);
+    free(targets);
+}
+
 // Dies, before any file is touched, if the data are missing or memory is too small to run `jobs`
 // trainings at once. Returns the bytes that one needs (at most: counts scratch for all threads).
 static double check_runs(const Config *cfg, int jobs) {
@@ -1078,11 +1102,10 @@ int main(int argc, char **argv) {
 
     int runs = learning_rates(cfg.lr_text, lr, NULL);
     if (runs > 1) return train_sweep(&cfg, lr, runs);
-    if (cfg.sample) {
-        sample(&cfg);
-        return 0;
-    }
-    return train(&cfg, omp_get_max_threads(), NULL);
+    if (cfg.sample) sample(&cfg);
+    else if (cfg.eval) eval(&cfg);
+    else return train(&cfg, omp_get_max_threads(), NULL);
+    return 0;
 }
 
 // ---------------------------------------------------------------------------

@@ -34,9 +34,10 @@
 //     adamw                          2.1    90%
 //     everything else                1.0
 
-#include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors, Stats
+#include "gpt.h"           // Config, parameter_table, learning_rate, muParam's factors
 #include "dataloader.h"    // DataLoader: batches of tokens
-#include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, sweep, sample_text
+#include "lib/sweep.h"     // config_parse, checkpoint_*, run_*, Stats, sweep
+#include "lib/sample.h"    // sample_text
 #include "lib/gpu.h"       // act, launch, load, store, lanes_sum, row_sum, matmul, gpu_start
 
 // ---------------------------------------------------------------------------
@@ -1701,7 +1702,7 @@ static int train_run(const Config *flags, int threads, Progress *progress) {
     int *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
 
     // a new run, or one that resumes
-    if (cfg->resume) {
+    if (cfg->resume || *cfg->init) {
         state = gpu_checkpoint_load(cfg, g.table, g.num_parameters, g.params, g.m, g.v);
         update_weights(g.weights, g.params, g.num_parameters);
     }
@@ -1791,6 +1792,26 @@ static void sample(const Config *cfg) {
     gpt_free(&g);
 }
 
+// Prints the validation loss of the model saved in -out. Writes nothing.
+static void eval(const Config *cfg) {
+    int B = cfg->batch, T = cfg->T;
+    DataLoader loader;
+    GPT g;
+    dataloader_init(&loader, cfg->data, cfg->val, cfg->vocab, T, (uint64_t)cfg->seed);
+    gpt_init(&g, cfg, loader.vocab, B, T);
+    State state = gpu_checkpoint_load(cfg, g.table, g.num_parameters, g.params, g.m, g.v);
+    update_weights(g.weights, g.params, g.num_parameters);
+    int *inputs = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+    int *targets = (int *)allocate((size_t)B * (size_t)T, sizeof(int));
+    int64_t windows = eval_windows(&loader, cfg->eval_tokens);
+    double loss = evaluate(&g, &loader, windows, inputs, targets);
+    eval_print(cfg, &state, loss, windows);
+    dataloader_free(&loader);
+    gpt_free(&g);
+    free(inputs);
+    free(targets);
+}
+
 // Dies, before any file is touched, if the data are missing, or if there is no GPU, or too little
 // of its memory to train. Returns the bytes that a run needs. CUDA does not survive a fork, and a
 // sweep forks its runs: so a child asks for the GPU.
@@ -1836,9 +1857,8 @@ int main(int argc, char **argv) {
 
     int runs = learning_rates(cfg.lr_text, lr, NULL);
     if (runs > 1) return train_sweep(&cfg, lr, runs);
-    if (cfg.sample) {
-        sample(&cfg);
-        return 0;
-    }
-    return train_run(&cfg, 1, NULL);
+    if (cfg.sample) sample(&cfg);
+    else if (cfg.eval) eval(&cfg);
+    else return train_run(&cfg, 1, NULL);
+    return 0;
 }

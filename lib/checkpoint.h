@@ -1,5 +1,5 @@
 // lib/checkpoint.h: model.safetensors. It holds the weights, AdamW's moments and everything that an
-// exact resume needs; -resume and -sample take their flags from it.
+// exact resume needs. -resume, -sample and -eval take their flags from it, -init its weights.
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 
@@ -183,7 +183,7 @@ static void parse_metadata(Safetensors *s) {
 }
 
 #define OTHER_MODEL ": it was saved with another -d, -heads, -layers, -vocab or -qk_norm; " \
-    "-resume and -sample read these from the file, so leave them out"
+    "-resume, -sample, -eval and -init read these from the file, so leave them out"
 
 // One tensor's fields. Unless only the metadata is wanted, the tensor must be a wanted one that was
 // not found yet, with its dtype and shape, in bytes of the file that no other tensor has.
@@ -245,14 +245,17 @@ static void parse_header(Safetensors *s, const char *end) {
 }
 
 // Reads the metadata and, unless tensors is NULL, these tensors into their memory. Dies unless the
-// file has these and no others.
-static void safetensors_read(const char *path, Tensor *tensors, int count, Metadata *meta) {
+// file has these and no others; only those after the first `needed` may be missing.
+static void safetensors_read(const char *path, Tensor *tensors, int count, int needed,
+                             Metadata *meta) {
     struct stat info;
     uint64_t length, sum = 0;
     meta->count = 0;
     FILE *file = fopen(path, "rb");
     if (!file || fstat(fileno(file), &info))
         die(FAILED, "cannot read %s: %s", path, strerror(errno));
+    if (S_ISDIR(info.st_mode))
+        die(FAILED, "%s is a folder: give the model.safetensors in it", path);
     uint64_t size = (uint64_t)info.st_size;
     if (fread(&length, sizeof length, 1, file) != 1 || length > size - 8)
         die(FAILED, "%s is truncated, or not a safetensors file: its first 8 bytes should be the "
@@ -264,6 +267,7 @@ static void safetensors_read(const char *path, Tensor *tensors, int count, Metad
     parse_header(&s, header + length);
     for (int i = 0; i < count; i++) {
         const Tensor *t = &tensors[i];
+        if (!t->end && i >= needed) continue;
         if (!t->end) die(FAILED, "%s has no tensor %s" OTHER_MODEL, path, t->name);
         sum += tensor_bytes(t);
         if (fseeko(file, (off_t)(8 + length + t->begin), SEEK_SET) ||
@@ -439,16 +443,41 @@ static void resume_compare(const Config *cfg, const Metadata *meta, int step, co
         resume_change(": the schedule jumps, from a learning rate of %.3g to %.3g", before, after);
 }
 
-// Reads model.safetensors from the run's folder into params, m and v.
+// Whether the command uses the model that is saved in -out.
+static bool uses_saved(const Config *cfg) { return cfg->resume || cfg->sample || cfg->eval; }
+
+// Reads into params the weights of -init, for a new run: m and v become 0, and so does the State.
+static State weights_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
+                          real *m, real *v) {
+    char own[MAX_TEXT];
+    static Metadata meta;
+    Tensor *tensors;
+    State start = {0, 0, 0, 0};
+    struct stat theirs, ours;
+    path_in(cfg, "model.safetensors", own);
+    if (!stat(cfg->init, &theirs) && !stat(own, &ours) && theirs.st_dev == ours.st_dev &&
+        theirs.st_ino == ours.st_ino)
+        die(FAILED, "-init %s: the new run would replace this file; choose another -out",
+            cfg->init);
+    int count = checkpoint_tensors(table, params, m, v, &tensors);
+    safetensors_read(cfg->init, tensors, count, count / 3, &meta);
+    for (int i = count / 3; i < count; i++) memset(tensors[i].data, 0, tensor_bytes(&tensors[i]));
+    free(tensors);
+    return start;
+}
+
+// Reads model.safetensors from the run's folder into params, m and v. For a new run: the weights
+// of -init.
 static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
                              real *m, real *v) {
     char path[MAX_TEXT];
     static Metadata meta;
     double number[NUM_STATE];
     Tensor *tensors;
+    if (!uses_saved(cfg)) return weights_load(cfg, table, params, m, v);
     path_in(cfg, "model.safetensors", path);
     int count = checkpoint_tensors(table, params, m, v, &tensors);
-    safetensors_read(path, tensors, count, &meta);
+    safetensors_read(path, tensors, count, count, &meta);
     free(tensors);
     for (int i = 0; i < NUM_STATE; i++) {
         const char *text = metadata_value(&meta, STATE[i].name);
@@ -465,6 +494,20 @@ static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS]
     return state;
 }
 
+// Reads the flags of a saved model. Dies if they are not this program's.
+static void flags_read(const char *path, Metadata *meta) {
+    safetensors_read(path, NULL, 0, 0, meta);
+    if (!metadata_value(meta, "d"))
+        die(FAILED, "%s: not a checkpoint of this program: its metadata has no 'd'", path);
+}
+
+// Sets a flag from the metadata of this file. A file without it is older than the flag, whose
+// default then stands.
+static void flag_load(Config *cfg, const Flag *flag, const Metadata *meta, const char *path) {
+    const char *text = metadata_value(meta, flag->name);
+    flag_set(cfg, flag, text ? text : flag->initial, path);
+}
+
 // Sets the flags of the run in -out from its checkpoint, except for those given.
 static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
     char path[MAX_TEXT], rates[MAX_RUNS][MAX_RATE];
@@ -474,27 +517,55 @@ static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
     if (access(path, F_OK))
         die(FAILED, "%s: no saved model: -out must be the folder of a run, or of one run of a "
             "sweep, such as %s/lr1e-2", path, cfg->out);
-    safetensors_read(path, NULL, 0, &meta);
-    for (int i = 0; i < NUM_FLAGS; i++) {
-        if (given[i] || FLAGS[i].scope != THE_RUN) continue;
-        const char *text = metadata_value(&meta, FLAGS[i].name);
-        if (!text)
-            die(FAILED, "%s: not a checkpoint of this program: its metadata has no '%s'", path,
-                FLAGS[i].name);
-        flag_set(cfg, &FLAGS[i], text, path);
-    }
+    flags_read(path, &meta);
+    for (int i = 0; i < NUM_FLAGS; i++)
+        if (!given[i] && FLAGS[i].scope == THE_RUN) flag_load(cfg, &FLAGS[i], &meta, path);
+    const char *init = metadata_value(&meta, "init");
+    if (strcmp(cfg->init, init ? init : ""))
+        die(FAILED, "-init %s: starts a new run, and %s is the model of a run that has begun; "
+            "leave out -init, or -resume, -sample and -eval", cfg->init, path);
     if (learning_rates(cfg->lr_text, rates, path) > 1)
         die(FAILED, "%s: -lr: '%s' is not one learning rate", path, cfg->lr_text);
     config_finish(cfg, path);
 }
 
-// The Config of a command line: the defaults, then, with -resume or -sample, the flags saved in the
-// checkpoint, then the flags given. Exits with a message on anything wrong; -h prints the help.
+// The flags that describe a model. The first NUM_SHAPES give its tensors their number and shapes.
+static const char *const MODEL_FLAGS[] = {
+    "d", "layers", "heads", "vocab", "qk_norm", "kappa", "mu_param", "base_d", "scale", "attention"
+};
+enum { NUM_SHAPES = 5, NUM_MODEL_FLAGS = sizeof MODEL_FLAGS / sizeof MODEL_FLAGS[0] };
+
+// Sets the flags of the model from the file of -init, except for those given. A shape that is given
+// must be the file's; the other flags may be changed.
+static void config_init(Config *cfg, const char *given[NUM_FLAGS]) {
+    static Metadata meta;
+    flags_read(cfg->init, &meta);
+    for (int i = 0; i < NUM_MODEL_FLAGS; i++) {
+        int at = flag_index(MODEL_FLAGS[i]);
+        char ours[MAX_TEXT], theirs[MAX_TEXT];
+        Config file = *cfg;
+        flag_load(&file, &FLAGS[at], &meta, cfg->init);
+        flag_text(cfg, &FLAGS[at], ours);
+        flag_text(&file, &FLAGS[at], theirs);
+        if (!given[at]) *cfg = file;
+        else if (i < NUM_SHAPES && strcmp(ours, theirs))
+            die(USAGE, "-%s %s: the model of -init %s has -%s %s; leave -%s out", MODEL_FLAGS[i],
+                ours, cfg->init, MODEL_FLAGS[i], theirs, MODEL_FLAGS[i]);
+    }
+}
+
+// The Config of a command line: the defaults, then, with -resume, -sample or -eval, the flags saved
+// in the checkpoint, or with -init those of its model, then the flags given. Exits with a message
+// on anything wrong; -h prints the help.
 static void config_parse(Config *cfg, int argc, char **argv) {
     const char *given[NUM_FLAGS];
     flags_parse(cfg, given, argc, argv);
-    if (cfg->resume || cfg->sample) config_load(cfg, given);
-    else config_finish(cfg, NULL);
+    if (uses_saved(cfg)) {
+        config_load(cfg, given);
+        return;
+    }
+    if (*cfg->init) config_init(cfg, given);
+    config_finish(cfg, NULL);
 }
 
 #endif

@@ -91,6 +91,8 @@ static const struct { const char *theirs, *ours; } OTHER_NAMES[] = {
     {"grad_clip", "clip"}, {"max_grad_norm", "clip"}, {"eval_interval", "eval_every"},
     {"eval_iters", "eval_tokens"}, {"log_interval", "log_every"}, {"dataset", "data"},
     {"input_bin", "data"}, {"out_dir", "out"}, {"output_dir", "out"},
+    {"start", "prompt"}, {"max_new_tokens", "sample"}, {"eval_only", "eval"}, {"init_from", "init"},
+    {"lr_scheduler_type", "schedule"}, {"lr_decay_style", "schedule"},
     {"dropout", NULL}, {"bias", NULL},
 };
 enum { NUM_OTHER_NAMES = sizeof(OTHER_NAMES) / sizeof(OTHER_NAMES[0]) };
@@ -294,8 +296,14 @@ static void flags_parse(Config *cfg, const char *given[NUM_FLAGS], int argc, cha
         if (given[i]) flag_set(cfg, &FLAGS[i], given[i], NULL);
     if (!*cfg->out) default_folder(cfg, cfg->out);
     int runs = learning_rates(cfg->lr_text, rates, NULL);
-    if (runs > 1 && cfg->sample)
-        die(USAGE, "-sample: name one learning rate, or the run's folder with -out");
+    if (runs > 1 && (cfg->sample || cfg->eval))
+        die(USAGE, "-%s: name one learning rate, or the run's folder with -out",
+            cfg->sample ? "sample" : "eval");
+    if (!!cfg->sample + cfg->eval + cfg->resume > 1)
+        die(USAGE, "-sample, -eval and -resume: give one of them, since each is a command");
+    if (!cfg->sample && (*cfg->prompt || *cfg->tokenizer))
+        die(USAGE, "-%s: goes with -sample; add -sample 200",
+            *cfg->prompt ? "prompt" : "tokenizer");
     if (runs > 1 && cfg->resume) {
         format_text(path, sizeof path, "%s/lr%s", cfg->out, rates[0]);
         die(USAGE, "-resume: continues a single run, such as -resume -out %s; sweep.sh continues "

@@ -4,6 +4,47 @@
 
 #include "checkpoint.h"    // State, path_in, flag_text
 
+// ---------------------------------------------------------------------------
+// The measurements of a run: the columns of log.csv
+
+// Activations whose RMS over a batch and over the layers is logged. ACT_C_ATTN is q, k and v before
+// qk-norm but after -kappa, ACT_ATT the output of attention, ACT_C_FC the MLP before GELU,
+// ACT_RESIDUAL the last residual.
+enum { ACT_WTE, ACT_C_ATTN, ACT_ATT, ACT_C_FC, ACT_RESIDUAL, ACT_LOGITS, NUM_ACTIVATIONS };
+// Sums over activations: of the squares of each kind, and of the output logits themselves
+enum { SUM_LOGITS = NUM_ACTIVATIONS, NUM_SUMS };
+static const char *const ACTIVATIONS[NUM_ACTIVATIONS] = {
+    "wte", "c_attn", "att", "c_fc", "residual", "logits"
+};
+
+// What is logged layer by layer: the largest |scale q.k|; the RMS of q and of k as attention sees
+// them, and the cosine between the two of that largest (E.1); the RMS of the block's output (C.1);
+// and of two tensors' gradients and updates (E.12, E.13). train_gpt_cu: the first, and gradients.
+enum {
+    MAX_ATTN_LOGIT, Q_RMS, K_RMS, QK_COSINE, BLOCK_RMS, C_FC_GRAD_RMS, C_FC_UPDATE_RMS,
+    ATTN_C_PROJ_GRAD_RMS, ATTN_C_PROJ_UPDATE_RMS, NUM_BY_LAYER
+};
+static const char *const BY_LAYER[NUM_BY_LAYER] = {
+    "max_attn_logit", "q_rms", "k_rms", "qk_cosine", "block_rms", "c_fc_grad_rms",
+    "c_fc_update_rms", "attn_c_proj_grad_rms", "attn_c_proj_update_rms"
+};
+
+typedef struct {
+    double train_loss, val_loss;            // nats per token; NAN: not measured at this step
+    double grad_norm;                       // of all gradients together, before clipping
+    double log_z;                           // the mean of log Z
+    // of logged steps only
+    double mean_logit;                      // of the output logits, over rows and vocabulary
+    double by_layer[NUM_BY_LAYER][MAX_LAYERS];
+    double act_rms[NUM_ACTIVATIONS];
+    double grad_rms[NUM_KINDS];             // of the gradient, before clipping
+    double param_rms[NUM_KINDS];
+    double update_rms[NUM_KINDS];           // of AdamW's update without the learning rate
+} Stats;
+
+// ---------------------------------------------------------------------------
+// A run and its results
+
 // The results of a run: its row of summary.csv.
 typedef struct {
     Config cfg;
@@ -332,6 +373,7 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
         printf("no model can go below a validation loss of %.4f: the entropy of the language\n",
                entropy_floor);
     if (state->log_bytes) print_sentence("resuming after step %d%s", state->step, resume_changes);
+    else if (*cfg->init) print_sentence("starting from the weights of %s", cfg->init);
     if (state->data_tokens > 0 && data_tokens > 0 && data_tokens != state->data_tokens)
         print_sentence("the data has %.0f tokens now, and had %.0f at the checkpoint: other batches "
                        "follow", data_tokens, state->data_tokens);
@@ -479,6 +521,22 @@ static Summary run_summary(const Run *run, int step) {
     s.tokens_per_second = run_tokens(run, step) / fmax(s.seconds, 1e-9);
     csv_free(&log);
     return s;
+}
+
+// ---------------------------------------------------------------------------
+// -eval: the validation loss of a saved model
+
+// Prints the loss, its mean over `windows` sequences, and the perplexity, exp(loss). state: of the
+// model's checkpoint.
+static void eval_print(const Config *cfg, const State *state, double loss, int64_t windows) {
+    if (!isfinite(loss))
+        die(FAILED, "%s/model.safetensors: its loss is not finite: the run diverged; -eval needs "
+            "another -out", cfg->out);
+    print_sentence("%s after step %d, on %.0f tokens of %s:", cfg->out, state->step,
+                   (double)windows * cfg->T, *cfg->val ? cfg->val : cfg->data);
+    printf("validation loss %.6f nats per token, perplexity %.6g\n", loss, exp(loss));
+    if (fflush(stdout) || ferror(stdout))
+        die(FAILED, "cannot write the validation loss: %s", strerror(errno));
 }
 
 // ---------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-// lib/sweep.h: several learning rates, and text drawn from a model.
+// lib/sweep.h: several learning rates.
 #ifndef SWEEP_H
 #define SWEEP_H
 
@@ -231,54 +231,6 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
     if (!cut_short) sweep_report(cfg, done, count);
     free(done);
     return cut_short ? 128 + interrupted : count < n ? FAILED : 0;
-}
-
-// ---------------------------------------------------------------------------
-// Sampling
-
-// A token drawn from softmax(logits / temperature) (V); the most likely one at temperature 0.
-static int sample_token(const real *logits, int V, double temperature, uint64_t *random) {
-    int best = 0;
-    double sum = 0;
-    for (int i = 1; i < V; i++)
-        if (logits[i] > logits[best]) best = i;
-    if (temperature == 0) return best;
-    for (int i = 0; i < V; i++) sum += exp((logits[i] - logits[best]) / temperature);
-    double target = random_uniform(random) * sum;
-    for (int i = 0; i < V; i++) {
-        target -= exp((logits[i] - logits[best]) / temperature);
-        if (target < 0) return i;
-    }
-    return best;
-}
-
-// Writes -sample tokens: bytes, on a terminal with a dot for a control character, or the numbers of
-// the tokens of -data bigram or of a larger vocabulary. logits_after(model, context, used): the
-// logits (V) of the token after context (used).
-static void sample_text(const Config *cfg, const real *(*logits_after)(void *, const int *, int),
-                        void *model) {
-    int T = cfg->T, V = cfg->vocab, used = 1;
-    int *context = (int *)allocate((size_t)T, sizeof(int));
-    uint64_t random = (uint64_t)cfg->seed;
-    bool terminal = isatty(STDOUT_FILENO), bytes = V <= 256 && strcmp(cfg->data, "bigram");
-    context[0] = V <= 256 ? '\n' % V : V - 1;    // a text follows a newline, or GPT-2's last token
-    for (int i = 0; i < cfg->sample; i++) {
-        const real *logits = logits_after(model, context, used);
-        for (int j = 0; j < V; j++)
-            if (!isfinite(logits[j]))
-                die(FAILED, "%s/model.safetensors: its logits are not finite: the run diverged; "
-                    "-sample needs another -out", cfg->out);
-        int token = sample_token(logits, V, cfg->temperature, &random);
-        if (!bytes) printf("%d ", token);
-        else putchar(terminal && iscntrl(token) && token != '\n' && token != '\t' ? '.' : token);
-        if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
-        else used++;
-        context[used - 1] = token;
-    }
-    putchar('\n');
-    if (fflush(stdout) || ferror(stdout))
-        die(FAILED, "cannot write the sample: %s", strerror(errno));
-    free(context);
 }
 
 #endif

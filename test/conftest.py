@@ -25,7 +25,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # the compiler itself needs no sanitizer
 # the columns of log.csv with a value for each layer
 BY_LAYER = re.findall(
-    r'"(\w+)"', re.search(r"BY_LAYER\[.*?};", (ROOT / "gpt.h").read_text(), re.S)[0]
+    r'"(\w+)"', re.search(r"BY_LAYER\[.*?};", (ROOT / "lib/run.h").read_text(), re.S)[0]
 )
 NO_PRELOAD = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
 

@@ -45,6 +45,12 @@ FORMULA = {
         "lr_t = lr * t / warmup for t < warmup; from there on half a cosine to min_lr at the last"
         " step. t counts from 1."
     ),
+    "schedule": (
+        "cosine: after warm-up lr_t = min_lr + (lr - min_lr) (1 + cos(pi s)) / 2, where s runs from"
+        " 0 to 1. constant: lr_t = lr.\n"
+        "wsd: lr_t = lr, and in the last fifth of the steps lr_t = min_lr + (lr - min_lr) *"
+        " (steps - t) / (steps / 5), in what warm-up leaves of it."
+    ),
     "wd": (
         "p -= lr_t u + decay_t p, where u is Adam's update."
         " decay_t = wd * lr_t / lr (independent) or wd * lr_t (PyTorch's)."

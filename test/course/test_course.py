@@ -19,7 +19,8 @@ import show
 from conftest import ROOT, TEST
 
 SIZES = "d layers heads batch steps base_d".split()  # interventions without flagged lines
-IN_GPT_H = "warmup wd_independent base_d scale".split()  # neither trainer has a line of theirs
+# neither trainer has a line of theirs
+IN_GPT_H = "warmup schedule wd_independent base_d scale".split()
 
 
 # ---- show

@@ -504,6 +504,22 @@ def test_checkpoint_goes_on_in_the_other(first, program, tmp_path):
     assert sampled == run(C_PROGRAM, **words) and len(sampled) > 1
 
 
+def test_init_eval_and_prompt(program, tmp_path):
+    """A run from given weights, the loss of a saved model and a prompt's continuation are those of
+    train_gpt.c."""
+    run(C_PROGRAM, **TINY, steps=6, qk_norm=0, out=tmp_path / "start")
+    init, found = tmp_path / "start/model.safetensors", []
+    for name, trainer in {"c": C_PROGRAM, "cuda": program}.items():
+        run(trainer, **TINY, init=init, steps=4, schedule="wsd", out=tmp_path / name)
+        said = run(trainer, eval=1, out=tmp_path / "c")
+        text = run(trainer, sample=20, prompt="Munlu wehe", temperature=0, out=tmp_path / "c")
+        found.append((float(re.search("loss ([0-9.]+)", said)[1]), text))
+    same_log(log(tmp_path / "cuda"), log(tmp_path / "c"), 1e-4)
+    assert abs(found[0][0] - found[1][0]) < 1e-4 and found[0][1] == found[1][1]
+    assert abs(found[0][0] - float(log(tmp_path / "c")[-1]["val_loss"])) < 1e-6
+    assert found[0][1].startswith("Munlu wehe") and len(found[0][1]) >= 30
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_resumed(precision, programs, tmp_path):
     """Six steps are three and three more, to the bit: so after each the weights that products read

@@ -1,6 +1,6 @@
 // fuzz.c: libFuzzer on every reader of bytes from outside: `make fuzz`, or
-// FUZZ=bin|safetensors|resume|flags build/fuzz CORPUS, where the folder gets a few inputs to begin
-// with. Whatever the bytes, the code must take them, or exit with the right status.
+// FUZZ=bin|safetensors|resume|flags|tokenizer build/fuzz CORPUS, where the folder gets a few inputs
+// to begin with. Whatever the bytes, the code must take them, or exit with the right status.
 #include <fcntl.h>
 #include <glob.h>
 #include <setjmp.h>
@@ -202,11 +202,11 @@ static void fuzz_safetensors(const uint8_t *data, size_t size) {
         Tensor wanted[3] = {{"a", 2, {2, 3}, values[pass], 0, 0},
                             {"b", 1, {5, 0}, values[pass] + 8, 0, 0},
                             {"", 2, {1, 1}, values[pass] + 16, 0, 0}};
-        safetensors_read(path_of(name), wanted, 2 + (size % 2 == 0), &meta);
-        safetensors_write(path_of(name), wanted, 2 + (size % 2 == 0), &meta);
+        safetensors_read(path_of(name), wanted, 3, 2 + (size % 2 == 0), &meta);
+        safetensors_write(path_of(name), wanted, 3, &meta);
     }
     check(!memcmp(values[0], values[1], sizeof values[0]));
-    safetensors_read(path_of(name), NULL, 0, &again);
+    safetensors_read(path_of(name), NULL, 0, 0, &again);
     check(meta.count == again.count);
     for (int i = 0; i < meta.count; i++)
         check(!strcmp(meta.pair[i].key, again.pair[i].key)
@@ -307,10 +307,23 @@ static void fuzz_flags(const uint8_t *data, size_t size) {
         check(learning_rate(&cfg, step) >= 0);
 }
 
+// A vocabulary of 2 bytes, then a vocabulary file: with a header made right (an even vocabulary) or
+// as it is.
+static void fuzz_tokenizer(const uint8_t *data, size_t size) {
+    int V = take(&data, &size) << 8;
+    V |= take(&data, &size);
+    uint32_t header[256] = {20240328, 2, (uint32_t)V, 0};
+    write_file("tokenizer", header, V % 2 ? 0 : sizeof header, data, size);
+    Tokenizer t = tokenizer_read(path_of("tokenizer"), V);
+    check(t.count > 0 && t.count <= V && t.end_of_text >= 0 && t.end_of_text < t.count);
+    for (int i = 0; i < t.count; i++) check(t.token[i][0] > 0);
+    free(t.token);
+}
+
 // ---------------------------------------------------------------------------
 // What libFuzzer calls
 
-enum { BIN, SAFETENSORS, RESUME, ARGUMENTS, NUM_TARGETS };
+enum { BIN, SAFETENSORS, RESUME, ARGUMENTS, TOKENIZER, NUM_TARGETS };
 static const struct {
     const char *name;
     void (*target)(const uint8_t *, size_t);
@@ -320,6 +333,7 @@ static const struct {
     {"safetensors", fuzz_safetensors, FAILED, FAILED},
     {"resume", fuzz_resume, FAILED, FAILED},
     {"flags", fuzz_flags, 0, USAGE},
+    {"tokenizer", fuzz_tokenizer, FAILED, FAILED},
 };
 static int chosen;
 
@@ -378,6 +392,18 @@ static void seeds(const char *corpus) {
                                  *FLAGS[i].initial ? FLAGS[i].initial : "x"));
         for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
             seed(corpus, commands[i], sizeof commands[i]);
+        break;
+    case TOKENIZER:
+        for (int made_right = 0; made_right < 2; made_right++) {
+            const uint32_t header[256] = {20240328, 2, 4, 3};
+            const char words[] = "\001a\002bc\001\n\003end";
+            size_t at = made_right ? 2 : 2 + sizeof header;
+            memset(data, 0, 2);
+            data[1] = (char)(made_right ? 4 : 5);    // 5 tokens: one is padding
+            memcpy(data + 2, header, sizeof header);
+            memcpy(data + at, words, sizeof words - 1);
+            seed(corpus, data, at + sizeof words - 1);
+        }
     }
 }
 
@@ -412,7 +438,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     const char *name = getenv("FUZZ");
     while (chosen < NUM_TARGETS && (!name || strcmp(name, TARGETS[chosen].name))) chosen++;
     if (chosen == NUM_TARGETS) {
-        fputs("fuzz: set FUZZ to bin, safetensors, resume or flags\n", stderr);
+        fputs("fuzz: set FUZZ to bin, safetensors, resume, flags or tokenizer\n", stderr);
         (exit)(USAGE);
     }
     check(mkdtemp(folder) && !atexit(remove_folder));
@@ -429,7 +455,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     train(&cfg, 1, &quiet);
     check(!interrupted && parameter_table(&cfg, cfg.vocab, saved_table) <= 4096);
     saved_log[read_file(path_of("run/log.csv"), saved_log, sizeof saved_log - 1)] = 0;
-    safetensors_read(path_of("run/model.safetensors"), NULL, 0, &saved);
+    safetensors_read(path_of("run/model.safetensors"), NULL, 0, 0, &saved);
     for (int i = 1; i < *argc; i++) {
         struct stat info;
         if (stat((*argv)[i], &info) || !S_ISDIR(info.st_mode)) continue;

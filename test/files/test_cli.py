@@ -141,6 +141,7 @@ SECTIONS = dict(
     clip="ours",
     batch="E.9",
     steps="E.7",
+    schedule="ours",
 )
 DEFAULTS = dict(
     qk_norm="1",
@@ -159,6 +160,8 @@ DEFAULTS = dict(
     beta2="0.95",
     min_lr="1e-5",
     data="synthetic",
+    schedule="cosine",
+    eval="0",
 )
 RANGES = dict(
     eps=">= 1e-30",
@@ -177,11 +180,17 @@ RANGES = dict(
     kappa=">= 0",
     attention="softmax relu2",
     temperature=">= 0",
+    schedule="cosine constant wsd",
+    eval="0 .. 1",
+    init="FILE",
+    prompt="TEXT",
+    tokenizer="FILE",
 )
-FLAGS = """lr d layers heads T batch steps warmup min_lr beta1 beta2 eps clip wd wd_independent
-    rms_lr qk_norm kappa z_loss bf16_logits mu_param base_d scale attention seed data val vocab
-    eval_tokens eval_every log_every
-    checkpoint_every micro_batch resume sample temperature out""".split()
+FLAGS = """lr d layers heads T batch steps warmup schedule min_lr beta1 beta2 eps clip wd
+    wd_independent rms_lr qk_norm kappa z_loss bf16_logits mu_param base_d scale attention seed data
+    val init vocab eval_tokens eval_every log_every checkpoint_every micro_batch resume eval sample
+    prompt tokenizer temperature out""".split()
+MAY_BE_EMPTY = "val init prompt tokenizer out".split()
 
 
 @pytest.mark.parametrize("flag", ["-h", "-help", "--help", "-d 7 -h"])
@@ -190,7 +199,7 @@ def test_help_lists_every_flag(tmp_path, flag):
     assert (result.returncode, result.stderr, list(tmp_path.iterdir())) == (0, "", [])
     rows = flag_table(tmp_path)
     assert sorted(rows) == sorted(FLAGS)
-    assert all(default for name, (default, _, _) in rows.items() if name not in ("val", "out"))
+    assert all(default for name, (default, _, _) in rows.items() if name not in MAY_BE_EMPTY)
     assert all(accepted for _, accepted, _ in rows.values())
     lines = result.stdout.replace(PROGRAM, "./train_gpt").splitlines()
     assert max(map(len, lines)) <= 80
@@ -281,6 +290,15 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-resume -lr 1e-3,1e-2 -out 'a x'", "-resume -out 'a x/lr1e-3';"),
         ("-resume -lr", "-resume | lr3e-4 | sweep.sh"),
         ("-sample 1e10", "-sample"),
+        ("-eval -lr 1e-3,1e-2", "-eval: name one learning rate"),
+        ("-eval -sample 5", "-sample, -eval and -resume: give one"),
+        ("-resume -sample 5", "-sample, -eval and -resume: give one"),
+        ("-resume -eval", "-sample, -eval and -resume: give one"),
+        ("-prompt abc", "-prompt: goes with -sample"),
+        ("-tokenizer x.bin", "-tokenizer: goes with -sample"),
+        ("-sample 5 -prompt 'a\nb'", "-prompt | control character"),
+        ("-schedule linear", "-schedule | 'linear' | one of: cosine constant wsd"),
+        ("-lr_scheduler_type linear", "it is called -schedule here"),
         ("-lr 1e-2 -out " + "x" * 600, "-out"),
         ("-sample 1 -out " + "x" * 500, "longer than 511 characters: xxx"),
         ("-steps 1 -out " + "a/" * 250 + "abcde", "longer than 511 characters: a/a"),
@@ -312,6 +330,15 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
         ("-data file -vocab 1", "file"),
         ("-resume -out nothing", "nothing/model.safetensors | no saved model | nothing/lr1e-2"),
         ("-sample 5 -out nothing", "nothing/model.safetensors | no saved model"),
+        ("-eval -out nothing", "nothing/model.safetensors | no saved model"),
+        ("-eval -out run -data nothing.txt", "nothing.txt | No such file"),
+        ("-eval -out run -data book.txt -T 500", "book.txt | too short | -T 500"),
+        ("-eval -out run -d 32", "run/model.safetensors | shape | leave them out"),
+        ("-sample -out run -init run/model.safetensors", "-init run/model.safetensors | leave out"),
+        ("-init nothing", "nothing | No such file"),
+        ("-init run", "run is a folder | model.safetensors"),
+        ("-init book.txt", "book.txt | not a safetensors file"),
+        ("-init run/model.safetensors -out run", "replace this file | another -out"),
         ("-resume", "runs/default/model.safetensors"),
         ("-sample", "runs/default/model.safetensors"),
         ("-resume -out run -d 32", "run/model.safetensors | shape | leave them out"),
@@ -327,7 +354,7 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
     ],
 )
 def test_what_cannot_be_done(folder, arguments, says):
-    fresh = not {"-resume", "-sample"} & set(words(arguments))
+    fresh = not {"-resume", "-sample", "-eval", "-init"} & set(words(arguments))
     # what comes last counts
     assert_refused(folder, words(TINY if fresh else {}) + words(arguments), 1, says)
 
@@ -708,6 +735,152 @@ def test_sample_of_the_bigram_source_is_numbers(tmp_path):
     assert len(numbers) == 400 and {*numbers} <= {*range(50)}
     followers = {a: collections.Counter(b for x, b in pairs if x == a) for a in numbers}
     assert sum(c.most_common(1)[0][1] for c in followers.values() if c) > 0.7 * len(pairs)
+
+
+# ---------------------------------------------------------------------------
+# -prompt and -tokenizer
+
+
+@pytest.mark.parametrize(
+    "prompt, then",
+    [("q", "uestion\n"), ("or not t", "o be"), ("to be or not to be, that", " is the")],
+)
+def test_a_prompt_is_continued(book_model, prompt, then):
+    """It is written first; all of it, though a model of T tokens sees the last T alone."""
+    cold = ["30", "-temperature", "0"]
+    out = sample(book_model, *cold, "-prompt", prompt)
+    assert out.startswith((prompt + then).encode()) and len(out) == len(prompt) + 31
+    seen = sample(book_model, *cold, "-prompt", prompt[-8:])
+    assert out[-31:] == seen[-31:]
+
+
+def test_a_prompt_of_other_bytes(book_model):
+    prompt = "caf\u00e9 \x80\xff".encode("latin-1").decode("latin-1")
+    assert sample(book_model, "9", "-prompt", prompt).startswith(prompt.encode())
+
+
+def test_a_prompt_is_all_of_the_context(book_model, tmp_path):
+    """Nothing stands before it: one token is what the same token is that starts a sample."""
+    assert sample(book_model, "50") == sample(book_model, "50", "-prompt", "")
+    train(tmp_path / "x", data="bigram", vocab=50, steps=0, T=64)  # starts from 10, a newline
+    alone = sample(tmp_path / "x", "60", text=True)
+    assert sample(tmp_path / "x", "60", "-prompt", "10", text=True) == "10 " + alone
+
+
+@pytest.fixture(scope="module")
+def token_model(tmp_path_factory):
+    """A model of the numbers 0, 1 ... 298 in turn, for a vocabulary that is padded to 300."""
+    home = tmp_path_factory.mktemp("tokens")
+    header = np.zeros(256, np.int32)
+    tokens = np.arange(40000) % 299
+    header[:3] = 20240520, 1, len(tokens)
+    (home / "tokens.bin").write_bytes(header.tobytes() + tokens.astype(np.uint16).tobytes())
+    train(home / "x", data=home / "tokens.bin", vocab=300, steps=300, lr="3e-2", d=32, batch=32)
+    return home / "x"
+
+
+def test_a_prompt_of_numbers(token_model):
+    numbers = sample(token_model, "4", "-temperature", "0", "-prompt", " 7 8  9 ", text=True)
+    assert numbers == "7 8 9 10 11 12 13 \n"
+    assert sample(token_model, "4", "-prompt", " ") == sample(token_model, "4")
+
+
+@pytest.mark.parametrize("word", ["300", "-1", "1.5", "x", "nan", "1e9", "1,2"])
+def test_a_prompt_of_wrong_numbers(token_model, word):
+    says = f"-prompt: '{word}' | numbers from 0 to 299 | text is not encoded"
+    home = token_model.parent
+    assert_refused(home, ["-sample", "5", "-prompt", f"3 {word} 4", "-out", "x"], 2, says)
+
+
+def test_a_prompt_of_bytes_outside_of_the_vocabulary(tmp_path):
+    train(tmp_path / "x", vocab=128, steps=1)
+    refused = ["-sample", "5", "-out", "x", "-prompt"]
+    assert_refused(tmp_path, [*refused, "a\u00e9"], 2, "-prompt: byte 2 of it, 195, | below 128")
+    assert_refused(tmp_path, [*refused, "\x80"], 2, "-prompt: byte 1 of it, 194")
+    vocab_98 = dict(data=tmp_path / "text", vocab=98, steps=1)
+    (tmp_path / "text").write_bytes(b"aaab" * 1000)
+    assert program(*words({**TINY, **vocab_98}), "-out", "y", cwd=tmp_path).returncode == 1
+    train(tmp_path / "y", **{**vocab_98, "vocab": 99})
+    assert_refused(tmp_path, [*refused, "c", "-out", "y"], 2, "-prompt: byte 1 of it, 99,")
+
+
+def tokenizer(path, words, version=2, end=None, magic=20240328, count=None, more=b""):
+    """llm.c's gpt2_tokenizer.bin, of these words."""
+    header = np.zeros(256, np.uint32)
+    count = len(words) if count is None else count
+    header[:4] = magic, version, count, max(0, len(words) - 1) if end is None else end
+    path.write_bytes(header.tobytes() + b"".join(bytes([len(w)]) + w for w in words) + more)
+    return path.name
+
+
+WORDS = [b"<%d>" % i for i in range(298)] + ["\u20ac".encode() + b"\x1b\x00"]
+
+
+def test_tokenizer(token_model):
+    """Tokens as their bytes; one of no text, which pads the vocabulary, is never drawn."""
+    name, cold = tokenizer(token_model.parent / "good", WORDS), ["4", "-temperature", "0"]
+    given = ["-tokenizer", name]
+    out = sample(token_model, *cold, *given, "-prompt", "7 8")
+    assert out == b"<7><8><9><10><11><12>\n"
+    assert sample(token_model, "3", *cold[1:], *given, "-prompt", "297") == b"<297>" + b"".join(
+        [WORDS[298], b"<0><1>\n"]
+    )
+    hot = sample(token_model, "3000", "-temperature", "1e6", *given)
+    assert re.fullmatch(rb"(<\d+>|\xe2\x82\xac\x1b\0)+\n", hot)
+    says = "-prompt: '299' | numbers from 0 to 298 | not even with -tokenizer"
+    prompt = ["-sample", "5", *given, "-prompt", "299", "-out", "x"]
+    assert_refused(token_model.parent, prompt, 2, says)
+
+
+def test_without_a_prompt_a_text_starts_after_the_end_of_the_last(token_model):
+    name = tokenizer(token_model.parent / "end", WORDS, end=41)
+    assert sample(token_model, "2", "-temperature", "0", "-tokenizer", name) == b"<42><43>\n"
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(magic=20240520), "not a vocabulary file | gpt2_tokenizer.bin"),
+        (dict(version=3), "not a vocabulary file of version 1 or 2"),
+        (dict(version=0), "not a vocabulary file of version 1 or 2"),
+        (dict(version=1), "299 tokens, of which number 50256 ends a text"),
+        (dict(end=299), "299 tokens, of which number 299 ends a text"),
+        (dict(words=WORDS + [b"x", b"y"]), "301 tokens | the model has 300"),
+        (dict(words=WORDS[:172]), "172 tokens | the model has 300"),
+        (dict(words=[]), "0 tokens"),
+        (dict(words=WORDS[:5] + [b""] + WORDS[6:]), "is damaged: token 5 of 299"),
+        (dict(count=300), "is damaged: token 299 of 300"),
+        (dict(words=WORDS[:-1], count=299, more=b"\4abc"), "is damaged: token 298 of 299"),
+        (dict(count=298, end=0), "is damaged: it goes on after its 298 tokens"),
+        (dict(more=b"\n"), "is damaged: it goes on after its 299 tokens"),
+    ],
+)
+def test_a_wrong_tokenizer_is_refused_by_name(token_model, change, says):
+    name = tokenizer(token_model.parent / "bad", **{"words": WORDS, **change})
+    command = ["-sample", "5", "-out", "x", "-tokenizer", name]
+    assert_refused(token_model.parent, command, 1, f"bad: | {says}")
+
+
+def test_a_tokenizer_that_is_not_for_this(token_model, book_model):
+    command = ["-sample", "5", "-out", "x", "-tokenizer"]
+    home = token_model.parent
+    assert_refused(home, [*command, "none"], 1, "-tokenizer: cannot read none: No such file")
+    (home / "short").write_bytes(b"\x28\xd7\x34\x01")
+    assert_refused(home, [*command, "short"], 1, "short: is not a vocabulary file")
+    of_bytes = ["-sample", "5", "-out", "run", "-tokenizer", "x"]
+    assert_refused(book_model.parent, of_bytes, 2, "-tokenizer: the tokens of this model are bytes")
+
+
+def test_version_1_is_gpt2s(tmp_path):
+    """It does not say which token ends a text: 50256. A padded vocabulary of 50304 is usual."""
+    words = [b"%d" % i for i in range(50256)] + [b"<|endoftext|>"]
+    header = np.zeros(256, np.int32)
+    header[:3] = 20240520, 1, 2000
+    (tmp_path / "t.bin").write_bytes(header.tobytes() + np.zeros(2000, np.uint16).tobytes())
+    train(tmp_path / "x", data=tmp_path / "t.bin", vocab=50304, steps=0, d=2, heads=1)
+    flags = ["3", "-tokenizer", tokenizer(tmp_path / "v1", words, version=1, end=0)]
+    out = sample(tmp_path / "x", *flags)
+    assert out == sample(tmp_path / "x", *flags, "-prompt", "50256")[len("<|endoftext|>") :]
 
 
 def test_a_sample_that_cannot_be_written(tmp_path):

@@ -27,7 +27,14 @@ spec.loader.exec_module(plot)
     not shutil.which("clang"), reason="clang, which has libFuzzer, is not installed"
 )
 @pytest.mark.parametrize(
-    "target, runs", [("bin", 4000), ("safetensors", 4000), ("flags", 4000), ("resume", 200)]
+    "target, runs",
+    [
+        ("bin", 4000),
+        ("safetensors", 4000),
+        ("flags", 4000),
+        ("tokenizer", 4000),
+        ("resume", 200),
+    ],
 )
 def test_reader_survives(tmp_path, target, runs):
     subprocess.run(["make", "-s", "build/fuzz"], cwd=ROOT, check=True, env=NO_PRELOAD)

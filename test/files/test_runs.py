@@ -1015,3 +1015,217 @@ def test_a_diverged_run_stays_diverged_when_resumed(tmp_path):
     assert [after[k] for k in ("diverged", "diverged_step", "final_loss")] == [
         before[k] for k in ("diverged", "diverged_step", "final_loss")
     ]
+
+
+@pytest.mark.parametrize("command", ["-resume -steps 40", "-eval", "-sample 5"])
+def test_a_checkpoint_that_is_older_than_a_flag(tmp_path, command):
+    """The flag has its default there."""
+    for name in "new", "old":
+        train(tmp_path / name, **TINY)
+    flags = metadata(tmp_path / "old")
+    for name in "schedule init attention kappa".split():
+        del flags[name]
+    save_file(load_file(tmp_path / "old" / MODEL), tmp_path / "old" / MODEL, flags)
+    said = [
+        program(*command.split(), "-out", name, cwd=tmp_path, text=False) for name in ("new", "old")
+    ]
+    assert [result.returncode for result in said] == [0, 0], said
+    if "-resume" in command:
+        assert_same_run(tmp_path / "new", tmp_path / "old")
+    else:
+        assert said[0].stdout.replace(b"new", b"old") == said[1].stdout
+
+
+# ---------------------------------------------------------------------------
+# -eval: the loss of a saved model
+
+
+def loss_of(folder, *flags):
+    """(loss, the text before it); nothing is written."""
+    before = snapshot(folder.parent)
+    result = program("-eval", *flags, "-out", folder.name, cwd=folder.parent)
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+    assert snapshot(folder.parent) == before
+    *head, line, end = result.stdout.split("\n")
+    found = re.fullmatch(r"validation loss (\S+) nats per token, perplexity (\S+)", line)
+    loss, perplexity = map(float, found.groups())
+    assert perplexity == pytest.approx(np.exp(loss), rel=1e-4) and not end
+    return loss, " ".join(" ".join(head).split())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "flags", [dict(), dict(qk_norm=0, d=24, heads=3), dict(layers=0), dict(T=7, batch=3)], ids=str
+)
+def test_eval_is_the_runs_own_last_loss(tmp_path, monkeypatch, flags, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    train(tmp_path / "x", **{**TINY, "lr": "3e-2", "eval_tokens": 100, **flags})
+    loss, head = loss_of(tmp_path / "x")
+    assert loss == pytest.approx(float(summary(tmp_path / "x")["final_loss"]), abs=6e-7)
+    T = flags.get("T", TINY["T"])
+    assert head == f"x after step 30, on {100 // T * T} tokens of synthetic:"
+
+
+def test_eval_elsewhere(tmp_path):
+    """-data, -val, -eval_tokens and -T count where they are given, as in a run's first loss."""
+    (tmp_path / "one").write_bytes(b"to be or not " * 300)
+    (tmp_path / "two").write_bytes((b"two bees or four " * 300)[:5000])
+    at = dict(data=tmp_path / "one")
+    train(tmp_path / "x", **{**TINY, **at, "steps": 50, "lr": "3e-2"})
+    start = dict(init=tmp_path / "x" / MODEL, steps=0)
+    for i, more in enumerate(
+        [dict(data=tmp_path / "two"), dict(val=tmp_path / "two"), dict(T=5), dict(eval_tokens=3)]
+    ):
+        train(tmp_path / str(i), **{**TINY, **at, **start, **more})
+        wanted = float(summary(tmp_path / str(i))["initial_loss"])
+        found, head = loss_of(tmp_path / "x", *words(more))
+        assert found == pytest.approx(wanted, abs=6e-7)
+        assert str(tmp_path / "two") in head or i > 1
+    assert len({summary(tmp_path / str(i))["initial_loss"] for i in range(4)}) == 4
+
+
+def test_eval_of_a_model_that_is_not_a_number(tmp_path):
+    train(tmp_path / "x", **TINY)
+    weights, saved = load_file(tmp_path / "x" / MODEL), metadata(tmp_path / "x")
+    weights["ln_f.weight"][3] = np.nan
+    save_file(weights, tmp_path / "x" / MODEL, saved)
+    result = program("-eval", "-out", "x", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "x/model.safetensors: its loss is not finite: the run diverged" in result.stderr
+
+
+def test_a_loss_that_cannot_be_written(tmp_path):
+    train(tmp_path / "x", **TINY)
+    with open("/dev/full", "w") as full:
+        command = [PROGRAM, "-eval", "-out", tmp_path / "x"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1 and "cannot write the validation loss: No space" in result.stderr
+
+
+# ---------------------------------------------------------------------------
+# -init: a new run from given weights
+
+SHAPES = dict(d=24, layers=2, heads=3, qk_norm=0, vocab=200)
+WITHOUT_SIZES = {k: v for k, v in TINY.items() if k not in ("d", "layers", "heads")}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    train(tmp_path / "a", **{**TINY, **SHAPES, "lr": "3e-2"})
+    return tmp_path / "a" / MODEL
+
+
+def begin(folder, flags, status=0):
+    """A run without the sizes of TINY; returns what it printed, or its complaint."""
+    result = program(*words({**WITHOUT_SIZES, **flags}), "-out", folder.name, cwd=folder.parent)
+    assert result.returncode == status, result.stderr
+    return result.stderr if status else result.stdout
+
+
+def test_init_starts_from_the_weights(trained, tmp_path):
+    """Its sizes are the file's; step 0 has the loss of that model; moments, steps and schedule are
+    new."""
+    before = trained.read_bytes()
+    said = begin(tmp_path / "b", dict(init=trained, steps=0))
+    assert f"starting from the weights of {trained}" in " ".join(said.split())
+    assert "starting from" not in begin(tmp_path / "plain", dict(steps=0))
+    given, found = load_file(trained), load_file(tmp_path / "b" / MODEL)
+    assert given.keys() == found.keys()
+    for name, x in found.items():
+        assert not x.any() if name.startswith("adam") else (x == given[name]).all(), name
+    last, row = summary(tmp_path / "a"), summary(tmp_path / "b")
+    assert row["initial_loss"] == last["final_loss"]
+    assert {name: row[name] for name in SHAPES} == {n: str(v) for n, v in SHAPES.items()}
+    assert (row["init"], last["init"], metadata(tmp_path / "b")["init"]) == (
+        str(trained),
+        "",
+        str(trained),
+    )
+    begin(tmp_path / "c", dict(init=trained, steps=4, log_every=1, warmup=2, lr="1e-3"))
+    rows = log(tmp_path / "c")
+    assert rows["step"].tolist() == [0, 1, 2, 3, 4] and rows["lr"][1:3].tolist() == [5e-4, 1e-3]
+    assert trained.read_bytes() == before
+
+
+def test_init_with_weights_alone_is_the_same_run(trained, tmp_path):
+    """A file without AdamW's moments will do."""
+    weights = {n: x for n, x in load_file(trained).items() if not n.startswith("adam")}
+    save_file(weights, tmp_path / "weights", metadata(tmp_path / "a"))
+    begin(tmp_path / "b", dict(init=trained))
+    begin(tmp_path / "c", dict(init=tmp_path / "weights"))
+    assert_same_run(tmp_path / "b", tmp_path / "c", but=["init"])
+    del weights["ln_f.weight"]
+    save_file(weights, tmp_path / "fewer", metadata(tmp_path / "a"))
+    says = begin(tmp_path / "d", dict(init=tmp_path / "fewer"), 1)
+    assert "fewer has no tensor ln_f.weight" in says and not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("name, other", dict(d=48, layers=1, heads=2, qk_norm=1, vocab=201).items())
+def test_init_of_another_shape(trained, tmp_path, name, other):
+    says = begin(tmp_path / "b", {"init": trained, name: other}, 2)
+    assert says == (
+        f"train_gpt: -{name} {other}: the model of -init {trained} has -{name} {SHAPES[name]};"
+        f" leave -{name} out\n"
+    )
+    assert not (tmp_path / "b").exists()
+    begin(tmp_path / "b", {"init": trained, name: SHAPES[name]})
+
+
+def test_init_takes_what_the_model_computes_unless_it_is_given(tmp_path):
+    model = dict(qk_norm=0, kappa=3, mu_param="full", base_d=8, scale="d_h", attention="relu2")
+    train(tmp_path / "a", **{**TINY, **model, "z_loss": 0, "seed": 7, "schedule": "wsd"})
+    begin(tmp_path / "b", dict(init=tmp_path / "a" / MODEL, steps=0))
+    a, b = metadata(tmp_path / "a"), metadata(tmp_path / "b")
+    assert {n: b[n] for n in model} == {n: a[n] for n in model} == {n: str(model[n]) for n in model}
+    assert [b[n] for n in ("z_loss", "seed", "schedule")] == ["0.0001", "1", "cosine"]
+    begin(tmp_path / "c", dict(init=tmp_path / "a" / MODEL, steps=0, attention="softmax", kappa=0))
+    c = metadata(tmp_path / "c")
+    assert (c["attention"], c["kappa"], c["mu_param"]) == ("softmax", "0", "full")
+
+
+def test_init_of_a_file_of_another_program(trained, tmp_path):
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "foreign")
+    says = begin(tmp_path / "b", dict(init=tmp_path / "foreign"), 1)
+    assert "foreign: not a checkpoint of this program: its metadata has no 'd'" in says
+    weights = load_file(trained)
+    weights["extra"] = np.zeros(3, np.float32)
+    save_file(weights, tmp_path / "more", metadata(tmp_path / "a"))
+    says = begin(tmp_path / "b", dict(init=tmp_path / "more"), 1)
+    assert "a tensor that this model does not have" in says and not (tmp_path / "b").exists()
+
+
+def test_init_and_an_interruption(trained, tmp_path):
+    """The run goes on from its own checkpoint, even where the file of -init is gone, to the same
+    bits. The same -init may be given again, another not."""
+    flags = dict(init=trained, steps=300, checkpoint_every=7, T=32)
+    begin(tmp_path / "whole", flags)
+    process = start(tmp_path / "parts", *words({**WITHOUT_SIZES, **flags}))
+    wait(process, lambda: (tmp_path / "parts" / MODEL).exists())
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=100)
+    assert process.returncode == 128 + signal.SIGTERM
+    moved = trained.rename(tmp_path / "moved")
+    resume = ["-resume", "-out", "parts"]
+    result = program(*resume, cwd=tmp_path)
+    assert result.returncode == 0 and "starting from" not in result.stdout, result.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    moved.rename(trained)
+    assert program(*resume, "-init", str(trained), cwd=tmp_path).returncode == 0
+    other = program(*resume, "-init", "other", cwd=tmp_path)
+    assert other.returncode == 1 and "-init other: starts a new run" in other.stderr
+
+
+def test_init_of_a_sweep(trained, tmp_path):
+    begin(tmp_path / "s", dict(init=trained, lr="1e-3,1e-2"))
+    begin(tmp_path / "one", dict(init=trained, lr="1e-2"))
+    assert_same_run(tmp_path / "s" / "lr1e-2", tmp_path / "one")
+    rows = table(tmp_path / "s" / "summary.csv")
+    assert [row["init"] for row in rows] == [str(trained)] * 2
+
+
+def test_init_does_not_replace_its_file(trained, tmp_path):
+    before = snapshot(tmp_path)
+    for path in trained, tmp_path / "a" / ".." / "a" / MODEL:
+        says = begin(tmp_path / "a", dict(init=path), 1)
+        assert "the new run would replace this file; choose another -out" in says
+    assert snapshot(tmp_path) == before

@@ -33,6 +33,7 @@ CONFIG = dict(
     scale="sqrt",
     rms_lr=0,
     lr=1e-2,
+    schedule="cosine",
     min_lr=1e-5,
     warmup=50,
     steps=1000,
@@ -208,10 +209,16 @@ def value_and_grad(cfg):
 
 def schedule(cfg, step):
     """Steps count from 1: a line from 0 to the peak at step warmup, half a cosine from there to
-    min_lr at the last."""
+    min_lr at the last. constant: the peak from there on. wsd: the peak from there on, and in the
+    last fifth of the steps, or what warm-up leaves of it, a line to min_lr."""
     peak, low, warmup, steps = cfg["lr"], min(cfg["min_lr"], cfg["lr"]), cfg["warmup"], cfg["steps"]
     if step < warmup:
         return peak * step / warmup
+    if cfg["schedule"] == "constant":
+        return peak
+    if cfg["schedule"] == "wsd":
+        corners = [warmup, max(warmup, 0.8 * steps), steps]
+        return peak if warmup == steps else np.interp(step, corners, [peak, peak, low])
     # the peak is the last step
     done = (step - warmup) / (steps - warmup) if steps > warmup else 0.0
     return low + (peak - low) * 0.5 * (1 + np.cos(np.pi * done))

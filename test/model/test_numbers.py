@@ -44,6 +44,7 @@ EDGES = dict(
     warmup=["100%"],
     steps=["0", "1"],
     min_lr=["1e30"],
+    schedule=["constant", "wsd"],
     shape=["-d 2 -heads 1", "-T 1 -batch 1", "-layers 3", "-layers 0", "-qk_norm 0 -kappa 1e6"],
     data=["same", "two.bin -vocab 2", "one.bin -vocab 1"],
 )
@@ -264,11 +265,13 @@ CASES |= dict(
     attention=dict(attention="relu2"),
     qk_norm_model=dict(qk_norm="model"),
     kappa=dict(kappa=10, qk_norm=0),
+    schedule=dict(schedule="wsd"),
+    constant=dict(schedule="constant"),
 )
-# mu_*; test_data.py has data, but for bigram
+# mu_*; test_data.py has data, but for bigram; test_runs.py has init
 NO_NUMBERS = (
-    "data val eval_every log_every checkpoint_every micro_batch resume sample temperature out"
-    " mu_param".split()
+    "data val init eval_every log_every checkpoint_every micro_batch resume eval sample prompt"
+    " tokenizer temperature out mu_param".split()
 )
 COLUMNS = (
     "step lr train_loss val_loss grad_norm log_z max_attn_logit_0 act_rms_c_fc param_rms_wte"
@@ -293,6 +296,7 @@ def test_every_flag_has_a_case():
         "mu_simple",
         "mu_intermediate",
         "mu_full",
+        "constant",
     }
 
 

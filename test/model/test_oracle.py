@@ -206,11 +206,24 @@ def test_five_steps(precision, case, fixed, request):
         dict(min_lr=1),
         dict(lr=0.3, steps=1, warmup=0),
         dict(lr=0.3, steps=1, warmup=1),
+        *(
+            dict(schedule=schedule, **more)
+            for schedule in ("constant", "wsd")
+            for more in (
+                dict(),
+                dict(steps=7, warmup=2),
+                dict(warmup=16),
+                dict(warmup=18),
+                dict(warmup=20),
+                dict(min_lr=1),
+                dict(steps=1, warmup=0),
+            )
+        ),
     ],
     ids=str,
 )
 def test_schedule(changes, double_library):
-    """Every step's learning rate: linear warm-up, cosine, never above the peak."""
+    """Every step's learning rate: linear warm-up, then each schedule, never above the peak."""
     cfg = config(**{"steps": 20, **changes})
     c = Model(double_library, **cfg)
     for step in range(1, cfg["steps"] + 1):
@@ -402,3 +415,11 @@ def test_oracle_schedule():
         "lr",
     )
     assert oracle.schedule(dict(cfg, min_lr=1), 110) == 0.1
+    constant, wsd = (
+        [oracle.schedule(dict(cfg, schedule=name), step) for step in range(1, 111)]
+        for name in ("constant", "wsd")
+    )
+    assert constant == lr[:10] + [0.1] * 100
+    # 22 steps are a fifth: the line passes its middle 11 steps before the end
+    assert wsd[:88] == constant[:88] and wsd[88] < 0.1
+    close([wsd[98], wsd[109]], [(0.1 + 1e-5) / 2, 1e-5], 1e-12, "wsd")

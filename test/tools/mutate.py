@@ -61,6 +61,7 @@ WIDER = {
     "lib/flags.h": ("test_cli.py", "test_checkpoint.py", "test_runs.py"),
     "lib/checkpoint.h": ("test_checkpoint.py", "test_cli.py", "test_runs.py"),
     "lib/run.h": ("test_runs.py", "test_cli.py", "test_terminal.py"),
+    "lib/sample.h": ("test_cli.py -k sample", "test_terminal.py -k sample"),
     "lib/sweep.h": ("test_runs.py -k sweep", "test_cli.py", "test_terminal.py"),
     "train_gpt.cu": CUDA,
     "lib/gpu.h": CUDA,
@@ -465,6 +466,18 @@ MUTANTS = [
     ),
     (
         "train_gpt.c",
+        "test_runs.py -k 'eval or init'",
+        [
+            ("if (cfg->resume || *cfg->init)", "if (cfg->resume)"),
+            (
+                "    State state = checkpoint_load(cfg, g.table, g.params, g.m, g.v);",
+                "    State state = {0, 0, 0, 0};",
+            ),
+            ("eval_print(cfg, &state, loss, windows)", "eval_print(cfg, &state, loss, 1)"),
+        ],
+    ),
+    (
+        "train_gpt.c",
         "test_runs.py -k validation_loss",
         [
             ("T, 0, &log_z) * rows;", "T, 0, &log_z) * B;"),
@@ -543,6 +556,13 @@ MUTANTS = [
             ),
             ("0.5 * (1 + cos(", "0.5 * (1 - cos("),
             ("fmin(cfg->min_lr, cfg->lr)", "cfg->min_lr"),
+            ("if (cfg->schedule == SCHEDULE_CONSTANT)", "if (cfg->schedule == SCHEDULE_WSD)"),
+            ("if (cfg->schedule == SCHEDULE_WSD) {", "if (0) {"),
+            ("fmin(cfg->steps / 5.0, cfg->steps - cfg->warmup)", "cfg->steps / 5.0"),
+            ("fmin(cfg->steps / 5.0, cfg->steps - cfg->warmup)", "cfg->steps - cfg->warmup"),
+            ("fmin(cfg->steps / 5.0,", "fmin(cfg->steps / 5,"),
+            ("left < fifth ? end + (cfg->lr - end) * left / fifth", "left < fifth ? end"),
+            ("end + (cfg->lr - end) * left / fifth", "cfg->lr * left / fifth"),
             ("lr / cfg->lr : lr)", "lr : lr / cfg->lr)"),
         ],
     ),
@@ -688,8 +708,6 @@ MUTANTS = [
             ("70 / n : LABEL", "LABEL : LABEL"),
             ("int every = (LABEL + width - 1) / width;", "int every = 1;"),
             ('"%.0e", runs[i].cfg.lr)', '"%.6s", text)'),
-            ("if (!isfinite(logits[j]))", "if (isinf(logits[j]))"),
-            ("terminal && iscntrl(token)", "terminal && iscntrl(token / 2)"),
         ],
     ),
     (
@@ -770,6 +788,15 @@ MUTANTS = [
     (
         "lib/flags.h",
         "test_cli.py -k wrong_command",
+        [
+            ("if (runs > 1 && (cfg->sample || cfg->eval))", "if (runs > 1 && cfg->sample)"),
+            ("if (!!cfg->sample + cfg->eval + cfg->resume > 1)", "if (cfg->sample && cfg->eval)"),
+            ("if (!cfg->sample && (*cfg->prompt || *cfg->tokenizer))", "if (*cfg->tokenizer)"),
+        ],
+    ),
+    (
+        "lib/flags.h",
+        "test_cli.py -k wrong_command",
         [("if (cfg->kappa > 0 && cfg->qk_norm)", "if (cfg->kappa > 0 && !cfg->qk_norm)")],
     ),
     (
@@ -793,6 +820,28 @@ MUTANTS = [
             ("strspn(++s->at, ", 'strspn(++s->at, "nu" '),
             ("if (*text == '\"' || *text", "if (*text"),
             ("else if (s->meta->count) json_fail", "else if (s->meta->count > 99) json_fail"),
+        ],
+    ),
+    (
+        "lib/checkpoint.h",
+        "test_runs.py -k 'init or eval or older'",
+        [
+            ("text ? text : flag->initial, path)", 'text ? text : "0", path)'),
+            ("return cfg->resume || cfg->sample || cfg->eval; }", "return cfg->resume; }"),
+            ("tensors, count, count / 3, &meta)", "tensors, count, count, &meta)"),
+            ("tensors, count, count / 3, &meta)", "tensors, count, count / 4, &meta)"),
+            ("i < count; i++) memset(tensors", "i < count - 1; i++) memset(tensors"),
+            ("for (int i = count / 3; i < count;", "for (int i = 2 * count / 3; i < count;"),
+            ("!stat(own, &ours) && theirs.st_dev", "stat(own, &ours) && theirs.st_dev"),
+            ('if (strcmp(cfg->init, init ? init : ""))', "if (!init)"),
+            (
+                '"mu_param", "base_d", "scale", "att',
+                '"mu_param", "base_d", "d", "att',
+            ),
+            ("NUM_SHAPES = 5,", "NUM_SHAPES = 4,"),
+            ("NUM_SHAPES = 5,", "NUM_SHAPES = 6,"),
+            ("if (!given[at]) *cfg", "if (!given[at] || i >= NUM_SHAPES) *cfg"),
+            ("if (*cfg->init) config_init(cfg, given);", ""),
         ],
     ),
     (
@@ -873,6 +922,17 @@ MUTANTS = [
     ),
     (
         "lib/run.h",
+        "test_runs.py -k 'eval or init or written'",
+        [
+            ("if (!isfinite(loss))", "if (loss < 0)"),
+            ("loss, exp(loss));", "loss, exp2(loss));"),
+            ("(double)windows * cfg->T, *cfg->val", "(double)windows, *cfg->val"),
+            ("*cfg->val ? cfg->val : cfg->data", "cfg->data"),
+            ("else if (*cfg->init && !cfg->resume)", "else if (!cfg->resume)"),
+        ],
+    ),
+    (
+        "lib/run.h",
         "test_runs.py -k diagnosis",
         [
             ("if (most > 100 &&", "if (most > 250 &&"),
@@ -933,11 +993,20 @@ MUTANTS = [
         ],
     ),
     (
-        "lib/sweep.h",
-        "test_cli.py -k sample",
+        "lib/sample.h",
+        "test_terminal.py -k sample",
+        [
+            ("if (!isfinite(logits[j]))", "if (isinf(logits[j]))"),
+            ("terminal && iscntrl(c)", "terminal && iscntrl(c / 2)"),
+        ],
+    ),
+    (
+        "lib/sample.h",
+        "test_cli.py -k 'sample or prompt or tokenizer'",
         [
             ("if (logits[i] > logits[best]) best = i;", "if (logits[i] < logits[best]) best = i;"),
-            ("sample_token(logits, V, cfg->temperature,", "sample_token(logits, V, 1,"),
+            ("sample_token(logits, drawn, cfg->temperature,", "sample_token(logits, drawn, 1,"),
+            ("sample_token(logits, drawn,", "sample_token(logits, V,"),
             ('V <= 256 && strcmp(cfg->data, "bigram")', "V <= 256"),
             ("memmove(context, context + 1,", "memmove(context, context,"),
             ("if (used == T) memmove", "if (used > T / 2) memmove"),
@@ -951,6 +1020,24 @@ MUTANTS = [
                 "target -= exp((logits[i] - logits[best]) * temperature)",
             ),
             ("uint64_t random = (uint64_t)cfg->seed;", "uint64_t random = (uint64_t)cfg->vocab;"),
+            ("if (n == 0) context[used++] =", "context[used++] ="),
+            ("int token = i < n ? prompt[i] : 0;", "int token = 0;"),
+            ("if (tokens[n++] >= V)", "if (tokens[n++] > V)"),
+            ("number >= 0 && number < V &&", "number >= 0 && number <= V &&"),
+            ("number < V && number == floor(number)", "number < V"),
+            ("if (!*word) continue;", ""),
+            ("if (bytes && *cfg->tokenizer)", "if (0)"),
+            (": tokenizer.end_of_text;", ": V - 1;"),
+            ("if (header[1] == 2) end_of_text", "if (header[1] == 3) end_of_text"),
+            ("header[0] != MAGIC ||", "header[0] < MAGIC ||"),
+            ("header[1] > 2)", "header[1] > 3)"),
+            ("if (count > V || ", "if ("),
+            ("V >= count + PADDING || ", ""),
+            ("V >= count + PADDING", "V > count + PADDING"),
+            (" || end_of_text >= count)", ")"),
+            ("if (length <= 0 ||", "if (length < 0 ||"),
+            ("if (getc(file) != EOF)", "if (0)"),
+            ("t->token[token] + 1 : &byte", "t->token[token] : &byte"),
         ],
     ),
     (
@@ -1803,7 +1890,7 @@ def build(folder):
 
 def fails(folder, tests):
     """What the first test that failed is called, "timeout", or None."""
-    if re.search("numbers|cli|checkpoint|runs|survive|cuda", tests):
+    if re.search("numbers|cli|checkpoint|runs|survive|terminal|cuda", tests):
         build(folder)
     words = [
         re.sub(r"^test_\w+\.py", lambda file: str(next(folder.glob("test/*/" + file[0]))), word)

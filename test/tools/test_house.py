@@ -12,7 +12,7 @@ ORDER = [
     {"lib/base.h"},
     {"gpt.h", "dataloader.h", "lib/gpu.h"},
     {"lib/flags.h"},
-    {"lib/checkpoint.h"},
+    {"lib/checkpoint.h", "lib/sample.h"},
     {"lib/run.h"},
     {"lib/sweep.h"},
 ]

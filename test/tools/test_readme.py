@@ -21,7 +21,7 @@ SHORTER = [
     (r"make && \./train_gpt -lr|\./train_gpt -lr -qk_norm 0", r"\g<0>", "its output is read"),
     (r"make train_gpt_cu\b.*", "make train_gpt_cu_emu", "no GPU: the stand-in on the CPU"),
     (r"\./train_gpt_cu .*", "./train_gpt_cu_emu -lr 1e-2 -d 16 -heads 2 -steps 1", "the same"),
-    (r"(.*\./train_gpt (?!-h|-sample).*)", r"\1 -steps 20", "a thousand steps"),
+    (r"(.*\./train_gpt (?!-h|-sample|-eval).*)", r"\1 -steps 20", "a thousand steps"),
     (
         r"(\./sweep.sh .*)_cu (.*) -d .*",
         r"\1_cu_emu \2 -d 16 -T 8 -vocab 256 -batch 2 -lr 1e-2 -steps 2",
