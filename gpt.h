@@ -99,7 +99,7 @@ static const Flag FLAGS[] = {
         "or bigram, a text, or 'DIR/*.bin'"),
     FLAG(val, TEXT, "", NULL, 0, 0, "FILE", THE_RUN, "",
         "validation file; else -data's last tenth"),
-    NUMBER(vocab, INT, "0", 0, 65536, "", "V; 0: text 256, bigram 4096, .bin 50257"),
+    NUMBER(vocab, INT, "0", 0, 131072, "", "V; 0: text 256, bigram 4096, GPT-2 50257"),
     NUMBER(eval_tokens, INT, "16384", 1, 1e9, "", "tokens in a validation loss"),
     NUMBER(eval_every, INT, "250", 0, 1e9, "", "steps between validations; 0: start, end"),
     NUMBER(log_every, INT, "10", 1, 1e9, "", "steps between rows of log.csv"),
