@@ -387,7 +387,7 @@ static const FileKind FILE_KINDS[] = {
 };
 enum { NUM_FILE_KINDS = sizeof(FILE_KINDS) / sizeof(FILE_KINDS[0]) };
 
-// Whether bytes look like text: no NUL, and hardly any other control character that texts lack.
+// Whether bytes look like text: no NUL, and hardly any other control character that text lacks.
 static bool looks_like_text(const unsigned char *bytes, size_t size) {
     enum { ESCAPE = 27 };    // begins a color of a terminal
     size_t strange = 0;
@@ -406,7 +406,7 @@ static bool looks_like_small_uint16(const unsigned char *bytes, size_t size) {
         if (i % 2 && bytes[i]) return false;
         any |= bytes[i] != 0;
     }
-    return any && size % 2 == 0;
+    return any;
 }
 
 // The kind of a file, from its first 2^16 bytes. nanoGPT's tokens have no header: with a vocabulary

@@ -828,6 +828,7 @@ def bad_files(tmp_path):
         ),
         (dict(data="good.txt", val="gpt2.bin"), ["gpt2.bin", "not text", "-vocab 256"]),
         (dict(data="gpt2.bin", vocab=699), ["gpt2.bin", "token 699", "position 499", "-vocab"]),
+        (dict(data="gpt2.bin", vocab=257), ["gpt2.bin", "token 257", "position 57"]),
         (dict(data="char.bin", vocab=100), ["char.bin", "token 100", "position 100", "-vocab"]),
         (dict(data="dna", vocab=3), ["dna", "token 3", "position 3", "vocabulary of 3"]),
         (dict(data="small_odd.bin", vocab=99), ["small_odd.bin", "token 99", "position 198"]),
