@@ -43,11 +43,13 @@ ifeq ($(origin CC),default)
 CC := cc
 endif
 CFLAGS ?= -O3 -Wall -Wextra
-MARCH := $(if $(PORTABLE),,-march=native)
+# The first of these lists of flags with which the compiler builds a program
+first = $(shell for flags in $(1); do echo 'int main(void) { return 0; }' \
+	| $(CC) $$flags -x c - -o /dev/null 2>/dev/null && echo $$flags && break; done)
+# This machine's processor; clang for ARM knows it by the second, a compiler for others by neither
+MARCH := $(if $(PORTABLE),,$(call first,-march=native -mcpu=native))
 # OpenMP where the compiler has its library; else one thread, and the vector loops alone
-OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' \
-	| $(CC) -fopenmp -include omp.h -x c - -o /dev/null 2>/dev/null \
-	&& echo -fopenmp || echo -fopenmp-simd)
+OPENMP := $(firstword $(call first,"-fopenmp -include omp.h") -fopenmp-simd)
 # Nobody reads errno after a square root, nor the flags of floating-point exceptions; without them
 # more loops become vector code, with the same results. No -ffast-math: it makes instabilities that
 # are not there, and hides those that are (test/README.md, "Exactness").
@@ -61,6 +63,7 @@ SOURCES := train_gpt.c $(HEADERS) Makefile build/flags
 
 train_gpt: $(SOURCES)
 	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
+	@$(if $(filter -fopenmp,$(OPENMP)),,echo 'no OpenMP in $(CC): a run has one thread')
 
 # The GPU of this machine or, where there is none (a login node), the ones in use
 ARCH = $(if $(shell nvidia-smi -L 2>/dev/null),native,sm_80 sm_90 sm_100 sm_120)

@@ -227,7 +227,7 @@ MUTANTS = [
     (
         "gpt.h",
         "test_oracle.py -k relu2",
-        [("== ATTENTION_RELU2 ? 1 / sqrt(cfg->T)", "== ATTENTION_RELU2 ? 1.0 / cfg->T")],
+        [("== ATTENTION_RELU2 ? 1 / sqrt((double)cfg->T)", "== ATTENTION_RELU2 ? 1.0 / cfg->T")],
     ),
     (
         "train_gpt.c",
@@ -527,7 +527,7 @@ MUTANTS = [
             ("k == LM_HEAD && cfg->mu_param >= MU_I", "k == LM_HEAD && cfg->mu_param > MU_I"),
             ("k == C_ATTN && cfg->mu_param >= MU_FULL", "k == C_ATTN && cfg->mu_param >= MU_OFF"),
             ("memset(out, 0, parameter_size(p) / 3", "memset(out, 0, parameter_size(p) / 9"),
-            ("double std = 1 / sqrt(p->cols)", "double std = 1 / sqrt(p->rows)"),
+            ("1 / sqrt((double)p->cols)", "1 / sqrt((double)p->rows)"),
             ("std /= truncated_std", "std *= truncated_std"),
             ("fabs(z) > 2)", "fabs(z) > 3)"),
             ("(uint64_t)k, (uint64_t)l)", "(uint64_t)k, 0)"),
