@@ -1,8 +1,8 @@
 # make              train_gpt, for this machine
 # make train_gpt_cu the same in CUDA, for this machine's GPU, in bf16; PRECISION=fp32: in float;
 #                   ARCH=sm_90, or ARCH="sm_80 sm_90": for those
-# make test         every check; train_gpt.cu's without a GPU. First installs what it needs: Python's
-#                   packages into build/venv and, as root on Debian and Ubuntu, programs by apt
+# make test         every check; train_gpt.cu's without a GPU. First installs what it needs: as root
+#                   on Debian and Ubuntu programs, by apt; Python's packages into build/venv
 # make test_gpu     train_gpt.cu's checks on this machine's GPU
 # make train_gpt_cu_emu the CUDA program on the CPU, slowly, by g++ alone
 # make survive      kills runs and sweeps at 200 random moments: nothing is lost
