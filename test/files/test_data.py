@@ -942,7 +942,7 @@ def test_without_header_it_says_how_it_reads(lib, bad_files, file, vocab, kind, 
     says = f"{file}: is not text and has no header: read as {kind}\n"
     assert (result.returncode, result.stdout, result.stderr) == (0, says, "")
     loader = Loader(lib, bad_files / file, bad_files / file, vocab=vocab, T=1)
-    assert loader.val_windows == len(tokens) - 1
+    assert (loader.vocab, loader.val_windows) == (vocab, len(tokens) - 1)
     inputs, targets = loader.val(0, len(tokens) - 1)
     assert np.array_equal(np.append(inputs[:, 0], targets[-1]), tokens)
 
