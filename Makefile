@@ -46,7 +46,7 @@ CFLAGS ?= -O3 -Wall -Wextra
 # The first of these lists of flags with which the compiler builds a program
 first = $(shell for flags in $(1); do echo 'int main(void) { return 0; }' \
 	| $(CC) $$flags -x c - -o /dev/null 2>/dev/null && echo $$flags && break; done)
-# This machine's processor; clang for ARM knows it by the second, a compiler for others by neither
+# For this machine's processor. Clang on ARM wants -mcpu; a cross-compiler accepts neither.
 MARCH := $(if $(PORTABLE),,$(call first,-march=native -mcpu=native))
 # OpenMP where the compiler has its library; else one thread, and the vector loops alone
 OPENMP := $(firstword $(call first,"-fopenmp -include omp.h") -fopenmp-simd)
