@@ -524,21 +524,24 @@ static void shard_open(Shard *shard, const char *path, int vocab) {
             path, (long long)info.st_size, (long long)shard->count, (long long)size);
 }
 
-// Opens the file, or every file that matches the pattern, in sorted order. like: a file of the kind
-// that they must have; NULL: the first.
-static void part_open(Part *part, const char *pattern, int vocab, const Shard *like) {
+// Opens the file, or every file that matches the pattern, in sorted order.
+static void part_open(Part *part, const char *pattern, int vocab) {
     // GLOB_NOCHECK: a pattern without a match stands for itself, and shard_open says what is wrong.
     if (glob(pattern, GLOB_NOCHECK, NULL, &part->paths) != 0)
         die(FAILED, "%s: cannot look for the files of this pattern", pattern);
     part->shards = (Shard *)allocate(part->paths.gl_pathc, sizeof(Shard));
     signal(SIGBUS, on_bus_error);
-    if (!like) like = &part->shards[0];
+    for (size_t i = 0; i < part->paths.gl_pathc; i++)
+        shard_open(&part->shards[i], part->paths.gl_pathv[i], vocab);
+}
+
+// Dies if a file is of another kind than `first`, the first one of -data.
+static void part_check_kind(const Part *part, const Shard *first) {
     for (size_t i = 0; i < part->paths.gl_pathc; i++) {
-        Shard *shard = &part->shards[i];
-        shard_open(shard, part->paths.gl_pathv[i], vocab);
-        if (shard->kind != like->kind)
+        const Shard *shard = &part->shards[i];
+        if (shard->kind != first->kind)
             die(FAILED, "%s: holds %s, but %s holds %s: all files of -data and -val must be of one "
-                "kind", shard->path, shard->kind->name, like->path, like->kind->name);
+                "kind", shard->path, shard->kind->name, first->path, first->kind->name);
     }
 }
 
@@ -657,8 +660,10 @@ static void dataloader_init(DataLoader *loader, const char *data, const char *va
     }
 
     Part *train = &loader->train, *validation = &loader->val;
-    part_open(train, data, vocab, NULL);
-    part_open(validation, own_val ? val : data, vocab, &train->shards[0]);
+    part_open(train, data, vocab);
+    part_open(validation, own_val ? val : data, vocab);
+    part_check_kind(train, &train->shards[0]);
+    part_check_kind(validation, &train->shards[0]);
     if (!vocab) loader->vocab = train->shards[0].kind->vocab;
     if (!own_val) {
         int64_t tokens = part_tokens(train), split = tokens - tokens / 10;
