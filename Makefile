@@ -1,8 +1,8 @@
 # make              train_gpt, for this machine
 # make train_gpt_cu the same in CUDA, for this machine's GPU, in bf16; PRECISION=fp32: in float;
 #                   ARCH=sm_90, or ARCH="sm_80 sm_90": for those
-# make test         every check, after installing what it needs into build/venv; train_gpt.cu's
-#                   without a GPU
+# make test         every check; train_gpt.cu's without a GPU. First installs what it needs: as root
+#                   on Debian and Ubuntu programs, by apt; Python's packages into build/venv
 # make test_gpu     train_gpt.cu's checks on this machine's GPU
 # make train_gpt_cu_emu the CUDA program on the CPU, slowly, by g++ alone
 # make survive      kills runs and sweeps at 200 random moments: nothing is lost
@@ -36,15 +36,20 @@
 # PORTABLE=1        a binary for any machine of this architecture, not just this one
 # CC=clang          another compiler
 
+# A rule that nothing uses; to BSD make it is an error, with this text.
+.error : needs GNU make, which may be called gmake here
+
 ifeq ($(origin CC),default)
 CC := cc
 endif
 CFLAGS ?= -O3 -Wall -Wextra
-MARCH := $(if $(PORTABLE),,-march=native)
+# The first of these lists of flags with which the compiler builds a program
+first = $(shell for flags in $(1); do echo 'int main(void) { return 0; }' \
+	| $(CC) $$flags -x c - -o /dev/null 2>/dev/null && echo $$flags && break; done)
+# For this machine's processor. Clang on ARM wants -mcpu; a cross-compiler accepts neither.
+MARCH := $(if $(PORTABLE),,$(call first,-march=native -mcpu=native))
 # OpenMP where the compiler has its library; else one thread, and the vector loops alone
-OPENMP := $(shell echo 'int main(void) { return omp_get_max_threads() < 1; }' \
-	| $(CC) -fopenmp -include omp.h -x c - -o /dev/null 2>/dev/null \
-	&& echo -fopenmp || echo -fopenmp-simd)
+OPENMP := $(firstword $(call first,"-fopenmp -include omp.h") -fopenmp-simd)
 # Nobody reads errno after a square root, nor the flags of floating-point exceptions; without them
 # more loops become vector code, with the same results. No -ffast-math: it makes instabilities that
 # are not there, and hides those that are (test/README.md, "Exactness").
@@ -58,6 +63,7 @@ SOURCES := train_gpt.c $(HEADERS) Makefile build/flags
 
 train_gpt: $(SOURCES)
 	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
+	@$(if $(filter -fopenmp,$(OPENMP)),,echo 'no OpenMP in $(CC): a run has one thread')
 
 # The GPU of this machine or, where there is none (a login node), the ones in use
 ARCH = $(if $(shell nvidia-smi -L 2>/dev/null),native,sm_80 sm_90 sm_100 sm_120)
@@ -93,15 +99,21 @@ build:
 # Python's packages, pinned; the stamp is touched when all are there.
 build/venv/ready: test/requirements.txt | build
 	python3 -m venv build/venv || { \
-		echo "make: python3 has no venv; on Debian and Ubuntu: apt install python3-venv" >&2; \
-		exit 1; \
+		echo "make: needs python3 with venv; on Debian and Ubuntu: apt install python3-venv" >&2; \
+		exit 2; \
 	}
 	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
 	touch $@
 
 .PHONY: show mirror grade test test_gpu coverage mutate golden survive endurance bench bench_gpu
-.PHONY: sass figures fuzz lint clean force
-test: train_gpt build/venv/ready
+.PHONY: sass figures fuzz lint clean force setup
+.NOTPARALLEL:    # what setup installs is needed by the prerequisites after it
+
+# All that the tests need; make -o setup test goes on without.
+setup:
+	@test/setup.sh
+
+test: setup train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
 
 # The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer
@@ -109,10 +121,10 @@ test: train_gpt build/venv/ready
 test_gpu: train_gpt build/venv/ready
 	GPU=1 build/venv/bin/python -m pytest -q test/cuda/test_cuda.py test/cuda/test_attention.py
 
-coverage: build/venv/ready
+coverage: setup build/venv/ready
 	build/venv/bin/python test/tools/cover.py
 
-mutate: build/venv/ready
+mutate: setup build/venv/ready
 	build/venv/bin/python test/tools/mutate.py -j $(or $(JOBS),1)
 
 survive endurance: train_gpt build/venv/ready
@@ -149,7 +161,7 @@ build/fuzz: test/files/fuzz.c train_gpt.c $(HEADERS) Makefile | build
 
 # Inputs that reach new code stay in build/corpus; the next run begins with them.
 FUZZ_SECONDS = 60
-fuzz: build/fuzz build/venv/ready
+fuzz: setup build/fuzz build/venv/ready
 	for t in bin safetensors resume flags tokenizer; do \
 	  mkdir -p build/corpus/$$t && FUZZ=$$t build/fuzz -max_total_time=$(FUZZ_SECONDS) \
 	    -close_fd_mask=3 -timeout=60 -artifact_prefix=build/$$t- build/corpus/$$t || exit 1; \
@@ -161,11 +173,11 @@ fuzz: build/fuzz build/venv/ready
 # sees the loop run, does not.
 MEMCHECK = valgrind -q --error-exitcode=3 --leak-check=full build/train_gpt_plain \
 	-out build/memcheck
-lint: build/venv/ready | build
+lint: setup build/venv/ready | build
 	! git ls-files '*.[ch]' '*.cu' '*.sh' '*.py' .ci/run Makefile | xargs grep -nE '^.{101}'
 	build/venv/bin/ruff check -q .
 	build/venv/bin/ruff format -q --check .
-	shellcheck .ci/run sweep.sh
+	shellcheck .ci/run sweep.sh test/setup.sh
 	cppcheck -q --error-exitcode=1 --enable=warning,performance,portability \
 		--suppressions-list=.cppcheck --library=posix --std=c11 train_gpt.c
 	clang-tidy --quiet train_gpt.c -- -std=gnu11

@@ -1,6 +1,6 @@
 // dataloader.h: where tokens come from: an invented language (the default), a bigram source of any
-// vocabulary (neither needs a file), any text file, or llm.c's .bin shards. Plain C that is also
-// valid C++.
+// vocabulary (neither needs a file), any text file, llm.c's .bin shards, or nanoGPT's. Plain C that
+// is also valid C++.
 //
 // Nothing here remembers anything: a training batch is a function of (seed, step), a validation
 // window of its number. So a run that was stopped goes on with the very rows it would have had.
@@ -348,6 +348,92 @@ static void bigram_nats(const Bigram *source, int last, const int *tokens, int n
 }
 
 // ---------------------------------------------------------------------------
+// Files, told apart by their content, not by their names
+
+typedef struct {
+    const char *name;      // of what it holds
+    const char *magic;     // the bytes by which it is known
+    int length, place;     // of the magic, in bytes
+    int width;             // bytes a token; 0: refused
+    uint32_t version;      // of llm.c's header; 0: no header
+    int vocab;             // the natural one; 0: -vocab says it
+    const char *remedy;    // if refused
+} FileKind;
+
+#define MAGIC(bytes) bytes, sizeof(bytes) - 1
+#define REFUSED 0, 0, 0
+#define TO_UTF_8(from) "convert it first (iconv -f " from " -t utf-8)"
+
+// Those that have no magic come first. llm.c's numbers are from its dev/data/data_common.py.
+enum { BYTES, UINT16, FIRST_MAGIC };
+static const FileKind FILE_KINDS[] = {
+    {"text or bytes", MAGIC(""), 0, 1, 0, 256, NULL},
+    {"uint16 tokens", MAGIC(""), 0, 2, 0, 0, NULL},
+    {"llm.c's uint16 tokens", MAGIC("\x88\xd8\x34\x01"), 0, 2, 1, 50257, NULL},     // 20240520
+    {"llm.c's uint32 tokens", MAGIC("\xa1\xd9\x34\x01"), 0, 4, 7, 128256, NULL},    // 20240801
+    {"llm.c's multiple choice", MAGIC("\x8a\xd8\x34\x01"), 0, REFUSED, "give .bin tokens"},
+    {"llm.c's tokenizer", MAGIC("\xc8\xd7\x34\x01"), 0, REFUSED, "give .bin tokens"},
+    {"a NumPy array", MAGIC("\x93NUMPY"), 0, REFUSED, "write its uint16 tokens with tofile"},
+    {"gzip data", MAGIC("\x1f\x8b\x08"), 0, REFUSED, "gunzip it first"},
+    {"zstd data", MAGIC("\x28\xb5\x2f\xfd"), 0, REFUSED, "unzstd it first"},
+    {"xz data", MAGIC("\xfd" "7zXZ"), 0, REFUSED, "unxz it first"},
+    {"bzip2 data", MAGIC("1AY&SY"), 4, REFUSED, "bunzip2 it first"},
+    {"a zip archive", MAGIC("PK\x03\x04"), 0, REFUSED, "unzip it first"},
+    // UTF-32 comes first: its mark begins with that of UTF-16
+    {"UTF-32 text", MAGIC("\xff\xfe\0\0"), 0, REFUSED, TO_UTF_8("utf-32")},
+    {"UTF-32 text", MAGIC("\0\0\xfe\xff"), 0, REFUSED, TO_UTF_8("utf-32")},
+    {"UTF-16 text", MAGIC("\xff\xfe"), 0, REFUSED, TO_UTF_8("utf-16")},
+    {"UTF-16 text", MAGIC("\xfe\xff"), 0, REFUSED, TO_UTF_8("utf-16")},
+};
+enum { NUM_FILE_KINDS = sizeof(FILE_KINDS) / sizeof(FILE_KINDS[0]) };
+
+// Whether bytes look like text: no NUL, and hardly any other control character that text lacks.
+static bool looks_like_text(const unsigned char *bytes, size_t size) {
+    enum { ESCAPE = 27 };    // begins a color of a terminal
+    size_t strange = 0;
+    for (size_t i = 0; i < size; i++) {
+        int c = bytes[i];
+        if (c == 0) return false;
+        strange += c < ' ' && !(c >= '\a' && c <= '\r') && c != ESCAPE;
+    }
+    return strange <= size / 64;
+}
+
+// Whether bytes look like uint16 tokens below 256: the high bytes are 0, the low ones are not all.
+static bool looks_like_small_uint16(const unsigned char *bytes, size_t size) {
+    bool any = false;
+    for (size_t i = 0; i < size; i++) {
+        if (i % 2 && bytes[i]) return false;
+        any |= bytes[i] != 0;
+    }
+    return any;
+}
+
+// The kind of a file, from its first 2^16 bytes. nanoGPT's tokens have no header: with a vocabulary
+// above 256 a file that is not text holds uint16 tokens. With a smaller one it holds bytes, unless
+// it looks like uint16 tokens, as nanoGPT's of single characters do. Dies if -vocab has to say it.
+static const FileKind *file_kind(const char *path, const unsigned char *bytes, size_t size,
+                                 int vocab) {
+    static bool said;
+    size_t sample = size < 1 << 16 ? size : 1 << 16;
+    for (int i = FIRST_MAGIC; i < NUM_FILE_KINDS; i++) {
+        const FileKind *kind = &FILE_KINDS[i];
+        size_t length = (size_t)kind->length, place = (size_t)kind->place;
+        if (size >= place + length && memcmp(bytes + place, kind->magic, length) == 0) return kind;
+    }
+    if (looks_like_text(bytes, sample)) return &FILE_KINDS[BYTES];
+    if (!vocab)
+        die(FAILED, "%s: is not text and has no known header: give -vocab 256 if its bytes are "
+            "the tokens, or -vocab 50257 (or the vocab_size in nanoGPT's meta.pkl) if it holds "
+            "uint16 tokens", path);
+    bool uint16 = vocab > 256 || (size % 2 == 0 && looks_like_small_uint16(bytes, sample));
+    if (!said) print_sentence("%s: is not text and has no header: read as %s", path,
+                              uint16 ? "uint16 tokens" : "bytes");
+    said = true;    // once, not for every file and every run of a sweep
+    return &FILE_KINDS[uint16 ? UINT16 : BYTES];
+}
+
+// ---------------------------------------------------------------------------
 // Files, mapped rather than read, so that they may be larger than memory
 
 typedef struct {
@@ -355,7 +441,7 @@ typedef struct {
     void *map;                     // the whole file
     size_t size;                   // its bytes
     const unsigned char *tokens;   // where its tokens begin
-    int width;                     // bytes a token: 1 in a text, 2 in a .bin
+    const FileKind *kind;
     int64_t first, count;          // the tokens of this file that are used: first .. first+count-1
     int64_t rows;                  // the rows of T+1 tokens within them
 } Shard;
@@ -389,10 +475,10 @@ static uint32_t read_number(const unsigned char *bytes, int width) {
     return number;
 }
 
-// Maps one file: a text, or llm.c's .bin, which has a header of 256 int32 (magic, version, number
-// of tokens) and then uint16 tokens.
-static void shard_open(Shard *shard, const char *path) {
-    enum { HEADER = 256 * 4, MAGIC = 20240520, VERSION = 1 };
+// Maps one file and finds its kind. llm.c's .bin has a header of 256 int32: magic, version, number
+// of tokens.
+static void shard_open(Shard *shard, const char *path, int vocab) {
+    enum { HEADER = 256 * 4 };
     struct stat info;
     int file = open(path, O_RDONLY | O_NONBLOCK);    // a pipe must not wait for its writer
     if (file < 0 || fstat(file, &info))
@@ -410,38 +496,53 @@ static void shard_open(Shard *shard, const char *path) {
         die(FAILED, "%s: cannot map its %lld bytes (%s): give smaller files", path,
             (long long)shard->size, strerror(errno));
     close(file);
-    shard->tokens = (const unsigned char *)shard->map;
+    const unsigned char *bytes = (const unsigned char *)shard->map;
 
-    size_t length = strlen(path);
-    shard->width = length >= 4 && strcmp(path + length - 4, ".bin") == 0 ? 2 : 1;
-    shard->count = info.st_size;
-    if (shard->width == 1) return;
-    const unsigned char *header = shard->tokens;
+    reading = path;
+    const FileKind *kind = file_kind(path, bytes, shard->size, vocab);
+    if (!kind->width)
+        die(FAILED, "%s: holds %s: %s", path, kind->name, kind->remedy);
+    shard->kind = kind;
+    shard->tokens = bytes;
+    shard->count = info.st_size / kind->width;
+    if (!kind->version && info.st_size % kind->width)
+        die(FAILED, "%s: has %lld bytes, but uint16 tokens take 2 each: is it truncated?", path,
+            (long long)info.st_size);
+    if (!kind->version) return;
     if (shard->size < HEADER)
         die(FAILED, "%s: has %lld bytes, fewer than the %d of a .bin header: is it truncated?",
             path, (long long)shard->size, HEADER);
-    uint32_t magic = read_number(header, 4), version = read_number(header + 4, 4);
-    if (magic != MAGIC || version != VERSION)
-        die(FAILED, "%s: has magic number %u and version %u, but a .bin of uint16 tokens has %d "
-            "and version %d: make it with llm.c's dev/data scripts", path, magic, version, MAGIC,
-            VERSION);
+    uint32_t version = read_number(bytes + 4, 4);
+    if (version != kind->version)
+        die(FAILED, "%s: has version %u, but %s have version %u: make it with llm.c's dev/data "
+            "scripts", path, version, kind->name, kind->version);
     shard->tokens += HEADER;
-    shard->count = read_number(header + 8, 4);
-    int64_t size = HEADER + 2 * shard->count;
+    shard->count = read_number(bytes + 8, 4);
+    int64_t size = HEADER + kind->width * shard->count;
     if (info.st_size != size)
         die(FAILED, "%s: has %lld bytes, but its header's %lld tokens take %lld: is it truncated?",
             path, (long long)info.st_size, (long long)shard->count, (long long)size);
 }
 
 // Opens the file, or every file that matches the pattern, in sorted order.
-static void part_open(Part *part, const char *pattern) {
+static void part_open(Part *part, const char *pattern, int vocab) {
     // GLOB_NOCHECK: a pattern without a match stands for itself, and shard_open says what is wrong.
     if (glob(pattern, GLOB_NOCHECK, NULL, &part->paths) != 0)
         die(FAILED, "%s: cannot look for the files of this pattern", pattern);
     part->shards = (Shard *)allocate(part->paths.gl_pathc, sizeof(Shard));
     signal(SIGBUS, on_bus_error);
     for (size_t i = 0; i < part->paths.gl_pathc; i++)
-        shard_open(&part->shards[i], part->paths.gl_pathv[i]);
+        shard_open(&part->shards[i], part->paths.gl_pathv[i], vocab);
+}
+
+// Dies if a file is of another kind than `first`, the first one of -data.
+static void part_check_kind(const Part *part, const Shard *first) {
+    for (size_t i = 0; i < part->paths.gl_pathc; i++) {
+        const Shard *shard = &part->shards[i];
+        if (shard->kind != first->kind)
+            die(FAILED, "%s: holds %s, but %s holds %s: all files of -data and -val must be of one "
+                "kind", shard->path, shard->kind->name, first->path, first->kind->name);
+    }
 }
 
 static int64_t part_tokens(const Part *part) {
@@ -481,8 +582,9 @@ static void part_count_rows(Part *part, const char *name, int T, int64_t stride)
 
 // The token at a place of a shard. Dies if it is not below vocab.
 static int shard_token(const Shard *shard, int64_t at, int vocab) {
+    int width = shard->kind->width;
     reading = shard->path;
-    uint32_t token = read_number(shard->tokens + at * shard->width, shard->width);
+    uint32_t token = read_number(shard->tokens + at * width, width);
     if (token >= (uint32_t)vocab)
         die(FAILED, "%s: token %u at position %lld is not below the vocabulary of %d: "
             "give a larger -vocab", shard->path, token, (long long)at, vocab);
@@ -493,7 +595,7 @@ static int shard_token(const Shard *shard, int64_t at, int vocab) {
 // a wrong token after these is found when it is drawn.
 static void part_check_tokens(const Part *part, int vocab) {
     int64_t left = (int64_t)1 << 24;
-    if (vocab >= 1 << 8 * part->shards[0].width) return;
+    if (vocab >= (int64_t)1 << 8 * part->shards[0].kind->width) return;
     for (size_t i = 0; i < part->paths.gl_pathc; i++)
         for (int64_t at = 0; at < part->shards[i].count && left > 0; at++, left--)
             shard_token(&part->shards[i], part->shards[i].first + at, vocab);
@@ -520,11 +622,12 @@ typedef struct {
     Part train, val;               // if files
 } DataLoader;
 
-// data: "synthetic", "bigram", a text (its bytes are the tokens), or .bin shards (a path or a
-// pattern).
+// data: "synthetic", "bigram", or files (a path or a pattern), all of one kind: text (its bytes are
+// the tokens), llm.c's shards of uint16 or uint32 tokens, or nanoGPT's uint16 tokens.
 // val: files for validation; NULL or "": the last tenth of data, all shards counted together.
-// vocab: 0 for the natural one: 256, GPT-2's 50257 for .bin, or 4096 for bigram. T >= 1.
-// Dies (FAILED) if a file is missing, unreadable, empty, damaged or too short for T.
+// vocab: 0 for the natural one: 256, 4096 for bigram, GPT-2's 50257 for llm.c's uint16 tokens and
+// Llama 3's 128256 for its uint32 tokens. T >= 1.
+// Dies (FAILED) if a file is missing, unreadable, empty, damaged, of another kind or too short.
 static void dataloader_init(DataLoader *loader, const char *data, const char *val, int vocab, int T,
                             uint64_t seed) {
     int own_val = val && *val;
@@ -557,12 +660,11 @@ static void dataloader_init(DataLoader *loader, const char *data, const char *va
     }
 
     Part *train = &loader->train, *validation = &loader->val;
-    part_open(train, data);
-    part_open(validation, own_val ? val : data);
-    if (validation->shards[0].width != train->shards[0].width)
-        die(FAILED, "%s: text and .bin tokens do not mix: give a -val like %s", val,
-            train->shards[0].path);
-    if (!vocab && train->shards[0].width == 2) loader->vocab = 50257;
+    part_open(train, data, vocab);
+    part_open(validation, own_val ? val : data, vocab);
+    part_check_kind(train, &train->shards[0]);
+    part_check_kind(validation, &train->shards[0]);
+    if (!vocab) loader->vocab = train->shards[0].kind->vocab;
     if (!own_val) {
         int64_t tokens = part_tokens(train), split = tokens - tokens / 10;
         part_keep(train, 0, split);

@@ -105,7 +105,7 @@ static const Flag FLAGS[] = {
         "validation file; else -data's last tenth"),
     FLAG(init, TEXT, "", NULL, 0, 0, "FILE", THE_RUN, "",
         "model.safetensors to take the weights from"),
-    NUMBER(vocab, INT, "0", 0, 65536, "", "V; 0: text 256, bigram 4096, .bin 50257"),
+    NUMBER(vocab, INT, "0", 0, 131072, "", "V; 0: text 256, bigram 4096, GPT-2 50257"),
     NUMBER(eval_tokens, INT, "16384", 1, 1e9, "", "tokens in a validation loss"),
     NUMBER(eval_every, INT, "250", 0, 1e9, "", "steps between validations; 0: start, end"),
     NUMBER(log_every, INT, "10", 1, 1e9, "", "steps between rows of log.csv"),
@@ -209,7 +209,7 @@ static double attention_scale(const Config *cfg) {
 // The factor of the squares in -attention relu2 (section E.11): 1/sqrt(T), with the T of training
 // also where a sample has fewer tokens; 0 with softmax
 static double attention_relu2(const Config *cfg) {                              // [attention
-    return cfg->attention == ATTENTION_RELU2 ? 1 / sqrt(cfg->T) : 0;
+    return cfg->attention == ATTENTION_RELU2 ? 1 / sqrt((double)cfg->T) : 0;
 }                                                                               // attention]
 
 // Initial values (section 2.1 of the paper): embedding N(0, 1/C); linear layers truncated at two
@@ -222,7 +222,7 @@ static void parameters_init(real *params, const Parameter table[NUM_KINDS], cons
             const Parameter *p = &table[k];
             real *out = params + p->offset + (size_t)l * parameter_size(p);
             uint64_t stream = random_stream(~(uint64_t)cfg->seed, (uint64_t)k, (uint64_t)l);
-            double std = 1 / sqrt(p->cols);
+            double std = 1 / sqrt((double)p->cols);
             if (p->role == LINEAR) std /= truncated_std;
             if (k == LM_HEAD && cfg->mu_param >= MU_INTERMEDIATE)               // [mu_param
                 std /= sqrt(mu_m(cfg));                                         // mu_param]

@@ -136,38 +136,39 @@ static uint8_t take(const uint8_t **data, size_t *size) {
 // ---------------------------------------------------------------------------
 // The targets. A return: the bytes were taken.
 
-enum { TEXT_FILE = 1, RIGHT_HEADER = 2, TWO_SHARDS = 4, OWN_VAL = 8 };
+enum { WIDE = 1, RIGHT_HEADER = 2, TWO_SHARDS = 4, OWN_VAL = 8, BARE_SECOND = 16 };
 
-// Options, T, the vocabulary, then a file: of text or tokens, or two shards, with a header made
-// right or as it is.
+// Options, T, the vocabulary, then one file or two: with llm.c's header, or as they are. The second
+// may lack the header of the first.
 static void fuzz_bin(const uint8_t *data, size_t size) {
     enum { B = 2, MOST_T = 64 };
-    int options = take(&data, &size);
+    int options = take(&data, &size), width = options & WIDE ? 4 : 2;
     int T = 1 + take(&data, &size) % MOST_T;
     int vocab = take(&data, &size) << 8;
     int inputs[B * MOST_T], targets[B * MOST_T];
     vocab |= take(&data, &size);
-    const char *type = options & TEXT_FILE ? "txt" : "bin";
-    char names[2][8];
+    const char *const names[2] = {"0.bin", "1.bin"};
     size_t sizes[2] = {options & (TWO_SHARDS | OWN_VAL) ? size / 2 : size, size / 2};
     for (int i = 0; i < 2; i++) {
-        uint32_t header[256] = {20240520, 1, (uint32_t)(sizes[i] / 2)};
-        bool right = options & RIGHT_HEADER && !(options & TEXT_FILE);
-        snprintf(names[i], sizeof names[i], "%d.%s", i, type);
+        uint32_t header[256] = {20240520, 1, (uint32_t)(sizes[i] / width)};
+        bool right = options & RIGHT_HEADER && !(i && options & BARE_SECOND);
+        if (options & WIDE) {
+            header[0] = 20240801;
+            header[1] = 7;
+        }
         unlink(path_of(names[i]));
         if (i == 0 || options & (TWO_SHARDS | OWN_VAL))
             write_file(names[i], header, right ? sizeof header : 0, data + (i ? sizes[0] : 0),
-                       right ? sizes[i] / 2 * 2 : sizes[i]);
+                       right ? sizes[i] / width * width : sizes[i]);
     }
-    char pattern[8];
-    snprintf(pattern, sizeof pattern, "?.%s", type);
     DataLoader loader;
-    dataloader_init(&loader, path_of(options & TWO_SHARDS ? pattern : names[0]),
+    dataloader_init(&loader, path_of(options & TWO_SHARDS ? "?.bin" : names[0]),
                     options & OWN_VAL ? path_of(names[1]) : NULL, vocab, T, size);
     // a read past the end of a mapping is not always seen
     for (size_t i = 0; i < loader.train.paths.gl_pathc; i++) {
         const Shard *shard = &loader.train.shards[i];
-        check(shard->tokens + (shard->first + shard->count) * shard->width
+        check(shard->kind == loader.val.shards[0].kind
+              && shard->tokens + (shard->first + shard->count) * shard->kind->width
               <= (unsigned char *)shard->map + shard->size);
     }
     for (int64_t step = 0; step < 3; step++) {
@@ -358,13 +359,20 @@ static void seeds(const char *corpus) {
                                  "-sample\0-out\0x\0-d\00016"};
     switch (chosen) {
     case BIN:
-        for (int options = 0; options < 16; options++) {
+        for (int options = 0; options < 32; options++) {
             const uint32_t header[256] = {20240520, 1, 512};
             const char first[4] = {(char)options, 7, 1, 0};    // T 8, vocabulary 256
             memset(data, 0, 2052);
             memcpy(data, first, 4);
-            if (!(options & (RIGHT_HEADER | TEXT_FILE))) memcpy(data + 4, header, sizeof header);
+            if (!(options & (RIGHT_HEADER | WIDE))) memcpy(data + 4, header, sizeof header);
             seed(corpus, data, options & RIGHT_HEADER ? 404 : 2052);
+        }
+        for (int kind = FIRST_MAGIC; kind < NUM_FILE_KINDS; kind++) {
+            const FileKind *known = &FILE_KINDS[kind];
+            memset(data, 'x', 404);
+            memcpy(data, "\0\7\1", 4);
+            memcpy(data + 4 + known->place, known->magic, (size_t)known->length);
+            seed(corpus, data, 404);
         }
         break;
     case SAFETENSORS:

@@ -23,9 +23,6 @@ plot = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(plot)
 
 
-@pytest.mark.skipif(
-    not shutil.which("clang"), reason="clang, which has libFuzzer, is not installed"
-)
 @pytest.mark.parametrize(
     "target, runs",
     [

@@ -235,7 +235,8 @@ def test_validation_loss(tmp_path, kind, eval_tokens):
     last tenth of -data."""
     import oracle
 
-    rng, V, flags = np.random.default_rng(1), 300 if ".bin" in kind else 256, {}
+    rng, V = np.random.default_rng(1), 300 if ".bin" in kind else 256
+    flags = dict(vocab=V)
     paths = [tmp_path / (name + (".bin" if ".bin" in kind else ".txt")) for name in ("data", "val")]
     texts = [(rng.integers(0, V, n) ** 2) // V for n in (1507, 333)]  # small tokens more often
     for path, text in zip(paths, texts):
@@ -243,8 +244,6 @@ def test_validation_loss(tmp_path, kind, eval_tokens):
     tokens = texts[0][len(texts[0]) - len(texts[0]) // 10 :]
     if "val" in kind:
         flags["val"], tokens = paths[1], texts[1]
-    if ".bin" in kind:
-        flags["vocab"] = V
     train(tmp_path / "x", data=paths[0], steps=20, **{**flags, "eval_tokens": eval_tokens})
     weights = {
         n: x.astype(float) for n, x in load_file(tmp_path / "x" / MODEL).items() if "adam" not in n

@@ -30,11 +30,10 @@ from test_cli import (
     words,
 )
 from test_runs import MODEL, assert_same_run, metadata, start, wait
-from test_sweep import (  # noqa: F401, parallel is a fixture
+from test_sweep import (
     FEW,
     assert_same_sweep,
     command,
-    parallel,
     processes,
     sweep,
     until,
@@ -88,7 +87,7 @@ def assert_one_line(process, *says):
     "story, kills",
     [(survive.run_story, 5), (survive.shell_sweep_story, 2), (survive.own_sweep_story, 2)],
 )
-def test_killed(story, kills, tmp_path, parallel):  # noqa: F811
+def test_killed(story, kills, tmp_path):
     seed = random.randrange(10**6)
     print("seed", seed)
     (tmp_path / "undisturbed").mkdir()
@@ -388,7 +387,7 @@ def test_full_disk(tmp_path, undisturbed):
 
 
 @needs_root
-def test_full_disk_under_a_sweep(tmp_path, parallel):  # noqa: F811
+def test_full_disk_under_a_sweep(tmp_path):
     flags = FEW[:-1] + ["1e-2"]
     sweep(tmp_path / "wanted", flags=flags)
     for i, options in enumerate(["size=4k", "size=300k", "nr_inodes=20"]):
@@ -664,7 +663,7 @@ def test_nobody_reads_its_output(tmp_path, lr):
         assert_same_run(path, tmp_path / "y" / path.relative_to(folder))
 
 
-def test_nobody_reads_a_sweeps_output(tmp_path, parallel):  # noqa: F811
+def test_nobody_reads_a_sweeps_output(tmp_path):
     out, flags = tmp_path / "x", FEW[:-1] + ["1e-2"]
     process = subprocess.Popen(
         command(out, flags=flags),

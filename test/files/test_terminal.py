@@ -276,7 +276,7 @@ def test_texts_fit(here, command):
 def numbers_model(here):
     """A model of bytes that are all but one control characters."""
     (here / "data").write_bytes(bytes([*range(32), 127, 65]) * 100)
-    train(here / "x", data=here / "data", steps=20)
+    train(here / "x", data=here / "data", vocab=256, steps=20)
     return ["-sample", "300", "-out", "x"]
 
 
