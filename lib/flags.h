@@ -4,6 +4,14 @@
 
 #include "../gpt.h"    // Config, FLAGS; die, format_text
 
+// Whether the program rounds output logits to bfloat16 whatever -bf16_logits says: train_gpt_cu,
+// unless it is built in fp32
+#if (defined(__CUDACC__) || defined(CUDA_EMU)) && !defined(FP32)
+enum { BF16_LOGITS = 1 };
+#else
+enum { BF16_LOGITS = 0 };
+#endif
+
 enum { MAX_RUNS = 64, MAX_RATE = 16 };    // learning rates of a sweep; bytes of one as text
 
 // Dies because of a wrong value. file: the checkpoint that holds it; NULL: the command line.

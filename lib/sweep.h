@@ -94,7 +94,7 @@ static void sweep_report(const Config *cfg, const Summary *runs, int n) {
     for (int i = 0; i < n; i++) {
         char prefix[64];
         snprintf(prefix, sizeof prefix, "diagnosis: lr %.15s: ", runs[i].cfg.lr_text);
-        found += diagnose(&runs[i].cfg, prefix);
+        found += diagnose(&runs[i], prefix);
     }
     if (!found) printf("diagnosis: nothing went wrong\n");
 }
