@@ -394,6 +394,7 @@ static void config_parse(Config *cfg, int argc, char **argv) {
     flags_parse(cfg, given, argc, argv);
     if (cfg->resume || cfg->sample) config_load(cfg, given);
     else config_finish(cfg, NULL);
+    say_no_effect(cfg, given);
 }
 
 #endif

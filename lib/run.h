@@ -498,7 +498,7 @@ static bool finds_infinity(const Findings *f) {
 
 // Half a nat each way is more than the noise of a batch.
 static bool finds_memory(const Findings *f) {
-    return f->final > f->best + 0.5 && f->train < f->best - 0.5 &&
+    return f->best < f->initial && f->final > f->best + 0.5 && f->train < f->best - 0.5 &&
            finding(f, "the validation loss rose from %.2f to %.2f while the training loss fell to "
                    "%.2f, since the model has learned its data by heart: fewer -steps or more "
                    "-data fixes it", f->best, f->final, f->train);
@@ -536,16 +536,6 @@ static bool finds_logits(const Findings *f) {
                                f->cfg->qk_norm ? "a lower -lr" : "-qk_norm 1");
         }
     return false;
-}
-
-// In bfloat16, with its 8 bits, logits from 128 to 256 are whole numbers. In float a shift of all
-// logits costs nothing.
-static bool finds_rounding(const Findings *f) {
-    double log_z = csv_last(f->log, "log_z");
-    return (f->cfg->bf16_logits || BF16_LOGITS) && fabs(log_z) > 128 &&
-           finding(f, "mean log Z drifted to %.4g, where bfloat16 rounds logits to multiples of %g: "
-                   "%s fixes it", log_z, exp2(floor(log2(fabs(log_z))) - 7),
-                   f->cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
 }
 
 // AdamW divides by the root of the mean square gradient, plus epsilon. Norms, whose gradients may
@@ -593,12 +583,22 @@ static bool finds_spike(const Findings *f) {
     return false;
 }
 
+// In bfloat16, with its 8 bits, logits from 128 to 256 are whole numbers. In float a shift of all
+// logits costs nothing.
+static bool finds_rounding(const Findings *f) {
+    double log_z = csv_last(f->log, "log_z");
+    return (f->cfg->bf16_logits || BF16_LOGITS) && fabs(log_z) > 128 &&
+           finding(f, "mean log Z drifted to %.4g, where bfloat16 rounds logits to multiples of %g: "
+                   "%s fixes it", log_z, exp2(floor(log2(fabs(log_z))) - 7),
+                   f->cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
+}
+
 // Prints the first of these signs that the log shows, after the prefix, and nothing if the loss is
 // within 0.05 nats of its floor: the entropy of the language, or 0. Returns whether it does.
 static bool diagnose(const Summary *s, const char *prefix) {
     static bool (*const rules[])(const Findings *) = {
         finds_flag, finds_z_loss, finds_infinity, finds_memory, finds_decay, finds_logits,
-        finds_rounding, finds_epsilon, finds_no_descent, finds_spike,
+        finds_epsilon, finds_no_descent, finds_spike, finds_rounding,
     };
     enum { NUM_RULES = sizeof rules / sizeof rules[0] };
     char text[MAX_TEXT];
