@@ -504,28 +504,34 @@ static bool finds_memory(const Findings *f) {
                    "-data fixes it", f->best, f->final, f->train);
 }
 
-// A matrix starts with an RMS of 1/sqrt(columns). Training makes those of the layers grow, unless
-// the decay is faster. The embedding, if there are no layers, stands in for them: it also has rows
-// of tokens that never occur, which only decay.
+// A matrix starts with an RMS of 1/sqrt(columns). Training makes those of the layers grow, some
+// more than others, unless the decay is faster. Without layers there is the embedding.
 static bool finds_decay(const Findings *f) {
     Parameter table[NUM_KINDS];
     char name[64];
+    int first = f->cfg->layers ? C_ATTN : WTE;
+    double rms = NAN, most = f->cfg->wd > 0 ? 0 : INFINITY;
     parameter_table(f->cfg, 1, table);
-    for (int k = f->cfg->layers ? C_ATTN : WTE; k < LM_HEAD; k++) {
+    for (int k = LM_HEAD - 1; k >= first; k--) {    // c_attn, or wte, comes last
+        if (table[k].role == NORM) continue;
         snprintf(name, sizeof name, "param_rms_%s", table[k].kind);
-        double initial = 1 / sqrt(table[k].cols), rms = csv_value(f->log, f->last, name);
-        if (table[k].role != NORM && f->cfg->wd > 0 && rms < 0.25 * initial)
-            return finding(f, "the weights have decayed: the RMS of %s fell from %.2g to %.2g; a "
-                           "smaller -wd fixes it", table[k].kind, initial, rms);
+        rms = csv_value(f->log, f->last, name);
+        most = fmax(most, rms * sqrt(table[k].cols));
     }
-    return false;
+    return most < 0.3 &&
+           finding(f, "the weights have decayed, each matrix to less than 0.3 of its initial RMS "
+                   "(%s to %.2g, from %.2g): a smaller -wd fixes it", table[first].kind, rms,
+                   1 / sqrt(table[first].cols));
 }
 
-// Past 100 softmax looks at one token only. -kappa sets the logits; relu2 does not saturate.
+// Past 100 softmax looks at one token only. -kappa sets the logits; relu2 does not saturate; and
+// bigrams need no attention.
 static bool finds_logits(const Findings *f) {
     char name[64];
     int layers = f->cfg->layers;
-    if (f->cfg->kappa > 0 || f->cfg->attention != ATTENTION_SOFTMAX) return false;
+    if (f->cfg->kappa > 0 || f->cfg->attention != ATTENTION_SOFTMAX ||
+        !strcmp(f->cfg->data, "bigram"))
+        return false;
     for (int row = 0; row <= f->last; row++)
         for (int l = 0; l < layers; l++) {
             snprintf(name, sizeof name, "max_attn_logit_%d", l);
