@@ -44,8 +44,8 @@ def noise(tmp_path, **flags):
 WRONG = {
     "logits": (
         dict(qk_norm=0, lr="1e-1"),
-        rf"{LOGITS} \d of 2 \(max_attn_logit_\d\) at step (?P<step>\d+), up to (?P<most>\S+): -qk_norm 1"
-        " fixes it",
+        rf"{LOGITS} \d of 2 \(max_attn_logit_\d\) at step (?P<step>\d+), up to (?P<most>\S+):"
+        " -qk_norm 1 fixes it",
         dict(qk_norm=1),
     ),
     "logits a little past 100": (
@@ -176,8 +176,8 @@ WRONG = {
     ),
     "no warm-up": (
         dict(layers=0, d=16, lr=3, warmup=0),
-        r"the training loss rose from (?P<initial>\S+) to (?P<spike>\S+) at step 10: a lower -lr or a longer -warmup fixes"
-        " it",
+        r"the training loss rose from (?P<initial>\S+) to (?P<spike>\S+) at step 10: a lower -lr or"
+        " a longer -warmup fixes it",
         dict(lr="1e-2"),
     ),
     "a rise after long warm-up": (
@@ -188,7 +188,8 @@ WRONG = {
     "memory": (
         lambda home: noise(home, steps=600, eval_every=100, T=16),
         r"the validation loss rose from (?P<best>\S+) to (?P<val_loss>\S+) while the training loss"
-        r" fell to (?P<train_loss>[^,]+), since the model has learned its data by heart: fewer -steps or more -data fixes it",
+        r" fell to (?P<train_loss>[^,]+), since the model has learned its data by heart: fewer"
+        " -steps or more -data fixes it",
         dict(steps=100, eval_every=100),
     ),
 }
