@@ -462,8 +462,8 @@ static bool finding(const Findings *f, const char *format, ...) {
     return true;
 }
 
-// A run without a finite end, or with one above its start, because of a flag that no learning rate
-// makes up for.
+// A final loss that is infinite or above the initial one, with a flag that prevents any other at
+// all learning rates.
 static bool finds_flag(const Findings *f) {
     const Config *cfg = f->cfg;
     double decay = cfg->wd * (cfg->wd_independent ? 1 : cfg->lr), square = cfg->beta1 * cfg->beta1;
@@ -472,11 +472,11 @@ static bool finds_flag(const Findings *f) {
     if (cfg->kappa > 1e4)    // the most that the paper tries
         return finding(f, "the loss %s with attention logits near -kappa %g: a smaller -kappa "
                        "fixes it", end, cfg->kappa);
-    if (decay > 1)           // the weights change sign at each step, and grow if it is above 2
-        return finding(f, "the loss %s: weight decay takes %.3g times each weight at a step; "
-                       "a smaller -wd fixes it", end, decay);
-    if (cfg->beta2 < square)    // else an update is at most (1 - beta1) / sqrt((1 - beta2)
-                                // (1 - beta1^2 / beta2)), about 1
+    if (decay > 1)           // each step turns the signs of the weights; above 2 they also grow
+        return finding(f, "the loss %s: each step of weight decay subtracts %.3g times the "
+                       "weight; a smaller -wd fixes it", end, decay);
+    // (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 / beta2)), about 1, bounds an update otherwise
+    if (cfg->beta2 < square)
         return finding(f, "the loss %s: AdamW's updates have no bound with -beta2 below beta1^2; "
                        "a -beta2 above %.4g fixes it", end, square);
     return false;
@@ -485,9 +485,8 @@ static bool finds_flag(const Findings *f) {
 // The weight is the cost of a log Z that is one nat off.
 static bool finds_z_loss(const Findings *f) {
     return f->cfg->z_loss > f->initial &&
-           finding(f, "a z-loss of weight %g, more than the initial loss, holds log Z at %.2g, and "
-                   "little else counts: a smaller -z_loss fixes it", f->cfg->z_loss,
-                   csv_last(f->log, "log_z"));
+           finding(f, "a z-loss of weight %g outweighs the loss itself (log Z is %.2g): a smaller "
+                   "-z_loss fixes it", f->cfg->z_loss, csv_last(f->log, "log_z"));
 }
 
 static bool finds_infinity(const Findings *f) {
@@ -500,8 +499,8 @@ static bool finds_infinity(const Findings *f) {
 static bool finds_memory(const Findings *f) {
     return f->best < f->initial && f->final > f->best + 0.5 && f->train < f->best - 0.5 &&
            finding(f, "the validation loss rose from %.2f to %.2f while the training loss fell to "
-                   "%.2f, since the model has learned its data by heart: fewer -steps or more "
-                   "-data fixes it", f->best, f->final, f->train);
+                   "%.2f, as the model has memorized its data: fewer -steps or more -data fixes "
+                   "it", f->best, f->final, f->train);
 }
 
 // A matrix starts with an RMS of 1/sqrt(columns). Training makes those of the layers grow, some
@@ -510,16 +509,16 @@ static bool finds_decay(const Findings *f) {
     Parameter table[NUM_KINDS];
     char name[64];
     int first = f->cfg->layers ? C_ATTN : WTE;
-    double rms = NAN, most = f->cfg->wd > 0 ? 0 : INFINITY;
+    double rms = NAN;
+    if (f->cfg->wd == 0) return false;
     parameter_table(f->cfg, 1, table);
     for (int k = LM_HEAD - 1; k >= first; k--) {    // c_attn, or wte, comes last
-        if (table[k].role == NORM) continue;
+        if (table[k].role == NORM || !table[k].copies) continue;
         snprintf(name, sizeof name, "param_rms_%s", table[k].kind);
         rms = csv_value(f->log, f->last, name);
-        most = fmax(most, rms * sqrt(table[k].cols));
+        if (!(rms * sqrt(table[k].cols) < 0.3)) return false;    // NAN too
     }
-    return most < 0.3 &&
-           finding(f, "the weights have decayed, each matrix to less than 0.3 of its initial RMS "
+    return finding(f, "the weights have decayed, each matrix to less than 0.3 of its initial RMS "
                    "(%s to %.2g, from %.2g): a smaller -wd fixes it", table[first].kind, rms,
                    1 / sqrt(table[first].cols));
 }
@@ -529,7 +528,7 @@ static bool finds_decay(const Findings *f) {
 static bool finds_logits(const Findings *f) {
     char name[64];
     int layers = f->cfg->layers;
-    if (f->cfg->kappa > 0 || f->cfg->attention != ATTENTION_SOFTMAX ||
+    if (!(f->logit > 100) || f->cfg->kappa > 0 || f->cfg->attention != ATTENTION_SOFTMAX ||
         !strcmp(f->cfg->data, "bigram"))
         return false;
     for (int row = 0; row <= f->last; row++)
@@ -545,7 +544,7 @@ static bool finds_logits(const Findings *f) {
 }
 
 // AdamW divides by the root of the mean square gradient, plus epsilon. Norms, whose gradients may
-// be small, are too few values to matter. If logits are past 100, that is why gradients vanish.
+// be small, have too few values to matter. Attention logits past 100 make gradients vanish too.
 static bool finds_epsilon(const Findings *f) {
     Parameter table[NUM_KINDS];
     char name[64];
@@ -557,7 +556,7 @@ static bool finds_epsilon(const Findings *f) {
         double rms = csv_value(f->log, f->last, name);
         if (table[k].role == NORM || !(rms * scale < 0.1 * eps) || f->logit > 100) continue;
         snprintf(name, sizeof name, "update_rms_%s", table[k].kind);
-        return finding(f, "the updates of %s are small (RMS %.2g, before the learning rate) since "
+        return finding(f, "the updates of %s are small (RMS %.2g, before the learning rate) as "
                        "the RMS of its %sgradient, %.2g, is below a tenth of epsilon, %g: a %s "
                        "fixes it", table[k].kind, csv_value(f->log, f->last, name),
                        scale < 1 ? "clipped " : "", rms * scale, eps,
@@ -580,8 +579,8 @@ static bool finds_spike(const Findings *f) {
     for (int row = 1; row <= f->last; row++) {
         double loss = csv_value(f->log, row, "train_loss"), step = csv_value(f->log, row, "step");
         if (loss > f->initial + noise)
-            return finding(f, "the training loss rose from %.2f to %.2f at step %.0f: a %s fixes it",
-                           f->initial, loss, step,
+            return finding(f, "the training loss rose from %.2f to %.2f at step %.0f: a %s fixes "
+                           "it", f->initial, loss, step,
                            f->cfg->beta2 < f->cfg->beta1 * f->cfg->beta1 ? "larger -beta2" :
                            step <= 0.1 * f->cfg->steps ? "lower -lr or a longer -warmup" :
                            "lower -lr");
@@ -594,8 +593,8 @@ static bool finds_spike(const Findings *f) {
 static bool finds_rounding(const Findings *f) {
     double log_z = csv_last(f->log, "log_z");
     return (f->cfg->bf16_logits || BF16_LOGITS) && fabs(log_z) > 128 &&
-           finding(f, "mean log Z drifted to %.4g, where bfloat16 rounds logits to multiples of %g: "
-                   "%s fixes it", log_z, exp2(floor(log2(fabs(log_z))) - 7),
+           finding(f, "mean log Z drifted to %.4g, where bfloat16 rounds logits to multiples of "
+                   "%g: %s fixes it", log_z, exp2(floor(log2(fabs(log_z))) - 7),
                    f->cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
 }
 

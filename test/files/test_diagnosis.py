@@ -91,13 +91,13 @@ WRONG = {
     ),
     "decay by more than the weights": (
         dict(wd=3),
-        "the loss was not finite: weight decay takes 3 times each weight at a step; a smaller -wd"
-        " fixes it",
+        "the loss was not finite: each step of weight decay subtracts 3 times the weight; a smaller"
+        " -wd fixes it",
         dict(wd="1e-4"),
     ),
     "epsilon": (
         dict(eps=1),
-        r"the updates of wte are small \(RMS .*, before the learning rate\) since the RMS of its"
+        r"the updates of wte are small \(RMS .*, before the learning rate\) as the RMS of its"
         " .*gradient, .*, is below a tenth of epsilon, 1: a smaller -eps fixes it",
         dict(eps="1e-8"),
     ),
@@ -165,13 +165,13 @@ WRONG = {
     ),
     "z-loss": (
         dict(z_loss=10),
-        "a z-loss of weight 10, more than the initial loss, holds log Z at .*: a smaller -z_loss"
+        r"a z-loss of weight 10 outweighs the loss itself \(log Z is \S+\): a smaller -z_loss"
         " fixes it",
         dict(z_loss="1e-4"),
     ),
     "z-loss without descent": (
         dict(z_loss="1e30"),
-        r"a z-loss of weight 1e\+30, more than .*: a smaller -z_loss fixes it",
+        r"a z-loss of weight 1e\+30 outweighs .*: a smaller -z_loss fixes it",
         dict(z_loss="1e-4"),
     ),
     "no warm-up": (
@@ -188,8 +188,8 @@ WRONG = {
     "memory": (
         lambda home: noise(home, steps=600, eval_every=100, T=16),
         r"the validation loss rose from (?P<best>\S+) to (?P<val_loss>\S+) while the training loss"
-        r" fell to (?P<train_loss>[^,]+), since the model has learned its data by heart: fewer"
-        " -steps or more -data fixes it",
+        r" fell to (?P<train_loss>[^,]+), as the model has memorized its data: fewer -steps or"
+        " more -data fixes it",
         dict(steps=100, eval_every=100),
     ),
 }
