@@ -344,9 +344,10 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
 def test_a_flag_without_effect_is_named(folder, arguments, says):
     """In one line each, and the command goes on."""
     fresh = not {"-resume", "-sample"} & set(words(arguments))
-    result = program(*words({**TINY, "steps": 2} if fresh else {}), *words(arguments), cwd=folder)
+    flags = words({**TINY, "steps": 2} if fresh else {}) + words(arguments)
+    result = program(*flags, cwd=folder, text=False)
     assert result.returncode == 0, result.stderr
-    assert result.stderr.splitlines() == [f"{NAME}: note: {line}" for line in says]
+    assert result.stderr.decode().splitlines() == [f"{NAME}: note: {line}" for line in says]
 
 
 @pytest.mark.parametrize(
