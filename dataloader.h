@@ -459,11 +459,11 @@ static const char *volatile reading = "";    // the file of the last token looke
 // write and _exit, but not die.
 static void on_bus_error(int number) {
     const char *const parts[] = {
-        "train_gpt: ", reading, ": cannot be read any more: was it cut short meanwhile? "
+        program_name(), ": ", reading, ": cannot be read any more: was it cut short meanwhile? "
         "The last checkpoint, if any, is intact\n"
     };
     (void)number;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         if (write(STDERR_FILENO, parts[i], strlen(parts[i])) < 0) break;
     _exit(FAILED);
 }

@@ -89,7 +89,8 @@ HANDLING = """micro_batch resume eval sample prompt tokenizer temperature out ev
 # Section 2.2: the learning rates of LR sensitivity; and all half-decades, for windows of seven
 PAPER_RATES = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 HALF_DECADES = [float(f"{mantissa}e{exponent}") for exponent in range(-7, 3) for mantissa in (1, 3)]
-LOGIT_LIMIT, LOG_Z_LIMIT = 100, -5  # the trainer's diagnosis warns past these
+# the trainer's diagnosis warns past these: of log Z if logits are rounded, of gradients / epsilon
+LOGIT_LIMIT, LOG_Z_LIMIT, EPS_LIMIT = 100, -128, 0.1
 QUADRATIC = "a + b x + c x^2, for each LR"  # the paper's form (section 3.3)
 EARLY_LIMIT = 7  # of a logit at 2% of the steps: the runs of predict_logits end worse past it
 
@@ -958,7 +959,7 @@ def draw_log(logs, eps):
             table = log.melt("step", list(names), "line", "y").rename(columns={"step": "x"})
             table = table.assign(line=table.line.map(names), cross=False)
             looks = looks_of((), list(names.values()), sequence) | looks
-            at = eps.get(run) if limit == "eps" else limit
+            at = EPS_LIMIT * eps.get(run, 0) if limit == "eps" else limit
             marks = []
             if at is not None and table.y.min() <= at <= table.y.max():
                 marks = [(at, "limit of the diagnosis")]

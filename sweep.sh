@@ -571,7 +571,7 @@ check() {
     while IFS=$'\t' read -r _ flags; do
         eval "words=($flags)"
         word=$("$trainer" "${words[@]}" -resume -out /dev/null/none 2>&1 </dev/null)
-        [ $? -ne 2 ] || die 2 "$word"
+        [ $? -ne 2 ] || die 2 "$(tail -n 1 <<<"$word")"    # after notes
     done < <(planned 12 | awk '{ for (i = 3; i <= NF; i++) new += !seen[$(i - 1), $i]++ }
         new { print; new = 0 }'; planned 1 | tail -n 1)
     if [ "$on" = local ]; then

@@ -44,11 +44,19 @@ enum { MAX_TEXT = 512 };    // bytes of a flag's value or of a path in a run's f
 
 enum { FAILED = 1, USAGE = 2 };    // exit status: a run failed; the command is wrong
 
+static const char *program = "./train_gpt";    // as the user called it: argv[0]
+
+// Without its folder, which messages begin with.
+static const char *program_name(void) {
+    const char *slash = strrchr(program, '/');
+    return slash ? slash + 1 : program;
+}
+
 __attribute__((format(printf, 2, 3), noreturn))
 static void die(int status, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    fputs("train_gpt: ", stderr);
+    fprintf(stderr, "%s: ", program_name());
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
     va_end(args);
@@ -70,8 +78,6 @@ static void format_text(char *out, size_t size, const char *format, ...) {
 // The terminal
 
 enum { TEXT_WIDTH = 80 };    // columns of everything printed that does not depend on the terminal
-
-static const char *program = "./train_gpt";    // as the user called it: argv[0]
 
 // The rows and columns of the terminal; 24 and 80 if stdout is none, or does not know.
 static struct winsize terminal_size(void) {

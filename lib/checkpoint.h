@@ -560,12 +560,12 @@ static void config_init(Config *cfg, const char *given[NUM_FLAGS]) {
 static void config_parse(Config *cfg, int argc, char **argv) {
     const char *given[NUM_FLAGS];
     flags_parse(cfg, given, argc, argv);
-    if (uses_saved(cfg)) {
-        config_load(cfg, given);
-        return;
+    if (uses_saved(cfg)) config_load(cfg, given);
+    else {
+        if (*cfg->init) config_init(cfg, given);
+        config_finish(cfg, NULL);
     }
-    if (*cfg->init) config_init(cfg, given);
-    config_finish(cfg, NULL);
+    say_no_effect(cfg, given);
 }
 
 #endif

@@ -4,6 +4,14 @@
 
 #include "../gpt.h"    // Config, FLAGS; die, format_text
 
+// Whether the program rounds output logits to bfloat16 whatever -bf16_logits says: train_gpt_cu,
+// unless it is built in fp32
+#if (defined(__CUDACC__) || defined(CUDA_EMU)) && !defined(FP32)
+enum { BF16_LOGITS = 1 };
+#else
+enum { BF16_LOGITS = 0 };
+#endif
+
 enum { MAX_RUNS = 64, MAX_RATE = 16 };    // learning rates of a sweep; bytes of one as text
 
 // Dies because of a wrong value. file: the checkpoint that holds it; NULL: the command line.
@@ -309,6 +317,32 @@ static void flags_parse(Config *cfg, const char *given[NUM_FLAGS], int argc, cha
         die(USAGE, "-resume: continues a single run, such as -resume -out %s; sweep.sh continues "
             "whole sweeps", shell_word(path));
     }
+}
+
+// Says on stderr which of the flags given have no effect beside the others.
+static void say_no_effect(const Config *cfg, const char *given[NUM_FLAGS]) {
+    bool standard = cfg->mu_param == MU_SIMPLE || cfg->mu_param == MU_INTERMEDIATE;
+    bool no_layers = cfg->layers == 0;
+    const struct { const char *flag; bool idle; const char *why; } rows[] = {
+        {"mu_param", standard && cfg->d == cfg->base_d, "where -d is -base_d"},
+        {"base_d", cfg->mu_param == MU_OFF, "without -mu_param"},
+        {"scale", cfg->mu_param == MU_FULL, "with -mu_param full, which has d_h"},
+        {"wd_independent", cfg->wd == 0, "with -wd 0"},
+        {"min_lr", cfg->warmup == cfg->steps, "where warm-up takes all steps"},
+        {"bf16_logits", BF16_LOGITS, "in this program, which always rounds them"},
+        {"micro_batch", cfg->micro_batch >= cfg->batch, "unless it is less than -batch"},
+        {"heads", no_layers, "without layers"},
+        {"qk_norm", no_layers, "without layers"},
+        {"kappa", no_layers, "without layers"},
+        {"scale", no_layers, "without layers"},
+        {"attention", no_layers, "without layers"},
+        {"temperature", !cfg->sample, "without -sample"},
+        {"resume", cfg->sample > 0, "with -sample"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        if (rows[i].idle && given[flag_index(rows[i].flag)])
+            fprintf(stderr, "%s: note: -%s has no effect %s\n", program_name(), rows[i].flag,
+                    rows[i].why);
 }
 
 #endif

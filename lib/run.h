@@ -214,17 +214,13 @@ static double csv_last(const Csv *csv, const char *name) {
     return csv_cell(csv, row, column);
 }
 
-// The largest attention logit of any layer, 0 if there is none, and the name of its column.
-static double max_attn_logit(const Csv *log, int layers, char column[64]) {
+// The largest attention logit of any layer, 0 if there is none.
+static double max_attn_logit(const Csv *log, int layers) {
     double most = 0;
-    *column = 0;
     for (int l = 0; l < layers; l++) {
         char name[64];
         snprintf(name, sizeof name, "max_attn_logit_%d", l);
-        double largest = csv_extreme(log, name, 1);
-        if (!(largest > most)) continue;
-        most = largest;
-        strcpy(column, name);
+        most = fmax(most, csv_extreme(log, name, 1));    // fmax ignores NAN
     }
     return most;
 }
@@ -502,7 +498,6 @@ static void summary_write(const Config *cfg, const Summary *runs, int n) {
 static Summary run_summary(const Run *run, int step) {
     const Config *cfg = run->cfg;
     Summary s;
-    char column[64];
     Csv log = csv_read(cfg);
     s.cfg = *cfg;
     s.threads = run->threads;
@@ -514,7 +509,7 @@ static Summary run_summary(const Run *run, int step) {
     s.final_loss = run->diverged_step ? NAN : csv_last(&log, "val_loss");
     s.entropy_floor = run->entropy_floor;
     s.diverged_step = run->diverged_step;
-    s.max_attn_logit = max_attn_logit(&log, cfg->layers, column);
+    s.max_attn_logit = max_attn_logit(&log, cfg->layers);
     s.log_z = csv_last(&log, "log_z");
     s.grad_norm = csv_last(&log, "grad_norm");
     s.seconds = run_seconds(run);
@@ -540,78 +535,193 @@ static void eval_print(const Config *cfg, const State *state, double loss, int64
 }
 
 // ---------------------------------------------------------------------------
-// The diagnosis: signs of trouble in the log, and the flag that fixes each
+// The diagnosis: what went wrong, as the log shows it, and the flag that fixes it
 
-// Prints a sentence for each sign, after the prefix. Returns their number.
-static int diagnose(const Config *cfg, const char *prefix) {
-    Csv log = csv_read(cfg);
-    int found = 0, row = 0, last = log.rows - 1;
+// A finished run and its log. Each rule below returns whether its sign is in the log, and then
+// writes a sentence.
+typedef struct {
+    const Config *cfg;
+    const Csv *log;
+    int last;                       // the last row of the log
+    double initial, best, final;    // validation losses; final: infinite if the run diverged
+    double train;                   // the last training loss
+    double logit;                   // the largest attention logit
+    char *out;                      // the sentence (MAX_TEXT)
+} Findings;
+
+static bool finding(const Findings *f, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+static bool finding(const Findings *f, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    vsnprintf(f->out, MAX_TEXT, format, args);
+    va_end(args);
+    return true;
+}
+
+// A final loss that is infinite or above the initial one, with a flag that prevents any other at
+// all learning rates.
+static bool finds_flag(const Findings *f) {
+    const Config *cfg = f->cfg;
+    double decay = cfg->wd * (cfg->wd_independent ? 1 : cfg->lr), square = cfg->beta1 * cfg->beta1;
+    if (f->final < f->initial) return false;
+    const char *end = isfinite(f->final) ? "did not fall" : "was not finite";
+    if (cfg->kappa > 1e4)    // the most that the paper tries
+        return finding(f, "the loss %s with attention logits near -kappa %g: a smaller -kappa "
+                       "fixes it", end, cfg->kappa);
+    if (decay > 1)           // each step turns the signs of the weights; above 2 they also grow
+        return finding(f, "the loss %s: each step of weight decay subtracts %.3g times the "
+                       "weight; a smaller -wd fixes it", end, decay);
+    // (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 / beta2)), about 1, bounds an update otherwise
+    if (cfg->beta2 < square)
+        return finding(f, "the loss %s: AdamW's updates have no bound with -beta2 below beta1^2; "
+                       "a -beta2 above %.4g fixes it", end, square);
+    return false;
+}
+
+// The weight is the cost of a log Z that is one nat off.
+static bool finds_z_loss(const Findings *f) {
+    return f->cfg->z_loss > f->initial &&
+           finding(f, "a z-loss of weight %g outweighs the loss itself (log Z is %.2g): a smaller "
+                   "-z_loss fixes it", f->cfg->z_loss, csv_last(f->log, "log_z"));
+}
+
+static bool finds_infinity(const Findings *f) {
+    return !isfinite(f->final) &&
+           finding(f, "the loss was not finite at step %.0f: a lower -lr fixes it",
+                   csv_value(f->log, f->last, "step"));
+}
+
+// Half a nat each way is more than the noise of a batch.
+static bool finds_memory(const Findings *f) {
+    return f->best < f->initial && f->final > f->best + 0.5 && f->train < f->best - 0.5 &&
+           finding(f, "the validation loss rose from %.2f to %.2f while the training loss fell to "
+                   "%.2f, as the model has memorized its data: fewer -steps or more -data fixes "
+                   "it", f->best, f->final, f->train);
+}
+
+// A matrix starts with an RMS of 1/sqrt(columns). Training makes those of the layers grow, some
+// more than others, unless the decay is faster. Without layers there is the embedding.
+static bool finds_decay(const Findings *f) {
+    Parameter table[NUM_KINDS];
     char name[64];
-
-    double most = max_attn_logit(&log, cfg->layers, name);
-    if (most > 100 && cfg->kappa == 0) {
-        while (!(csv_value(&log, row, name) > 100)) row++;
-        print_sentence("%sattention logits grew past 100 in layer %s (the first is 0) from step "
-                       "%.0f on, up to %.3g: %s fixes it%s", prefix, strrchr(name, '_') + 1,
-                       csv_value(&log, row, "step"), most,
-                       cfg->qk_norm ? "a lower -lr" : "-qk_norm 1",
-                       cfg->qk_norm ? " (-qk_norm is on)" : "");
-        found++;
+    int first = f->cfg->layers ? C_ATTN : WTE;
+    double rms = NAN;
+    if (f->cfg->wd == 0) return false;
+    parameter_table(f->cfg, 1, table);
+    for (int k = LM_HEAD - 1; k >= first; k--) {    // c_attn, or wte, comes last
+        if (table[k].role == NORM || !table[k].copies) continue;
+        snprintf(name, sizeof name, "param_rms_%s", table[k].kind);
+        rms = csv_value(f->log, f->last, name);
+        if (!(rms * sqrt(table[k].cols) < 0.3)) return false;    // NAN too
     }
+    return finding(f, "the weights have decayed, each matrix to less than 0.3 of its initial RMS "
+                   "(%s to %.2g, from %.2g): a smaller -wd fixes it", table[first].kind, rms,
+                   1 / sqrt(table[first].cols));
+}
 
-    double norm = csv_extreme(&log, "grad_norm", 1);
-    if (gradient_overflows(cfg, norm)) {
-        print_sentence("%sthe gradient's norm grew to %.2g, whose square a float does not hold: "
-                       "-clip 1 fixes it", prefix, norm);
-        found++;
-    }
+static bool finds_overflow(const Findings *f) {
+    double norm = csv_extreme(f->log, "grad_norm", 1);
+    return gradient_overflows(f->cfg, norm) &&
+           finding(f, "the gradient's norm grew to %.2g, whose square a float does not hold: -clip 1 "
+                   "fixes it", norm);
+}
 
-    double lowest = csv_extreme(&log, "log_z", -1);
-    if (lowest < -5) {
-        print_sentence("%smean log Z fell to %.3g: %s fixes it", prefix, lowest,
-                       cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
-        found++;
-    }
+// Past 100 softmax looks at one token only. -kappa sets the logits; relu2 does not saturate; and
+// bigrams need no attention.
+static bool finds_logits(const Findings *f) {
+    char name[64];
+    int layers = f->cfg->layers;
+    if (!(f->logit > 100) || f->cfg->kappa > 0 || f->cfg->attention != ATTENTION_SOFTMAX ||
+        !strcmp(f->cfg->data, "bigram"))
+        return false;
+    for (int row = 0; row <= f->last; row++)
+        for (int l = 0; l < layers; l++) {
+            snprintf(name, sizeof name, "max_attn_logit_%d", l);
+            if (csv_value(f->log, row, name) > 100)
+                return finding(f, "attention logits grew past 100, first in layer %d of %d (%s) at "
+                               "step %.0f, up to %.3g: %s fixes it", l + 1, layers, name,
+                               csv_value(f->log, row, "step"), f->logit,
+                               f->cfg->qk_norm ? "a lower -lr" : "-qk_norm 1");
+        }
+    return false;
+}
 
-    for (int j = 0; j < log.cols; j++) {    // AdamW's epsilon
-        const char *update = log.names[j], *kind = update + strlen("update_rms_");
-        if (strncmp(update, "update_rms_", strlen("update_rms_"))) continue;
-        snprintf(name, sizeof name, "grad_rms_%.40s", kind);
-        double before = csv_extreme(&log, update, 1), after = csv_value(&log, last, update);
-        double rms = csv_value(&log, last, name);
-        if (!(after < 0.3 * before && rms < 10 * cfg->eps)) continue;
-        print_sentence("%sthe update of %s collapsed to %.2g (RMS, from %.2g) while its gradient's "
-                       "RMS, %.2g, met epsilon %.2g: a smaller -eps fixes it",
-                       prefix, kind, after, before, rms, cfg->eps);
-        found++;
-        break;
+// AdamW divides by the root of the mean square gradient, plus epsilon. Norms, whose gradients may
+// be small, have too few values to matter. Attention logits past 100 make gradients vanish too.
+static bool finds_epsilon(const Findings *f) {
+    Parameter table[NUM_KINDS];
+    char name[64];
+    double norm = csv_value(f->log, f->last, "grad_norm"), eps = f->cfg->eps;
+    double scale = f->cfg->clip > 0 && norm > f->cfg->clip ? f->cfg->clip / norm : 1;
+    parameter_table(f->cfg, 1, table);
+    for (int k = 0; k < NUM_KINDS; k++) {
+        snprintf(name, sizeof name, "grad_rms_%s", table[k].kind);
+        double rms = csv_value(f->log, f->last, name);
+        if (table[k].role == NORM || !(rms * scale < 0.1 * eps) || f->logit > 100) continue;
+        snprintf(name, sizeof name, "update_rms_%s", table[k].kind);
+        return finding(f, "the updates of %s are small (RMS %.2g, before the learning rate) as "
+                       "the RMS of its %sgradient, %.2g, is below a tenth of epsilon, %g: a %s "
+                       "fixes it", table[k].kind, csv_value(f->log, f->last, name),
+                       scale < 1 ? "clipped " : "", rms * scale, eps,
+                       rms < 0.1 * eps ? "smaller -eps" : "larger -clip");
     }
+    return false;
+}
 
-    double least = INFINITY, loss;    // within warm-up
-    for (row = 0; row < log.rows && csv_value(&log, row, "step") <= cfg->warmup; row++) {
-        loss = csv_value(&log, row, "train_loss");
-        least = fmin(least, loss);    // fmin ignores NAN
-        if (!(loss > least + 0.5)) continue;
-        print_sentence("%sthe loss spiked from %.2f to %.2f at step %.0f, within warm-up: a longer "
-                       "-warmup or a lower -lr fixes it", prefix, least, loss,
-                       csv_value(&log, row, "step"));
-        found++;
-        break;
-    }
+static bool finds_no_descent(const Findings *f) {
+    return !(f->final < f->initial) &&
+           finding(f, "the final validation loss, %.3f, is not below the initial %.3f: a %s -lr "
+                   "fixes it", f->final, f->initial,
+                   f->final < f->initial + 0.01 ? "higher" : "lower");
+}
 
-    double first = csv_value(&log, 0, "val_loss");
-    if (last > 0 && (!isfinite(csv_value(&log, last, "train_loss")) ||
-                     isinf(csv_value(&log, last, "val_loss")))) {
-        print_sentence("%sthe loss was not finite at step %.0f: a lower -lr fixes it", prefix,
-                       csv_value(&log, last, "step"));
-        found++;
-    } else if (last > 0 && !(csv_last(&log, "val_loss") < first)) {
-        print_sentence("%sthe final loss is not below the initial %.3f: a lower -lr fixes it",
-                       prefix, first);
-        found++;
+// The losses of tokens differ by about 2 nats: the second term is five standard errors of the mean
+// of a batch.
+static bool finds_spike(const Findings *f) {
+    double noise = 0.5 + 10 / sqrt((double)f->cfg->batch * f->cfg->T);
+    for (int row = 1; row <= f->last; row++) {
+        double loss = csv_value(f->log, row, "train_loss"), step = csv_value(f->log, row, "step");
+        if (loss > f->initial + noise)
+            return finding(f, "the training loss rose from %.2f to %.2f at step %.0f: a %s fixes "
+                           "it", f->initial, loss, step,
+                           f->cfg->beta2 < f->cfg->beta1 * f->cfg->beta1 ? "larger -beta2" :
+                           step <= 0.1 * f->cfg->steps ? "lower -lr or a longer -warmup" :
+                           "lower -lr");
     }
+    return false;
+}
+
+// In bfloat16, with its 8 bits, logits from 128 to 256 are whole numbers. In float a shift of all
+// logits costs nothing.
+static bool finds_rounding(const Findings *f) {
+    double log_z = csv_last(f->log, "log_z");
+    return (f->cfg->bf16_logits || BF16_LOGITS) && fabs(log_z) > 128 &&
+           finding(f, "mean log Z drifted to %.4g, where bfloat16 rounds logits to multiples of "
+                   "%g: %s fixes it", log_z, exp2(floor(log2(fabs(log_z))) - 7),
+                   f->cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
+}
+
+// Prints the first of these signs that the log shows, after the prefix, and nothing if the loss is
+// within 0.05 nats of its floor: the entropy of the language, or 0. Returns whether it does.
+static bool diagnose(const Summary *s, const char *prefix) {
+    static bool (*const rules[])(const Findings *) = {
+        finds_flag, finds_z_loss, finds_overflow, finds_infinity, finds_memory, finds_decay,
+        finds_logits, finds_epsilon, finds_no_descent, finds_spike, finds_rounding,
+    };
+    enum { NUM_RULES = sizeof rules / sizeof rules[0] };
+    char text[MAX_TEXT];
+    Csv log = csv_read(&s->cfg);
+    int last = log.rows - 1, rule = 0;
+    Findings f = {&s->cfg, &log, last, s->initial_loss, s->best_loss,
+                  s->diverged_step ? INFINITY : s->final_loss,
+                  csv_value(&log, last, "train_loss"), s->max_attn_logit, text};
+    bool trained = last > 0 && !(f.final < fmax(s->entropy_floor, 0) + 0.05);
+    while (trained && rule < NUM_RULES && !rules[rule](&f)) rule++;
     csv_free(&log);
-    return found;
+    if (!trained || rule == NUM_RULES) return false;
+    print_sentence("%s%s", prefix, text);
+    return true;
 }
 
 // Ends a run that is finished, has diverged or was stopped by a signal. Returns the exit status.
@@ -631,7 +741,7 @@ static int run_end(Run *run, int step) {
         if (run->progress) run->progress->summary = summary;
         else {
             printf("\nwrote log.csv, summary.csv and model.safetensors to\n%s\n", cfg->out);
-            diagnose(cfg, "diagnosis: ");
+            diagnose(&summary, "diagnosis: ");
         }
     }
     if (fclose(run->log)) log_fail(cfg);

@@ -94,7 +94,7 @@ static void sweep_report(const Config *cfg, const Summary *runs, int n) {
     for (int i = 0; i < n; i++) {
         char prefix[64];
         snprintf(prefix, sizeof prefix, "diagnosis: lr %.15s: ", runs[i].cfg.lr_text);
-        found += diagnose(&runs[i].cfg, prefix);
+        found += diagnose(&runs[i], prefix);
     }
     if (!found) printf("diagnosis: nothing went wrong\n");
 }
@@ -154,7 +154,7 @@ static bool sweep_ended(pid_t pid, const char *lr, Progress *progress) {
     if (waitpid(pid, &status, WNOHANG) != pid) return false;
     progress->state = status == 0 ? DONE : WEXITSTATUS(status) > 128 ? STOPPED : BROKEN;
     if (WIFSIGNALED(status))
-        fprintf(stderr, "train_gpt: the run at -lr %s was killed by signal %d\n", lr,
+        fprintf(stderr, "%s: the run at -lr %s was killed by signal %d\n", program_name(), lr,
                 WTERMSIG(status));
     return true;
 }

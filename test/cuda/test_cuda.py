@@ -640,7 +640,7 @@ def test_shapes_it_does_not_take(shape, lr, program, tmp_path):
     """A width or heads of no multiple of 8 channels, a width above 8192, or heads above 128: one
     line that names the trainer which takes them, before any file is touched."""
     said = run(program, status=None, cwd=tmp_path, **{**TINY, "steps": 2, **shape, "lr": lr})
-    assert re.fullmatch(r"train_gpt: -d .*\./train_gpt\b.*\n", said), said
+    assert re.fullmatch(rf"{program.name}: -d .*\./train_gpt\b.*\n", said), said
     assert not list(tmp_path.iterdir())
 
 
@@ -651,8 +651,24 @@ def test_flags_it_does_not_have(words, lr, program, tmp_path):
     value = "3" if words == "-kappa" else ()
     flags = {**TINY, "steps": 2, "lr": lr}
     said = run(program, "-qk_norm", 0, *words.split(), *value, status=2, cwd=tmp_path, **flags)
-    assert said == f"train_gpt: {words}: train_gpt_cu does not have it; ./train_gpt does\n"
+    says = "train_gpt_cu does not have it; ./train_gpt does"
+    assert said == f"{program.name}: {words}: {says}\n"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_flags_without_effect(precision, programs, tmp_path):
+    """-bf16_logits, where logits are bf16 anyway, and micro-batches that are the whole batch."""
+    path = programs[precision]
+    flags = {**TINY, "steps": 1, "warmup": 0, "out": "x", "bf16_logits": 1}
+    flags["micro_batch"] = flags.get("batch", 16)
+    command = [str(x) for name, value in flags.items() for x in ("-" + name, value)]
+    result = subprocess.run([path, *command], cwd=tmp_path, capture_output=True, text=True)
+    said = [f"{path.name}: note: -micro_batch has no effect unless it is less than -batch"]
+    if precision == "bf16":
+        words = "-bf16_logits has no effect in this program, which always rounds them"
+        said = [f"{path.name}: note: {words}", *said]
+    assert (result.returncode, result.stderr.splitlines()) == (0, said)
 
 
 @pytest.mark.skipif(GPU, reason="a real GPU cannot be told to fail")
@@ -694,9 +710,7 @@ def test_no_gpu(settings, words, wanted, program, tmp_path):
     """One line that says what is missing and what to do, before any file is touched."""
     flags = {**TINY, "steps": 2, **dict(zip(words[::2], words[1::2]))}
     said = run(program, status=1, cwd=tmp_path, settings=settings, **flags)
-    assert re.search(wanted, said) and said.count("\n") == 1 and said.startswith("train_gpt: "), (
-        said
-    )
+    assert re.fullmatch(rf"{program.name}: .*{wanted}.*\n", said), said
     assert not list(tmp_path.iterdir())
 
 
@@ -719,10 +733,8 @@ def test_every_call_is_checked(program, tmp_path):
         )
         if result.returncode == 0:  # fewer than n calls in the whole run
             break
-        assert result.returncode == 1 and re.fullmatch("train_gpt: .*\n", result.stderr), (
-            n,
-            result.stderr,
-        )
+        assert result.returncode == 1, n
+        assert re.fullmatch(f"{program.name}: .*\n", result.stderr), (n, result.stderr)
         failed += 1
     assert 65 < failed < len(numbers), failed
 

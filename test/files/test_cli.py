@@ -20,6 +20,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 PROGRAM = os.environ.get("TRAIN_GPT", str(REPO / "train_gpt"))
+NAME = Path(PROGRAM).name  # messages begin with it
 TINY = dict(lr="1e-2", d=16, layers=1, heads=2, T=8, batch=2, steps=30, eval_tokens=64)
 
 
@@ -94,7 +95,7 @@ def assert_refused(folder, arguments, status, says):
     result = program(*words(arguments), cwd=folder)
     assert result.returncode == status, (result.returncode, result.stdout, result.stderr)
     assert (
-        result.stderr.startswith("train_gpt: ")
+        result.stderr.startswith(f"{NAME}: ")
         and result.stderr.count("\n") == 1
         and result.stderr.endswith("\n")
     )
@@ -321,6 +322,55 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
 @pytest.mark.parametrize(
     "arguments, says",
     [
+        ("-mu_param simple -base_d 16", ["-mu_param has no effect where -d is -base_d"]),
+        ("-mu_param intermediate -base_d 16", ["-mu_param has no effect where -d is -base_d"]),
+        ("-mu_param full -base_d 16", []),
+        ("-mu_param simple -base_d 8", []),
+        ("-mu_param simple", []),
+        ("-base_d 32", ["-base_d has no effect without -mu_param"]),
+        ("-base_d 8 -mu_param off", ["-base_d has no effect without -mu_param"]),
+        (
+            "-mu_param full -scale sqrt",
+            ["-scale has no effect with -mu_param full, which has d_h"],
+        ),
+        ("-mu_param simple -base_d 8 -scale d_h", []),
+        ("-wd 0 -wd_independent 0", ["-wd_independent has no effect with -wd 0"]),
+        ("-wd_independent 0", []),
+        ("-warmup 100% -min_lr 1e-3", ["-min_lr has no effect where warm-up takes all steps"]),
+        ("-min_lr 1e-3", []),
+        ("-bf16_logits 1", []),
+        (
+            "-layers 0 -heads 1 -qk_norm 0 -kappa 3 -scale d_h -attention relu2",
+            [
+                f"-{name} has no effect without layers"
+                for name in "heads qk_norm kappa scale attention".split()
+            ],
+        ),
+        ("-temperature 0.5", ["-temperature has no effect without -sample"]),
+        ("-sample 3 -temperature 0.5 -out run", []),
+        ("-sample 3 -resume -out run", ["-resume has no effect with -sample"]),
+        ("-resume -steps 3 -out run", []),
+        (
+            "-lr 1e-3,1e-2 -base_d 32 -temperature 2",
+            [
+                "-base_d has no effect without -mu_param",
+                "-temperature has no effect without -sample",
+            ],
+        ),
+    ],
+)
+def test_a_flag_without_effect_is_named(folder, arguments, says):
+    """In one line each, and the command goes on."""
+    fresh = not {"-resume", "-sample"} & set(words(arguments))
+    flags = words({**TINY, "steps": 2} if fresh else {}) + words(arguments)
+    result = program(*flags, cwd=folder, text=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.decode().splitlines() == [f"{NAME}: note: {line}" for line in says]
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
         ("-data nothing.txt", "nothing.txt | No such file"),
         ("-data .", ".: is a directory"),
         ("-data book.txt -val nothing.txt", "nothing.txt"),
@@ -404,7 +454,7 @@ def test_data_that_a_limit_denies(tmp_path):
         file.truncate(2**36)
     result = program("-data", "book.txt", "-out", "new", cwd=tmp_path, preexec_fn=little_memory)
     assert result.returncode == 1 and re.fullmatch(
-        r"train_gpt: book.txt: cannot map its 68719476736 bytes .*: give smaller files\n",
+        NAME + r": book.txt: cannot map its 68719476736 bytes .*: give smaller files\n",
         result.stderr,
     ), result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["book.txt"]

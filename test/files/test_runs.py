@@ -1,5 +1,4 @@
-"""Whole runs: what their files say, that interruptions and threads change no bit, the diagnosis and
-the sweep."""
+"""Whole runs: what their files say, that interruptions and threads change no bit, and the sweep."""
 
 import contextlib
 import os
@@ -593,7 +592,7 @@ def test_data_that_has_grown_since_the_checkpoint_is_noticed(tmp_path, kind):
 
 
 # ---------------------------------------------------------------------------
-# Runs that go wrong, and the diagnosis
+# Runs that go wrong
 
 
 @pytest.mark.parametrize("log_every", [1, 10])
@@ -619,7 +618,7 @@ def test_a_large_gradient_that_does_not_overflow_does_not_end_the_run(tmp_path, 
 
 def test_a_run_that_diverges_is_a_result(tmp_path):
     """Not a number at some step: exit status 0, and the step stands in the files, in the log and in
-    the diagnosis."""
+    the diagnosis (test_diagnosis.py)."""
     out = train(tmp_path / "x", lr="1e30", clip=0, qk_norm=0)
     row, rows = summary(tmp_path / "x"), log(tmp_path / "x")
     last = int(rows["step"][-1])
@@ -641,134 +640,6 @@ def test_a_run_that_diverges_at_a_validation(tmp_path):
     rows = log(tmp_path / "x")
     assert summary(tmp_path / "x")["diverged_step"] == "1" and rows["step"].tolist() == [0, 1]
     assert np.isfinite(rows["train_loss"][1]) and rows["val_loss"][1] == np.inf
-
-
-def diagnosis(out):
-    """Its sentences, each of which may take several lines."""
-    lines = out.replace("\n  ", " ").splitlines()
-    return [line.split("diagnosis: ")[1] for line in lines if line.startswith("diagnosis: ")]
-
-
-def edited_diagnosis(run, folder, cells):
-    """The diagnosis of a finished run in whose log these cells, (column, step): value, were
-    changed."""
-    shutil.copytree(run, folder)
-    lines = [line.split(",") for line in (folder / "log.csv").read_text().splitlines()]
-    for (column, step), value in cells.items():
-        next(line for line in lines[1:] if line[0] == str(step))[lines[0].index(column)] = (
-            f"{value:.9g}"
-        )
-    text = "".join(",".join(line) + "\n" for line in lines)
-    (folder / "log.csv").write_text(text)
-    save_file(
-        load_file(folder / MODEL),
-        folder / MODEL,
-        {**metadata(folder), "log_bytes": str(len(text))},
-    )
-    result = program("-resume", "-out", str(folder), cwd=folder.parent)
-    assert result.returncode == 0, result.stderr
-    return diagnosis(result.stdout)
-
-
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory):
-    """Runs of 30 steps, 10 of them warm-up, logged every 5, with and without the cures."""
-    home = tmp_path_factory.mktemp("healthy")
-    for name, flags in dict(cured={}, plain=dict(qk_norm=0, z_loss=0)).items():
-        assert diagnosis(train(home / name, layers=2, warmup=10, log_every=5, **flags)) == []
-    return home
-
-
-@pytest.mark.parametrize(
-    "run, cells, says",
-    [
-        ("cured", {}, None),
-        (
-            "cured",
-            {
-                ("max_attn_logit_1", 15): 250,
-                ("max_attn_logit_1", 20): 1e5,
-                ("max_attn_logit_0", 10): 300,
-            },
-            "past 100 | layer 1 (the first is 0) from step 15 on | 1e+05: a lower -lr",
-        ),
-        (
-            "plain",
-            {("max_attn_logit_0", 30): 1234},
-            "layer 0 (the first is 0) from step 30 on | up to 1.23e+03 | -qk_norm 1",
-        ),
-        ("plain", {("max_attn_logit_0", 30): 101}, "from step 30 on, up to 101: -qk_norm 1"),
-        ("plain", {("max_attn_logit_0", 30): 99}, None),
-        ("cured", {("log_z", 25): -7.5}, "log Z fell to -7.5 | a larger -z_loss"),
-        ("plain", {("log_z", 5): -60}, "log Z fell to -60 | -z_loss 1e-4"),
-        ("plain", {("log_z", 5): 60}, None),
-        ("plain", {("log_z", 5): -1}, None),
-        (
-            "cured",
-            {
-                ("update_rms_c_fc", 30): 1e-3,
-                ("update_rms_c_fc", 10): 0.5,
-                ("grad_rms_c_fc", 30): 2e-9,
-            },
-            "update of c_fc | 0.001 | from 0.5 | 2e-09 | epsilon 1e-08 | -eps",
-        ),
-        ("cured", {("update_rms_c_fc", 30): 1e-3, ("grad_rms_c_fc", 30): 1e-2}, None),
-        ("cured", {("grad_rms_c_fc", 30): 1e-9}, None),
-        (
-            "cured",
-            {("train_loss", 10): 9.25},
-            "spiked | to 9.25 at step 10 | within warm-up | -warmup",
-        ),
-        ("cured", {("train_loss", 15): 9.25}, None),
-        ("cured", {("val_loss", 30): 8}, "not below the initial | -lr"),
-        ("cured", {("train_loss", 30): float("inf")}, "not finite at step 30 | -lr"),
-    ],
-    ids=lambda x: str(x) if isinstance(x, dict) else "",
-)
-def test_diagnosis_says_what_the_log_shows_and_no_more(healthy, tmp_path, run, cells, says):
-    found = edited_diagnosis(healthy / run, tmp_path / "x", cells)
-    assert len(found) == bool(says), found
-    assert not says or [word for word in says.split(" | ") if word not in found[0]] == [], found
-
-
-@pytest.mark.parametrize(
-    "flags, says",
-    [
-        (
-            dict(qk_norm=0, lr=1, steps=100),
-            (
-                "attention logits grew past 100 in layer 0 .the first is 0. from step"
-                " (?P<step>\\d+) on, up to (?P<max_attn_logit_0>[^:]*): -qk_norm 1"
-            ),
-        ),
-        (
-            dict(eps=1, lr=30, steps=200),
-            (
-                "the update of wte collapsed to (?P<update_rms_wte>\\S+) .* RMS,"
-                " (?P<grad_rms_wte>[^,]+), met epsilon 1: a smaller -eps"
-            ),
-        ),
-    ],
-    ids=["qk_norm", "eps"],
-)
-def test_diagnosis_of_runs_that_go_wrong(tmp_path, flags, says):
-    lines = diagnosis(train(tmp_path / "x", **flags))
-    (match,) = filter(None, (re.match(says, line) for line in lines))
-    rows = log(tmp_path / "x")
-    for name, value in match.groupdict().items():
-        if name == "step":
-            assert float(value) == rows["step"][np.flatnonzero(rows["max_attn_logit_0"] > 100)[0]]
-        else:
-            assert float(value) == pytest.approx(
-                np.nanmax(rows[name]) if "logit" in name else rows[name][-1], rel=0.05
-            ), name
-
-
-def test_diagnosis_of_logits_that_kappa_sets(tmp_path):
-    """They are past 100 by the flag's word: nothing went wrong."""
-    folder = tmp_path / "x"
-    assert not diagnosis(train(folder, qk_norm=0, kappa=1000, lr="1e-3", steps=20))
-    assert log(folder)["max_attn_logit_0"][-1] > 1000
 
 
 # ---------------------------------------------------------------------------
@@ -883,19 +754,8 @@ def test_sweep_chart(sweep):
 
 def test_sweep_diagnosis_names_the_runs(sweep):
     folder, out = sweep
-    wrong = {
-        match
-        for match in re.findall(
-            r"lr (\S+): the (?:loss was not finite|final loss is not below)",
-            out.replace("\n  ", " "),
-        )
-    }
+    wrong = set(re.findall(r"lr (\S+): the loss (?:was not finite|did not fall)", out))
     assert wrong == {row["lr"] for row in table(folder / "summary.csv") if row["diverged"] == "1"}
-
-
-def test_healthy_sweep(tmp_path):
-    out = train(tmp_path / "x", lr="1e-3,1e-2")
-    assert "nothing went wrong" in out and len(diagnosis(out)) == 1
 
 
 def test_a_rate_given_twice_is_refused_or_run_once(tmp_path):

@@ -19,6 +19,7 @@ import pytest
 import survive
 import test_plot
 from test_cli import (
+    NAME,
     PROGRAM,
     REPO,
     TINY,
@@ -71,7 +72,7 @@ def saved(folder):
 
 def assert_one_line(process, *says):
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 1 and err.startswith("train_gpt: ") and err.count("\n") == 1, (
+    assert process.returncode == 1 and err.startswith(f"{NAME}: ") and err.count("\n") == 1, (
         process.returncode,
         out,
         err,
@@ -452,7 +453,7 @@ def test_stdout_on_a_full_disk(tmp_path, undisturbed):
         )
     assert (result.returncode, result.stderr) == (
         1,
-        "train_gpt: cannot write the sample: No space left on device\n",
+        f"{NAME}: cannot write the sample: No space left on device\n",
     )
 
 

@@ -87,7 +87,9 @@ def test_z_loss_helps_output_logits_of_bfloat16(tmp_path):
 
     def ends(bf16_logits, z_loss):
         folder = tmp_path / f"{bf16_logits}{z_loss}"
-        train(folder, threads=1, bf16_logits=bf16_logits, z_loss=z_loss, **flags)
+        out = train(folder, threads=1, bf16_logits=bf16_logits, z_loss=z_loss, **flags)
+        drifted = "-z_loss 1e-4 fixes it" in out and "mean log Z drifted to -" in out
+        assert drifted == (bf16_logits == 1 and z_loss == "0") and ("diagnosis" in out) == drifted
         return float(summary(folder)["final_loss"]), log(folder)["mean_logit"][-1]
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

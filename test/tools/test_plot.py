@@ -729,7 +729,7 @@ def test_log_of_known_data(tmp_path, capsys):
         "grad_rms_wte,update_rms_wte\n"
     )
     (tmp_path / "log.csv").write_text(
-        head + "0,0,,,5.5,,,,,,\n10,1,1,4,,1,2,30,40,1e-3,.1\n20,2,1,3,3.5,1,-9,50,160,1e-8,.2\n"
+        head + "0,0,,,5.5,,,,,,\n10,1,1,4,,1,2,30,40,1e-3,.1\n20,2,1,3,3.5,1,-200,50,160,1e-9,.2\n"
         "30,3,1,-nan,,,,,,,\n40,3,1,2"
     )
     log = plot.read_log(tmp_path)
@@ -740,11 +740,11 @@ def test_log_of_known_data(tmp_path, capsys):
     lines = [curves(ax)[0] for ax in axes]
     assert lines[0] == {"train": [(10, 4), (20, 3)], "val": [(0, 5.5), (20, 3.5)]}
     assert lines[2] == {"layer 0": [(10, 30), (20, 50)], "layer 1": [(10, 40), (20, 160)]}
-    assert lines[4] == {"wte": [(10, 1e-3), (20, 1e-8)]}
+    assert lines[4] == {"wte": [(10, 1e-3), (20, 1e-9)]}
     assert lines[5] == {"wte": [(10, 0.1), (20, 0.2)]}
     # where the trainer's diagnosis warns, in the panels that it is in
     marks = [[x.get_ydata()[0] for x in ax.lines if x.get_label()[:5] == "limit"] for ax in axes]
-    assert marks == [[], [], [100], [-5], [1e-7], []]
+    assert marks == [[], [], [100], [-128], [pytest.approx(1e-8)], []]
     axes = panels(plot.draw_log({"a": log, "b": log[:1]}, {}))  # b without a single step
     assert len(axes) == 12
     assert [ax.get_title() for ax in axes] == ["a", "b"] + [""] * 10
