@@ -162,8 +162,8 @@ typedef struct {
 } Line;
 
 static void line_start(Line *line) {
+    memset(line, 0, sizeof *line);
     line->last = LINE_START;
-    line->words = 0;
     line->end = "";
 }
 
@@ -595,10 +595,12 @@ static int shard_token(const Shard *shard, int64_t at, int vocab) {
 // a wrong token after these is found when it is drawn.
 static void part_check_tokens(const Part *part, int vocab) {
     int64_t left = (int64_t)1 << 24;
-    if (vocab >= (int64_t)1 << 8 * part->shards[0].kind->width) return;
-    for (size_t i = 0; i < part->paths.gl_pathc; i++)
-        for (int64_t at = 0; at < part->shards[i].count && left > 0; at++, left--)
-            shard_token(&part->shards[i], part->shards[i].first + at, vocab);
+    for (size_t i = 0; i < part->paths.gl_pathc; i++) {
+        const Shard *shard = &part->shards[i];
+        if (vocab >= (int64_t)1 << 8 * shard->kind->width) return;    // every token is below it
+        for (int64_t at = 0; at < shard->count && left > 0; at++, left--)
+            shard_token(shard, shard->first + at, vocab);
+    }
 }
 
 static void part_close(Part *part) {

@@ -847,6 +847,10 @@ def bad_files(tmp_path):
             ["mixed/good32.bin: holds llm.c's uint32", "mixed/good.bin holds llm.c's uint16"],
         ),
         (
+            dict(data="mixed/good.*", val="good.bin"),
+            ["mixed/good.txt: holds text", "mixed/good.bin holds llm.c's uint16", "one kind"],
+        ),
+        (
             dict(data="good.txt", val="mixed/*.bin"),
             ["mixed/good.bin: holds llm.c's uint16", "good.txt holds text"],
         ),
