@@ -295,7 +295,7 @@ typedef struct {
 } State;
 
 // State's numbers in the metadata, and their range. log.csv has at least its header.
-enum { NUM_STATE = 6 };
+enum { NUM_STATE = 6, NUM_OLD_STATE = 4 };    // an older checkpoint has the first four
 static const struct { const char *name; double least, most; } STATE[NUM_STATE] = {
     {"step", 0, INT32_MAX}, {"seconds", 0, 1e15}, {"log_bytes", 1, 1e15},
     {"diverged_step", 0, INT32_MAX}, {"tokens", 0, 1e19}, {"data_tokens", 0, 1e15},
@@ -452,7 +452,7 @@ static State weights_load(const Config *cfg, const Parameter table[NUM_KINDS], r
     char own[MAX_TEXT];
     static Metadata meta;
     Tensor *tensors;
-    State start = {0, 0, 0, 0};
+    State start = {0, 0, 0, 0, 0, 0};
     struct stat theirs, ours;
     path_in(cfg, "model.safetensors", own);
     if (!stat(cfg->init, &theirs) && !stat(own, &ours) && theirs.st_dev == ours.st_dev &&
@@ -481,13 +481,14 @@ static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS]
     free(tensors);
     for (int i = 0; i < NUM_STATE; i++) {
         const char *text = metadata_value(&meta, STATE[i].name);
-        number[i] = text ? parse_number(text) : NAN;
+        number[i] = text ? parse_number(text) : i < NUM_OLD_STATE ? NAN : 0;
         if (!(number[i] >= STATE[i].least && number[i] <= STATE[i].most))
             die(FAILED, "%s: not a checkpoint of this program: '%s' is missing from its metadata, "
                 "or out of range", path, STATE[i].name);
     }
     State state = {(int)number[0], number[1], (long)number[2], (int)number[3], number[4],
                    number[5]};
+    if (state.tokens == 0) state.tokens = (double)state.step * cfg->batch * cfg->T;
     if (state.step > cfg->steps)
         die(FAILED, "%s: %d steps are done, more than -steps %d", path, state.step, cfg->steps);
     resume_compare(cfg, &meta, state.step, path);

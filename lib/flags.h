@@ -329,6 +329,7 @@ static void say_no_effect(const Config *cfg, const char *given[NUM_FLAGS]) {
         {"scale", cfg->mu_param == MU_FULL, "with -mu_param full, which has d_h"},
         {"wd_independent", cfg->wd == 0, "with -wd 0"},
         {"min_lr", cfg->warmup == cfg->steps, "where warm-up takes all steps"},
+        {"min_lr", cfg->schedule == SCHEDULE_CONSTANT, "with -schedule constant"},
         {"bf16_logits", BF16_LOGITS, "in this program, which always rounds them"},
         {"micro_batch", cfg->micro_batch >= cfg->batch, "unless it is less than -batch"},
         {"heads", no_layers, "without layers"},
@@ -337,7 +338,6 @@ static void say_no_effect(const Config *cfg, const char *given[NUM_FLAGS]) {
         {"scale", no_layers, "without layers"},
         {"attention", no_layers, "without layers"},
         {"temperature", !cfg->sample, "without -sample"},
-        {"resume", cfg->sample > 0, "with -sample"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
         if (rows[i].idle && given[flag_index(rows[i].flag)])

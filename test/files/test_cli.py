@@ -338,6 +338,8 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
         ("-wd_independent 0", []),
         ("-warmup 100% -min_lr 1e-3", ["-min_lr has no effect where warm-up takes all steps"]),
         ("-min_lr 1e-3", []),
+        ("-min_lr 1e-3 -schedule constant", ["-min_lr has no effect with -schedule constant"]),
+        ("-min_lr 1e-3 -schedule wsd", []),
         ("-bf16_logits 1", []),
         (
             "-layers 0 -heads 1 -qk_norm 0 -kappa 3 -scale d_h -attention relu2",
@@ -348,7 +350,6 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
         ),
         ("-temperature 0.5", ["-temperature has no effect without -sample"]),
         ("-sample 3 -temperature 0.5 -out run", []),
-        ("-sample 3 -resume -out run", ["-resume has no effect with -sample"]),
         ("-resume -steps 3 -out run", []),
         (
             "-lr 1e-3,1e-2 -base_d 32 -temperature 2",
@@ -361,7 +362,7 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
 )
 def test_a_flag_without_effect_is_named(folder, arguments, says):
     """In one line each, and the command goes on."""
-    fresh = not {"-resume", "-sample"} & set(words(arguments))
+    fresh = not {"-resume", "-sample", "-eval"} & set(words(arguments))
     flags = words({**TINY, "steps": 2} if fresh else {}) + words(arguments)
     result = program(*flags, cwd=folder, text=False)
     assert result.returncode == 0, result.stderr

@@ -882,7 +882,7 @@ def test_a_checkpoint_that_is_older_than_a_flag(tmp_path, command):
     for name in "new", "old":
         train(tmp_path / name, **TINY)
     flags = metadata(tmp_path / "old")
-    for name in "schedule init attention kappa".split():
+    for name in "schedule init attention kappa tokens data_tokens".split():
         del flags[name]
     save_file(load_file(tmp_path / "old" / MODEL), tmp_path / "old" / MODEL, flags)
     said = [

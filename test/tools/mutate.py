@@ -985,7 +985,7 @@ MUTANTS = [
             ('cfg->wd == 0, "with', 'true, "with'),
             ("cfg->warmup == cfg->steps,", "true,"),
             ('{"temperature", !cfg->sample,', '{"temperature", true,'),
-            ("cfg->sample > 0,", "false,"),
+            ("cfg->schedule == SCHEDULE_CONSTANT, \"with", "false, \"with"),
             ("rows[i].idle && given[flag_index(rows[i].flag)]", "rows[i].idle"),
         ],
     ),
