@@ -333,8 +333,8 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
                entropy_floor);
     if (state->log_bytes) print_sentence("resuming after step %d%s", state->step, resume_changes);
     if (state->data_tokens > 0 && data_tokens > 0 && data_tokens != state->data_tokens)
-        print_sentence("the data has %.0f tokens now, and had %.0f at the checkpoint: other batches "
-                       "follow", data_tokens, state->data_tokens);
+        print_sentence("the data has %.0f tokens now, and had %.0f at the checkpoint: other "
+                       "batches follow", data_tokens, state->data_tokens);
     return run;
 }
 
