@@ -287,18 +287,22 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     if (access(path, F_OK) && !access(summary, F_OK))
         die(FAILED, "%s belongs to a sweep: choose another -out", summary);
     catch_signals();
-    int file = open(path, resumed ? O_RDWR : O_RDWR | O_CREAT, 0666);
-    if (file < 0)
+    static FILE *old;    // open, and so locked, until the process ends
+    FILE *log = fopen(path, resumed ? "r+" : "a");
+    if (!log)
         die(FAILED, "cannot write %s%s: %s", path, resumed ? ", which -resume needs" : "",
             strerror(errno));
-    log_lock(file, path);
+    log_lock(fileno(log), path);
     // left by a new run that was killed before its first checkpoint
     if ((unlink(fresh) && errno != ENOENT) || (unlink(part) && errno != ENOENT))
         die(FAILED, "cannot remove %s: %s", fresh, strerror(errno));
     bool replaces = !resumed && (!access(summary, F_OK) || !access(model, F_OK));
-    FILE *log = replaces ? fopen(fresh, "w") : fdopen(file, "r+");
-    if (!log) die(FAILED, "cannot write %s: %s", fresh, strerror(errno));
-    if (replaces) log_lock(fileno(log), fresh);
+    if (replaces) {
+        old = log;
+        log = fopen(fresh, "w");
+        if (!log) die(FAILED, "cannot write %s: %s", fresh, strerror(errno));
+        log_lock(fileno(log), fresh);
+    }
     if (resumed) log_check(log, path, state);
     if (resumed && unlink(summary) && errno != ENOENT)
         die(FAILED, "cannot replace %s: %s", summary, strerror(errno));
