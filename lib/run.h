@@ -287,22 +287,22 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     if (access(path, F_OK) && !access(summary, F_OK))
         die(FAILED, "%s belongs to a sweep: choose another -out", summary);
     catch_signals();
-    static FILE *old;    // open, and so locked, until the process ends
-    FILE *log = fopen(path, resumed ? "r+" : "a");
-    if (!log)
+    static FILE *logs[2];    // the old and the new: an old one that stays is locked to the end
+    logs[0] = fopen(path, resumed ? "r+" : "a");
+    if (!logs[0])
         die(FAILED, "cannot write %s%s: %s", path, resumed ? ", which -resume needs" : "",
             strerror(errno));
-    log_lock(fileno(log), path);
+    log_lock(fileno(logs[0]), path);
     // left by a new run that was killed before its first checkpoint
     if ((unlink(fresh) && errno != ENOENT) || (unlink(part) && errno != ENOENT))
         die(FAILED, "cannot remove %s: %s", fresh, strerror(errno));
     bool replaces = !resumed && (!access(summary, F_OK) || !access(model, F_OK));
     if (replaces) {
-        old = log;
-        log = fopen(fresh, "w");
-        if (!log) die(FAILED, "cannot write %s: %s", fresh, strerror(errno));
-        log_lock(fileno(log), fresh);
+        logs[1] = fopen(fresh, "w");
+        if (!logs[1]) die(FAILED, "cannot write %s: %s", fresh, strerror(errno));
+        log_lock(fileno(logs[1]), fresh);
     }
+    FILE *log = logs[replaces];
     if (resumed) log_check(log, path, state);
     if (resumed && unlink(summary) && errno != ENOENT)
         die(FAILED, "cannot replace %s: %s", summary, strerror(errno));
