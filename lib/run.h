@@ -324,18 +324,22 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     if (access(path, F_OK) && !access(summary, F_OK))
         die(FAILED, "%s belongs to a sweep: choose another -out", summary);
     catch_signals();
-    int file = open(path, resumed ? O_RDWR : O_RDWR | O_CREAT, 0666);
-    if (file < 0)
+    static FILE *logs[2];    // the old and the new: an old one that stays is locked to the end
+    logs[0] = fopen(path, resumed ? "r+" : "a");
+    if (!logs[0])
         die(FAILED, "cannot write %s%s: %s", path, resumed ? ", which -resume needs" : "",
             strerror(errno));
-    log_lock(file, path);
+    log_lock(fileno(logs[0]), path);
     // left by a new run that was killed before its first checkpoint
     if ((unlink(fresh) && errno != ENOENT) || (unlink(part) && errno != ENOENT))
         die(FAILED, "cannot remove %s: %s", fresh, strerror(errno));
     bool replaces = !resumed && (!access(summary, F_OK) || !access(model, F_OK));
-    FILE *log = replaces ? fopen(fresh, "w") : fdopen(file, "r+");
-    if (!log) die(FAILED, "cannot write %s: %s", fresh, strerror(errno));
-    if (replaces) log_lock(fileno(log), fresh);
+    if (replaces) {
+        logs[1] = fopen(fresh, "w");
+        if (!logs[1]) die(FAILED, "cannot write %s: %s", fresh, strerror(errno));
+        log_lock(fileno(logs[1]), fresh);
+    }
+    FILE *log = logs[replaces];
     if (resumed) log_check(log, path, state);
     if (resumed && unlink(summary) && errno != ENOENT)
         die(FAILED, "cannot replace %s: %s", summary, strerror(errno));
@@ -371,8 +375,8 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     if (state->log_bytes) print_sentence("resuming after step %d%s", state->step, resume_changes);
     else if (*cfg->init) print_sentence("starting from the weights of %s", cfg->init);
     if (state->data_tokens > 0 && data_tokens > 0 && data_tokens != state->data_tokens)
-        print_sentence("the data has %.0f tokens now, and had %.0f at the checkpoint: other batches "
-                       "follow", data_tokens, state->data_tokens);
+        print_sentence("the data has %.0f tokens now, and had %.0f at the checkpoint: other "
+                       "batches follow", data_tokens, state->data_tokens);
     return run;
 }
 
