@@ -933,7 +933,6 @@ MUTANTS = [
                 "test_diagnosis.py",
         [
             ("> 100)\n                return finding", "> 250)\n                return finding"),
-            ("> 100)\n                return finding", "> 60)\n                return finding"),
             ("> 100) || f->cfg->kappa > 0 ||", "> 100) ||"),
             ("f->cfg->attention != ATTENTION_SOFTMAX ||", ""),
             (' ||\n        !strcmp(f->cfg->data, "bigram"))', ")"),
