@@ -547,7 +547,7 @@ typedef struct {
     const Config *cfg;
     const Csv *log;
     int last;                       // the last row of the log
-    double initial, best, final;    // validation losses; final: infinite if the run diverged
+    double initial, best, final;    // validation losses; final: NAN if the run diverged
     double train;                   // the last training loss
     double logit;                   // the largest attention logit
     char *out;                      // the sentence (MAX_TEXT)
@@ -563,7 +563,7 @@ static bool finding(const Findings *f, const char *format, ...) {
     return true;
 }
 
-// A final loss that is infinite or above the initial one, with a flag that prevents any other at
+// A final loss that is not finite, or above the initial one, with a flag that prevents any other at
 // all learning rates.
 static bool finds_flag(const Findings *f) {
     const Config *cfg = f->cfg;
@@ -717,8 +717,7 @@ static bool diagnose(const Summary *s, const char *prefix) {
     char text[MAX_TEXT];
     Csv log = csv_read(&s->cfg);
     int last = log.rows - 1, rule = 0;
-    Findings f = {&s->cfg, &log, last, s->initial_loss, s->best_loss,
-                  s->diverged_step ? INFINITY : s->final_loss,
+    Findings f = {&s->cfg, &log, last, s->initial_loss, s->best_loss, s->final_loss,
                   csv_value(&log, last, "train_loss"), s->max_attn_logit, text};
     bool trained = last > 0 && !(f.final < fmax(s->entropy_floor, 0) + 0.05);
     while (trained && rule < NUM_RULES && !rules[rule](&f)) rule++;

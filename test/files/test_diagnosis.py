@@ -215,6 +215,7 @@ RIGHT = {
     "bigrams, all learned": dict(data="bigram", vocab=16, layers=0, steps=300, lr="3e-2"),
     "all learned": lambda home: alphabet(home),
     "all learned, fast": lambda home: alphabet(home, lr="1e-1"),
+    "all learned, with gradients below epsilon": lambda home: alphabet(home, eps="1e-4"),
     "a text": dict(data=TEXT),
     "logits that kappa sets": dict(qk_norm=0, kappa=1000),
     "logits that nothing saturates": dict(qk_norm=0, attention="relu2", lr="3e-1"),

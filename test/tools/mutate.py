@@ -962,7 +962,6 @@ MUTANTS = [
             ("step <= 0.1 * f->cfg->steps ?", "0 ?"),
             ("fmax(s->entropy_floor, 0) + 0.05", "0"),
             ("fmax(s->entropy_floor, 0) + 0.05", "0.05"),
-            ("s->diverged_step ? INFINITY : s->final_loss", "s->final_loss"),
         ],
     ),
     (
