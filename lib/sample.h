@@ -112,9 +112,7 @@ static void sample_write(int token, const Tokenizer *t, bool bytes, bool termina
 static void sample_text(const Config *cfg, const real *(*logits_after)(void *, const int *, int),
                         void *model) {
     int T = cfg->T, V = cfg->vocab, used = 0, drawn = V, prompt[MAX_TEXT];
-    // below 128 are vocabularies of characters that somebody else has numbered, such as nanoGPT's
-    bool bytes = V >= 128 && V <= 256 && strcmp(cfg->data, "bigram");
-    bool terminal = isatty(STDOUT_FILENO);
+    bool terminal = isatty(STDOUT_FILENO), bytes = V <= 256 && strcmp(cfg->data, "bigram");
     int *context = (int *)allocate((size_t)T, sizeof(int));
     uint64_t random = (uint64_t)cfg->seed;
     Tokenizer tokenizer = {0, V - 1, NULL};

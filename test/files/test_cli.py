@@ -778,14 +778,6 @@ def test_sample_of_a_large_vocabulary_is_numbers(tmp_path):
     assert len(numbers) == 40 and max(numbers) < 300 and len(set(numbers)) > 5
 
 
-def test_sample_of_numbered_characters_is_numbers(tmp_path):
-    """nanoGPT's, uint16 tokens below 65."""
-    (np.arange(2000) % 65).astype(np.uint16).tofile(tmp_path / "train.bin")
-    train(tmp_path / "x", data=tmp_path / "train.bin", vocab=65)
-    numbers = [int(x) for x in sample(tmp_path / "x", "40", text=True).split()]
-    assert len(numbers) == 40 and max(numbers) < 65 and len(set(numbers)) > 5
-
-
 def test_sample_of_the_bigram_source_is_numbers(tmp_path):
     """However small its vocabulary. Most of them, once it is learned, follow each other in it."""
     train(tmp_path / "x", data="bigram", vocab=50, steps=300, lr="3e-2", d=32, batch=16)

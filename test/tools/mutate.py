@@ -1040,7 +1040,6 @@ MUTANTS = [
             ("sample_token(logits, drawn, cfg->temperature,", "sample_token(logits, drawn, 1,"),
             ("sample_token(logits, drawn,", "sample_token(logits, V,"),
             ('V <= 256 && strcmp(cfg->data, "bigram")', "V <= 256"),
-            ("V >= 128 && V <= 256", "V <= 256"),
             ("memmove(context, context + 1,", "memmove(context, context,"),
             ("if (used == T) memmove", "if (used > T / 2) memmove"),
             ("if (used == T) memmove", "if (used == T - 1) memmove"),
