@@ -75,9 +75,8 @@ typedef struct {
     int threads;
     double entropy_floor;         // NAN: not known
     Progress *progress;           // NULL: a single run, which shows itself
-    int first_step, diverged_step;
-    double seconds_before;        // spent before a resume
-    double tokens_before;         // trained on before a resume
+    State start;                  // at the checkpoint; zeros: a new run
+    int diverged_step;            // 0: not diverged
     double data_tokens;           // in the data's files; 0: invented data
     FILE *log;
     double started, shown;        // by now(); shown: the live line
@@ -267,8 +266,8 @@ static void log_number(FILE *file, double value) {
 
 // The tokens trained on after a step. A resume may have changed -batch and -T.
 static double run_tokens(const Run *run, int step) {
-    double steps = step - run->first_step + 1;
-    return run->tokens_before + steps * run->cfg->batch * run->cfg->T;
+    double steps = step - run->start.step;
+    return run->start.tokens + steps * run->cfg->batch * run->cfg->T;
 }
 
 // measured: whether the step measured more than its losses, the gradient's norm and log Z.
@@ -276,7 +275,7 @@ static void log_row(Run *run, const Stats *s, int step, int measured) {
     const Config *cfg = run->cfg;
     const double *groups[3] = {s->grad_rms, s->param_rms, s->update_rms};
     double tokens = run_tokens(run, step);
-    double speed = (tokens - run->tokens_before) / (now() - run->started);
+    double speed = (tokens - run->start.tokens) / (now() - run->started);
     fprintf(run->log, "%d,%.0f", step, tokens);
     log_number(run->log, step ? learning_rate(cfg, step) : NAN);
     if (step && isnan(s->train_loss)) fputs(",nan", run->log);    // measured, and not a number
@@ -358,9 +357,8 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
 static Run run_begin(const Config *cfg, const Parameter *table, size_t num_parameters, double bytes,
                      const State *state, double data_tokens, double entropy_floor,
                      const char *device, int threads, Progress *progress) {
-    Run run = {cfg, table, num_parameters, threads, entropy_floor, progress, state->step + 1,
-               state->diverged_step, state->seconds, state->tokens, data_tokens,
-               log_open(cfg, table, state), 0, 0};
+    Run run = {cfg, table, num_parameters, threads, entropy_floor, progress, *state,
+               state->diverged_step, data_tokens, log_open(cfg, table, state), 0, 0};
     run.started = now();
     if (progress) return run;
     char where[300];
@@ -385,7 +383,7 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
 static void run_show(Run *run, const Stats *s, int step) {
     const Config *cfg = run->cfg;
     Progress *progress = run->progress;
-    double seconds = now() - run->started, steps = step - run->first_step + 1;
+    double seconds = now() - run->started, steps = step - run->start.step;
     double left = step ? floor(seconds / steps * (cfg->steps - step)) : 0;
     if (progress) {
         progress->step = step;
@@ -435,7 +433,7 @@ static void run_step(Run *run, const Stats *s, int step, int logged) {
     run_show(run, s, step);
 }
 
-static double run_seconds(const Run *run) { return run->seconds_before + now() - run->started; }
+static double run_seconds(const Run *run) { return run->start.seconds + now() - run->started; }
 
 // The state after a step, with log.csv on the disk up to there.
 static State run_state(Run *run, int step) {

@@ -877,7 +877,7 @@ MUTANTS = [
         [
             ("(cfg->clip == 0 || cfg->clip > LARGEST_SQUARED)", "cfg->clip == 0"),
             ("data_tokens != state->data_tokens", "data_tokens < state->data_tokens"),
-            ("run->tokens_before + steps *", "steps *"),
+            ("run->start.tokens + steps *", "steps *"),
             ("s.tokens_per_second = run_tokens(run, step)", "s.tokens_per_second = step"),
         ],
     ),
@@ -904,7 +904,7 @@ MUTANTS = [
                 "groups[3] = {s->grad_rms, s->param_rms, s->update_rms}",
                 "groups[3] = {s->grad_rms, s->update_rms, s->param_rms}",
             ),
-            ("double steps = step - run->first_step + 1;", "double steps = step;"),
+            ("double steps = step - run->start.step;", "double steps = step;"),
             ("if (logged || fatal) log_row", "if (logged) log_row"),
             ('csv_extreme(&log, "val_loss", -1)', 'csv_extreme(&log, "val_loss", 1)'),
             ("run->num_parameters - parameter_size", "run->num_parameters - 2 * parameter_size"),
