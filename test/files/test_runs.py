@@ -600,20 +600,18 @@ def test_data_that_has_grown_since_the_checkpoint_is_noticed(tmp_path, kind):
 def test_a_gradient_whose_square_overflows_ends_the_run(tmp_path, clip, log_every):
     """AdamW's v would be infinite, and no weight would move again. The loss leaves out the z-loss,
     and stays finite."""
-    out = train(tmp_path / "x", z_loss=1e25, clip=clip, log_every=log_every)
+    train(tmp_path / "x", z_loss=1e25, clip=clip, log_every=log_every)
     row, rows = summary(tmp_path / "x"), log(tmp_path / "x")
     assert (row["diverged"], row["diverged_step"], row["final_loss"]) == ("1", "2", "nan")
     assert rows["grad_norm"][1] > 1e20 and np.isfinite(rows["train_loss"][1])
-    assert "whose square a float does not hold: -clip 1 fixes it" in out.replace("\n ", "")
-    assert f"grew to {rows['grad_norm'][1]:.2g}," in out.replace("\n ", "")
     for weights in load_file(tmp_path / "x" / MODEL).values():
         assert not np.isinf(weights).any()
 
 
 @pytest.mark.parametrize("flags", [dict(z_loss=1e25, clip=1), dict(z_loss=1e17, clip=0)], ids=str)
 def test_a_large_gradient_that_does_not_overflow_does_not_end_the_run(tmp_path, flags):
-    out = train(tmp_path / "x", **flags)
-    assert summary(tmp_path / "x")["diverged_step"] == "" and "whose square" not in out
+    train(tmp_path / "x", **flags)
+    assert summary(tmp_path / "x")["diverged_step"] == ""
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path):

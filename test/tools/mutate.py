@@ -930,7 +930,7 @@ MUTANTS = [
     ),
     (
         "lib/run.h",
-                "test_diagnosis.py",
+        "test_diagnosis.py",
         [
             ("> 100)\n                return finding", "> 250)\n                return finding"),
             ("> 100) || f->cfg->kappa > 0 ||", "> 100) ||"),
@@ -945,6 +945,7 @@ MUTANTS = [
             ("if (cfg->beta2 < square)", "if (0)"),
             ("return f->cfg->z_loss > f->initial &&", "return 0 &&"),
             ("return f->cfg->z_loss > f->initial &&", "return f->cfg->z_loss > 0.5 &&"),
+            ("return gradient_overflows(f->cfg, norm) &&", "return 0 &&"),
             ("return !isfinite(f->final) &&", "return 0 &&"),
             ("f->final > f->best + 0.5 &&", ""),
             ("f->best < f->initial && f->final", "f->final"),
@@ -983,7 +984,7 @@ MUTANTS = [
             ('cfg->wd == 0, "with', 'true, "with'),
             ("cfg->warmup == cfg->steps,", "true,"),
             ('{"temperature", !cfg->sample,', '{"temperature", true,'),
-            ("cfg->schedule == SCHEDULE_CONSTANT, \"with", "false, \"with"),
+            ('cfg->schedule == SCHEDULE_CONSTANT, "with', 'false, "with'),
             ("rows[i].idle && given[flag_index(rows[i].flag)]", "rows[i].idle"),
         ],
     ),
