@@ -1,4 +1,5 @@
-// lib/run.h: one run: its log, its live line, its summary, its diagnosis, signals and memory.
+// lib/run.h: a run's log, live line, summary, diagnosis and end; the output of -eval; signals and
+// memory.
 #ifndef RUN_H
 #define RUN_H
 
@@ -312,8 +313,9 @@ static void log_lock(int file, const char *path) {
 static FILE *log_open(const Config *cfg, const Parameter *table, const State *state) {
     char path[MAX_TEXT], fresh[MAX_TEXT], summary[MAX_TEXT], model[MAX_TEXT], part[MAX_TEXT];
     bool resumed = state->log_bytes > 0;
-    path_in(cfg, "model.safetensors.new.tmp", part);    // dies, if -out is too long, before a
-    path_in(cfg, "model.safetensors", model);           // folder is made
+    // the longest path comes first: if -out is too long, this dies before a folder is made
+    path_in(cfg, "model.safetensors.new.tmp", part);
+    path_in(cfg, "model.safetensors", model);
     path_in(cfg, "summary.csv", summary);
     path_in(cfg, "log.csv.new", fresh);
     path_in(cfg, "log.csv", path);
@@ -323,13 +325,13 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     if (access(path, F_OK) && !access(summary, F_OK))
         die(FAILED, "%s belongs to a sweep: choose another -out", summary);
     catch_signals();
-    static FILE *logs[2];    // the old and the new: an old one that stays is locked to the end
+    static FILE *logs[2];    // old and new; the old one stays open, and so locked, to the end
     logs[0] = fopen(path, resumed ? "r+" : "a");
     if (!logs[0])
         die(FAILED, "cannot write %s%s: %s", path, resumed ? ", which -resume needs" : "",
             strerror(errno));
     log_lock(fileno(logs[0]), path);
-    // left by a new run that was killed before its first checkpoint
+    // remove what a new run left that was killed before its first checkpoint
     if ((unlink(fresh) && errno != ENOENT) || (unlink(part) && errno != ENOENT))
         die(FAILED, "cannot remove %s: %s", fresh, strerror(errno));
     bool replaces = !resumed && (!access(summary, F_OK) || !access(model, F_OK));
@@ -343,7 +345,7 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     if (resumed && unlink(summary) && errno != ENOENT)
         die(FAILED, "cannot replace %s: %s", summary, strerror(errno));
     if (ftruncate(fileno(log), state->log_bytes) || fseek(log, 0, SEEK_END))
-        die(FAILED, "cannot truncate %s: %s", path, strerror(errno));
+        die(FAILED, "cannot truncate %s: %s", replaces ? fresh : path, strerror(errno));
     if (!resumed) log_header(log, cfg, table);
     return log;
 }
@@ -351,9 +353,9 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
 // ---------------------------------------------------------------------------
 // The run, from its start to each step
 
-// Opens the log and prints the run's size, and what a resume changed. bytes: memory. data_tokens:
-// in the data's files. device: the GPU; NULL: the CPU. progress: NULL unless the run belongs to a
-// sweep; it then prints nothing.
+// Opens the log and prints the run's size, and what a resume changed. bytes: of memory.
+// data_tokens: in the data's files. device: the GPU; NULL: the CPU. progress: of the sweep to which
+// the run belongs, which then prints nothing; NULL: a single run.
 static Run run_begin(const Config *cfg, const Parameter *table, size_t num_parameters, double bytes,
                      const State *state, double data_tokens, double entropy_floor,
                      const char *device, int threads, Progress *progress) {
@@ -373,8 +375,8 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     if (state->log_bytes) print_sentence("resuming after step %d%s", state->step, resume_changes);
     else if (*cfg->init) print_sentence("starting from the weights of %s", cfg->init);
     if (state->data_tokens > 0 && data_tokens > 0 && data_tokens != state->data_tokens)
-        print_sentence("the data has %.0f tokens now, and had %.0f at the checkpoint: other "
-                       "batches follow", data_tokens, state->data_tokens);
+        print_sentence("the data has %.0f tokens now, and had %.0f at the checkpoint: its batches "
+                       "differ from here on", data_tokens, state->data_tokens);
     return run;
 }
 
@@ -523,7 +525,7 @@ static Summary run_summary(const Run *run, int step) {
 // ---------------------------------------------------------------------------
 // -eval: the validation loss of a saved model
 
-// Prints the loss, its mean over `windows` sequences, and the perplexity, exp(loss). state: of the
+// Prints the loss, a mean over `windows` sequences, and the perplexity, exp(loss). state: from the
 // model's checkpoint.
 static void eval_print(const Config *cfg, const State *state, double loss, int64_t windows) {
     if (!isfinite(loss))
@@ -539,8 +541,8 @@ static void eval_print(const Config *cfg, const State *state, double loss, int64
 // ---------------------------------------------------------------------------
 // The diagnosis: what went wrong, as the log shows it, and the flag that fixes it
 
-// A finished run and its log. Each rule below returns whether its sign is in the log, and then
-// writes a sentence.
+// A finished run and its log. Each rule below looks for one cause. If it finds it, it writes a
+// sentence and returns true.
 typedef struct {
     const Config *cfg;
     const Csv *log;
@@ -551,8 +553,7 @@ typedef struct {
     char *out;                      // the sentence (MAX_TEXT)
 } Findings;
 
-static bool finding(const Findings *f, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
+__attribute__((format(printf, 2, 3)))
 static bool finding(const Findings *f, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -561,9 +562,8 @@ static bool finding(const Findings *f, const char *format, ...) {
     return true;
 }
 
-// A final loss that is not finite, or above the initial one, with a flag that prevents any other at
-// all learning rates.
-static bool finds_flag(const Findings *f) {
+// A loss that did not fall, with a flag so extreme that it could not at any learning rate
+static bool finds_extreme_flag(const Findings *f) {
     const Config *cfg = f->cfg;
     double decay = cfg->wd * (cfg->wd_independent ? 1 : cfg->lr), square = cfg->beta1 * cfg->beta1;
     if (f->final < f->initial) return false;
@@ -588,6 +588,13 @@ static bool finds_z_loss(const Findings *f) {
                    "-z_loss fixes it", f->cfg->z_loss, csv_last(f->log, "log_z"));
 }
 
+static bool finds_overflow(const Findings *f) {
+    double norm = csv_extreme(f->log, "grad_norm", 1);
+    return gradient_overflows(f->cfg, norm) &&
+           finding(f, "the gradient's norm grew to %.2g, whose square a float does not hold: a "
+                   "lower -lr fixes it", norm);
+}
+
 static bool finds_infinity(const Findings *f) {
     return !isfinite(f->final) &&
            finding(f, "the loss was not finite at step %.0f: a lower -lr fixes it",
@@ -595,7 +602,7 @@ static bool finds_infinity(const Findings *f) {
 }
 
 // Half a nat each way is more than the noise of a batch.
-static bool finds_memory(const Findings *f) {
+static bool finds_overfitting(const Findings *f) {
     return f->best < f->initial && f->final > f->best + 0.5 && f->train < f->best - 0.5 &&
            finding(f, "the validation loss rose from %.2f to %.2f while the training loss fell to "
                    "%.2f, as the model has memorized its data: fewer -steps or more -data fixes "
@@ -620,13 +627,6 @@ static bool finds_decay(const Findings *f) {
     return finding(f, "the weights have decayed, each matrix to less than 0.3 of its initial RMS "
                    "(%s to %.2g, from %.2g): a smaller -wd fixes it", table[first].kind, rms,
                    1 / sqrt(table[first].cols));
-}
-
-static bool finds_overflow(const Findings *f) {
-    double norm = csv_extreme(f->log, "grad_norm", 1);
-    return gradient_overflows(f->cfg, norm) &&
-           finding(f, "the gradient's norm grew to %.2g, whose square a float does not hold: a "
-                   "lower -lr fixes it", norm);
 }
 
 // Past 100 softmax looks at one token only. -kappa sets the logits; relu2 does not saturate; and
@@ -704,12 +704,12 @@ static bool finds_rounding(const Findings *f) {
                    f->cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
 }
 
-// Prints the first of these signs that the log shows, after the prefix, and nothing if the loss is
-// within 0.05 nats of its floor: the entropy of the language, or 0. Returns whether it does.
+// Prints the prefix and the sentence of the first rule that finds something, and returns true.
+// Prints nothing if the loss is within 0.05 nats of its floor: the entropy of the language, or 0.
 static bool diagnose(const Summary *s, const char *prefix) {
     static bool (*const rules[])(const Findings *) = {
-        finds_flag, finds_z_loss, finds_overflow, finds_infinity, finds_memory, finds_decay,
-        finds_logits, finds_epsilon, finds_no_descent, finds_spike, finds_rounding,
+        finds_extreme_flag, finds_z_loss, finds_overflow, finds_infinity, finds_overfitting,
+        finds_decay, finds_logits, finds_epsilon, finds_no_descent, finds_spike, finds_rounding,
     };
     enum { NUM_RULES = sizeof rules / sizeof rules[0] };
     char text[MAX_TEXT];
@@ -724,6 +724,9 @@ static bool diagnose(const Summary *s, const char *prefix) {
     print_sentence("%s%s", prefix, text);
     return true;
 }
+
+// ---------------------------------------------------------------------------
+// The end of a run
 
 // Ends a run that is finished, has diverged or was stopped by a signal. Returns the exit status.
 // The log, and with it the folder's lock, is closed last.
