@@ -544,15 +544,14 @@ def test_resume_with_another_batch_and_length_goes_on_counting_tokens(tmp_path):
     ],
 )
 def test_resume_says_what_changed(tmp_path, flags, says):
-    """And that the schedule jumps, if it does: the learning rates of the step before."""
+    """And that the learning rate jumps, if it does: from and to those of the step before."""
     folder = tmp_path / "x"
     train(folder, steps=10)
     # as if it was stopped half-way
     save_file(load_file(folder / MODEL), folder / MODEL, {**metadata(folder), "steps": "20"})
     line, _ = resumed(folder, *flags.split())
     said = re.fullmatch(
-        r"resuming after step 10(?:; (.*?)(: the schedule jumps, from a learning rate of (\S+) to"
-        r" (\S+))?)?",
+        r"resuming after step 10(?:; (.*?)(; so the learning rate jumps from (\S+) to (\S+))?)?",
         line,
     )
     assert said and said[1] == (says.replace("{}", "") if says else None), line
@@ -565,7 +564,7 @@ def test_the_jump_of_the_schedule_is_the_logs(tmp_path):
     folder = tmp_path / "x"
     train(folder, steps=10, log_every=1)
     line, _ = resumed(folder, "-steps", "20")
-    before, after = re.search("rate of (.*) to (.*)", line).groups()
+    before, after = re.search("jumps from (.*) to (.*)", line).groups()
     assert float(before) == pytest.approx(log(folder)["lr"][10], rel=5e-3)
     train(tmp_path / "y", steps=20, log_every=1)
     assert float(after) == pytest.approx(log(tmp_path / "y")["lr"][10], rel=5e-3)
