@@ -11,7 +11,7 @@
 # make golden       remakes test/model/golden.csv, the numbers that no change may move unseen, after
 #                   one that is meant to
 # make coverage     the lines of the C sources that no test runs, and why
-# make mutate       breaks the sources in some six hundred small ways: a test must fail for each;
+# make mutate       breaks the sources in over eight hundred small ways: a test must fail for each;
 #                   JOBS=4 at a time
 # make bench        tokens a second, beside the machine's limits, JAX, and PyTorch where python3 has
 #                   it (PYTHON=another); ARGS="--rounds 5"; ARGS=-h lists the options
