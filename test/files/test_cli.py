@@ -846,7 +846,8 @@ def test_a_prompt_of_wrong_numbers(token_model, word):
 def test_a_prompt_of_bytes_outside_of_the_vocabulary(tmp_path):
     train(tmp_path / "x", vocab=128, steps=1)
     refused = ["-sample", "5", "-out", "x", "-prompt"]
-    assert_refused(tmp_path, [*refused, "a\u00e9"], 2, "-prompt: its byte 2, which is 195, | below 128")
+    says = "-prompt: its byte 2, which is 195, | below 128"
+    assert_refused(tmp_path, [*refused, "a\u00e9"], 2, says)
     assert_refused(tmp_path, [*refused, "\x80"], 2, "-prompt: its byte 1, which is 194")
     vocab_98 = dict(data=tmp_path / "text", vocab=98, steps=1)
     (tmp_path / "text").write_bytes(b"aaab" * 1000)

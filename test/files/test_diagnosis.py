@@ -181,7 +181,8 @@ WRONG = {
     ),
     "a gradient that overflows": (
         dict(lr="1e5", clip=0, d=16, layers=1, warmup=0),
-        r"the gradient's norm grew to \S+, whose square a float does not hold: a lower -lr fixes it",
+        r"the gradient's norm grew to \S+, whose square a float does not hold: a lower -lr fixes"
+        " it",
         dict(lr="1e-2"),
     ),
     "no warm-up": (
