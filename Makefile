@@ -1,8 +1,8 @@
 # make              train_gpt, for this machine
 # make train_gpt_cu the same in CUDA, for this machine's GPU, in bf16; PRECISION=fp32: in float;
 #                   ARCH=sm_90, or ARCH="sm_80 sm_90": for those
-# make test         every check; train_gpt.cu's without a GPU. First installs what it needs: as root
-#                   on Debian and Ubuntu programs, by apt; Python's packages into build/venv
+# make test         every check; train_gpt.cu's without a GPU. First installs what they need:
+#                   programs by apt (as root, on Debian and Ubuntu), Python's packages in build/venv
 # make test_gpu     train_gpt.cu's checks on this machine's GPU
 # make train_gpt_cu_emu the CUDA program on the CPU, slowly, by g++ alone
 # make survive      kills runs and sweeps at 200 random moments: nothing is lost
@@ -11,7 +11,7 @@
 # make golden       remakes test/model/golden.csv, the numbers that no change may move unseen, after
 #                   one that is meant to
 # make coverage     the lines of the C sources that no test runs, and why
-# make mutate       breaks the sources in some six hundred small ways: a test must fail for each;
+# make mutate       breaks the sources in over eight hundred small ways: a test must fail for each;
 #                   JOBS=4 at a time
 # make bench        tokens a second, beside the machine's limits, JAX, and PyTorch where python3 has
 #                   it (PYTHON=another); ARGS="--rounds 5"; ARGS=-h lists the options
@@ -36,7 +36,7 @@
 # PORTABLE=1        a binary for any machine of this architecture, not just this one
 # CC=clang          another compiler
 
-# A rule that nothing uses; to BSD make it is an error, with this text.
+# GNU make takes this for a rule that nothing uses, BSD make for an error with this text.
 .error : needs GNU make, which may be called gmake here
 
 ifeq ($(origin CC),default)
@@ -107,9 +107,9 @@ build/venv/ready: test/requirements.txt | build
 
 .PHONY: show mirror grade test test_gpu coverage mutate golden survive endurance bench bench_gpu
 .PHONY: sass figures fuzz lint clean force setup
-.NOTPARALLEL:    # what setup installs is needed by the prerequisites after it
+.NOTPARALLEL:    # setup comes first in a rule: it installs what the rest needs
 
-# All that the tests need; make -o setup test goes on without.
+# The programs that the tests need; make -o setup test does not look for them.
 setup:
 	@test/setup.sh
 

@@ -351,12 +351,12 @@ static void bigram_nats(const Bigram *source, int last, const int *tokens, int n
 // Files, told apart by their content, not by their names
 
 typedef struct {
-    const char *name;      // of what it holds
-    const char *magic;     // the bytes by which it is known
+    const char *name;      // what such a file holds
+    const char *magic;     // the bytes that mark it
     int length, place;     // of the magic, in bytes
-    int width;             // bytes a token; 0: refused
+    int width;             // bytes per token; 0: refused
     uint32_t version;      // of llm.c's header; 0: no header
-    int vocab;             // the natural one; 0: -vocab says it
+    int vocab;             // without -vocab; 0: -vocab is needed
     const char *remedy;    // if refused
 } FileKind;
 
@@ -364,7 +364,7 @@ typedef struct {
 #define REFUSED 0, 0, 0
 #define TO_UTF_8(from) "convert it first (iconv -f " from " -t utf-8)"
 
-// Those that have no magic come first. llm.c's numbers are from its dev/data/data_common.py.
+// The kinds without magic come first. llm.c's numbers are from its dev/data/data_common.py.
 enum { BYTES, UINT16, FIRST_MAGIC };
 static const FileKind FILE_KINDS[] = {
     {"text or bytes", MAGIC(""), 0, 1, 0, 256, NULL},
@@ -411,10 +411,10 @@ static bool looks_like_small_uint16(const unsigned char *bytes, size_t size) {
 
 // The kind of a file, from its first 2^16 bytes. nanoGPT's tokens have no header: with a vocabulary
 // above 256 a file that is not text holds uint16 tokens. With a smaller one it holds bytes, unless
-// it looks like uint16 tokens, as nanoGPT's of single characters do. Dies if -vocab has to say it.
+// it looks like uint16 tokens, as nanoGPT's of single characters do. Dies if this needs -vocab.
 static const FileKind *file_kind(const char *path, const unsigned char *bytes, size_t size,
                                  int vocab) {
-    static bool said;
+    static bool said;    // it is said once, not for every file and every run of a sweep
     size_t sample = size < 1 << 16 ? size : 1 << 16;
     for (int i = FIRST_MAGIC; i < NUM_FILE_KINDS; i++) {
         const FileKind *kind = &FILE_KINDS[i];
@@ -429,7 +429,7 @@ static const FileKind *file_kind(const char *path, const unsigned char *bytes, s
     bool uint16 = vocab > 256 || (size % 2 == 0 && looks_like_small_uint16(bytes, sample));
     if (!said) print_sentence("%s: is not text and has no header: read as %s", path,
                               uint16 ? "uint16 tokens" : "bytes");
-    said = true;    // once, not for every file and every run of a sweep
+    said = true;
     return &FILE_KINDS[uint16 ? UINT16 : BYTES];
 }
 
@@ -632,7 +632,7 @@ typedef struct {
 // Dies (FAILED) if a file is missing, unreadable, empty, damaged, of another kind or too short.
 static void dataloader_init(DataLoader *loader, const char *data, const char *val, int vocab, int T,
                             uint64_t seed) {
-    int own_val = val && *val;
+    bool own_val = val && *val;
     memset(loader, 0, sizeof *loader);
     loader->T = T;
     loader->seed = seed;
@@ -749,14 +749,6 @@ static double dataloader_entropy_floor(const DataLoader *loader, int64_t windows
     return nats / ((double)windows * T);
 }
 
-static void dataloader_free(DataLoader *loader) {
-    part_close(&loader->train);    // empty without files
-    part_close(&loader->val);
-    free(loader->language);
-    free(loader->bigram.follower);
-    free(loader->bigram.below);
-}
-
 // The tokens in the files, for training and for validation; 0 if they are invented.
 static double dataloader_tokens(const DataLoader *loader) {
     return (double)(part_tokens(&loader->train) + part_tokens(&loader->val));
@@ -766,6 +758,14 @@ static double dataloader_tokens(const DataLoader *loader) {
 static int64_t eval_windows(const DataLoader *loader, int eval_tokens) {
     int64_t windows = eval_tokens / loader->T > 0 ? eval_tokens / loader->T : 1;
     return windows < loader->val_windows ? windows : loader->val_windows;
+}
+
+static void dataloader_free(DataLoader *loader) {
+    part_close(&loader->train);    // empty without files
+    part_close(&loader->val);
+    free(loader->language);
+    free(loader->bigram.follower);
+    free(loader->bigram.below);
 }
 
 #endif

@@ -46,7 +46,7 @@ enum { FAILED = 1, USAGE = 2 };    // exit status: a run failed; the command is 
 
 static const char *program = "./train_gpt";    // as the user called it: argv[0]
 
-// Without its folder, which messages begin with.
+// The program's name without its folder: the start of every message
 static const char *program_name(void) {
     const char *slash = strrchr(program, '/');
     return slash ? slash + 1 : program;

@@ -283,9 +283,9 @@ static void safetensors_read(const char *path, Tensor *tensors, int count, int n
 }
 
 // ---------------------------------------------------------------------------
-// A run's checkpoint
+// The state of a run
 
-typedef struct {
+typedef struct {    // all zeros: of a new run
     int step;             // steps done
     double seconds;       // spent on them
     long log_bytes;       // the length of log.csv
@@ -301,12 +301,15 @@ static const struct { const char *name; double least, most; } STATE[NUM_STATE] =
     {"diverged_step", 0, INT32_MAX}, {"tokens", 0, 1e19}, {"data_tokens", 0, 1e15},
 };
 
+// ---------------------------------------------------------------------------
+// The files of a run
+
 static void path_in(const Config *cfg, const char *file, char out[MAX_TEXT]) {
     format_text(out, MAX_TEXT, "%s/%s", cfg->out, file);
 }
 
-// The files of a run, and a text near the start of each by which the program knows its own. A new
-// run over an older one's results has a log of the second name until its first checkpoint.
+// The files, and a text near the start of each that shows that this program wrote it. Until its
+// first checkpoint, a new run over an older one's results writes log.csv.new.
 static const struct { const char *name, *sign; } RESULTS[] = {
     {"log.csv", "step,tokens,lr,train_loss,val_loss,"},
     {"log.csv.new", "step,tokens,lr,train_loss,val_loss,"},
@@ -316,8 +319,8 @@ static const struct { const char *name, *sign; } RESULTS[] = {
 };
 enum { NUM_RESULTS = sizeof RESULTS / sizeof RESULTS[0] };
 
-// Dies if a file in the run's folder has a name that the run needs, and is not of this program. An
-// empty file is nobody's loss.
+// Dies if a file in the run's folder has a name that the run needs, and this program did not write
+// it. An empty file may be replaced.
 static void results_check(const Config *cfg) {
     static char text[1 << 16];
     char path[MAX_TEXT];
@@ -338,9 +341,9 @@ static void results_check(const Config *cfg) {
     }
 }
 
-// Puts the results of a new run in the place of an older one's. The new run's first checkpoint is
-// model.safetensors.new: from the moment that it is there the new run counts. If the program is
-// killed in between, the next one to use the folder does the rest. The model's name changes last.
+// Replaces an older run's results with a new run's, if the new one has its first checkpoint, which
+// is model.safetensors.new. If the program is killed half-way, the next one that uses the folder
+// does the rest: so the model's name changes last.
 static void results_replace(const Config *cfg) {
     static const char *const moves[2][2] = {
         {"log.csv.new", "log.csv"}, {"model.safetensors.new", "model.safetensors"}
@@ -359,6 +362,9 @@ static void results_replace(const Config *cfg) {
     if (failed) die(FAILED, "cannot replace %s: %s", to, strerror(errno));
     close(folder);
 }
+
+// ---------------------------------------------------------------------------
+// Saving a model, and loading one
 
 // The weights, then both moments, as tensors with a name. Allocates *out; returns their number.
 static int checkpoint_tensors(const Parameter table[NUM_KINDS], real *params, real *m, real *v,
@@ -411,7 +417,7 @@ static void checkpoint_save(const Config *cfg, const Parameter table[NUM_KINDS],
 
 static char resume_changes[4 * MAX_TEXT];    // the flags that -resume changed, as a text
 
-// Appends to resume_changes. What has no room is left out.
+// Appends to resume_changes, as much as it has room for.
 __attribute__((format(printf, 1, 2)))
 static void resume_change(const char *format, ...) {
     size_t used = strlen(resume_changes);
@@ -440,7 +446,7 @@ static void resume_compare(const Config *cfg, const Metadata *meta, int step, co
     config_finish(&saved, path);
     double before = learning_rate(&saved, step), after = learning_rate(cfg, step);
     if (step && before != after)
-        resume_change(": the schedule jumps, from a learning rate of %.3g to %.3g", before, after);
+        resume_change("; so the learning rate jumps from %.3g to %.3g", before, after);
 }
 
 // Whether the command uses the model that is saved in -out.
@@ -495,7 +501,10 @@ static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS]
     return state;
 }
 
-// Reads the flags of a saved model. Dies if they are not this program's.
+// ---------------------------------------------------------------------------
+// From the command line and a saved model to a Config
+
+// Reads the flags of a saved model. Dies if this program did not save it.
 static void flags_read(const char *path, Metadata *meta) {
     safetensors_read(path, NULL, 0, 0, meta);
     if (!metadata_value(meta, "d"))
@@ -523,8 +532,8 @@ static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
         if (!given[i] && FLAGS[i].scope == THE_RUN) flag_load(cfg, &FLAGS[i], &meta, path);
     const char *init = metadata_value(&meta, "init");
     if (strcmp(cfg->init, init ? init : ""))
-        die(FAILED, "-init %s: starts a new run, and %s is the model of a run that has begun; "
-            "leave out -init, or -resume, -sample and -eval", cfg->init, path);
+        die(FAILED, "-init %s: starts a new run, but %s is the model of an older one; leave out "
+            "-init, or -resume, -sample and -eval", cfg->init, path);
     if (learning_rates(cfg->lr_text, rates, path) > 1)
         die(FAILED, "%s: -lr: '%s' is not one learning rate", path, cfg->lr_text);
     config_finish(cfg, path);

@@ -1,4 +1,5 @@
-// lib/run.h: one run: its log, its live line, its summary, its diagnosis, signals and memory.
+// lib/run.h: a run's log, live line, summary, diagnosis and end; the output of -eval; signals and
+// memory.
 #ifndef RUN_H
 #define RUN_H
 
@@ -75,9 +76,8 @@ typedef struct {
     int threads;
     double entropy_floor;         // NAN: not known
     Progress *progress;           // NULL: a single run, which shows itself
-    int first_step, diverged_step;
-    double seconds_before;        // spent before a resume
-    double tokens_before;         // trained on before a resume
+    State start;                  // at the checkpoint; zeros: a new run
+    int diverged_step;            // 0: not diverged
     double data_tokens;           // in the data's files; 0: invented data
     FILE *log;
     double started, shown;        // by now(); shown: the live line
@@ -267,8 +267,8 @@ static void log_number(FILE *file, double value) {
 
 // The tokens trained on after a step. A resume may have changed -batch and -T.
 static double run_tokens(const Run *run, int step) {
-    double steps = step - run->first_step + 1;
-    return run->tokens_before + steps * run->cfg->batch * run->cfg->T;
+    double steps = step - run->start.step;
+    return run->start.tokens + steps * run->cfg->batch * run->cfg->T;
 }
 
 // measured: whether the step measured more than its losses, the gradient's norm and log Z.
@@ -276,7 +276,7 @@ static void log_row(Run *run, const Stats *s, int step, int measured) {
     const Config *cfg = run->cfg;
     const double *groups[3] = {s->grad_rms, s->param_rms, s->update_rms};
     double tokens = run_tokens(run, step);
-    double speed = (tokens - run->tokens_before) / (now() - run->started);
+    double speed = (tokens - run->start.tokens) / (now() - run->started);
     fprintf(run->log, "%d,%.0f", step, tokens);
     log_number(run->log, step ? learning_rate(cfg, step) : NAN);
     if (step && isnan(s->train_loss)) fputs(",nan", run->log);    // measured, and not a number
@@ -313,8 +313,9 @@ static void log_lock(int file, const char *path) {
 static FILE *log_open(const Config *cfg, const Parameter *table, const State *state) {
     char path[MAX_TEXT], fresh[MAX_TEXT], summary[MAX_TEXT], model[MAX_TEXT], part[MAX_TEXT];
     bool resumed = state->log_bytes > 0;
-    path_in(cfg, "model.safetensors.new.tmp", part);    // dies, if -out is too long, before a
-    path_in(cfg, "model.safetensors", model);           // folder is made
+    // the longest path comes first: if -out is too long, this dies before a folder is made
+    path_in(cfg, "model.safetensors.new.tmp", part);
+    path_in(cfg, "model.safetensors", model);
     path_in(cfg, "summary.csv", summary);
     path_in(cfg, "log.csv.new", fresh);
     path_in(cfg, "log.csv", path);
@@ -324,13 +325,13 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     if (access(path, F_OK) && !access(summary, F_OK))
         die(FAILED, "%s belongs to a sweep: choose another -out", summary);
     catch_signals();
-    static FILE *logs[2];    // the old and the new: an old one that stays is locked to the end
+    static FILE *logs[2];    // old and new; the old one stays open, and so locked, to the end
     logs[0] = fopen(path, resumed ? "r+" : "a");
     if (!logs[0])
         die(FAILED, "cannot write %s%s: %s", path, resumed ? ", which -resume needs" : "",
             strerror(errno));
     log_lock(fileno(logs[0]), path);
-    // left by a new run that was killed before its first checkpoint
+    // remove what a new run left that was killed before its first checkpoint
     if ((unlink(fresh) && errno != ENOENT) || (unlink(part) && errno != ENOENT))
         die(FAILED, "cannot remove %s: %s", fresh, strerror(errno));
     bool replaces = !resumed && (!access(summary, F_OK) || !access(model, F_OK));
@@ -344,7 +345,7 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     if (resumed && unlink(summary) && errno != ENOENT)
         die(FAILED, "cannot replace %s: %s", summary, strerror(errno));
     if (ftruncate(fileno(log), state->log_bytes) || fseek(log, 0, SEEK_END))
-        die(FAILED, "cannot truncate %s: %s", path, strerror(errno));
+        die(FAILED, "cannot truncate %s: %s", replaces ? fresh : path, strerror(errno));
     if (!resumed) log_header(log, cfg, table);
     return log;
 }
@@ -352,15 +353,14 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
 // ---------------------------------------------------------------------------
 // The run, from its start to each step
 
-// Opens the log and prints the run's size, and what a resume changed. bytes: memory. data_tokens:
-// in the data's files. device: the GPU; NULL: the CPU. progress: NULL unless the run belongs to a
-// sweep; it then prints nothing.
+// Opens the log and prints the run's size, and what a resume changed. bytes: of memory.
+// data_tokens: in the data's files. device: the GPU; NULL: the CPU. progress: of the sweep to which
+// the run belongs, which then prints nothing; NULL: a single run.
 static Run run_begin(const Config *cfg, const Parameter *table, size_t num_parameters, double bytes,
                      const State *state, double data_tokens, double entropy_floor,
                      const char *device, int threads, Progress *progress) {
-    Run run = {cfg, table, num_parameters, threads, entropy_floor, progress, state->step + 1,
-               state->diverged_step, state->seconds, state->tokens, data_tokens,
-               log_open(cfg, table, state), 0, 0};
+    Run run = {cfg, table, num_parameters, threads, entropy_floor, progress, *state,
+               state->diverged_step, data_tokens, log_open(cfg, table, state), 0, 0};
     run.started = now();
     if (progress) return run;
     char where[300];
@@ -375,8 +375,8 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     if (state->log_bytes) print_sentence("resuming after step %d%s", state->step, resume_changes);
     else if (*cfg->init) print_sentence("starting from the weights of %s", cfg->init);
     if (state->data_tokens > 0 && data_tokens > 0 && data_tokens != state->data_tokens)
-        print_sentence("the data has %.0f tokens now, and had %.0f at the checkpoint: other "
-                       "batches follow", data_tokens, state->data_tokens);
+        print_sentence("the data has %.0f tokens now, and had %.0f at the checkpoint: its batches "
+                       "differ from here on", data_tokens, state->data_tokens);
     return run;
 }
 
@@ -385,7 +385,7 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
 static void run_show(Run *run, const Stats *s, int step) {
     const Config *cfg = run->cfg;
     Progress *progress = run->progress;
-    double seconds = now() - run->started, steps = step - run->first_step + 1;
+    double seconds = now() - run->started, steps = step - run->start.step;
     double left = step ? floor(seconds / steps * (cfg->steps - step)) : 0;
     if (progress) {
         progress->step = step;
@@ -435,7 +435,7 @@ static void run_step(Run *run, const Stats *s, int step, int logged) {
     run_show(run, s, step);
 }
 
-static double run_seconds(const Run *run) { return run->seconds_before + now() - run->started; }
+static double run_seconds(const Run *run) { return run->start.seconds + now() - run->started; }
 
 // The state after a step, with log.csv on the disk up to there.
 static State run_state(Run *run, int step) {
@@ -525,7 +525,7 @@ static Summary run_summary(const Run *run, int step) {
 // ---------------------------------------------------------------------------
 // -eval: the validation loss of a saved model
 
-// Prints the loss, its mean over `windows` sequences, and the perplexity, exp(loss). state: of the
+// Prints the loss, a mean over `windows` sequences, and the perplexity, exp(loss). state: from the
 // model's checkpoint.
 static void eval_print(const Config *cfg, const State *state, double loss, int64_t windows) {
     if (!isfinite(loss))
@@ -541,8 +541,8 @@ static void eval_print(const Config *cfg, const State *state, double loss, int64
 // ---------------------------------------------------------------------------
 // The diagnosis: what went wrong, as the log shows it, and the flag that fixes it
 
-// A finished run and its log. Each rule below returns whether its sign is in the log, and then
-// writes a sentence.
+// A finished run and its log. Each rule below looks for one cause. If it finds it, it writes a
+// sentence and returns true.
 typedef struct {
     const Config *cfg;
     const Csv *log;
@@ -553,8 +553,7 @@ typedef struct {
     char *out;                      // the sentence (MAX_TEXT)
 } Findings;
 
-static bool finding(const Findings *f, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
+__attribute__((format(printf, 2, 3)))
 static bool finding(const Findings *f, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -563,9 +562,8 @@ static bool finding(const Findings *f, const char *format, ...) {
     return true;
 }
 
-// A final loss that is not finite, or above the initial one, with a flag that prevents any other at
-// all learning rates.
-static bool finds_flag(const Findings *f) {
+// A loss that did not fall, with a flag so extreme that it could not at any learning rate
+static bool finds_extreme_flag(const Findings *f) {
     const Config *cfg = f->cfg;
     double decay = cfg->wd * (cfg->wd_independent ? 1 : cfg->lr), square = cfg->beta1 * cfg->beta1;
     if (f->final < f->initial) return false;
@@ -590,6 +588,13 @@ static bool finds_z_loss(const Findings *f) {
                    "-z_loss fixes it", f->cfg->z_loss, csv_last(f->log, "log_z"));
 }
 
+static bool finds_overflow(const Findings *f) {
+    double norm = csv_extreme(f->log, "grad_norm", 1);
+    return gradient_overflows(f->cfg, norm) &&
+           finding(f, "the gradient's norm grew to %.2g, whose square a float does not hold: a "
+                   "lower -lr fixes it", norm);
+}
+
 static bool finds_infinity(const Findings *f) {
     return !isfinite(f->final) &&
            finding(f, "the loss was not finite at step %.0f: a lower -lr fixes it",
@@ -597,7 +602,7 @@ static bool finds_infinity(const Findings *f) {
 }
 
 // Half a nat each way is more than the noise of a batch.
-static bool finds_memory(const Findings *f) {
+static bool finds_overfitting(const Findings *f) {
     return f->best < f->initial && f->final > f->best + 0.5 && f->train < f->best - 0.5 &&
            finding(f, "the validation loss rose from %.2f to %.2f while the training loss fell to "
                    "%.2f, as the model has memorized its data: fewer -steps or more -data fixes "
@@ -622,13 +627,6 @@ static bool finds_decay(const Findings *f) {
     return finding(f, "the weights have decayed, each matrix to less than 0.3 of its initial RMS "
                    "(%s to %.2g, from %.2g): a smaller -wd fixes it", table[first].kind, rms,
                    1 / sqrt(table[first].cols));
-}
-
-static bool finds_overflow(const Findings *f) {
-    double norm = csv_extreme(f->log, "grad_norm", 1);
-    return gradient_overflows(f->cfg, norm) &&
-           finding(f, "the gradient's norm grew to %.2g, whose square a float does not hold: -clip 1 "
-                   "fixes it", norm);
 }
 
 // Past 100 softmax looks at one token only. -kappa sets the logits; relu2 does not saturate; and
@@ -706,12 +704,12 @@ static bool finds_rounding(const Findings *f) {
                    f->cfg->z_loss > 0 ? "a larger -z_loss" : "-z_loss 1e-4");
 }
 
-// Prints the first of these signs that the log shows, after the prefix, and nothing if the loss is
-// within 0.05 nats of its floor: the entropy of the language, or 0. Returns whether it does.
+// Prints the prefix and the sentence of the first rule that finds something, and returns true.
+// Prints nothing if the loss is within 0.05 nats of its floor: the entropy of the language, or 0.
 static bool diagnose(const Summary *s, const char *prefix) {
     static bool (*const rules[])(const Findings *) = {
-        finds_flag, finds_z_loss, finds_overflow, finds_infinity, finds_memory, finds_decay,
-        finds_logits, finds_epsilon, finds_no_descent, finds_spike, finds_rounding,
+        finds_extreme_flag, finds_z_loss, finds_overflow, finds_infinity, finds_overfitting,
+        finds_decay, finds_logits, finds_epsilon, finds_no_descent, finds_spike, finds_rounding,
     };
     enum { NUM_RULES = sizeof rules / sizeof rules[0] };
     char text[MAX_TEXT];
@@ -726,6 +724,9 @@ static bool diagnose(const Summary *s, const char *prefix) {
     print_sentence("%s%s", prefix, text);
     return true;
 }
+
+// ---------------------------------------------------------------------------
+// The end of a run
 
 // Ends a run that is finished, has diverged or was stopped by a signal. Returns the exit status.
 // The log, and with it the folder's lock, is closed last.

@@ -32,8 +32,8 @@ static Tokenizer tokenizer_read(const char *path, int V) {
     int64_t count = header[2], end_of_text = GPT2_END_OF_TEXT;
     if (header[1] == 2) end_of_text = header[3];
     if (count > V || V >= count + PADDING || end_of_text >= count)
-        die(FAILED, "%s: has %lld tokens, of which number %lld ends a text, and the model has %d: "
-            "give the vocabulary file of its data", path, (long long)count,
+        die(FAILED, "%s: has %lld tokens and the end-of-text token %lld, but the model has %d "
+            "tokens: give the vocabulary file of its data", path, (long long)count,
             (long long)end_of_text, V);
     Tokenizer t = {(int)count, (int)end_of_text, NULL};
     t.token = (unsigned char (*)[256])allocate((size_t)count, sizeof *t.token);
@@ -74,13 +74,15 @@ static int sample_token(const real *logits, int V, double temperature, uint64_t 
 static int prompt_tokens(const char *prompt, bool bytes, int V, int tokens[MAX_TEXT]) {
     int n = 0;
     char text[MAX_TEXT], *rest = text, *word;
-    for (const char *c = prompt; bytes && *c; c++) {
-        tokens[n] = (unsigned char)*c;
-        if (tokens[n++] >= V)
-            die(USAGE, "-prompt: byte %d of it, %d, is not a token of this model; its tokens are "
-                "the bytes below %d", n, tokens[n - 1], V);
+    if (bytes) {
+        for (; prompt[n]; n++) {
+            tokens[n] = (unsigned char)prompt[n];
+            if (tokens[n] >= V)
+                die(USAGE, "-prompt: its byte %d, which is %d, is not a token of this model; its "
+                    "tokens are the bytes below %d", n + 1, tokens[n], V);
+        }
+        return n;
     }
-    if (bytes) return n;
     strcpy(text, prompt);
     while ((word = strsep(&rest, " "))) {
         if (!*word) continue;
@@ -98,7 +100,7 @@ static int prompt_tokens(const char *prompt, bool bytes, int V, int tokens[MAX_T
 static void sample_write(int token, const Tokenizer *t, bool bytes, bool terminal) {
     unsigned char byte = (unsigned char)token;
     const unsigned char *text = t->token ? t->token[token] + 1 : &byte;
-    int length = t->token ? t->token[token][0] : bytes;
+    int length = t->token ? t->token[token][0] : bytes ? 1 : 0;    // 0: it has only a number
     if (length == 0) printf("%d ", token);
     for (int i = 0; i < length; i++) {
         int c = text[i];
@@ -106,8 +108,15 @@ static void sample_write(int token, const Tokenizer *t, bool bytes, bool termina
     }
 }
 
+static void check_logits(const Config *cfg, const real *logits, int V) {
+    for (int i = 0; i < V; i++)
+        if (!isfinite(logits[i]))
+            die(FAILED, "%s/model.safetensors: its logits are not finite: the run diverged; "
+                "-sample needs another -out", cfg->out);
+}
+
 // Writes the tokens of -prompt and then -sample more. Without a prompt the model goes on from a
-// newline or, if its tokens are not bytes, from the end-of-text token, the last one of GPT-2's.
+// newline or, with a vocabulary above 256, from the end-of-text token, which is GPT-2's last.
 // logits_after(model, context, used): the logits (V) of the token after context (used).
 static void sample_text(const Config *cfg, const real *(*logits_after)(void *, const int *, int),
                         void *model) {
@@ -125,13 +134,13 @@ static void sample_text(const Config *cfg, const real *(*logits_after)(void *, c
     int n = prompt_tokens(cfg->prompt, bytes, drawn, prompt);
     if (n == 0) context[used++] = V <= 256 ? '\n' % V : tokenizer.end_of_text;
     for (int i = 0; i < n + cfg->sample; i++) {
-        int token = i < n ? prompt[i] : 0;
-        const real *logits = i < n ? NULL : logits_after(model, context, used);
-        for (int j = 0; logits && j < V; j++)
-            if (!isfinite(logits[j]))
-                die(FAILED, "%s/model.safetensors: its logits are not finite: the run diverged; "
-                    "-sample needs another -out", cfg->out);
-        if (logits) token = sample_token(logits, drawn, cfg->temperature, &random);
+        int token;
+        if (i < n) token = prompt[i];
+        else {
+            const real *logits = logits_after(model, context, used);
+            check_logits(cfg, logits, V);
+            token = sample_token(logits, drawn, cfg->temperature, &random);
+        }
         sample_write(token, &tokenizer, bytes, terminal);
         if (used == T) memmove(context, context + 1, (size_t)(T - 1) * sizeof(int));
         else used++;

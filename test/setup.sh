@@ -1,17 +1,17 @@
 #!/bin/sh
-# Looks for every program that the tests need. What is missing it installs, if it is root and there
-# is apt; otherwise it prints the line that does, and fails with status 2.
-# test/setup.sh [COMMAND=PACKAGE ...]: for these as well
+# test/setup.sh [COMMAND=PACKAGE ...]
+# Looks for every program that the tests need, and for these COMMANDs. Installs the missing ones, as
+# root and with apt; otherwise prints the command that does, and fails with status 2.
 set -eu
 
 missing=""
-need() {    # PACKAGE COMMAND ...: the package, if the command fails
+need() {    # PACKAGE COMMAND ...: the package is missing if the command fails
     package=$1
     shift
     "$@" >/dev/null 2>&1 </dev/null || missing="$missing $package"
 }
 
-clang_links() {    # FUNCTION FLAG: a program of this function alone
+clang_links() {    # FUNCTION FLAG: builds a program of this function alone
     echo "int $1(void) { return 0; }" | clang "$2" -x c - -o /dev/null
 }
 

@@ -846,13 +846,14 @@ def test_a_prompt_of_wrong_numbers(token_model, word):
 def test_a_prompt_of_bytes_outside_of_the_vocabulary(tmp_path):
     train(tmp_path / "x", vocab=128, steps=1)
     refused = ["-sample", "5", "-out", "x", "-prompt"]
-    assert_refused(tmp_path, [*refused, "a\u00e9"], 2, "-prompt: byte 2 of it, 195, | below 128")
-    assert_refused(tmp_path, [*refused, "\x80"], 2, "-prompt: byte 1 of it, 194")
+    says = "-prompt: its byte 2, which is 195, | below 128"
+    assert_refused(tmp_path, [*refused, "a\u00e9"], 2, says)
+    assert_refused(tmp_path, [*refused, "\x80"], 2, "-prompt: its byte 1, which is 194")
     vocab_98 = dict(data=tmp_path / "text", vocab=98, steps=1)
     (tmp_path / "text").write_bytes(b"aaab" * 1000)
     assert program(*words({**TINY, **vocab_98}), "-out", "y", cwd=tmp_path).returncode == 1
     train(tmp_path / "y", **{**vocab_98, "vocab": 99})
-    assert_refused(tmp_path, [*refused, "c", "-out", "y"], 2, "-prompt: byte 1 of it, 99,")
+    assert_refused(tmp_path, [*refused, "c", "-out", "y"], 2, "-prompt: its byte 1, which is 99,")
 
 
 def tokenizer(path, words, version=2, end=None, magic=20240328, count=None, more=b""):
@@ -894,8 +895,8 @@ def test_without_a_prompt_a_text_starts_after_the_end_of_the_last(token_model):
         (dict(magic=20240520), "not a vocabulary file | gpt2_tokenizer.bin"),
         (dict(version=3), "not a vocabulary file of version 1 or 2"),
         (dict(version=0), "not a vocabulary file of version 1 or 2"),
-        (dict(version=1), "299 tokens, of which number 50256 ends a text"),
-        (dict(end=299), "299 tokens, of which number 299 ends a text"),
+        (dict(version=1), "299 tokens and the end-of-text token 50256"),
+        (dict(end=299), "299 tokens and the end-of-text token 299"),
         (dict(words=WORDS + [b"x", b"y"]), "301 tokens | the model has 300"),
         (dict(words=WORDS[:172]), "172 tokens | the model has 300"),
         (dict(words=[]), "0 tokens"),

@@ -174,6 +174,17 @@ WRONG = {
         r"a z-loss of weight 1e\+30 outweighs .*: a smaller -z_loss fixes it",
         dict(z_loss="1e-4"),
     ),
+    "z-loss whose gradient overflows": (
+        dict(z_loss="1e25", clip=0),
+        r"a z-loss of weight 1e\+25 outweighs .*: a smaller -z_loss fixes it",
+        dict(z_loss="1e-4"),
+    ),
+    "a gradient that overflows": (
+        dict(lr="1e5", clip=0, d=16, layers=1, warmup=0),
+        r"the gradient's norm grew to \S+, whose square a float does not hold: a lower -lr fixes"
+        " it",
+        dict(lr="1e-2"),
+    ),
     "no warm-up": (
         dict(layers=0, d=16, lr=3, warmup=0),
         r"the training loss rose from (?P<initial>\S+) to (?P<spike>\S+) at step 10: a lower -lr or"

@@ -544,15 +544,14 @@ def test_resume_with_another_batch_and_length_goes_on_counting_tokens(tmp_path):
     ],
 )
 def test_resume_says_what_changed(tmp_path, flags, says):
-    """And that the schedule jumps, if it does: the learning rates of the step before."""
+    """And that the learning rate jumps, if it does: from and to those of the step before."""
     folder = tmp_path / "x"
     train(folder, steps=10)
     # as if it was stopped half-way
     save_file(load_file(folder / MODEL), folder / MODEL, {**metadata(folder), "steps": "20"})
     line, _ = resumed(folder, *flags.split())
     said = re.fullmatch(
-        r"resuming after step 10(?:; (.*?)(: the schedule jumps, from a learning rate of (\S+) to"
-        r" (\S+))?)?",
+        r"resuming after step 10(?:; (.*?)(; so the learning rate jumps from (\S+) to (\S+))?)?",
         line,
     )
     assert said and said[1] == (says.replace("{}", "") if says else None), line
@@ -565,7 +564,7 @@ def test_the_jump_of_the_schedule_is_the_logs(tmp_path):
     folder = tmp_path / "x"
     train(folder, steps=10, log_every=1)
     line, _ = resumed(folder, "-steps", "20")
-    before, after = re.search("rate of (.*) to (.*)", line).groups()
+    before, after = re.search("jumps from (.*) to (.*)", line).groups()
     assert float(before) == pytest.approx(log(folder)["lr"][10], rel=5e-3)
     train(tmp_path / "y", steps=20, log_every=1)
     assert float(after) == pytest.approx(log(tmp_path / "y")["lr"][10], rel=5e-3)
@@ -600,20 +599,18 @@ def test_data_that_has_grown_since_the_checkpoint_is_noticed(tmp_path, kind):
 def test_a_gradient_whose_square_overflows_ends_the_run(tmp_path, clip, log_every):
     """AdamW's v would be infinite, and no weight would move again. The loss leaves out the z-loss,
     and stays finite."""
-    out = train(tmp_path / "x", z_loss=1e25, clip=clip, log_every=log_every)
+    train(tmp_path / "x", z_loss=1e25, clip=clip, log_every=log_every)
     row, rows = summary(tmp_path / "x"), log(tmp_path / "x")
     assert (row["diverged"], row["diverged_step"], row["final_loss"]) == ("1", "2", "nan")
     assert rows["grad_norm"][1] > 1e20 and np.isfinite(rows["train_loss"][1])
-    assert "whose square a float does not hold: -clip 1 fixes it" in out.replace("\n ", "")
-    assert f"grew to {rows['grad_norm'][1]:.2g}," in out.replace("\n ", "")
     for weights in load_file(tmp_path / "x" / MODEL).values():
         assert not np.isinf(weights).any()
 
 
 @pytest.mark.parametrize("flags", [dict(z_loss=1e25, clip=1), dict(z_loss=1e17, clip=0)], ids=str)
 def test_a_large_gradient_that_does_not_overflow_does_not_end_the_run(tmp_path, flags):
-    out = train(tmp_path / "x", **flags)
-    assert summary(tmp_path / "x")["diverged_step"] == "" and "whose square" not in out
+    train(tmp_path / "x", **flags)
+    assert summary(tmp_path / "x")["diverged_step"] == ""
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path):
