@@ -82,11 +82,12 @@ static void sweep_sensitivity(const Summary *runs, int n) {
                sum / NUM_RATES - best);
 }
 
-// Writes DIR/summary.csv, one row per run, and shows table, chart, sensitivity and diagnosis.
+// Writes DIR/summary.csv, one row per run, and shows table, chart, sensitivity and diagnosis. Of no
+// run there is nothing to say, and an older sweep's summary.csv stays.
 static void sweep_report(const Config *cfg, const Summary *runs, int n) {
     int found = 0;
-    summary_write(cfg, runs, n);
     if (n == 0) return;
+    summary_write(cfg, runs, n);
     sweep_table(runs, n);
     sweep_chart(runs, n);
     sweep_sensitivity(runs, n);

@@ -1,6 +1,7 @@
 """Whole runs: what their files say, that interruptions and threads change no bit, and the sweep."""
 
 import contextlib
+import fcntl
 import os
 import re
 import shlex
@@ -819,6 +820,19 @@ def test_a_failed_run_is_not_offered_for_resume(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "a file has that name" in err
     assert "-resume -out x/lr1e-2" in out and "-resume -out x/lr1e-3" not in out
+
+
+def test_sweep_that_fails_leaves_the_summary_of_an_older_one(tmp_path):
+    """Such as the same command again while the first still runs."""
+    flags, folder = {**TINY, "lr": "1e-3,1e-2"}, tmp_path / "x"
+    train(folder, **flags)
+    before = snapshot(folder)
+    with open(folder / "lr1e-3/log.csv") as one, open(folder / "lr1e-2/log.csv") as other:
+        for log_file in one, other:
+            fcntl.flock(log_file, fcntl.LOCK_EX)
+        result = program(*words(flags), "-out", "x", cwd=tmp_path)
+    assert result.returncode == 1 and result.stderr.count("another process is writing it") == 2
+    assert snapshot(folder) == before
 
 
 def test_a_signal_after_the_last_run_does_not_stop_the_report(tmp_path):

@@ -1014,6 +1014,7 @@ MUTANTS = [
             ("cfg.lr != rates[j]) continue", "cfg.lr > 1.2 * rates[j]) continue"),
             ("3e-2, 1e-1, 3e-1}", "3e-2, 1e-1, 1}"),
             ("if (count < NUM_RATES)", "if (count < NUM_RATES - 1)"),
+            ("    if (n == 0) return;\n    summary_write", "    summary_write"),
             ("            count++;\n", "            count = i + 1;\n"),
             ("if (!access(path, F_OK))", "if (0)"),
             ("s->final_loss < s->initial_loss ?", "s->final_loss > s->initial_loss ?"),
