@@ -251,11 +251,14 @@ static void safetensors_read(const char *path, Tensor *tensors, int count, int n
     struct stat info;
     uint64_t length, sum = 0;
     meta->count = 0;
-    FILE *file = fopen(path, "rb");
-    if (!file || fstat(fileno(file), &info))
+    int handle = open(path, O_RDONLY | O_NONBLOCK);    // a pipe must not wait for its writer
+    FILE *file = handle < 0 ? NULL : fdopen(handle, "rb");
+    if (!file || fstat(handle, &info))
         die(FAILED, "cannot read %s: %s", path, strerror(errno));
     if (S_ISDIR(info.st_mode))
         die(FAILED, "%s is a folder: give the model.safetensors in it", path);
+    if (!S_ISREG(info.st_mode))
+        die(FAILED, "%s is a pipe or a device: give a file, which can be read in any order", path);
     uint64_t size = (uint64_t)info.st_size;
     if (fread(&length, sizeof length, 1, file) != 1 || length > size - 8)
         die(FAILED, "%s is truncated, or not a safetensors file: its first 8 bytes should be the "
@@ -447,6 +450,7 @@ static void resume_compare(const Config *cfg, const Metadata *meta, int step, co
 static bool uses_saved(const Config *cfg) { return cfg->resume || cfg->sample || cfg->eval; }
 
 // Reads into params the weights of -init, for a new run: m and v become 0, and so does the State.
+// Dies if a weight is not finite: no flag could make a run from it converge.
 static State weights_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
                           real *m, real *v) {
     char own[MAX_TEXT];
@@ -461,6 +465,11 @@ static State weights_load(const Config *cfg, const Parameter table[NUM_KINDS], r
             cfg->init);
     int count = checkpoint_tensors(table, params, m, v, &tensors);
     safetensors_read(cfg->init, tensors, count, count / 3, &meta);
+    for (int i = 0; i < count / 3; i++)
+        for (size_t j = 0; j < tensor_bytes(&tensors[i]) / sizeof(real); j++)
+            if (!isfinite(tensors[i].data[j]))
+                die(FAILED, "-init %s: its tensor %s is not finite: the run diverged; choose "
+                    "another file", cfg->init, tensors[i].name);
     for (int i = count / 3; i < count; i++) memset(tensors[i].data, 0, tensor_bytes(&tensors[i]));
     free(tensors);
     return start;

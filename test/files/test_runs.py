@@ -1096,6 +1096,26 @@ def test_init_of_a_sweep(trained, tmp_path):
     assert [row["init"] for row in rows] == [str(trained)] * 2
 
 
+def test_init_from_a_run_that_diverged(trained, tmp_path):
+    """No flag helps then. Moments that are not finite do no harm: they are not used."""
+    weights, saved = load_file(trained), metadata(tmp_path / "a")
+    weights["adam.m.ln_f.weight"][3] = np.nan
+    save_file(weights, trained, saved)
+    begin(tmp_path / "b", dict(init=trained))
+    weights["ln_f.weight"][3] = np.inf
+    save_file(weights, trained, saved)
+    says = begin(tmp_path / "c", dict(init=trained), 1)
+    assert f"-init {trained}: its tensor ln_f.weight is not finite: the run diverged" in says
+    assert not (tmp_path / "c").exists()
+
+
+def test_init_from_a_pipe(tmp_path):
+    """It would wait for a writer, and be read twice."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in tmp_path / "pipe", "/dev/urandom":
+        assert f"{path} is a pipe or a device" in begin(tmp_path / "b", dict(init=path), 1)
+
+
 def test_init_does_not_replace_its_file(trained, tmp_path):
     before = snapshot(tmp_path)
     for path in trained, tmp_path / "a" / ".." / "a" / MODEL:
