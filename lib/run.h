@@ -673,11 +673,12 @@ static bool finds_epsilon(const Findings *f) {
     return false;
 }
 
+// The weights of -init may be as good already as these steps can make them.
 static bool finds_no_descent(const Findings *f) {
-    return !(f->final < f->initial) &&
+    bool near = f->final < f->initial + 0.01;
+    return !(f->final < f->initial) && !(near && *f->cfg->init) &&
            finding(f, "the final validation loss, %.3f, is not below the initial %.3f: a %s -lr "
-                   "fixes it", f->final, f->initial,
-                   f->final < f->initial + 0.01 ? "higher" : "lower");
+                   "fixes it", f->final, f->initial, near ? "higher" : "lower");
 }
 
 // The losses of tokens differ by about 2 nats: the second term is five standard errors of the mean
