@@ -225,7 +225,7 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
                 stopped ? ", or go on with one run:" : "");
         if (stopped) {
             format_text(path, sizeof path, "%s/lr%s", cfg->out, stopped);
-            say_resume(path);
+            say_resume(path, cfg->micro_batch);
         }
     }
     bool cut_short = interrupted && unfinished;
