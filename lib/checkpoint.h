@@ -424,8 +424,9 @@ static void resume_change(const char *format, ...) {
     va_end(args);
 }
 
-// Compares the flags with those of the checkpoint, and the learning rates at its last step.
-static void resume_compare(const Config *cfg, const Metadata *meta, int step, const char *path) {
+// Compares the flags with those of the checkpoint, and the learning rates at its last step. Returns
+// the flags of the checkpoint.
+static Config resume_compare(const Config *cfg, const Metadata *meta, int step, const char *path) {
     Config saved = *cfg;
     *resume_changes = 0;
     for (int i = 0; i < NUM_FLAGS; i++) {
@@ -444,6 +445,7 @@ static void resume_compare(const Config *cfg, const Metadata *meta, int step, co
     double before = learning_rate(&saved, step), after = learning_rate(cfg, step);
     if (step && before != after)
         resume_change(": the schedule jumps, from a learning rate of %.3g to %.3g", before, after);
+    return saved;
 }
 
 // Whether the command uses the model that is saved in -out.
@@ -497,10 +499,10 @@ static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS]
     }
     State state = {(int)number[0], number[1], (long)number[2], (int)number[3], number[4],
                    number[5]};
-    if (state.tokens == 0) state.tokens = (double)state.step * cfg->batch * cfg->T;
     if (state.step > cfg->steps)
         die(FAILED, "%s: %d steps are done, more than -steps %d", path, state.step, cfg->steps);
-    resume_compare(cfg, &meta, state.step, path);
+    Config saved = resume_compare(cfg, &meta, state.step, path);
+    if (state.tokens == 0) state.tokens = (double)state.step * saved.batch * saved.T;
     return state;
 }
 

@@ -909,6 +909,18 @@ def test_a_checkpoint_that_is_older_than_a_flag(tmp_path, command):
         assert said[0].stdout.replace(b"new", b"old") == said[1].stdout
 
 
+def test_tokens_of_an_older_checkpoint(tmp_path):
+    """It does not count them. They follow from the batches of then, not from that of -resume."""
+    train(tmp_path / "x", **{**TINY, "batch": 4, "steps": 10, "log_every": 5})
+    flags = metadata(tmp_path / "x")
+    del flags["tokens"]
+    save_file(load_file(tmp_path / "x" / MODEL), tmp_path / "x" / MODEL, flags)
+    more = "-resume -batch 8 -steps 20 -out x".split()
+    assert program(*more, cwd=tmp_path).returncode == 0
+    T, rows = int(flags["T"]), log(tmp_path / "x")
+    assert rows["tokens"][-3:].tolist() == [10 * 4 * T, (10 * 4 + 5 * 8) * T, (10 * 4 + 10 * 8) * T]
+
+
 # ---------------------------------------------------------------------------
 # -eval: the loss of a saved model
 
