@@ -295,6 +295,7 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-eval -sample 5", "-sample, -eval and -resume: give one"),
         ("-resume -sample 5", "-sample, -eval and -resume: give one"),
         ("-resume -eval", "-sample, -eval and -resume: give one"),
+        ("-sample 0 -out run", "-sample 0: would write nothing"),
         ("-prompt abc", "-prompt: goes with -sample"),
         ("-tokenizer x.bin", "-tokenizer: goes with -sample"),
         ("-sample 5 -prompt 'a\nb'", "-prompt | control character"),

@@ -791,6 +791,7 @@ MUTANTS = [
         [
             ("if (runs > 1 && (cfg->sample || cfg->eval))", "if (runs > 1 && cfg->sample)"),
             ("if (!!cfg->sample + cfg->eval + cfg->resume > 1)", "if (cfg->sample && cfg->eval)"),
+            ('if (!cfg->sample && given[flag_index("sample")])', "if (0)"),
             ("if (!cfg->sample && (*cfg->prompt || *cfg->tokenizer))", "if (*cfg->tokenizer)"),
         ],
     ),
