@@ -387,6 +387,7 @@ def test_a_flag_without_effect_is_named(folder, arguments, says):
         ("-eval -out run -data book.txt -T 500", "book.txt | too short | -T 500"),
         ("-eval -out run -d 32", "run/model.safetensors | shape | leave them out"),
         ("-sample -out run -init run/model.safetensors", "-init run/model.safetensors | leave out"),
+        ("-data ''", "-data: is empty | synthetic"),
         ("-init nothing", "nothing | No such file"),
         ("-init run", "run is a folder | model.safetensors"),
         ("-init book.txt", "book.txt | not a safetensors file"),
