@@ -969,6 +969,14 @@ def test_eval_elsewhere(tmp_path):
     assert len({summary(tmp_path / str(i))["initial_loss"] for i in range(4)}) == 4
 
 
+def test_eval_of_a_folder_wider_than_a_line(tmp_path):
+    """The sentence begins with its name, not with an empty line."""
+    name = "x" * 90
+    train(tmp_path / name, **TINY)
+    result = program("-eval", "-out", name, cwd=tmp_path)
+    assert (result.returncode, result.stdout.split("\n")[0]) == (0, name)
+
+
 def test_eval_of_a_model_that_is_not_a_number(tmp_path):
     train(tmp_path / "x", **TINY)
     weights, saved = load_file(tmp_path / "x" / MODEL), metadata(tmp_path / "x")

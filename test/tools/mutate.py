@@ -662,6 +662,11 @@ MUTANTS = [
     ),
     (
         "lib/base.h",
+        "test_runs.py -k wider_than",
+        [("bool fits = !column || column", "bool fits = column")],
+    ),
+    (
+        "lib/base.h",
         "test_survive.py -k 'without_end or threads_wait or on_the_disk'",
         [
             ("dirname(folder)", "folder"),
