@@ -630,8 +630,8 @@ static bool finds_decay(const Findings *f) {
 static bool finds_overflow(const Findings *f) {
     double norm = csv_extreme(f->log, "grad_norm", 1);
     return gradient_overflows(f->cfg, norm) &&
-           finding(f, "the gradient's norm grew to %.2g, whose square a float does not hold: -clip 1 "
-                   "fixes it", norm);
+           finding(f, "the gradient's norm grew to %.2g, whose square a float does not hold: "
+                   "-clip 1 fixes it", norm);
 }
 
 // Past 100 softmax looks at one token only. -kappa sets the logits; relu2 does not saturate; and

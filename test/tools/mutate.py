@@ -939,7 +939,7 @@ MUTANTS = [
     ),
     (
         "lib/run.h",
-                "test_diagnosis.py",
+        "test_diagnosis.py",
         [
             ("> 100)\n                return finding", "> 250)\n                return finding"),
             ("> 100) || f->cfg->kappa > 0 ||", "> 100) ||"),
@@ -994,7 +994,7 @@ MUTANTS = [
             ('cfg->wd == 0, "with', 'true, "with'),
             ("cfg->warmup == cfg->steps,", "true,"),
             ('{"temperature", !cfg->sample,', '{"temperature", true,'),
-            ("cfg->schedule == SCHEDULE_CONSTANT, \"with", "false, \"with"),
+            ('cfg->schedule == SCHEDULE_CONSTANT, "with', 'false, "with'),
             ("rows[i].idle && given[flag_index(rows[i].flag)]", "rows[i].idle"),
         ],
     ),
