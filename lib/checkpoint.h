@@ -451,20 +451,25 @@ static Config resume_compare(const Config *cfg, const Metadata *meta, int step, 
 // Whether the command uses the model that is saved in -out.
 static bool uses_saved(const Config *cfg) { return cfg->resume || cfg->sample || cfg->eval; }
 
-// Reads into params the weights of -init, for a new run: m and v become 0, and so does the State.
-// Dies if a weight is not finite: no flag could make a run from it converge.
-static State weights_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
-                          real *m, real *v) {
+// Dies if a new run in this folder would replace the file of -init.
+static void init_check(const Config *cfg, const char *folder) {
     char own[MAX_TEXT];
-    static Metadata meta;
-    Tensor *tensors;
-    State start = {0, 0, 0, 0, 0, 0};
     struct stat theirs, ours;
-    path_in(cfg, "model.safetensors", own);
+    format_text(own, MAX_TEXT, "%s/model.safetensors", folder);
     if (!stat(cfg->init, &theirs) && !stat(own, &ours) && theirs.st_dev == ours.st_dev &&
         theirs.st_ino == ours.st_ino)
         die(FAILED, "-init %s: the new run would replace this file; choose another -out",
             cfg->init);
+}
+
+// Reads into params the weights of -init, for a new run: m and v become 0, and so does the State.
+// Dies if a weight is not finite: no flag could make a run from it converge.
+static State weights_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
+                          real *m, real *v) {
+    static Metadata meta;
+    Tensor *tensors;
+    State start = {0, 0, 0, 0, 0, 0};
+    init_check(cfg, cfg->out);
     int count = checkpoint_tensors(table, params, m, v, &tensors);
     safetensors_read(cfg->init, tensors, count, count / 3, &meta);
     for (int i = 0; i < count / 3; i++)

@@ -776,6 +776,7 @@ def test_one_run_of_a_sweep_fails_and_the_others_go_on(tmp_path):
     assert [row["lr"] for row in table(tmp_path / "x" / "summary.csv")] == ["1e-3", "1e-1"]
     assert (
         re.search(r"^ *1e-2 +failed", result.stdout, re.M)
+        and "diagnosis: nothing else went wrong" in result.stdout
         and (tmp_path / "x" / "lr1e-2").read_text() == "in the way"
     )
 
@@ -1141,4 +1142,14 @@ def test_init_does_not_replace_its_file(trained, tmp_path):
     for path in trained, tmp_path / "a" / ".." / "a" / MODEL:
         says = begin(tmp_path / "a", dict(init=path), 1)
         assert "the new run would replace this file; choose another -out" in says
+    assert snapshot(tmp_path) == before
+
+
+def test_init_of_a_sweep_does_not_replace_its_file(tmp_path):
+    """Nor the results of the folder's other runs, before it is seen."""
+    flags = {**TINY, "lr": "1e-3,1e-2"}
+    train(tmp_path / "s", **flags)
+    before = snapshot(tmp_path)
+    says = begin(tmp_path / "s", dict(init=tmp_path / "s/lr1e-2" / MODEL, lr=flags["lr"]), 1)
+    assert says.count("the new run would replace this file") == 1
     assert snapshot(tmp_path) == before

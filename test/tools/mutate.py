@@ -1019,6 +1019,11 @@ MUTANTS = [
     ),
     (
         "lib/sweep.h",
+        "test_runs.py -k init_of_a_sweep",
+        [("        init_check(cfg, path);\n", "")],
+    ),
+    (
+        "lib/sweep.h",
         "test_runs.py -k 'test_sweep or sweep_fails or one_sweep'",
         [
             ("sum / NUM_RATES - best)", "sum / NUM_RATES)"),
@@ -1026,6 +1031,7 @@ MUTANTS = [
             ("3e-2, 1e-1, 3e-1}", "3e-2, 1e-1, 1}"),
             ("if (count < NUM_RATES)", "if (count < NUM_RATES - 1)"),
             ("    if (n == 0) return;\n    summary_write", "    summary_write"),
+            ('all ? "" : "else "', '""'),
             ("            count++;\n", "            count = i + 1;\n"),
             ("if (!access(path, F_OK))", "if (0)"),
             ("s->final_loss < s->initial_loss ?", "s->final_loss > s->initial_loss ?"),
