@@ -378,6 +378,8 @@ static const FileKind FILE_KINDS[] = {
     {"zstd data", MAGIC("\x28\xb5\x2f\xfd"), 0, REFUSED, "unzstd it first"},
     {"xz data", MAGIC("\xfd" "7zXZ"), 0, REFUSED, "unxz it first"},
     {"bzip2 data", MAGIC("1AY&SY"), 4, REFUSED, "bunzip2 it first"},
+    {"a PDF", MAGIC("%PDF-"), 0, REFUSED, "make it text first (pdftotext)"},
+    {"a Parquet table", MAGIC("PAR1\x15"), 0, REFUSED, "write its column of text to a file"},
     {"a zip archive", MAGIC("PK\x03\x04"), 0, REFUSED, "unzip it first"},
     // UTF-32 comes first: its mark begins with that of UTF-16
     {"UTF-32 text", MAGIC("\xff\xfe\0\0"), 0, REFUSED, TO_UTF_8("utf-32")},
@@ -587,7 +589,8 @@ static int shard_token(const Shard *shard, int64_t at, int vocab) {
     uint32_t token = read_number(shard->tokens + at * width, width);
     if (token >= (uint32_t)vocab)
         die(FAILED, "%s: token %u at position %lld is not below the vocabulary of %d: "
-            "give a larger -vocab", shard->path, token, (long long)at, vocab);
+            "give a larger -vocab, or a saved model data like that it was trained on", shard->path,
+            token, (long long)at, vocab);
     return (int)token;
 }
 
@@ -662,6 +665,7 @@ static void dataloader_init(DataLoader *loader, const char *data, const char *va
     }
 
     Part *train = &loader->train, *validation = &loader->val;
+    if (!*data) die(FAILED, "-data: is empty: give 'synthetic', a text file, or .bin shards");
     part_open(train, data, vocab);
     part_open(validation, own_val ? val : data, vocab);
     part_check_kind(train, &train->shards[0]);

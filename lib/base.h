@@ -112,7 +112,7 @@ static void print_sentence(const char *format, ...) {
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     while ((word = strsep(&rest, " "))) {
-        bool fits = column + 1 + (int)strlen(word) <= TEXT_WIDTH;
+        bool fits = !column || column + 1 + (int)strlen(word) <= TEXT_WIDTH;
         if (!fits) column = printf("\n ") - 1;
         column += printf("%s%s", column ? " " : "", word);
     }

@@ -251,11 +251,14 @@ static void safetensors_read(const char *path, Tensor *tensors, int count, int n
     struct stat info;
     uint64_t length, sum = 0;
     meta->count = 0;
-    FILE *file = fopen(path, "rb");
-    if (!file || fstat(fileno(file), &info))
+    int handle = open(path, O_RDONLY | O_NONBLOCK);    // a pipe must not wait for its writer
+    FILE *file = handle < 0 ? NULL : fdopen(handle, "rb");
+    if (!file || fstat(handle, &info))
         die(FAILED, "cannot read %s: %s", path, strerror(errno));
     if (S_ISDIR(info.st_mode))
         die(FAILED, "%s is a folder: give the model.safetensors in it", path);
+    if (!S_ISREG(info.st_mode))
+        die(FAILED, "%s is a pipe or a device: give a file, which can be read in any order", path);
     uint64_t size = (uint64_t)info.st_size;
     if (fread(&length, sizeof length, 1, file) != 1 || length > size - 8)
         die(FAILED, "%s is truncated, or not a safetensors file: its first 8 bytes should be the "
@@ -427,8 +430,9 @@ static void resume_change(const char *format, ...) {
     va_end(args);
 }
 
-// Compares the flags with those of the checkpoint, and the learning rates at its last step.
-static void resume_compare(const Config *cfg, const Metadata *meta, int step, const char *path) {
+// Compares the flags with those of the checkpoint, and the learning rates at its last step. Returns
+// the flags of the checkpoint.
+static Config resume_compare(const Config *cfg, const Metadata *meta, int step, const char *path) {
     Config saved = *cfg;
     *resume_changes = 0;
     for (int i = 0; i < NUM_FLAGS; i++) {
@@ -447,26 +451,38 @@ static void resume_compare(const Config *cfg, const Metadata *meta, int step, co
     double before = learning_rate(&saved, step), after = learning_rate(cfg, step);
     if (step && before != after)
         resume_change("; so the learning rate jumps from %.3g to %.3g", before, after);
+    return saved;
 }
 
 // Whether the command uses the model that is saved in -out.
 static bool uses_saved(const Config *cfg) { return cfg->resume || cfg->sample || cfg->eval; }
 
-// Reads into params the weights of -init, for a new run: m and v become 0, and so does the State.
-static State weights_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
-                          real *m, real *v) {
+// Dies if a new run in this folder would replace the file of -init.
+static void init_check(const Config *cfg, const char *folder) {
     char own[MAX_TEXT];
-    static Metadata meta;
-    Tensor *tensors;
-    State start = {0, 0, 0, 0, 0, 0};
     struct stat theirs, ours;
-    path_in(cfg, "model.safetensors", own);
+    format_text(own, MAX_TEXT, "%s/model.safetensors", folder);
     if (!stat(cfg->init, &theirs) && !stat(own, &ours) && theirs.st_dev == ours.st_dev &&
         theirs.st_ino == ours.st_ino)
         die(FAILED, "-init %s: the new run would replace this file; choose another -out",
             cfg->init);
+}
+
+// Reads into params the weights of -init, for a new run: m and v become 0, and so does the State.
+// Dies if a weight is not finite: no flag could make a run from it converge.
+static State weights_load(const Config *cfg, const Parameter table[NUM_KINDS], real *params,
+                          real *m, real *v) {
+    static Metadata meta;
+    Tensor *tensors;
+    State start = {0, 0, 0, 0, 0, 0};
+    init_check(cfg, cfg->out);
     int count = checkpoint_tensors(table, params, m, v, &tensors);
     safetensors_read(cfg->init, tensors, count, count / 3, &meta);
+    for (int i = 0; i < count / 3; i++)
+        for (size_t j = 0; j < tensor_bytes(&tensors[i]) / sizeof(real); j++)
+            if (!isfinite(tensors[i].data[j]))
+                die(FAILED, "-init %s: its tensor %s is not finite: the run diverged; choose "
+                    "another file", cfg->init, tensors[i].name);
     for (int i = count / 3; i < count; i++) memset(tensors[i].data, 0, tensor_bytes(&tensors[i]));
     free(tensors);
     return start;
@@ -494,10 +510,10 @@ static State checkpoint_load(const Config *cfg, const Parameter table[NUM_KINDS]
     }
     State state = {(int)number[0], number[1], (long)number[2], (int)number[3], number[4],
                    number[5]};
-    if (state.tokens == 0) state.tokens = (double)state.step * cfg->batch * cfg->T;
     if (state.step > cfg->steps)
         die(FAILED, "%s: %d steps are done, more than -steps %d", path, state.step, cfg->steps);
-    resume_compare(cfg, &meta, state.step, path);
+    Config saved = resume_compare(cfg, &meta, state.step, path);
+    if (state.tokens == 0) state.tokens = (double)state.step * saved.batch * saved.T;
     return state;
 }
 

@@ -309,6 +309,8 @@ static void flags_parse(Config *cfg, const char *given[NUM_FLAGS], int argc, cha
             cfg->sample ? "sample" : "eval");
     if (!!cfg->sample + cfg->eval + cfg->resume > 1)
         die(USAGE, "-sample, -eval and -resume: give one of them, since each is a command");
+    if (!cfg->sample && given[flag_index("sample")])    // else a run, perhaps over the model's
+        die(USAGE, "-sample 0: would write nothing; give 1 or more, or leave -sample out");
     if (!cfg->sample && (*cfg->prompt || *cfg->tokenizer))
         die(USAGE, "-%s: goes with -sample; add -sample 200",
             *cfg->prompt ? "prompt" : "tokenizer");

@@ -108,9 +108,12 @@ static void catch_signals(void) {
 // The stream for a last message: after SIGPIPE nobody reads stdout.
 static FILE *listener(void) { return interrupted == SIGPIPE ? stderr : stdout; }
 
-// The command that goes on with the run in this folder.
-static void say_resume(const char *folder) {
-    fprintf(listener(), "%s -resume -out ", shell_word(program));
+// The command that goes on with the run in this folder. A checkpoint does not hold -micro_batch (0:
+// not given), without which the run would need more memory and round differently.
+static void say_resume(const char *folder, int micro_batch) {
+    fprintf(listener(), "%s -resume ", shell_word(program));
+    if (micro_batch) fprintf(listener(), "-micro_batch %d ", micro_batch);
+    fprintf(listener(), "-out ");
     fprintf(listener(), "%s\n", shell_word(folder));
 }
 
@@ -671,11 +674,12 @@ static bool finds_epsilon(const Findings *f) {
     return false;
 }
 
+// The weights of -init may be as good already as these steps can make them.
 static bool finds_no_descent(const Findings *f) {
-    return !(f->final < f->initial) &&
+    bool near = f->final < f->initial + 0.01;
+    return !(f->final < f->initial) && !(near && *f->cfg->init) &&
            finding(f, "the final validation loss, %.3f, is not below the initial %.3f: a %s -lr "
-                   "fixes it", f->final, f->initial,
-                   f->final < f->initial + 0.01 ? "higher" : "lower");
+                   "fixes it", f->final, f->initial, near ? "higher" : "lower");
 }
 
 // The losses of tokens differ by about 2 nats: the second term is five standard errors of the mean
@@ -737,7 +741,7 @@ static int run_end(Run *run, int step) {
         status = 128 + interrupted;
         if (!run->progress) {
             fprintf(listener(), "\nstopped after step %d; go on with:\n", step);
-            say_resume(cfg->out);
+            say_resume(cfg->out, cfg->micro_batch);
         }
     } else {
         Summary summary = run_summary(run, step);

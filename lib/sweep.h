@@ -82,11 +82,12 @@ static void sweep_sensitivity(const Summary *runs, int n) {
                sum / NUM_RATES - best);
 }
 
-// Writes DIR/summary.csv, one row per run, and shows table, chart, sensitivity and diagnosis.
-static void sweep_report(const Config *cfg, const Summary *runs, int n) {
+// Writes DIR/summary.csv, one row per run, and shows table, chart, sensitivity and diagnosis. Of no
+// run there is nothing to say, and an older sweep's summary.csv stays. all: whether none failed.
+static void sweep_report(const Config *cfg, const Summary *runs, int n, bool all) {
     int found = 0;
-    summary_write(cfg, runs, n);
     if (n == 0) return;
+    summary_write(cfg, runs, n);
     sweep_table(runs, n);
     sweep_chart(runs, n);
     sweep_sensitivity(runs, n);
@@ -96,7 +97,7 @@ static void sweep_report(const Config *cfg, const Summary *runs, int n) {
         snprintf(prefix, sizeof prefix, "diagnosis: lr %.15s: ", runs[i].cfg.lr_text);
         found += diagnose(&runs[i], prefix);
     }
-    if (!found) printf("diagnosis: nothing went wrong\n");
+    if (!found) printf("diagnosis: nothing %swent wrong\n", all ? "" : "else ");
 }
 
 // ---------------------------------------------------------------------------
@@ -175,6 +176,10 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
     catch_signals();
     make_folders(cfg->out);
     results_check(cfg);
+    for (int i = 0; i < n; i++) {    // before any of its runs replaces another one's results
+        format_text(path, sizeof path, "%s/lr%s", cfg->out, lr[i]);
+        init_check(cfg, path);
+    }
     path_in(cfg, "log.csv", path);
     if (!access(path, F_OK))
         die(FAILED, "%s belongs to a single run: choose another -out for a sweep", path);
@@ -224,11 +229,11 @@ static int sweep(const Config *cfg, char lr[MAX_RUNS][MAX_RATE], int n, int jobs
                 stopped ? ", or go on with one run:" : "");
         if (stopped) {
             format_text(path, sizeof path, "%s/lr%s", cfg->out, stopped);
-            say_resume(path);
+            say_resume(path, cfg->micro_batch);
         }
     }
     bool cut_short = interrupted && unfinished;
-    if (!cut_short) sweep_report(cfg, done, count);
+    if (!cut_short) sweep_report(cfg, done, count, count == n);
     free(done);
     return cut_short ? 128 + interrupted : count < n ? FAILED : 0;
 }

@@ -531,18 +531,21 @@ def test_resumed(precision, programs, tmp_path):
     same_log(log(tmp_path / "parts"), log(tmp_path / "whole"), 0)
 
 
-def test_stopped(program, tmp_path):
-    """It names the command that goes on with it: this program, not train_gpt."""
+@pytest.mark.parametrize("micro_batch", [(), ("-micro_batch", "1")])
+def test_stopped(micro_batch, program, tmp_path):
+    """It names the command that goes on with it: this program, not train_gpt, with its memory."""
     flags = {**TINY, "steps": 10**6, "log_every": 1}
     words = [str(x) for name, value in flags.items() for x in ("-" + name, value)]
-    process = subprocess.Popen([program, *words, "-out", "a b"], cwd=tmp_path, stdout=-1, text=True)
+    command = [program, *words, *micro_batch, "-out", "a b"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=-1, text=True)
     while not (tmp_path / "a b/log.csv").exists() or len(log(tmp_path / "a b")) < 3:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGINT, said
-    assert said.splitlines()[-1] == shlex.join([str(program), "-resume", "-out", "a b"])
+    command = [str(program), "-resume", *micro_batch, "-out", "a b"]
+    assert said.splitlines()[-1] == shlex.join(command)
 
 
 def test_sweep(program, tmp_path):

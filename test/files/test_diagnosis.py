@@ -296,6 +296,22 @@ def test_a_resumed_run(tmp_path):
     assert result.returncode == 0 and diagnosis(result.stdout) == []
 
 
+def test_weights_of_init_that_stay_as_good(tmp_path):
+    """A higher learning rate would make them worse; so did one that is named as too high."""
+    end(tmp_path / "run")
+    flags = dict(init=tmp_path / "run/model.safetensors", steps=20, seed=3)
+    flags.update(d=None, heads=None, layers=None)
+    found = {}
+    for lr in "1e-5", "3e-1":
+        given = {k: v for k, v in {**SMALL, **flags, "lr": lr}.items() if v is not None}
+        result = program(*words(given), "-out", f"lr{lr}", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        found[lr] = diagnosis(result.stdout)
+    assert found["1e-5"] == [] and found["3e-1"][0].endswith("a lower -lr fixes it")
+    row = summary(tmp_path / "lr1e-5")
+    assert abs(float(row["final_loss"]) - float(row["initial_loss"])) < 0.01
+
+
 def test_a_sweep_names_the_runs(tmp_path):
     out = train(tmp_path / "x", **{**SMALL, "qk_norm": 0, "lr": "1e-2,1e-1", "steps": 100})
     (said,) = diagnosis(out)

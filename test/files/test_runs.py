@@ -1,6 +1,7 @@
 """Whole runs: what their files say, that interruptions and threads change no bit, and the sweep."""
 
 import contextlib
+import fcntl
 import os
 import re
 import shlex
@@ -772,6 +773,7 @@ def test_one_run_of_a_sweep_fails_and_the_others_go_on(tmp_path):
     assert [row["lr"] for row in table(tmp_path / "x" / "summary.csv")] == ["1e-3", "1e-1"]
     assert (
         re.search(r"^ *1e-2 +failed", result.stdout, re.M)
+        and "diagnosis: nothing else went wrong" in result.stdout
         and (tmp_path / "x" / "lr1e-2").read_text() == "in the way"
     )
 
@@ -816,6 +818,19 @@ def test_a_failed_run_is_not_offered_for_resume(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "a file has that name" in err
     assert "-resume -out x/lr1e-2" in out and "-resume -out x/lr1e-3" not in out
+
+
+def test_sweep_that_fails_leaves_the_summary_of_an_older_one(tmp_path):
+    """Such as the same command again while the first still runs."""
+    flags, folder = {**TINY, "lr": "1e-3,1e-2"}, tmp_path / "x"
+    train(folder, **flags)
+    before = snapshot(folder)
+    with open(folder / "lr1e-3/log.csv") as one, open(folder / "lr1e-2/log.csv") as other:
+        for log_file in one, other:
+            fcntl.flock(log_file, fcntl.LOCK_EX)
+        result = program(*words(flags), "-out", "x", cwd=tmp_path)
+    assert result.returncode == 1 and result.stderr.count("another process is writing it") == 2
+    assert snapshot(folder) == before
 
 
 def test_a_signal_after_the_last_run_does_not_stop_the_report(tmp_path):
@@ -892,6 +907,18 @@ def test_a_checkpoint_that_is_older_than_a_flag(tmp_path, command):
         assert said[0].stdout.replace(b"new", b"old") == said[1].stdout
 
 
+def test_tokens_of_an_older_checkpoint(tmp_path):
+    """It does not count them. They follow from the batches of then, not from that of -resume."""
+    train(tmp_path / "x", **{**TINY, "batch": 4, "steps": 10, "log_every": 5})
+    flags = metadata(tmp_path / "x")
+    del flags["tokens"]
+    save_file(load_file(tmp_path / "x" / MODEL), tmp_path / "x" / MODEL, flags)
+    more = "-resume -batch 8 -steps 20 -out x".split()
+    assert program(*more, cwd=tmp_path).returncode == 0
+    T, rows = int(flags["T"]), log(tmp_path / "x")
+    assert rows["tokens"][-3:].tolist() == [10 * 4 * T, (10 * 4 + 5 * 8) * T, (10 * 4 + 10 * 8) * T]
+
+
 # ---------------------------------------------------------------------------
 # -eval: the loss of a saved model
 
@@ -938,6 +965,14 @@ def test_eval_elsewhere(tmp_path):
         assert found == pytest.approx(wanted, abs=6e-7)
         assert str(tmp_path / "two") in head or i > 1
     assert len({summary(tmp_path / str(i))["initial_loss"] for i in range(4)}) == 4
+
+
+def test_eval_of_a_folder_wider_than_a_line(tmp_path):
+    """The sentence begins with its name, not with an empty line."""
+    name = "x" * 90
+    train(tmp_path / name, **TINY)
+    result = program("-eval", "-out", name, cwd=tmp_path)
+    assert (result.returncode, result.stdout.split("\n")[0]) == (0, name)
 
 
 def test_eval_of_a_model_that_is_not_a_number(tmp_path):
@@ -1079,9 +1114,39 @@ def test_init_of_a_sweep(trained, tmp_path):
     assert [row["init"] for row in rows] == [str(trained)] * 2
 
 
+def test_init_from_a_run_that_diverged(trained, tmp_path):
+    """No flag helps then. Moments that are not finite do no harm: they are not used."""
+    weights, saved = load_file(trained), metadata(tmp_path / "a")
+    weights["adam.m.ln_f.weight"][3] = np.nan
+    save_file(weights, trained, saved)
+    begin(tmp_path / "b", dict(init=trained))
+    weights["ln_f.weight"][3] = np.inf
+    save_file(weights, trained, saved)
+    says = begin(tmp_path / "c", dict(init=trained), 1)
+    assert f"-init {trained}: its tensor ln_f.weight is not finite: the run diverged" in says
+    assert not (tmp_path / "c").exists()
+
+
+def test_init_from_a_pipe(tmp_path):
+    """It would wait for a writer, and be read twice."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in tmp_path / "pipe", "/dev/urandom":
+        assert f"{path} is a pipe or a device" in begin(tmp_path / "b", dict(init=path), 1)
+
+
 def test_init_does_not_replace_its_file(trained, tmp_path):
     before = snapshot(tmp_path)
     for path in trained, tmp_path / "a" / ".." / "a" / MODEL:
         says = begin(tmp_path / "a", dict(init=path), 1)
         assert "the new run would replace this file; choose another -out" in says
+    assert snapshot(tmp_path) == before
+
+
+def test_init_of_a_sweep_does_not_replace_its_file(tmp_path):
+    """Nor the results of the folder's other runs, before it is seen."""
+    flags = {**TINY, "lr": "1e-3,1e-2"}
+    train(tmp_path / "s", **flags)
+    before = snapshot(tmp_path)
+    says = begin(tmp_path / "s", dict(init=tmp_path / "s/lr1e-2" / MODEL, lr=flags["lr"]), 1)
+    assert says.count("the new run would replace this file") == 1
     assert snapshot(tmp_path) == before

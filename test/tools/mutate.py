@@ -662,6 +662,11 @@ MUTANTS = [
     ),
     (
         "lib/base.h",
+        "test_runs.py -k wider_than",
+        [("bool fits = !column || column", "bool fits = column")],
+    ),
+    (
+        "lib/base.h",
         "test_survive.py -k 'without_end or threads_wait or on_the_disk'",
         [
             ("dirname(folder)", "folder"),
@@ -791,6 +796,7 @@ MUTANTS = [
         [
             ("if (runs > 1 && (cfg->sample || cfg->eval))", "if (runs > 1 && cfg->sample)"),
             ("if (!!cfg->sample + cfg->eval + cfg->resume > 1)", "if (cfg->sample && cfg->eval)"),
+            ('if (!cfg->sample && given[flag_index("sample")])', "if (0)"),
             ("if (!cfg->sample && (*cfg->prompt || *cfg->tokenizer))", "if (*cfg->tokenizer)"),
         ],
     ),
@@ -828,6 +834,9 @@ MUTANTS = [
         [
             ("text ? text : flag->initial, path)", 'text ? text : "0", path)'),
             ("return cfg->resume || cfg->sample || cfg->eval; }", "return cfg->resume; }"),
+            ("saved.batch * saved.T", "cfg->batch * cfg->T"),
+            ("if (!isfinite(tensors[i].data[j]))", "if (0)"),
+            ("if (!S_ISREG(info.st_mode))", "if (0)"),
             ("tensors, count, count / 3, &meta)", "tensors, count, count, &meta)"),
             ("tensors, count, count / 3, &meta)", "tensors, count, count / 4, &meta)"),
             ("i < count; i++) memset(tensors", "i < count - 1; i++) memset(tensors"),
@@ -957,7 +966,9 @@ MUTANTS = [
             ("table[k].role == NORM || !(rms", "!(rms"),
             ('rms < 0.1 * eps ? "smaller -eps"', 'rms > 0.1 * eps ? "smaller -eps"'),
             ("return !(f->final < f->initial) &&", "return 0 &&"),
-            ('f->final < f->initial + 0.01 ? "higher"', 'f->final < 0 ? "higher"'),
+            ('near ? "higher"', '0 ? "higher"'),
+            ('near ? "higher"', '1 ? "higher"'),
+            (" && !(near && *f->cfg->init)", ""),
             ("if (loss > f->initial + noise)", "if (0)"),
             ("double noise = 0.5 + 10 / sqrt", "double noise = 0.5 + 0 / sqrt"),
             ("step <= 0.1 * f->cfg->steps ?", "0 ?"),
@@ -1009,12 +1020,19 @@ MUTANTS = [
     ),
     (
         "lib/sweep.h",
+        "test_runs.py -k init_of_a_sweep",
+        [("        init_check(cfg, path);\n", "")],
+    ),
+    (
+        "lib/sweep.h",
         "test_runs.py -k 'test_sweep or sweep_fails or one_sweep'",
         [
             ("sum / NUM_RATES - best)", "sum / NUM_RATES)"),
             ("cfg.lr != rates[j]) continue", "cfg.lr > 1.2 * rates[j]) continue"),
             ("3e-2, 1e-1, 3e-1}", "3e-2, 1e-1, 1}"),
             ("if (count < NUM_RATES)", "if (count < NUM_RATES - 1)"),
+            ("    if (n == 0) return;\n    summary_write", "    summary_write"),
+            ('all ? "" : "else "', '""'),
             ("            count++;\n", "            count = i + 1;\n"),
             ("if (!access(path, F_OK))", "if (0)"),
             ("s->final_loss < s->initial_loss ?", "s->final_loss > s->initial_loss ?"),
