@@ -366,7 +366,7 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
                state->diverged_step, data_tokens, log_open(cfg, table, state), 0, 0};
     run.started = now();
     if (progress) return run;
-    char where[300];
+    char where[300], fresh[MAX_TEXT];
     if (device) snprintf(where, sizeof where, "on %s", device);
     else snprintf(where, sizeof where, "%d thread%s", threads, threads > 1 ? "s" : "");
     printf("%s:\n", cfg->out);
@@ -375,6 +375,9 @@ static Run run_begin(const Config *cfg, const Parameter *table, size_t num_param
     if (!isnan(entropy_floor))
         printf("no model can go below a validation loss of %.4f: the entropy of the language\n",
                entropy_floor);
+    path_in(cfg, "log.csv.new", fresh);
+    if (!access(fresh, F_OK))
+        printf("the older results in this folder stay until the first checkpoint\n");
     if (state->log_bytes) print_sentence("resuming after step %d%s", state->step, resume_changes);
     else if (*cfg->init) print_sentence("starting from the weights of %s", cfg->init);
     if (state->data_tokens > 0 && data_tokens > 0 && data_tokens != state->data_tokens)

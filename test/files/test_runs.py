@@ -877,6 +877,12 @@ def test_a_folder_is_of_one_run_or_of_one_sweep(tmp_path):
         assert program(*flags, "-lr", first, "-out", out, cwd=tmp_path).returncode == 0
 
 
+def test_a_run_over_an_older_one_says_so(tmp_path):
+    says = "the older results in this folder stay until the first checkpoint"
+    outputs = [train(tmp_path / "x", **{**TINY, **more}) for more in ({}, {}, dict(resume=1))]
+    assert [says in out for out in outputs] == [False, True, False]
+
+
 def test_a_diverged_run_stays_diverged_when_resumed(tmp_path):
     train(tmp_path / "x", **{**TINY, "lr": "1e30", "clip": 0, "qk_norm": 0})
     before = summary(tmp_path / "x")
