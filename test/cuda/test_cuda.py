@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -623,7 +624,8 @@ def test_words(words, program, tmp_path):
     said = []
     for p in program, C_PROGRAM:
         result = subprocess.run([p, *words.split()], cwd=tmp_path, capture_output=True, text=True)
-        said.append((result.returncode, (result.stdout + result.stderr).replace(str(p), "PROGRAM")))
+        text = (result.stdout + result.stderr).replace(str(p), "PROGRAM")
+        said.append((result.returncode, text.replace(f"{Path(p).name}: ", "PROGRAM: ")))
     assert said[0] == said[1] and not list(tmp_path.iterdir())
 
 

@@ -43,6 +43,7 @@ def rope(x):
     """x (B,T,NH,HS): at position t the pair (i, i + HS/2) turns by the angle t * 10000^(-2i/HS)."""
     T, half = x.shape[1], x.shape[3] // 2
     angle = jnp.arange(T)[:, None, None] * 10000.0 ** (-jnp.arange(half) / half)
+    angle = angle.astype(x.dtype)
     a, b = x[..., :half], x[..., half:]
     turned = a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)
     return jnp.concatenate(turned, -1)
