@@ -43,19 +43,20 @@ ifeq ($(origin CC),default)
 CC := cc
 endif
 CFLAGS ?= -O3 -Wall -Wextra
-# The first of these lists of flags with which the compiler builds a program
+# The first of these lists of flags with which the compiler builds a program. What follows from it
+# is worked out where it is used, when setup has installed the rest of a compiler.
 first = $(shell for flags in $(1); do echo 'int main(void) { return 0; }' \
 	| $(CC) $$flags -x c - -o /dev/null 2>/dev/null && echo $$flags && break; done)
 # For this machine's processor. Clang on ARM wants -mcpu; a cross-compiler accepts neither.
-MARCH := $(if $(PORTABLE),,$(call first,-march=native -mcpu=native))
+MARCH = $(if $(PORTABLE),,$(call first,-march=native -mcpu=native))
 # OpenMP where the compiler has its library; else one thread, and the vector loops alone
-OPENMP := $(firstword $(call first,"-fopenmp -include omp.h") -fopenmp-simd)
+OPENMP = $(firstword $(call first,"-fopenmp -include omp.h") -fopenmp-simd)
 # Nobody reads errno after a square root, nor the flags of floating-point exceptions; without them
 # more loops become vector code, with the same results. No -ffast-math: it makes instabilities that
 # are not there, and hides those that are (test/README.md, "Exactness").
 # clang warns of the signs in the bounds that it makes of a taskloop's int counter; gcc without
 # OpenMP of pragmas that it then ignores.
-FLAGS := -std=gnu11 $(CFLAGS) $(MARCH) -fno-math-errno -fno-trapping-math $(OPENMP) \
+FLAGS = -std=gnu11 $(CFLAGS) $(MARCH) -fno-math-errno -fno-trapping-math $(OPENMP) \
 	$(if $(findstring clang,$(CC)),-Wno-sign-compare) \
 	$(if $(filter -fopenmp,$(OPENMP)),,-Wno-unknown-pragmas)
 HEADERS := gpt.h dataloader.h $(wildcard lib/*.h)

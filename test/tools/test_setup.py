@@ -122,8 +122,11 @@ exec gcc "${{kept[@]}}"
 def test_without_proc_and_sys(tmp_path):
     hide = "mount -t tmpfs none /proc && mount -t tmpfs none /sys && "
     flags = "-d 16 -layers 1 -heads 1 -steps 2 -eval_tokens 64 -out x"
+    unshare = ["unshare", "--mount", "sh", "-c"]
+    if subprocess.run([*unshare, f"{hide} true"], capture_output=True).returncode:
+        pytest.skip("this machine gives no mount namespace, as in a chroot")
     result = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", f"{hide} exec {ROOT}/train_gpt {flags}"],
+        [*unshare, f"{hide} exec {ROOT}/train_gpt {flags}"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
