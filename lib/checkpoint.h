@@ -251,14 +251,13 @@ static void safetensors_read(const char *path, Tensor *tensors, int count, int n
     struct stat info;
     uint64_t length, sum = 0;
     meta->count = 0;
-    int handle = open(path, O_RDONLY | O_NONBLOCK);    // a pipe must not wait for its writer
-    FILE *file = handle < 0 ? NULL : fdopen(handle, "rb");
-    if (!file || fstat(handle, &info))
-        die(FAILED, "cannot read %s: %s", path, strerror(errno));
-    if (S_ISDIR(info.st_mode))
+    bool exists = stat(path, &info) == 0;
+    if (exists && S_ISDIR(info.st_mode))
         die(FAILED, "%s is a folder: give the model.safetensors in it", path);
-    if (!S_ISREG(info.st_mode))
+    if (exists && !S_ISREG(info.st_mode))    // opening a pipe would wait for its writer
         die(FAILED, "%s is a pipe or a device: give a file, which can be read in any order", path);
+    FILE *file = fopen(path, "rb");
+    if (!exists || !file) die(FAILED, "cannot read %s: %s", path, strerror(errno));
     uint64_t size = (uint64_t)info.st_size;
     if (fread(&length, sizeof length, 1, file) != 1 || length > size - 8)
         die(FAILED, "%s is truncated, or not a safetensors file: its first 8 bytes should be the "

@@ -316,6 +316,7 @@ static void log_lock(int file, const char *path) {
 static FILE *log_open(const Config *cfg, const Parameter *table, const State *state) {
     char path[MAX_TEXT], fresh[MAX_TEXT], summary[MAX_TEXT], model[MAX_TEXT], part[MAX_TEXT];
     bool resumed = state->log_bytes > 0;
+    struct stat info;
     // the longest path comes first: if -out is too long, this dies before a folder is made
     path_in(cfg, "model.safetensors.new.tmp", part);
     path_in(cfg, "model.safetensors", model);
@@ -327,6 +328,8 @@ static FILE *log_open(const Config *cfg, const Parameter *table, const State *st
     results_replace(cfg);
     if (access(path, F_OK) && !access(summary, F_OK))
         die(FAILED, "%s belongs to a sweep: choose another -out", summary);
+    if (!lstat(path, &info) && S_ISLNK(info.st_mode))    // the log of another run may be behind it
+        die(FAILED, "%s is a link to another file: choose another -out, or remove it", path);
     catch_signals();
     static FILE *logs[2];    // old and new; the old one stays open, and so locked, to the end
     logs[0] = fopen(path, resumed ? "r+" : "a");

@@ -877,6 +877,20 @@ def test_a_folder_is_of_one_run_or_of_one_sweep(tmp_path):
         assert program(*flags, "-lr", first, "-out", out, cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.parametrize("command", ["-steps 2", "-resume"])
+def test_a_log_that_is_a_link_is_not_written(tmp_path, command):
+    """It may be another run's."""
+    train(tmp_path / "x", **TINY)
+    (tmp_path / "y").mkdir()
+    if command == "-resume":
+        shutil.copy(tmp_path / "x" / MODEL, tmp_path / "y" / MODEL)
+    (tmp_path / "y" / "log.csv").symlink_to(tmp_path / "x" / "log.csv")
+    before = snapshot(tmp_path)
+    result = program(*command.split(), "-out", "y", cwd=tmp_path)
+    assert result.returncode == 1 and "y/log.csv is a link to another file" in result.stderr
+    assert snapshot(tmp_path) == before
+
+
 def test_a_run_over_an_older_one_says_so(tmp_path):
     says = "the older results in this folder stay until the first checkpoint"
     outputs = [train(tmp_path / "x", **{**TINY, **more}) for more in ({}, {}, dict(resume=1))]

@@ -836,7 +836,7 @@ MUTANTS = [
             ("return cfg->resume || cfg->sample || cfg->eval; }", "return cfg->resume; }"),
             ("saved.batch * saved.T", "cfg->batch * cfg->T"),
             ("if (!isfinite(tensors[i].data[j]))", "if (0)"),
-            ("if (!S_ISREG(info.st_mode))", "if (0)"),
+            ("if (exists && !S_ISREG(info.st_mode))", "if (0)"),
             ("tensors, count, count / 3, &meta)", "tensors, count, count, &meta)"),
             ("tensors, count, count / 3, &meta)", "tensors, count, count / 4, &meta)"),
             ("i < count; i++) memset(tensors", "i < count - 1; i++) memset(tensors"),
