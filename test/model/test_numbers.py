@@ -382,8 +382,9 @@ def test_golden(case, tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_golden_of_the_program(case, tmp_path):
-    """In float, with all its vector code and threads. Two cases are chaotic."""
-    within = 1e-3 if case in ("lr", "kappa") else 1e-5
+    """In float, with all its vector code and threads. Two cases are chaotic: they enlarge the last
+    digit's rounding, which another processor does otherwise, to more than a thousandth."""
+    within = 1e-2 if case in ("lr", "kappa") else 1e-5
     wanted = [row for row in csv.DictReader(io.StringIO(GOLDEN.read_text())) if row["case"] == case]
     command = [*EMULATOR, PROGRAM, *words(case_flags(case)), "-out", "x"]
     environment = dict(os.environ, OMP_NUM_THREADS="2", OMP_WAIT_POLICY="passive")
