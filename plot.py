@@ -1069,7 +1069,8 @@ def save(figure, folder, name, form):
         raise FileExistsError(errno.EEXIST, "plot.py did not draw it; choose another -o", path)
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with whole(path) as part:
-        figure.savefig(part, metadata=undated.get(form))
+        # tight: long labels would reach beyond the edge
+        figure.savefig(part, metadata=undated.get(form), bbox_inches="tight")
     print(f"wrote {path}", flush=True)
 
 
