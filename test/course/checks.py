@@ -51,7 +51,9 @@ def gradient(s, ex, program="double", tolerance=1e-5):
                 )
                 raise Wrong(
                     f"d loss / d {name}, element {i}: finite differences give {wanted:.6g}, the"
-                    f" backward pass {got:.6g}. {ex['hints']['gradient']}"
+                    f" backward pass {got:.6g}",
+                    "",
+                    *ex["hints"]["gradient"],
                 )
 
 
@@ -190,9 +192,9 @@ def sweep(s, change, lrs=(0.1,), steps=150):
     return out
 
 
-def claim(holds, text, hint):
+def claim(holds, text, wanted, *hints):
     if not holds:
-        raise Wrong(f"{text}. {hint}")
+        raise Wrong(f"{text}; {wanted}", "", *hints)
 
 
 def effect_qk_norm(s, ex):
@@ -374,16 +376,26 @@ EXERCISES = {
         ],
         hints=dict(
             forward=(
-                "The norm is over the HS values of each head, not over C; rope_row turns `from`, so"
-                " `from` must point to the normalised values."
+                (
+                    "",
+                    "The norm is over the HS values of each head, not over C; rope_row turns"
+                    " `from`, so"
+                    " `from` must point to the normalised values.",
+                )
             ),
             gradient=(
-                "The forward pass is normalise, then turn; so the backward pass turns back, then"
-                " goes through the norm: layernorm_row_backward, whose x is what the forward pass"
-                " normalised (in qkv). Mean and rstd are those of this row, of q or of k, and of"
-                " this head: (B,T,2,NH). The weights' gradients are sums over all chunks."
+                (
+                    "",
+                    "The forward pass is normalise, then turn; so the backward pass turns back,"
+                    " then"
+                    " goes through the norm: layernorm_row_backward, whose x is what the"
+                    " forward pass"
+                    " normalised (in qkv). Mean and rstd are those of this row, of q or of k,"
+                    " and of"
+                    " this head: (B,T,2,NH). The weights' gradients are sums over all chunks.",
+                )
             ),
-            steps="If value and gradient are right, this should be too.",
+            steps=("", "If value and gradient are right, this should be too."),
         ),
     ),
     "z_loss": dict(
@@ -409,11 +421,15 @@ EXERCISES = {
         ],
         hints=dict(
             forward=(
-                "dlogits = (p - [target] + 2 z_loss log Z p) / rows: log Z is log_z[i] of the row,"
-                " not the largest logit or the sum."
+                (
+                    "",
+                    "dlogits = (p - [target] + 2 z_loss log Z p) / rows: log Z is log_z[i] of"
+                    " the row,"
+                    " not the largest logit or the sum.",
+                )
             ),
-            gradient="The gradient of the logits is wrong, and all others follow from it.",
-            steps="If value and gradient are right, this should be too.",
+            gradient=("", "The gradient of the logits is wrong, and all others follow from it."),
+            steps=("", "If value and gradient are right, this should be too."),
         ),
     ),
     "warmup": dict(
@@ -438,8 +454,8 @@ EXERCISES = {
             ({"wrong_restart": 1}, "The cosine begins after the warm-up, not at step 0."),
         ],
         hints=dict(
-            schedule="lr * step / warmup where step < warmup; at step = warmup the peak.",
-            steps="The schedule is wrong, or something else was changed.",
+            schedule=("", "lr * step / warmup where step < warmup; at step = warmup the peak."),
+            steps=("", "The schedule is wrong, or something else was changed."),
         ),
     ),
     "wd": dict(
@@ -464,8 +480,11 @@ EXERCISES = {
             ),
         ],
         hints=dict(
-            update="decay is the share of the weight that decays: adamw subtracts decay * param.",
-            steps="If one update is right: is decay computed anew at each step?",
+            update=(
+                "",
+                "decay is the share of the weight that decays: adamw subtracts decay * param.",
+            ),
+            steps=("", "If one update is right: is decay computed anew at each step?"),
         ),
     ),
     "mu_param": dict(
@@ -520,13 +539,20 @@ EXERCISES = {
         ],
         hints=dict(
             initial=(
-                "The head's standard deviation is sqrt(base_d) / C (intermediate, full); the first"
-                " C rows of c_attn, the queries', are 0 (full). All else stays."
+                (
+                    "",
+                    "The head's standard deviation is sqrt(base_d) / C (intermediate, full);"
+                    " the first"
+                    " C rows of c_attn, the queries', are 0 (full). All else stays.",
+                )
             ),
-            forward="Attention's scale is 1 / HS (full).",
-            gradient="attention_scale serves both passes: if the value is right, this should be.",
-            update="Linear layers (p->role), the head included, learn at lr / m.",
-            steps="If value and update are right, this should be too.",
+            forward=("", "Attention's scale is 1 / HS (full)."),
+            gradient=(
+                "",
+                "attention_scale serves both passes: if the value is right, this should be.",
+            ),
+            update=("", "Linear layers (p->role), the head included, learn at lr / m."),
+            steps=("", "If value and update are right, this should be too."),
         ),
     ),
     "eps": dict(
@@ -542,8 +568,11 @@ EXERCISES = {
         ],
         mistakes=[({"eps": 1e-8}, OFF)],
         hints=dict(
-            update="u = m^ / (sqrt(v^) + eps): outside of the root, after the correction of v.",
-            steps="If one update is right, this should be too.",
+            update=(
+                "",
+                "u = m^ / (sqrt(v^) + eps): outside of the root, after the correction of v.",
+            ),
+            steps=("", "If one update is right, this should be too."),
         ),
     ),
     "beta2": dict(
@@ -560,9 +589,13 @@ EXERCISES = {
         mistakes=[({"beta2": 0.95}, OFF)],
         hints=dict(
             update=(
-                "v = beta2 v + (1 - beta2) g^2, and v^ = v / (1 - beta2^t): all three hold beta2."
+                (
+                    "",
+                    "v = beta2 v + (1 - beta2) g^2, and v^ = v / (1 - beta2^t): all three hold"
+                    " beta2.",
+                )
             ),
-            steps="If one update is right, this should be too.",
+            steps=("", "If one update is right, this should be too."),
         ),
     ),
     "clip": dict(
@@ -586,10 +619,14 @@ EXERCISES = {
         ],
         hints=dict(
             update=(
-                "clip_scale = clip / norm where norm > clip, the norm of all gradients together; 0"
-                " means no clipping."
+                (
+                    "",
+                    "clip_scale = clip / norm where norm > clip, the norm of all gradients"
+                    " together; 0"
+                    " means no clipping.",
+                )
             ),
-            steps="If one update is right, this should be too.",
+            steps=("", "If one update is right, this should be too."),
         ),
     ),
 }

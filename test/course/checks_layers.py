@@ -71,17 +71,20 @@ def attention_layer(s, ex, names, shapes):
                     lambda k: not differs({name: right[name]}, {name: found[name] * k}, 1e-7),
                 )
                 extra = (
-                    " It is right but for the scale 1/sqrt(HS), which is missing."
+                    "It is right but for the scale 1/sqrt(HS), which is missing."
                     if size(scale)
                     else (
-                        " It is right but for the scale 1/sqrt(HS), which is there twice."
+                        "It is right but for the scale 1/sqrt(HS), which is there twice."
                         if size(1 / scale)
                         else ""
                     )
                 )
                 raise Wrong(
                     f"{place(name, at[1])} ({where}; indices b,t,h,i): expected {at[2]:.6g}, found"
-                    f" {at[3]:.6g}.{extra or ' ' + hints[name]}"
+                    f" {at[3]:.6g}",
+                    extra,
+                    "",
+                    hints[name],
                 )
 
 
@@ -158,7 +161,9 @@ def products(s, shapes, program="double"):
                 f"{place('out', at[1])} of a product ({M},{K})"
                 f" ({K},{N}){', a transposed' * ta}{', b transposed' * tb}"
                 f"{', added to a matrix' * add}:"
-                f" expected {at[2]:.6g}, found {at[3]:.6g}. {why}"
+                f" expected {at[2]:.6g}, found {at[3]:.6g}",
+                "",
+                why,
             )
     return seconds
 
@@ -219,7 +224,8 @@ def multiply_speed(s, ex, least=10):
     claim(
         s.speed >= least,
         f"{s.speed:.1f} times as fast as the naive loops",
-        f"expected {least} times. Let the innermost loop run along rows; keep a tile of sums in"
+        f"expected {least} times",
+        "Let the innermost loop run along rows; keep a tile of sums in"
         " registers; copy what is read often to where it lies in order",
     )
 
@@ -262,8 +268,12 @@ def kernel_gelu_forward(s, ex):
             {"out": found},
             {**ref.CONFIG},
             [],
-            f"gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), of {n} values here. A thread"
-            " has W of them, the last threads of the last block perhaps none",
+            (
+                "",
+                f"gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), of {n} values here."
+                f" A thread"
+                " has W of them, the last threads of the last block perhaps none",
+            ),
             1e-5,
         )
     x = np.array([[-1e6, -100.0, 0, 100, 1e6, 0, 0, 0]])
@@ -273,7 +283,7 @@ def kernel_gelu_forward(s, ex):
         {"out": found},
         {**ref.CONFIG},
         [],
-        "at |x| = 1e6 nothing may overflow",
+        ("at |x| = 1e6 nothing may overflow", ""),
         1e-5,
     )
 
@@ -288,8 +298,12 @@ def kernel_gelu_backward(s, ex):
             {"dinp": found},
             {**ref.CONFIG},
             [],
-            "dinp = dout * gelu'(inp): by the product rule, gelu'(x) = s + x s (1 - s) (2u)' with s"
-            " = 1/(1 + exp(-2u))",
+            (
+                "",
+                "dinp = dout * gelu'(inp): by the product rule, gelu'(x) = s + x s (1 - s)"
+                " (2u)' with s"
+                " = 1/(1 + exp(-2u))",
+            ),
             1e-4,
         )
 
@@ -306,8 +320,12 @@ def layernorm_case(s, rows, C, order):
         {"out": found},
         {**ref.CONFIG},
         [],
-        f"rows {rows}, C {C}, the block's threads in {order} order. Mean and variance are of the"
-        " whole row, over all its threads; a value beyond C counts nothing",
+        (
+            f"rows {rows}, C {C}, the block's threads in {order} order. Mean and variance are"
+            f" of the"
+            " whole row, over all its threads; a value beyond C counts nothing",
+            "",
+        ),
         1e-4,
     )
 
@@ -331,7 +349,7 @@ def kernel_model(s, ex):
             **ex,
             "cases": [cfg],
             "hints": {
-                "gradient": "a whole model's gradient, in float: are all three kernels right?"
+                "gradient": ("a whole model's gradient, in float: are all three kernels right?", "")
             },
             "mistakes": [],
         },
@@ -353,7 +371,10 @@ EXERCISES = {
         first=("c_attn",),
         mistakes=[],
         hints=dict(
-            gradient="attention_backward is wrong in some shape; the tests before this say where."
+            gradient=(
+                "",
+                "attention_backward is wrong in some shape; the tests before this say where.",
+            )
         ),
     ),
     "matmul": dict(

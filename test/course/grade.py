@@ -14,6 +14,7 @@ import pathlib
 import secrets
 import shutil
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -72,7 +73,7 @@ def grade(folder, name, seed, cuda=False):
             result["verdict"] = str(error)
         needed = False
         for points, title, test, *gate in tests(name, cuda):
-            one = dict(name=title, score=0, max_score=points, output="")
+            one = dict(name=title, score=0, max_score=points, output="", hints=[])
             result["tests"].append(one)
             if result["verdict"] or needed:
                 one["output"] = result["verdict"] or "not tested: the first test must pass"
@@ -82,7 +83,7 @@ def grade(folder, name, seed, cuda=False):
                 test(student, ex)
                 one["score"] = points
             except Wrong as error:
-                one["output"] = str(error)
+                one["output"], one["hints"] = str(error), error.hints
                 needed = bool(gate)
                 if isinstance(error, Endless):
                     result["verdict"] = "it does not end: no more tests"
@@ -95,6 +96,12 @@ def grade(folder, name, seed, cuda=False):
     )
     result["execution_time"] = round(time.monotonic() - started, 2)
     return result
+
+
+def said(test, level):
+    """What a test says with this many hints."""
+    hints = [f"hint {i}: {h}" for i, h in enumerate(test["hints"][:level], 1) if h]
+    return [test["output"], *hints] if test["output"] else []
 
 
 def main():
@@ -113,11 +120,11 @@ def main():
     if name not in EXERCISES:
         sys.exit(f"grade: no exercise '{name}'; there are: {' '.join(EXERCISES)}")
     result = grade(folder, name, int(os.environ.get("SEED") or secrets.randbelow(1 << 31)), cuda)
+    level = int(os.environ.get("HINT") or 0)
     for one in result["tests"]:
-        print(
-            f"{one['score']:3g} of {one['max_score']:<3g} {one['name']}"
-            + (f"\n           {one['output']}" if one["output"] else "")
-        )
+        print(f"{one['score']:3g} of {one['max_score']:<3g} {one['name']}")
+        for line in said(one, level):
+            print(textwrap.fill(line, 80, initial_indent=" " * 11, subsequent_indent=" " * 11))
     print(
         f"{result['score']:3g} of {result['max_score']}, {result['execution_time']} s:"
         f" {result['verdict']}"

@@ -17,7 +17,13 @@ NOBODY = 65534
 
 
 class Wrong(Exception):
-    """A message for the student."""
+    """A message for the student: what was expected and found. Its hints are what HINT=1, 2 and 3
+    add: the mistake's name, where the grader knows one that gives these very numbers; where to
+    look; the formula. Each may be empty."""
+
+    def __init__(self, found, mistake="", where="", formula=""):
+        super().__init__(found)
+        self.hints = [mistake, where, formula]
 
 
 class Endless(Wrong):
