@@ -242,9 +242,8 @@ def place(name, i):
 
 
 def expect(right, found, cfg, mistakes, hints, tolerance=1e-6, prefix=""):
-    """Raises Wrong unless found equals right(cfg). The message names the first difference; its"
-    " first
-    hint is the mistake with which the reference gives the same numbers, if there is one."""
+    """Raises Wrong unless found equals right(cfg). The message names the first difference; its
+    first hint is the mistake with which the reference gives the same numbers, if there is one."""
     at = differs(right(cfg), found, tolerance)
     if not at:
         return
@@ -254,8 +253,7 @@ def expect(right, found, cfg, mistakes, hints, tolerance=1e-6, prefix=""):
         raise Wrong(
             text,
             "Not a number: memory that was not written, a division by 0, or the logarithm or"
-            " root of"
-            " a negative number.",
+            " root of a negative number.",
             *hints,
         )
     for change, words in mistakes:
