@@ -2,12 +2,49 @@
 // train_gpt. It reads its inputs from stdin and writes its answers to FD, both as doubles. grade.py
 // draws new inputs each time and computes the right answers after this program has ended.
 
+// gpt_layout rounds the size of each array of the model up to whole cache lines, with ceil. Here
+// ceil also notes the size and adds room for guards, while gpt_init runs.
+#include <tgmath.h>
+static double noted_ceil(double lines);
+#undef ceil
+#define ceil(x) noted_ceil(x)
+
 // static, so that the compiler drops main and everything that only main calls
 #define main static __attribute__((unused)) train_gpt_main
 #include "train_gpt.c"
 #undef main
+#undef ceil
+#include "guards.h"
 
 static FILE *answers;
+
+enum { ROOM = 2 * GUARD / CACHE_LINE };              // cache lines between two arrays
+static double noted[2 * MOST_GUARDED];               // cache lines of each array, perhaps not whole
+static int num_noted;
+static bool noting;
+
+static double noted_ceil(double lines) {
+    if (!noting) return ceil(lines);
+    if (num_noted == 2 * MOST_GUARDED) die(FAILED, "driver: more than %d arrays", num_noted);
+    noted[num_noted++] = lines;
+    return ceil(lines) + ROOM;
+}
+
+// As gpt_init, with guards round the model's arrays. Those that a step computes are all NaN first.
+static void guarded_init(GPT *g, const Config *cfg) {
+    noting = true;
+    gpt_init(g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    noting = false;
+    char *at = (char *)g->memory + (CACHE_LINE - (uintptr_t)g->memory % CACHE_LINE);
+    for (int i = num_noted / 2; i < num_noted; i++) {    // gpt_init calls gpt_layout twice
+        size_t size = (size_t)(noted[i] * CACHE_LINE);
+        if ((real *)at > g->sine) memset(at, 0xFF, size);
+        guard(NULL, at, size, at == (char *)g->params ? 0 : GUARD, GUARD);
+        at += ((size_t)ceil(noted[i]) + ROOM + 1) * CACHE_LINE;
+    }
+    if (num_noted && at != (char *)g->memory + (size_t)g->bytes)
+        die(FAILED, "driver: the arrays of the model are not where gpt_layout places them");
+}
 
 // many at a time, so that a measured time is not the time of reading and writing
 static double some_numbers[4096];
@@ -31,7 +68,9 @@ static void put(const real *x, size_t n) {
 
 static void put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
 
-static real *some(size_t n) { return (real *)allocate(n, sizeof(real)); }
+static real *some(const char *name, size_t n) {
+    return (real *)guarded_memory(name, n * sizeof(real));
+}
 
 static void get_tokens(int *tokens, int n, int V) {
     for (int i = 0; i < n; i++) {
@@ -46,11 +85,12 @@ static void get_tokens(int *tokens, int n, int V) {
 static void model(const Config *cfg, int steps, int every) {
     GPT g;
     int V = cfg->vocab, B = cfg->batch, T = cfg->T;
-    gpt_init(&g, cfg, V, B, T);
-    size_t N = g.num_parameters;
-    int *inputs = (int *)allocate((size_t)(B * T), sizeof(int));
-    int *targets = (int *)allocate((size_t)(B * T), sizeof(int));
+    guarded_init(&g, cfg);
+    size_t N = g.num_parameters, rows = (size_t)(B * T);
+    int *inputs = (int *)guarded_memory("the batch's inputs", rows * sizeof(int));
+    int *targets = (int *)guarded_memory("the batch's targets", rows * sizeof(int));
     get(g.params, N);
+    if (every) memset(g.grads, 0xFF, N * sizeof(real));
     for (int step = 1; step <= steps; step++) {
         double log_z;
         static Stats stats;
@@ -64,6 +104,7 @@ static void model(const Config *cfg, int steps, int every) {
         if (every) put(g.grads, N);
         double norm = gpt_update(&g, step, NULL);
         if (!every) continue;
+        guards_check(&g);
         put_one(loss);
         put_one(log_z);
         put_one(norm);
@@ -73,13 +114,15 @@ static void model(const Config *cfg, int steps, int every) {
         put(g.m, N);
         put(g.v, N);
     }
+    guards_check(&g);
     if (!every) put(g.params, N);
 }
 
 // init: answers the weights that training starts from
 static void init(const Config *cfg) {
     GPT g;
-    gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    guarded_init(&g, cfg);
+    guards_check(&g);
     put(g.params, g.num_parameters);
 }
 
@@ -87,13 +130,14 @@ static void init(const Config *cfg) {
 // after the update of step COUNT
 static void update(const Config *cfg, int step) {
     GPT g;
-    gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    guarded_init(&g, cfg);
     size_t N = g.num_parameters;
     get(g.params, N);
     get(g.grads, N);
     get(g.m, N);
     get(g.v, N);
     put_one(gpt_update(&g, step, NULL));
+    guards_check(&g);
     put(g.params, N);
     put(g.m, N);
     put(g.v, N);
@@ -104,10 +148,10 @@ static void update(const Config *cfg, int step) {
 static void attention(const Config *cfg, int B) {
     int T = cfg->T, NH = cfg->heads, HS = cfg->d / NH;
     size_t n = (size_t)(B * T * NH * HS), rows = (size_t)(B * NH * T);
-    real *qk = some(2 * n), *qkv = some(3 * n), *dqkv = some(3 * n);
-    real *dout = some(n), *out = some(n), *softmax = some(2 * rows);
-    real *scratch = some((size_t)omp_get_max_threads() * attention_scratch_size(T, HS));
-    for (size_t i = 0; i < 3 * n; i++) dqkv[i] = NAN;    // an element that is not written shows
+    size_t scratch_size = (size_t)omp_get_max_threads() * attention_scratch_size(T, HS);
+    real *qk = some("qk", 2 * n), *qkv = some("qkv", 3 * n), *dqkv = some("dqkv", 3 * n);
+    real *dout = some("dout", n), *out = some("out", n), *softmax = some("softmax", 2 * rows);
+    real *scratch = some("scratch", scratch_size);
     get(qk, 2 * n);
     get(qkv, 3 * n);
     get(dout, n);
@@ -115,6 +159,7 @@ static void attention(const Config *cfg, int B) {
     get(softmax, 2 * rows);
     attention_backward(dqkv, dout, out, softmax, qk, qkv, 1 / sqrt((real)HS), scratch,
                        0, B, T, NH, HS);
+    guards_check(NULL);
     put(dqkv, 3 * n);
 }
 
@@ -125,19 +170,17 @@ static void products(int count) {
         real head[6];
         get(head, 6);
         int M = (int)head[0], N = (int)head[1], K = (int)head[2], size = M * N;
-        real *a = some((size_t)(M * K)), *b = some((size_t)(K * N));
-        real *add = some((size_t)size), *out = some((size_t)size);
+        real *a = some("a", (size_t)(M * K)), *b = some("b", (size_t)(K * N));
+        real *add = some("add", (size_t)size), *out = some("out", (size_t)size);
         get(a, (size_t)(M * K));
         get(b, (size_t)(K * N));
         if (head[5] != 0) get(add, (size_t)size);
-        for (int i = 0; i < size; i++) out[i] = NAN;
+        #pragma omp taskgroup
         matmul(out, head[5] != 0 ? add : NULL, head[3] != 0 ? transposed(a, M) : matrix(a, K),
                head[4] != 0 ? transposed(b, K) : matrix(b, N), M, N, K);
+        guards_check(NULL);
         put(out, (size_t)size);
-        free(a);
-        free(b);
-        free(add);
-        free(out);
+        num_guarded = 0;
     }
 }
 
