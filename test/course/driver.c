@@ -2,8 +2,8 @@
 // train_gpt. It reads its inputs from stdin and writes its answers to FD, both as doubles. grade.py
 // draws new inputs each time and computes the right answers after this program has ended.
 
-// gpt_layout rounds the size of each array of the model up to whole cache lines, with ceil. Here
-// ceil also notes the size and adds room for guards, while gpt_init runs.
+// gpt_layout rounds the size of each array of the model up to whole cache lines, with ceil. In
+// this program ceil also notes the size and adds room for guards, while gpt_init runs.
 #include <tgmath.h>
 static double noted_ceil(double lines);
 #undef ceil
@@ -38,7 +38,7 @@ static void guarded_init(GPT *g, const Config *cfg) {
     char *at = (char *)g->memory + (CACHE_LINE - (uintptr_t)g->memory % CACHE_LINE);
     for (int i = num_noted / 2; i < num_noted; i++) {    // gpt_init calls gpt_layout twice
         size_t size = (size_t)(noted[i] * CACHE_LINE);
-        if ((real *)at > g->sine) memset(at, 0xFF, size);
+        if ((real *)at > g->sine) guard_fill(at, size);
         guard(NULL, at, size, at == (char *)g->params ? 0 : GUARD, GUARD);
         at += ((size_t)ceil(noted[i]) + ROOM + 1) * CACHE_LINE;
     }
@@ -90,7 +90,7 @@ static void model(const Config *cfg, int steps, int every) {
     int *inputs = (int *)guarded_memory("the batch's inputs", rows * sizeof(int));
     int *targets = (int *)guarded_memory("the batch's targets", rows * sizeof(int));
     get(g.params, N);
-    if (every) memset(g.grads, 0xFF, N * sizeof(real));
+    if (every) guard_fill(g.grads, N * sizeof(real));
     for (int step = 1; step <= steps; step++) {
         double log_z;
         static Stats stats;

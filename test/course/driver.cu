@@ -2,8 +2,8 @@
 // driver.c: driver FD WORK COUNT, then flags.
 #include "lib/gpu.h"
 
-// reserve rounds the size of each array up to 512 bytes, with ceil, and then allocates it. Here ceil
-// notes the size, and cudaMalloc adds guards.
+// reserve rounds the size of each array up to 512 bytes, with ceil, and then allocates it. In this
+// program ceil notes the size, and cudaMalloc adds guards.
 static double noted_ceil(double blocks);
 template <class number> static cudaError_t guarded_malloc(number **at, size_t size);
 #define ceil(x) noted_ceil(x)

@@ -1,6 +1,15 @@
-// guards.h: guards round the arrays that a student's functions get, for driver.c and driver.cu. A
-// byte of 0xFF makes NaN of a double or a float and -1 of an int: reading a guard, or memory that
-// was never written, shows in the results. guards_check finds a write to a guard.
+// guards.h: guards round the arrays that a student's functions get, for driver.c and driver.cu. Each
+// word of a guard is NaN: reading it, or memory that was never written, shows in the results.
+// guards_check finds a write, even of a number computed from a guard: these are signaling NaNs, and
+// computing makes quiet ones of them.
+
+#ifdef DOUBLE
+typedef uint64_t GuardWord;
+static const GuardWord NOTHING = 0x7FF4DEADDEADDEAD;
+#else
+typedef uint32_t GuardWord;
+static const GuardWord NOTHING = 0x7FA0DEAD;
+#endif
 
 // before, after: the bytes of the guards. name: NULL for an array of the model
 enum { GUARD = 4096, MOST_GUARDED = 4096, OUTSIDE = 99 /* the exit status */ };
@@ -12,18 +21,22 @@ typedef struct {
 static Guarded guarded[MOST_GUARDED];
 static int num_guarded;
 
+static void guard_fill(void *start, size_t size) {
+    for (size_t i = 0; i < size / sizeof(GuardWord); i++) ((GuardWord *)start)[i] = NOTHING;
+}
+
 static void guard(const char *name, void *start, size_t size, size_t before, size_t after) {
     if (num_guarded == MOST_GUARDED) die(FAILED, "driver: more than %d arrays", MOST_GUARDED);
     Guarded a = {name, (unsigned char *)start, size, before, after};
-    memset(a.start - before, 0xFF, before);
-    memset(a.start + size, 0xFF, after);
+    guard_fill(a.start - before, before);
+    guard_fill(a.start + size, after);
     guarded[num_guarded++] = a;
 }
 
 // Memory of `size` bytes, all NaN, between two guards. It is never freed.
 static void *guarded_memory(const char *name, size_t size) {
     char *start = (char *)allocate(size + 2 * GUARD, 1) + GUARD;
-    memset(start, 0xFF, size);
+    guard_fill(start, size);
     guard(name, start, size, GUARD, GUARD);
     return start;
 }
@@ -68,9 +81,9 @@ static const char *field_at(const Field *fields, int count, const void *of, cons
     return NULL;
 }
 
-static void outside(const GPT *g, const Guarded *a, size_t bytes, const char *where) {
+static void guard_outside(const GPT *g, const Guarded *a, size_t bytes, const char *where) {
     const char *name = a->name;
-    fprintf(stderr, "it writes %zu byte%s %s of ", bytes, bytes > 1 ? "s" : "", where);
+    fprintf(stderr, "it writes %zu bytes %s of ", bytes, where);
     if (!name && g) name = field_at(gpt_fields, GPT_FIELDS, g, a->start);
     if (name) fprintf(stderr, "%s\n", name);
     for (int l = 0; !name && g && l < g->cfg.layers; l++) {
@@ -85,10 +98,12 @@ static void outside(const GPT *g, const Guarded *a, size_t bytes, const char *wh
 static void guards_check(const GPT *g) {
     for (int i = 0; i < num_guarded; i++) {
         const Guarded *a = &guarded[i];
-        const unsigned char *end = a->start + a->size;
-        for (size_t n = a->after; n; n--)
-            if (end[n - 1] != 0xFF) outside(g, a, n, "past the end");
-        for (size_t n = a->before; n; n--)
-            if (a->start[-(ptrdiff_t)n] != 0xFF) outside(g, a, n, "before the start");
+        const GuardWord *start = (const GuardWord *)a->start;
+        const GuardWord *end = (const GuardWord *)(a->start + a->size);
+        for (size_t n = a->after / sizeof(GuardWord); n; n--)
+            if (end[n - 1] != NOTHING) guard_outside(g, a, n * sizeof(GuardWord), "past the end");
+        for (size_t n = a->before / sizeof(GuardWord); n; n--)
+            if (start[-(ptrdiff_t)n] != NOTHING)
+                guard_outside(g, a, n * sizeof(GuardWord), "before the start");
     }
 }

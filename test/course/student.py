@@ -145,7 +145,7 @@ class Student:
                 raw, seconds, text = run(command, numbers, answer=True, cpu=cpu, threads=threads)
             except Outside as error:
                 where = "An index is too large, or negative: at the last row, or at an odd size?"
-                raise Outside(f"{error} (with {shown(cfg)})", "", where)
+                raise Outside(f"{error}" + f" (with {shown(cfg)})" * bool(cfg), "", where)
             if len(raw) != 8 * size:
                 raise Wrong(
                     f"it answered {len(raw)} bytes where {8 * size} were asked for: it ends too"
