@@ -21,12 +21,14 @@ OUTSIDE = 99  # guards.h's exit status
 
 
 class Wrong(Exception):
-    """A message for the student: what was expected and found. Its hints are what HINT=1, 2 and 3
-    add: the mistake's name, where the grader knows one that gives these very numbers; where to
-    look; the formula. Each may be empty."""
+    """A message for the student: what was expected and found. Lines that begin with two blanks are
+    quoted as they are. text: all that the program printed. Its hints are what HINT=1, 2 and 3 add:
+    the mistake's name, where the grader knows one that gives these very numbers; where to look; the
+    formula. Each may be empty."""
 
     def __init__(self, found, mistake="", where="", formula=""):
         super().__init__(found)
+        self.text = ""
         self.hints = [mistake, where, formula]
 
 
@@ -139,7 +141,9 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
             if any(word in verdict for word in ("without end", "does not end", "killed"))
             else Wrong
         )
-        raise kind(verdict + (f". Its last words: {text[-600:]}" if text else ""))
+        error = kind(verdict + (f". Its last words: {text[-600:]}" if text else ""))
+        error.text = text
+        raise error
     return got[1], usage.ru_utime + usage.ru_stime, text
 
 
