@@ -53,6 +53,11 @@ def tests(name, cuda=False):
     ]
 
 
+def handed_in(name, cuda=False):
+    """The files that a student hands in."""
+    return [*EXERCISES[name].get("files", ("train_gpt.c",)), *["train_gpt.cu"] * cuda]
+
+
 def chosen(all_tests, wanted):
     """The numbers, from 1, of the tests with this number or with this text in their title."""
     if wanted.isdigit():
@@ -80,7 +85,7 @@ def grade(folder, name, seed, cuda=False, only=None, progress=lambda text: None)
         try:
             student = Student(
                 folder,
-                (*ex.get("files", ("train_gpt.c",)), *["train_gpt.cu"] * cuda),
+                handed_in(name, cuda),
                 np.random.default_rng(seed),
                 ex.get("threads", True),
             )

@@ -18,6 +18,7 @@ import numpy as np
 import reference as ref
 from sandbox import SECONDS, THREADS, Outside, Wrong, run
 
+LARGEST = 4 << 20  # bytes that are read of a source
 SEVERAL = 3  # threads that must give the results of one
 KIT = pathlib.Path(__file__).resolve().parent
 # A kit handed out is whole; else the project has the rest.
@@ -29,6 +30,27 @@ def kit_file(name):
         if (folder / name).exists():
             return folder / name
     sys.exit(f"grade: the kit has no {name}")
+
+
+def source(folder, name, files):
+    """The content of a file that is handed in with these others."""
+    path = folder / name
+    if not path.exists() and not path.is_symlink():
+        raise Wrong(f"{name} is missing: hand in {' and '.join(sorted(files))}")
+    if path.is_symlink() or not path.is_file():
+        raise Wrong(f"{name} is not a plain file: hand in the file itself")
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST)
+    except OSError as error:
+        raise Wrong(f"{name} cannot be read: {error.strerror}")
+
+
+def nearest(paths, top):
+    """The folder that holds the most of these files; of several, the nearest to the top."""
+    folders = [path.parent for path in paths]
+    rank = lambda folder: (-folders.count(folder), len(folder.parts), str(folder))
+    return min(folders, key=rank, default=top)
 
 
 @functools.cache
@@ -80,16 +102,7 @@ class Student:
         for header in (header for folder in FOLDERS for header in folder.glob("lib/*.h")):
             shutil.copy(header, self.place / "lib")
         for name in files:
-            path = folder / name
-            if not path.exists():
-                raise Wrong(f"{name} is missing: hand in {' and '.join(sorted(files))}")
-            if path.is_symlink() or not path.is_file():
-                raise Wrong(f"{name} is not a plain file: hand in the file itself")
-            try:
-                with path.open("rb") as file:
-                    text = file.read(4 << 20)
-            except OSError as error:
-                raise Wrong(f"{name} cannot be read: {error.strerror}")
+            text = source(folder, name, files)
             self.hashes[name] = hashlib.sha256(text).hexdigest()
             (self.place / name).write_bytes(text)
 
