@@ -19,6 +19,7 @@ import pytest
 import grade
 import sandbox
 from conftest import ROOT, TEST
+from student import nearest
 from test_course import run, student_folder
 
 COURSE = TEST / "course"
@@ -310,6 +311,14 @@ def test_autograder(archive, tmp_path):
     seen = on_gradescope(archive, tmp_path / "c", {"notes.txt": "sorry"})
     assert seen["score"] == 0 and len(seen["tests"]) == 3
     assert seen["output"] == "train_gpt.c is missing: hand in train_gpt.c"
+
+
+def test_nearest():
+    """The folder with the most of the files; of several, the one nearest to the top."""
+    paths = [pathlib.Path(p) for p in ("gpt.h", "a/gpt.h", "a/train_gpt.c", "a/b/train_gpt.c")]
+    assert nearest(paths, None) == pathlib.Path("a")
+    assert nearest([*paths, pathlib.Path("train_gpt.c")], None) == pathlib.Path()
+    assert nearest([], "top") == "top"
 
 
 # ---- a class
