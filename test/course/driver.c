@@ -106,7 +106,7 @@ static void attention(const Config *cfg, int B) {
     size_t n = (size_t)(B * T * NH * HS), rows = (size_t)(B * NH * T);
     real *qk = some(2 * n), *qkv = some(3 * n), *dqkv = some(3 * n);
     real *dout = some(n), *out = some(n), *softmax = some(2 * rows);
-    real *scratch = some(attention_scratch_size(T, HS));
+    real *scratch = some((size_t)omp_get_max_threads() * attention_scratch_size(T, HS));
     for (size_t i = 0; i < 3 * n; i++) dqkv[i] = NAN;    // an element that is not written shows
     get(qk, 2 * n);
     get(qkv, 3 * n);
@@ -147,12 +147,19 @@ int main(int argc, char **argv) {
     int count = atoi(argv[3]);
     answers = fdopen(atoi(argv[1]), "wb");
     config_parse(&cfg, argc - 3, argv + 3);
-    if (!strcmp(work, "model")) model(&cfg, count, 1);
-    else if (!strcmp(work, "train")) model(&cfg, count, 0);
-    else if (!strcmp(work, "init")) init(&cfg);
-    else if (!strcmp(work, "update")) update(&cfg, count);
-    else if (!strcmp(work, "attention")) attention(&cfg, count);
-    else products(count);
+    int threads = omp_get_max_threads();
+    // one thread of a team works and the others help it, as in train_gpt
+    #pragma omp parallel num_threads(threads)
+    #pragma omp master
+    {
+        omp_set_num_threads(threads);                           // for omp_get_max_threads
+        if (!strcmp(work, "model")) model(&cfg, count, 1);
+        else if (!strcmp(work, "train")) model(&cfg, count, 0);
+        else if (!strcmp(work, "init")) init(&cfg);
+        else if (!strcmp(work, "update")) update(&cfg, count);
+        else if (!strcmp(work, "attention")) attention(&cfg, count);
+        else products(count);
+    }
     fclose(answers);
     return 0;
 }
