@@ -88,7 +88,7 @@ def grade(folder, name, seed, cuda=False):
                 continue
             student.begin(np.random.default_rng([seed, len(result["tests"])]))
             try:
-                test(student, ex)
+                one["output"] = test(student, ex) or ""
                 if student.raced:
                     raise Wrong(student.raced, *THREADS)
                 one["score"] = points
