@@ -28,7 +28,7 @@ from student import Student, kit_file
 EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES}
 # What a student's folder needs to grade itself
 MODULES = "grade checks checks_layers student sandbox reference".split()
-KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "naive.c"]
+KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "guards.h", "naive.c"]
 
 
 THREADS = (
