@@ -4,21 +4,27 @@ others. Hostile programs get a verdict, and the grader survives.
 """
 
 import concurrent.futures
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
 
+import checks_layers
 import exercise
 import grade
+import reference as ref
 import show
 import wrong_interventions
 import wrong_layers
 from conftest import ROOT, TEST
+from student import differs
 
 SIZES = "d layers heads batch steps base_d".split()  # interventions without flagged lines
 # neither trainer has a line of theirs
@@ -209,6 +215,43 @@ def test_grading(grading, gradings):
 def test_three_wrong_solutions():
     assert set(WRONG) == set(exercise.EXERCISES) == set(grade.EXERCISES)
     assert all(len(cases) >= 3 for cases in WRONG.values())
+    for cases in wrong_layers.WRONG.values():
+        assert sum(not variant.startswith("right_") for variant in cases) >= 10
+
+
+def test_mistakes_differ():
+    """The formulas by which mistakes of a layer are named: right without a mistake, and each
+    mistake gives other numbers than any other, so that none is named by another's name."""
+    rng = np.random.default_rng(0)
+    numbers, right = checks_layers.attention_case(types.SimpleNamespace(rng=rng), 2, 5, 2, 4, 1)
+    attention = lambda m: checks_layers.attention_wrong(numbers, m)
+    assert not differs(right, attention(""), 1e-9)
+    x, dout, add = rng.standard_normal((3, 4, 6))
+    weight, dweight, mean = *rng.standard_normal((2, 6)), x.mean(1)
+    given = x, dout, add, weight, dweight, mean, (x.var(1) + 1e-6) ** -0.5
+    X, w = ref.Var(x), ref.Var(weight)
+    (ref.layernorm(X, w) * dout).sum().backward()
+    layernorm = lambda m: checks_layers.layernorm_wrong(given, m, True)
+    assert not differs(dict(dx=X.grad + add, dweight=w.grad + dweight), layernorm(""), 1e-9)
+    inp, branch = rng.standard_normal((2, 2, 1032)) + 2
+    norm = lambda m: checks_layers.norm_results(inp * 1e-3, branch * 1e-3, 1 + x.mean(), m)
+    y = norm("")["out"].reshape(inp.shape)
+    assert abs(y.mean(1)).max() < 1e-9
+    slopes = lambda m: dict(
+        out=checks_layers.some_of_W(checks_layers.gelu_value(inp[0], m), inp[0], m),
+        dinp=checks_layers.some_of_W(
+            checks_layers.gelu_slope(inp[0], m) * (1 if m == "no dout" else branch[0]), branch[0], m
+        ),
+    )
+    for results, mistakes in (
+        (attention, checks_layers.ATTENTION_MISTAKES),
+        (layernorm, checks_layers.LAYERNORM_MISTAKES),
+        (norm, checks_layers.NORM_MISTAKES),
+        (slopes, checks_layers.GELU_MISTAKES),
+    ):
+        names = ["", *(name for name, _ in mistakes)]
+        for a, b in itertools.combinations(names, 2):
+            assert differs(results(a), results(b), 1e-6), (a, b)
 
 
 # ---- the folder
