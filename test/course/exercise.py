@@ -163,7 +163,8 @@ one whose grade.json holds the seed n.{runs_cuda * ("train_gpt.cu" in changed)}"
 
 
 MAKEFILE = """# make          train_gpt, for this machine
-# make grade    points, and what is wrong; writes grade.json
+# make grade    points, and what is wrong; writes grade.json. HINT=1, 2 or 3 says more;
+#               TEST=name or number runs only those tests
 # make clean
 {head}
 
