@@ -194,6 +194,8 @@ def gradings(request, tmp_path_factory):
 @pytest.mark.parametrize("grading", GRADINGS, ids="-".join)
 def test_grading(grading, gradings):
     name, variant = grading
+    if name == "parallel" and checks_layers.cores() < 2:
+        pytest.skip("one core: two threads take turns")
     result = gradings[grading].result()
     failed = {
         i for i, t in enumerate(result["tests"]) if t["score"] < t["max_score"] or t["output"]
@@ -375,6 +377,35 @@ def test_hostile(case, tmp_path):
     assert all(
         re.search(says, t["output"]) or "does not end" in t["output"] for t in result["tests"]
     ), result
+
+
+@pytest.mark.parametrize(
+    "line, error",
+    [
+        ("#include <cooperative_groups.h>", "cooperative_groups.h: No such file"),
+        ("__device__ half twice(half x) { return x + x; }", "half"),
+        ("__constant__ float table[4];", "__constant__"),
+    ],
+)
+def test_not_in_the_stand_in(line, error, tmp_path):
+    """What the stand-in for CUDA lacks: the compiler's words, and where to look."""
+    folder = student_folder(tmp_path / "x", "cuda", "solution")
+    text = (folder / "train_gpt.cu").read_text()
+    (folder / "train_gpt.cu").write_text(f"{line}\n{text}")
+    verdict = graded(folder)["verdict"]
+    assert error in verdict and "cuda_emu.h, its stand-in, say" in " ".join(verdict.split())
+
+
+def test_one_core(tmp_path):
+    """On one core the sharing of work and the speed are not tested, and the grading says so."""
+    folder = student_folder(tmp_path / "x", "parallel", "untouched")
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        result = graded(folder)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert [t["output"].split(":")[0] for t in result["tests"]] == ["one core"] * 7
 
 
 def test_nan(tmp_path):
