@@ -28,6 +28,7 @@ SUM_LOOP = (
     "        size_t from = chunk * SUM_CHUNK, end = n - from < SUM_CHUNK ? n : from + SUM_CHUNK;\n"
 )
 SUM_EACH = "(size_t)omp_get_num_threads(), each = (n + chunks - 1) / chunks;"
+SUM_LAST = "n < from + each ? n : from + each"
 SUM_SQUARE = "        for (size_t i = from; i < end; i++) sum += (double)x[i] * (double)x[i];\n"
 SUM_END = (
     SUM_SQUARE + "        sums[chunk] = sum;\n    }\n"
@@ -341,11 +342,7 @@ WRONG = {
                 SUM_LOOP,
                 SUM_LOOP.replace("(n + SUM_CHUNK - 1) / SUM_CHUNK;", SUM_EACH)
                 .replace("chunk * SUM_CHUNK", "chunk * each")
-                .replace("n - from < SUM_CHUNK ? n : from + SUM_CHUNK", "from + each"),
-            ),
-            (
-                "for (size_t i = from; i < end; i++) sum += (double)x[i]",
-                "for (size_t i = from; i < end && i < n; i++) sum += (double)x[i]",
+                .replace("n - from < SUM_CHUNK ? n : from + SUM_CHUNK", SUM_LAST),
             ),
         ),
         "order_of_the_threads": wrong(
