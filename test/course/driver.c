@@ -2,6 +2,9 @@
 // train_gpt. It reads its inputs from stdin and writes its answers to FD, both as doubles. grade.py
 // draws new inputs each time and computes the right answers after this program has ended.
 
+#define _GNU_SOURCE    // for RTLD_NEXT
+#include <dlfcn.h>
+
 // gpt_layout rounds the size of each array of the model up to whole cache lines, with ceil. In
 // this program ceil also notes the size and adds room for guards, while gpt_init runs.
 #include <tgmath.h>
@@ -245,6 +248,44 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+// Seconds that one thread alone spends in tasks: GCC's calls for tasks come here first. -1 with
+// another compiler.
+#if defined(_OPENMP) && !defined(__clang__)
+static double in_tasks;
+static int depth;                                    // of calls: a task may make tasks
+static double tasks_begin(void) { return depth++ ? 0 : seconds(); }
+static void tasks_end(double start) { if (!--depth) in_tasks += seconds() - start; }
+#define PASS_ON(name, parameters, arguments) \
+    void name parameters { \
+        static void (*next) parameters; \
+        if (!next) *(void **)&next = dlsym(RTLD_NEXT, #name); \
+        if (omp_get_num_threads() > 1) { \
+            next arguments; \
+            return; \
+        } \
+        double start = tasks_begin(); \
+        next arguments; \
+        tasks_end(start); \
+    }
+PASS_ON(GOMP_taskloop, (void (*f)(void *), void *data, void (*copy)(void *, void *), long size,
+                        long align, unsigned flags, unsigned long tasks, int priority, long from,
+                        long to, long by),
+        (f, data, copy, size, align, flags, tasks, priority, from, to, by))
+PASS_ON(GOMP_taskloop_ull, (void (*f)(void *), void *data, void (*copy)(void *, void *), long size,
+                            long align, unsigned flags, unsigned long tasks, int priority,
+                            unsigned long long from, unsigned long long to,
+                            unsigned long long by),
+        (f, data, copy, size, align, flags, tasks, priority, from, to, by))
+PASS_ON(GOMP_task, (void (*f)(void *), void *data, void (*copy)(void *, void *), long size,
+                    long align, bool deferred, unsigned flags, void **depend, int priority,
+                    void *detach),
+        (f, data, copy, size, align, deferred, flags, depend, priority, detach))
+PASS_ON(GOMP_taskgroup_end, (void), ())
+PASS_ON(GOMP_taskwait, (void), ())
+#else
+static double in_tasks = -1;
+#endif
+
 typedef struct { const real *data; size_t n; } Result;
 
 // One of LAYERS in checks_layers.py. Writes its results to out; returns how many there are.
@@ -316,12 +357,14 @@ static int compute(GPT *g, int which, const int *inputs, const int *targets, Res
 
 // layer: which one, a seed. Computes it COUNT times from the same random memory. Answers the
 // results of the first time, how many times they were others, the seconds of processor time that
-// this thread took and, last (in main), those that the other threads took since they began.
+// this thread took, those of a lone thread in tasks and, last (in main), those that the other
+// threads took since they began.
 static void layer(const Config *cfg, int count) {
     real head[2];
     GPT g;
     Result out[8];
     double time = 0, different = 0;
+    in_tasks = in_tasks < 0 ? -1 : 0;
     get(head, 2);
     gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
     int rows = cfg->batch * cfg->T;
@@ -355,6 +398,7 @@ static void layer(const Config *cfg, int count) {
     }
     put_one(different);
     put_one(time);
+    put_one(in_tasks);
 }
 
 int main(int argc, char **argv) {

@@ -321,7 +321,7 @@ WRONG = {
             [3, 6],
             ("    #pragma omp taskloop collapse(2) nogroup\n", ""),
             either=[5],
-            says="nothing to do",
+            says="have nothing to do",
         ),
         "rows_of_the_embedding": wrong(
             [1],
