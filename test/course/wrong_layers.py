@@ -272,7 +272,7 @@ WRONG = {
             [0, 1, 2, 3], ("pack(b_block, part(b, k0, j0)", "pack(b_block, part(b, k0, 0)")
         ),
         "rows_without_a_gap": wrong(
-            [1, 2, 3],
+            [0, 1, 2, 3],
             ("real *to = out + i * ldc + j;", "real *to = out + i * N + j;"),
         ),
         "whole_vectors_at_edges": wrong(
