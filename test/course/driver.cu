@@ -73,21 +73,34 @@ static void put_device(const float *x, size_t n) {
     put(y, n);
 }
 
-static void kernel(const char *work) {    // rows and C, then the arrays
+// rows, C and 1 or 0 for a branch (of gelu_backward: for dinp that is dout); then the arrays.
+// Answers out (rows,C); of LayerNorm also x (rows,C), mean and rstd (rows). Without a branch x is
+// inp.
+static void kernel(const char *work) {
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    int size[2];
-    get(size, 2, true);
+    int size[3];
+    get(size, 3, true);
     int rows = size[0], C = size[1];
     size_t n = (size_t)rows * C;
-    bool forward = !strcmp(work, "gelu_forward"), backward = !strcmp(work, "gelu_backward");
-    float *x = get_device(backward ? "dout" : "inp", n);
-    float *out = on_device(backward ? "dinp" : "out", n);
-    if (forward) gelu_forward(out, x, rows, C);
-    else if (backward) gelu_backward(out, x, get_device("inp", n), rows, C);
-    else {
+    bool backward = !strcmp(work, "gelu_backward");
+    float *inp = get_device("inp", n), *out = on_device(backward ? "dinp" : "out", n);
+    if (!strcmp(work, "gelu_forward")) gelu_forward(out, inp, rows, C);
+    else if (backward) {
+        float *dout = get_device("dout", n);
+        if (size[2]) out = dout;
+        gelu_backward(out, dout, inp, rows, C);
+    } else {
+        float *weight = get_device("weight", C), *branch = size[2] ? get_device("branch", n) : NULL;
+        float *x = branch ? on_device("x", n) : inp;
         float *mean = on_device("mean", rows), *rstd = on_device("rstd", rows);
-        float *weight = get_device("weight", C);
-        residual_layernorm_forward(out, x, mean, rstd, x, NULL, weight, rows, C);
+        residual_layernorm_forward(out, x, mean, rstd, inp, branch, weight, rows, C);
+        check(cudaStreamSynchronize(stream));
+        guards_check(NULL);
+        put_device(out, n);
+        put_device(x, n);
+        put_device(mean, rows);
+        put_device(rstd, rows);
+        return;
     }
     check(cudaStreamSynchronize(stream));
     guards_check(NULL);

@@ -86,6 +86,11 @@ def cut_functions(text, bodies, removed):
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
+def cut_pragmas(text, flag, comment):
+    """Without the pragmas that make tasks and wait for them: each is a place to write."""
+    return re.sub(r"#pragma omp task(loop|group)\b.*", f"// [{flag}] {comment}", text)
+
+
 def sources(name, cuda=False):
     """{file: text with the exercise's lines taken out}, for the files that the exercise changes."""
     ex, out = EXERCISES[name], {}
@@ -94,6 +99,8 @@ def sources(name, cuda=False):
             out[file] = cut_chunks(show.read(file), ex.get("flags", (name,)), pieces, file)
     for file, bodies in ex.get("functions", {}).items():
         out[file] = cut_functions(show.read(file), bodies, ex.get("remove", {}).get(file, ()))
+    for file, (flag, comment) in ex.get("pragmas", {}).items():
+        out[file] = cut_pragmas(out[file], flag, comment)
     return out
 
 

@@ -107,7 +107,7 @@ def grade(folder, name, seed, cuda=False, only=None, progress=lambda text: None)
             progress(f"test {i} of {len(of)}: {title}")
             student.begin(np.random.default_rng([seed, i]))
             try:
-                test(student, ex)
+                one["output"] = test(student, ex) or ""
                 if student.raced:
                     raise Wrong(student.raced, *THREADS)
                 one["score"] = points
