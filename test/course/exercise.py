@@ -97,61 +97,78 @@ def sources(name, cuda=False):
     return out
 
 
-def readme(name, changed, cuda):
-    """The handout, with what all of them say."""
+PARTS = {  # what the handouts share
+    "cuda": """## The same in train_gpt.cu ({points train_gpt.cu} points)
+
+train_gpt.cu is the same program for a GPU: write your lines there too. The grading builds it for
+the CPU, slowly but exactly, so that you need no GPU. `make train_gpt_cu_emu` builds that program.
+
+    make grade TEST="train_gpt.cu"
+
+""",
+    "folder": """A comment marks each place, and says which shapes to expect:
+
+    grep -n 'TO WRITE' {files}
+
+Change nothing else: the grading reads only {these} and uses fresh copies of the others.
+
+    make                    builds train_gpt; ./train_gpt -h lists its flags
+    make grade              tests your lines and writes grade.json; HINT=1 also names the mistake,
+                            where it can, HINT=2 says where to look, HINT=3 gives the formula
+    make grade TEST="..."   runs the tests with these words in their title
+
+The grading needs Python with numpy; where numpy is missing, it installs it into build/venv. Each
+grading draws new inputs; `SEED=n make grade` repeats the one whose grade.json holds the seed n.
+
+{shapes}""",
+    "shapes": (
+        "Letters: B batch, T sequence length, C channels (the width d), L layers, NH heads of size"
+        " HS, V vocabulary; rows = B T. [c] is 1 where c holds, else 0."
+    ),
+    "plots": (
+        "Pictures need matplotlib and seaborn: where they are missing, plot.py says what to install."
+    ),
+    "paper": (
+        "*Small-scale proxies for large-scale Transformer training instabilities* (Wortsman et al.,"
+        " ICLR 2024, arXiv 2309.14322)"
+    ),
+    "estimate": "our estimate; no class has been timed",
+}
+
+
+def points(name, cuda, words):
+    """The points of the tests that have these words in their title."""
+    in_cuda = words.startswith("train_gpt.cu")
+    found = [
+        points
+        for points, title, *_ in grade.tests(name, cuda)
+        if words in title and title.startswith("train_gpt.cu") == in_cuda
+    ]
+    if not found:
+        sys.exit(f"exercise: the handout of {name} asks for a test '{words}', which is not there")
+    return f"{sum(found):g}"
+
+
+def readme(name, changed=(), cuda=False):
+    """The handout, with what several of them say. changed: the files with lines to write."""
     fill = lambda text: textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
-    files = sorted(changed)
-    points = "\n".join(f"{test[0]:6}  {test[1]}" for test in grade.tests(name, cuda))
-    formula = "".join(
-        "\n" + textwrap.fill(line, 100, initial_indent="    ", subsequent_indent="        ")
-        for line in show.FORMULA.get(name, "").splitlines()
-    )
-    runs_cuda = (
-        "\n\n`make train_gpt_cu_emu` builds train_gpt.cu for the CPU, slow but exact; the grading"
-        " runs it."
-    )
-    parts = dict(
-        start=(
-            "An exercise from *Small-scale proxies for large-scale Transformer training"
-            " instabilities* (Wortsman et al., ICLR 2024, arXiv 2309.14322),"
-        ),
-        missing=(
-            f"Lines are missing from {' and '.join(files)}; the program compiles and trains without"
-            " them. Write them."
-            + f" The flag is `-{name}` (`./train_gpt -h` lists all)."
-            * (name in show.FORMULA)
-        ),
-        formula=formula and formula + "\n",
-        shapes=(
-            "A shape such as (B,T,C) is batch, sequence, channels; L layers, NH heads of size HS, V"
-            " vocabulary."
-        ),
-        write=fill(
-            f"A comment marks each place: `grep -n 'TO WRITE' {' '.join(files)}`. Change nothing"
-            f" else: the grading reads only {'these files' if len(files) > 1 else 'this file'} and"
-            " uses fresh copies of the others."
-        ),
-        test=f"""    make            builds train_gpt
-    make grade      tests your lines, the easiest test first, and writes grade.json
-
-{points}
-
-The program compiles with `cc`. The grading needs Python with numpy; where numpy is missing, `make
-grade` installs it into build/venv. Each grading draws new inputs; `SEED=n make grade` repeats the
-one whose grade.json holds the seed n.{runs_cuda * ("train_gpt.cu" in changed)}""",
-        charts=(
-            "(`./train_gpt -lr` sweeps the learning rate and draws a chart; `python3 plot.py` makes"
-            " pictures, with matplotlib.)"
-        ),
-    )
+    parts = {
+        **PARTS,
+        "cuda": PARTS["cuda"] if cuda else "",
+        "files": " ".join(sorted(changed)),
+        "these": "these files" if len(changed) > 1 else "this file",
+    }
     text = (HERE / "handouts" / f"{name}.md").read_text()
     for part, value in parts.items():
         text = text.replace("{" + part + "}", value)
+    text = re.sub(r"\{points ([^}]+)\}", lambda m: points(name, cuda, m[1]), text)
     # a paragraph that a part made longer is filled again
     blocks = text.split("\n\n")
     return "\n\n".join(
-        fill(" ".join(b.split())) if max(map(len, b.splitlines()), default=0) > 100 else b
-        for b in blocks
+        fill(" ".join(block.split()))
+        if not block.startswith(" ") and max(map(len, block.splitlines()), default=0) > 100
+        else block
+        for block in blocks
     )
 
 
