@@ -1,5 +1,5 @@
-"""make exercise-NAME [DIR=...] [CUDA=1]: a folder to hand out, from which the lines of an
-intervention are missing.
+"""make exercise-NAME [DIR=...] [CUDA=1] [VARIANT=seed]: a folder to hand out, from which the lines
+of an intervention are missing; variants.py says what a VARIANT changes.
 
 Each row of EXERCISES lists the cuts. A comment takes the place of each cut and says what to
 compute; where the rest would not compile, a stub follows. No solution is written in this file."""
@@ -14,6 +14,7 @@ import textwrap
 
 import grade
 import show
+import variants
 from cuts import EXERCISES
 
 HERE, ROOT = pathlib.Path(__file__).resolve().parent, show.ROOT
@@ -86,14 +87,54 @@ def cut_functions(text, bodies, removed):
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
-def sources(name, cuda=False):
+def around(name, file, text):
+    """The functions that the exercise cuts, or that hold its cuts."""
+    ex, lines = EXERCISES[name], text.split("\n")
+    holders = {
+        show.enclosing(lines, first)
+        for flag, first, _ in show.chunks(text, file)
+        if flag in ex.get("flags", (name,)) and lines[first - 1].startswith(" ")
+    }
+    return sorted(holders) if file in ex.get("cut", {}) else [*ex["functions"][file]]
+
+
+def renamed(name, file, text, names):
+    """The file with the variant's names in the functions around the cuts."""
+    lines = text.split("\n")
+    for function in around(name, file, text) if names else ():
+        start, _, end = definition(lines, function)
+        while lines[start - 1].startswith("//"):
+            start -= 1
+        part = variants.in_function("\n".join(lines[start : end + 1]), names)
+        lines[start : end + 1] = part.split("\n")
+    return "\n".join(lines)
+
+
+def pieces_of(name, file, pieces, variant):
+    """The cuts' comments and stubs, in the variant's names and with its number."""
+    names, says = variants.names(name, variant), variants.sentence(name, variant)
+    said_in = variants.NUMBERS[name][2] if says else ("", ())
+    return [
+        (
+            variants.in_prose(comment, names)
+            + (" " + says if file == said_in[0] and i in said_in[1] else ""),
+            variants.in_code(stub, names),
+        )
+        for i, (comment, stub) in enumerate(pieces)
+    ]
+
+
+def sources(name, cuda=False, variant=None):
     """{file: text with the exercise's lines taken out}, for the files that the exercise changes."""
-    ex, out = EXERCISES[name], {}
+    ex, out, names = EXERCISES[name], {}, variants.names(name, variant)
     for file, pieces in ex.get("cut", {}).items():
         if file != "train_gpt.cu" or cuda:
-            out[file] = cut_chunks(show.read(file), ex.get("flags", (name,)), pieces, file)
+            text, flags = renamed(name, file, show.read(file), names), ex.get("flags", (name,))
+            out[file] = cut_chunks(text, flags, pieces_of(name, file, pieces, variant), file)
     for file, bodies in ex.get("functions", {}).items():
-        out[file] = cut_functions(show.read(file), bodies, ex.get("remove", {}).get(file, ()))
+        text, pieces = renamed(name, file, show.read(file), names), bodies.values()
+        bodies = dict(zip(bodies, pieces_of(name, file, pieces, variant)))
+        out[file] = cut_functions(text, bodies, ex.get("remove", {}).get(file, ()))
     return out
 
 
@@ -199,8 +240,8 @@ clean:
 """
 
 
-def write(name, folder, cuda=False):
-    changed = sources(name, cuda)
+def write(name, folder, cuda=False, variant=None):
+    changed = sources(name, cuda, variant)
     if cuda and "train_gpt.cu" not in changed:
         sys.exit(f"exercise: {name} has no lines in train_gpt.cu; leave CUDA=1 out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -230,8 +271,12 @@ def write(name, folder, cuda=False):
     if not needs_cuda:
         text = re.sub(r"train_gpt_cu_emu: .*?\n\n", "", text, flags=re.S)
     (folder / "Makefile").write_text(text)
-    (kit / "exercise").write_text(name + (" cuda" if cuda else "") + "\n")
-    (folder / "README.md").write_text(readme(name, changed, cuda))
+    words = [name] + ["cuda"] * cuda + [f"variant={variant}"] * (variant is not None)
+    (kit / "exercise").write_text(" ".join(words) + "\n")
+    text = readme(name, changed, cuda)
+    (folder / "README.md").write_text(
+        text if variant is None else variants.handout(text, name, variant)
+    )
     return folder
 
 
@@ -240,16 +285,24 @@ def main():
     parser.add_argument("name")
     parser.add_argument("--dir")
     parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--variant")
     args = parser.parse_args()
     if args.name not in EXERCISES:
         sizes = " (it has no flagged lines)" if args.name in show.FORMULA else ""
         sys.exit(
             f"exercise: there is none on '{args.name}'{sizes}; there are: {' '.join(EXERCISES)}"
         )
+    if args.variant is not None and not re.fullmatch(r"[\w-]+", args.variant):
+        sys.exit(
+            f"exercise: VARIANT={args.variant} is not a seed; give a number or a word: VARIANT=7"
+        )
+    if args.variant and args.cuda:
+        sys.exit("exercise: variants have no lines in train_gpt.cu; leave CUDA=1 or VARIANT out")
     folder = write(
         args.name,
         pathlib.Path(args.dir or f"exercise-{args.name}"),
         args.cuda and args.name != "cuda",
+        args.variant,
     )
     print(
         f"{folder}: hand it out; its README.md says what to do. Grade it with:\n"

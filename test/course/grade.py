@@ -21,13 +21,14 @@ import numpy as np
 
 import checks
 import checks_layers
+import variants
 from checks import cuda_forward, cuda_gradient, cuda_steps, forward
 from sandbox import Endless, Wrong
 from student import Student, kit_file
 
 EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES}
 # What a student's folder needs to grade itself
-MODULES = "grade checks checks_layers student sandbox reference".split()
+MODULES = "grade checks checks_layers student sandbox reference variants".split()
 KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "naive.c"]
 
 
@@ -46,9 +47,12 @@ def tests(name, cuda=False):
     ]
 
 
-def grade(folder, name, seed, cuda=False):
-    """Grades; returns the content of grade.json."""
+def grade(folder, name, seed, cuda=False, words=()):
+    """Grades; returns the content of grade.json. words: what kit/exercise says of a variant."""
     ex, started = EXERCISES[name], time.monotonic()
+    names, standard = variants.use(name, words)
+    if standard:
+        ex = {**ex, "mistakes": [*standard, *ex["mistakes"]]}
     result = dict(
         exercise=name,
         score=0,
@@ -83,7 +87,8 @@ def grade(folder, name, seed, cuda=False):
                 test(student, ex)
                 one["score"] = points
             except Wrong as error:
-                one["output"], one["hints"] = str(error), error.hints
+                one["output"] = str(error)
+                one["hints"] = [variants.in_prose(hint, names) for hint in error.hints]
                 needed = bool(gate)
                 if isinstance(error, Endless):
                     result["verdict"] = "it does not end: no more tests"
@@ -116,10 +121,11 @@ def main():
                 f"grade: {folder} is not the folder of an exercise: it has no kit/exercise; give"
                 " one (make grade DIR=FOLDER), or say which exercise it is (EXERCISE=qk_norm)"
             )
-    name, cuda = name[0], "cuda" in name[1:]
+    name, *words = name
     if name not in EXERCISES:
         sys.exit(f"grade: no exercise '{name}'; there are: {' '.join(EXERCISES)}")
-    result = grade(folder, name, int(os.environ.get("SEED") or secrets.randbelow(1 << 31)), cuda)
+    seed = int(os.environ.get("SEED") or secrets.randbelow(1 << 31))
+    result = grade(folder, name, seed, "cuda" in words, words)
     level = int(os.environ.get("HINT") or 0)
     for one in result["tests"]:
         print(f"{one['score']:3g} of {one['max_score']:<3g} {one['name']}")

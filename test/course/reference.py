@@ -31,6 +31,25 @@ CONFIG = dict(
     wd=1e-4,
     wd_independent=1,
 )
+# The numbers that a variant of an exercise changes (variants.py), as they usually are; and those of
+# the variant that is graded.
+STANDARD = dict(
+    clip_to=1,
+    eps_power=0,
+    beta2_power=1,
+    warmup_start=0,
+    wd_peak=1,
+    z_target=0,
+    qk_scale=1,
+    mu_power=1,
+)
+VARIANT = {}
+
+
+def number(cfg, name):
+    return STANDARD[name] if "wrong_standard" in cfg else {**STANDARD, **VARIANT}[name]
+
+
 # linear layers: every matrix but the embedding
 LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "lm_head.weight")
 
@@ -205,7 +224,9 @@ def mu_lr_scale(cfg, name):
     """What multiplies the learning rate of this tensor."""
     if cfg["mu_param"] == "off" or "wrong_head" in cfg and name == "lm_head.weight":
         return 1
-    return 1 / mu_m(cfg) if name.endswith(LINEAR) or "wrong_all" in cfg else 1
+    return (
+        mu_m(cfg) ** -number(cfg, "mu_power") if name.endswith(LINEAR) or "wrong_all" in cfg else 1
+    )
 
 
 # ---- the model
@@ -250,7 +271,8 @@ def model(cfg, p, inputs, targets):
             norms["k"] = norms["q"]
         if "wrong_after_rope" in cfg:
             q, k = rope(q), rope(k)
-        q, k = (layernorm(y, norms[n]) if n in norms else y for n, y in (("q", q), ("k", k)))
+        scaled = lambda y, weight: layernorm(y, weight) * number(cfg, "qk_scale")
+        q, k = (scaled(y, norms[n]) if n in norms else y for n, y in (("q", q), ("k", k)))
         if "wrong_after_rope" not in cfg:
             q, k = rope(q), rope(k)
         s = q @ k.transpose(0, 1, 3, 2) * scale
@@ -267,7 +289,7 @@ def model(cfg, p, inputs, targets):
     picked = np.arange(cfg["vocab"]) == targets[..., None]
     loss = (log_z - (out * picked).sum(-1)).mean()
     return dict(
-        total=loss + (log_z * log_z).mean() * cfg["z_loss"],
+        total=loss + ((log_z - number(cfg, "z_target")) ** 2).mean() * cfg["z_loss"],
         loss=loss,
         log_z=log_z.mean(),
         max_attn_logit=var(largest),
@@ -307,7 +329,8 @@ def schedule(cfg, step):
     """The learning rate at a step, counted from 1."""
     peak, low, warmup, steps = cfg["lr"], min(cfg["min_lr"], cfg["lr"]), cfg["warmup"], cfg["steps"]
     if step < warmup:
-        return peak * (step - 1 if "wrong_step" in cfg else step) / warmup
+        start = number(cfg, "warmup_start") * peak
+        return start + (peak - start) * (step - 1 if "wrong_step" in cfg else step) / warmup
     if "wrong_restart" in cfg:
         warmup = 0
     done = (step - warmup) / (steps - warmup) if steps > warmup else 0.0
@@ -318,10 +341,14 @@ def adamw(cfg, p, m, v, g, step):
     """One step of AdamW; returns new p, m, v and the norm of the gradient before it was clipped."""
     norm = np.sqrt(sum((x * x).sum() for x in g.values()))
     cut = (
-        cfg["clip"] / norm if cfg["clip"] and (norm > cfg["clip"] or "wrong_always" in cfg) else 1.0
+        number(cfg, "clip_to") * cfg["clip"] / norm
+        if cfg["clip"] and (norm > cfg["clip"] or "wrong_always" in cfg)
+        else 1.0
     )
-    lr, b1, b2 = schedule(cfg, step), cfg["beta1"], cfg["beta2"]
-    decay = (lr / cfg["lr"] if cfg["wd_independent"] else lr) * cfg["wd"]
+    lr, b1, b2 = schedule(cfg, step), cfg["beta1"], cfg["beta2"] ** number(cfg, "beta2_power")
+    peak = cfg["lr"] if cfg["wd_independent"] else number(cfg, "wd_peak")
+    decay = lr / peak * cfg["wd"]
+    eps = cfg["eps"] / cfg["d"] ** number(cfg, "eps_power")
     if "wrong_constant" in cfg:
         decay = cfg["wd"]
     P, M, V = {}, {}, {}
@@ -334,7 +361,7 @@ def adamw(cfg, p, m, v, g, step):
             * mu_lr_scale(cfg, n)
             * M[n]
             / (1 - b1**step)
-            / (np.sqrt(V[n] / (1 - b2**step)) + cfg["eps"])
+            / (np.sqrt(V[n] / (1 - b2**step)) + eps)
             - decay * p[n]
         )
     return P, M, V, norm
