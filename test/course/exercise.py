@@ -114,14 +114,13 @@ def pieces_of(name, file, pieces, variant):
     """The cuts' comments and stubs, in the variant's names and with its number."""
     names, says = variants.names(name, variant), variants.sentence(name, variant)
     said_in = variants.NUMBERS[name][2] if says else ("", ())
-    return [
-        (
-            variants.in_prose(comment, names)
-            + (" " + says if file == said_in[0] and i in said_in[1] else ""),
-            variants.in_code(stub, names),
-        )
-        for i, (comment, stub) in enumerate(pieces)
-    ]
+    out = []
+    for i, (comment, stub) in enumerate(pieces):
+        comment = variants.in_prose(comment, names)
+        if file == said_in[0] and i in said_in[1]:
+            comment = f"{comment.rstrip('.')}. {says}"
+        out.append((comment, variants.in_code(stub, names)))
+    return out
 
 
 def sources(name, cuda=False, variant=None):

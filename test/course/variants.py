@@ -6,6 +6,7 @@ exercise.py writes the variant; reference.py computes with its number."""
 
 import random
 import re
+import textwrap
 
 import reference
 
@@ -47,7 +48,7 @@ NUMBERS = {
     ),
     "z_loss": (
         "z_target",
-        (-0.5, 0.25, 0.5),
+        (0.2, 0.3, 0.5),
         ("train_gpt.c", (0,)),
         "The z-loss pulls log Z to {}, not to 0: its term is z_loss * mean over rows of"
         " (log Z - {})^2.",
@@ -85,7 +86,6 @@ NAMES = {
     "wd": {**UPDATE, "step": ("t", "now", "at_step"), "lr": ("rate", "lr_t", "lr_now")},
     "z_loss": {
         "log_z": ("lse", "log_norm", "log_total"),
-        "losses": ("loss_of_row", "nll", "entropies"),
         "top": ("peak", "highest", "biggest"),
         "factor": ("multiplier", "times", "ratio"),
     },
@@ -110,7 +110,8 @@ NAMES = {
         "dweight": ("d_weight", "grad_weight", "weight_grad"),
     },
 }
-ENGLISH = "from to over step end done lr std top factor partial losses squares angles scratch"
+# English words, and letters that prose uses for something else
+ENGLISH = "from to over step end done lr top factor squares angles".split()
 
 
 def drawn(name, seed):
@@ -136,7 +137,7 @@ def names(name, seed):
 def sentence(name, seed):
     """What differs from the standard variant; "" where no number does."""
     return "".join(
-        f"In variant {seed}: {NUMBERS[name][3].replace('{}', f'{value:g}')}"
+        f"Variant {seed}: {NUMBERS[name][3].replace('{}', f'{value:g}')}"
         for value in number(name, seed).values()
     )
 
@@ -158,27 +159,36 @@ def in_code(code, names):
 
 
 def in_prose(text, names):
-    """Prose with other names. One that is an English word is changed between backquotes only."""
+    """Prose with other names. One that is an English word is changed only between backquotes and as
+    a size, (over)."""
     for old, new in names.items():
-        edge = "`" if old in ENGLISH.split() else ""
-        text = re.sub(rf"(?<!\w){edge}{old}(?!\w){edge}", edge + new + edge, text)
+        before, after = (r"(?<=[`(,])", r"(?=[`),])") if old in ENGLISH else (r"(?<!\w)", r"(?!\w)")
+        text = re.sub(before + old + after, new, text)
     return text
 
 
 def in_function(text, names):
-    """A function with the comments above and in it, with other names."""
+    """A function and its comments with other names; comments keep their column."""
     lines = []
     for line in text.split("\n"):
         code, slashes, comment = line.partition("//")
-        lines.append(in_code(code, names) + slashes + in_prose(comment, names))
+        new = in_code(code, names)
+        if slashes and code.strip():
+            new = new.rstrip().ljust(len(code) - 1) + " "
+        lines.append(new + slashes + in_prose(comment, names))
     return "\n".join(lines)
 
 
 def handout(text, name, seed):
     """The handout of a variant: it says the number, and has the questions in another order."""
     title, rest = in_prose(text, names(name, seed)).split("\n", 1)
-    says = sentence(name, seed) and "**" + sentence(name, seed) + "** It replaces the usual form"
-    note = says + " in this page, in comments and in `./train_gpt -h`.\n" if says else ""
+    says = sentence(name, seed)
+    note = (
+        says and f"{says} That replaces the usual form here, in comments and in `./train_gpt -h`."
+    )
+    note = textwrap.fill(note, 100, break_long_words=False, break_on_hyphens=False) + "\n" * bool(
+        says
+    )
     head, explain, questions = rest.partition("\n## Explain\n")
     questions, *after = re.split(r"(?m)^(?=## )", questions, maxsplit=1)
     before, *items = re.split(r"(?m)^\d+\. +", questions)
@@ -186,4 +196,11 @@ def handout(text, name, seed):
     drawn(name, seed).shuffle(items)
     numbered = "".join(f"{i}. {item}\n" for i, item in enumerate(items, 1))
     end = ["\n" * bool(after)] + after
-    return "\n".join([title, "", note]) + head + explain + before + numbered + "".join(end)
+    return (
+        "\n".join([title, "", note] if note else [title, ""])
+        + head
+        + explain
+        + before
+        + numbered
+        + "".join(end)
+    )
