@@ -32,6 +32,13 @@ MODULES = "grade checks checks_layers student sandbox reference variants".split(
 KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "naive.c"]
 
 
+THREADS = (
+    "",
+    "Two tasks write to the same place, or the order of a sum depends on which thread is first.",
+    "Each task of an `omp taskloop` writes to a part of memory that no other task writes to.",
+)
+
+
 def tests(name, cuda=False):
     """The exercise's tests; with train_gpt.cu, half of the points are for it."""
     out = EXERCISES[name]["tests"]
@@ -69,6 +76,7 @@ def grade(folder, name, seed, cuda=False, words=()):
                 folder,
                 (*ex.get("files", ("train_gpt.c",)), *["train_gpt.cu"] * cuda),
                 np.random.default_rng(seed),
+                ex.get("threads", True),
             )
             student.seed = seed
             result["graded"] = student.hashes
@@ -82,9 +90,11 @@ def grade(folder, name, seed, cuda=False, words=()):
             if result["verdict"] or needed:
                 one["output"] = result["verdict"] or "not tested: the first test must pass"
                 continue
-            student.rng = np.random.default_rng([seed, len(result["tests"])])
+            student.begin(np.random.default_rng([seed, len(result["tests"])]))
             try:
                 test(student, ex)
+                if student.raced:
+                    raise Wrong(student.raced, *THREADS)
                 one["score"] = points
             except Wrong as error:
                 one["output"] = str(error)
