@@ -18,6 +18,7 @@ import variants
 from cuts import EXERCISES
 
 HERE, ROOT = pathlib.Path(__file__).resolve().parent, show.ROOT
+SOURCES = "train_gpt.c", "gpt.h", "dataloader.h", "plot.py"
 
 
 def commented(text, indent, width=100):
@@ -166,7 +167,8 @@ grading draws new inputs; `SEED=n make grade` repeats the one whose grade.json h
         " HS, V vocabulary; rows = B T. [c] is 1 where c holds, else 0."
     ),
     "plots": (
-        "Pictures need matplotlib and seaborn: where they are missing, plot.py says what to install."
+        "Pictures need matplotlib and seaborn; where they are missing, plot.py says how to install"
+        " them."
     ),
     "paper": (
         "*Small-scale proxies for large-scale Transformer training instabilities* (Wortsman et al.,"
@@ -239,15 +241,57 @@ clean:
 """
 
 
+SHEET_MAKEFILE = """# make          train_gpt, for this machine
+# make grade    what to hand in: no program grades this sheet
+# make clean
+{head}
+
+train_gpt: train_gpt.c $(HEADERS)
+	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
+
+.PHONY: grade clean
+grade:
+	@echo 'No program grades this sheet. README.md says:'
+	@sed -n '/^## Hand in/,$$p' README.md
+
+clean:
+	rm -f train_gpt
+"""
+
+
+def check_empty(folder):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        sys.exit(f"exercise: {folder} is there and not empty; name another with DIR=")
+
+
+def makefile_head():
+    """The project's Makefile down to the flags of the compiler."""
+    makefile = show.read("Makefile")
+    head = makefile[makefile.index("ifeq ($(origin CC)") : makefile.index("\nSOURCES :=")]
+    return re.sub(r"^#.*\n", "", head, flags=re.M)  # they cite the project's README.md
+
+
+def write_sheet(name, folder):
+    """A handout with the whole sources, in which nothing is missing."""
+    check_empty(folder)
+    (folder / "kit").mkdir(parents=True)
+    (folder / "kit" / "exercise").write_text(name + "\n")
+    for file in SOURCES:
+        shutil.copy(ROOT / file, folder)
+    shutil.copytree(ROOT / "lib", folder / "lib")
+    (folder / "Makefile").write_text(SHEET_MAKEFILE.replace("{head}", makefile_head()))
+    (folder / "README.md").write_text(readme(name))
+    return folder
+
+
 def write(name, folder, cuda=False, variant=None):
     changed = sources(name, cuda, variant)
     if cuda and "train_gpt.cu" not in changed:
         sys.exit(f"exercise: {name} has no lines in train_gpt.cu; leave CUDA=1 out")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        sys.exit(f"exercise: {folder} is there and not empty; name another with DIR=")
+    check_empty(folder)
     kit, needs_cuda = folder / "kit", "train_gpt.cu" in changed
     kit.mkdir(parents=True)
-    for file in ["train_gpt.c", "gpt.h", "dataloader.h", "plot.py"]:
+    for file in SOURCES:
         (folder / file).write_text(changed.get(file) or show.read(file))
     for file in grade.KIT_FILES + ["driver.cu"] * needs_cuda:
         shutil.copy(HERE / file, kit)
@@ -262,11 +306,8 @@ def write(name, folder, cuda=False, variant=None):
         (folder / "test" / "cuda").mkdir(parents=True)
         for place in folder / "test" / "cuda", kit:
             shutil.copy(ROOT / "test" / "cuda" / "cuda_emu.h", place)
-    makefile = show.read("Makefile")
-    head = makefile[makefile.index("ifeq ($(origin CC)") : makefile.index("\nSOURCES :=")]
-    head = re.sub(r"^#.*\n", "", head, flags=re.M)  # they cite the project's README.md
     numpy = re.search(r"^numpy==\S+", (ROOT / "test" / "requirements.txt").read_text(), re.M)[0]
-    text = MAKEFILE.replace("{head}", head).replace("{numpy}", numpy)
+    text = MAKEFILE.replace("{head}", makefile_head()).replace("{numpy}", numpy)
     if not needs_cuda:
         text = re.sub(r"train_gpt_cu_emu: .*?\n\n", "", text, flags=re.S)
     (folder / "Makefile").write_text(text)
@@ -286,10 +327,17 @@ def main():
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--variant")
     args = parser.parse_args()
+    if args.name in grade.SHEETS:
+        if args.cuda or args.variant:
+            sys.exit(f"exercise: {args.name} has no lines to write; leave CUDA=1 and VARIANT out")
+        folder = write_sheet(args.name, pathlib.Path(args.dir or f"exercise-{args.name}"))
+        print(f"{folder}: hand it out; its README.md says what to do. No program grades it.")
+        return
     if args.name not in EXERCISES:
         sizes = " (it has no flagged lines)" if args.name in show.FORMULA else ""
         sys.exit(
-            f"exercise: there is none on '{args.name}'{sizes}; there are: {' '.join(EXERCISES)}"
+            f"exercise: there is none on '{args.name}'{sizes}; there are:"
+            f" {' '.join([*EXERCISES, *grade.SHEETS])}"
         )
     if args.variant is not None and not re.fullmatch(r"[\w-]+", args.variant):
         sys.exit(

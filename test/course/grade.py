@@ -27,6 +27,7 @@ from sandbox import Endless, Wrong
 from student import Student, kit_file
 
 EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES}
+SHEETS = ("stability",)  # handouts that no program grades
 # What a student's folder needs to grade itself
 MODULES = "grade checks checks_layers student sandbox reference variants".split()
 KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "naive.c"]
@@ -132,6 +133,8 @@ def main():
                 " one (make grade DIR=FOLDER), or say which exercise it is (EXERCISE=qk_norm)"
             )
     name, *words = name
+    if name in SHEETS:
+        sys.exit(f"grade: no program grades '{name}'; its README.md says what to hand in")
     if name not in EXERCISES:
         sys.exit(f"grade: no exercise '{name}'; there are: {' '.join(EXERCISES)}")
     seed = int(os.environ.get("SEED") or secrets.randbelow(1 << 31))
