@@ -147,19 +147,17 @@ the CPU, slowly but exactly, so that you need no GPU. `make train_gpt_cu_emu` bu
     make grade TEST="train_gpt.cu"
 
 """,
-    "folder": """A comment marks each place, and says which shapes to expect:
+    "folder": """A comment marks each place.
 
     grep -n 'TO WRITE' {files}
-
-Change nothing else: the grading reads only {these} and uses fresh copies of the others.
-
     make                    builds train_gpt; ./train_gpt -h lists its flags
     make grade              tests your lines and writes grade.json; HINT=1 also names the mistake,
                             where it can, HINT=2 says where to look, HINT=3 gives the formula
     make grade TEST="..."   runs the tests with these words in their title
 
-The grading needs Python with numpy; where numpy is missing, it installs it into build/venv. Each
-grading draws new inputs; `SEED=n make grade` repeats the one whose grade.json holds the seed n.
+Change nothing else: the grading reads only {these} and uses fresh copies of the others. It needs
+Python with numpy and installs numpy into build/venv where it is missing. Each grading draws new
+inputs; `SEED=n make grade` repeats the one whose grade.json holds the seed n.
 
 {shapes}""",
     "shapes": (
@@ -208,7 +206,7 @@ def readme(name, changed=(), cuda=False):
     blocks = text.split("\n\n")
     return "\n\n".join(
         fill(" ".join(block.split()))
-        if not block.startswith(" ") and max(map(len, block.splitlines()), default=0) > 100
+        if block[:1].isalpha() and max(map(len, block.splitlines())) > 100
         else block
         for block in blocks
     )
