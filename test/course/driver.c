@@ -2,6 +2,14 @@
 // train_gpt. It reads its inputs from stdin and writes its answers to FD, both as doubles. grade.py
 // draws new inputs each time and computes the right answers after this program has ended.
 
+#include <tgmath.h>
+#include "lib/base.h"
+
+// Attention may believe that it runs on this thread, to show whose scratch it uses.
+static int pretended = -1;
+static int thread_number(void) { return pretended < 0 ? omp_get_thread_num() : pretended; }
+#define omp_get_thread_num thread_number
+
 // static, so that the compiler drops main and everything that only main calls
 #define main static __attribute__((unused)) train_gpt_main
 #include "train_gpt.c"
@@ -100,14 +108,18 @@ static void update(const Config *cfg, int step) {
 }
 
 // attention: qk (B,T,2,C), qkv (B,T,3,C), dout and out (B,T,C) and softmax (B,NH,T,2) of a batch of
-// B = COUNT; answers dqkv (B,T,3,C)
+// B = COUNT; answers dqkv (B,T,3,C), and how many values it wrote to the scratch of other threads.
+// A lone thread believes that it is the last of three.
 static void attention(const Config *cfg, int B) {
-    int T = cfg->T, NH = cfg->heads, HS = cfg->d / NH;
-    size_t n = (size_t)(B * T * NH * HS), rows = (size_t)(B * NH * T);
+    int T = cfg->T, NH = cfg->heads, HS = cfg->d / NH, threads = omp_get_max_threads(), mine = 0;
+    size_t n = (size_t)(B * T * NH * HS), rows = (size_t)(B * NH * T), others = 0;
+    size_t each = attention_scratch_size(T, HS);
     real *qk = some(2 * n), *qkv = some(3 * n), *dqkv = some(3 * n);
     real *dout = some(n), *out = some(n), *softmax = some(2 * rows);
-    real *scratch = some(attention_scratch_size(T, HS));
+    if (threads == 1) pretended = mine = 2;
+    real *scratch = some((size_t)(mine + threads) * each);
     for (size_t i = 0; i < 3 * n; i++) dqkv[i] = NAN;    // an element that is not written shows
+    for (size_t i = 0; i < (size_t)mine * each; i++) scratch[i] = NAN;
     get(qk, 2 * n);
     get(qkv, 3 * n);
     get(dout, n);
@@ -116,28 +128,196 @@ static void attention(const Config *cfg, int B) {
     attention_backward(dqkv, dout, out, softmax, qk, qkv, 1 / sqrt((real)HS), scratch,
                        0, B, T, NH, HS);
     put(dqkv, 3 * n);
+    for (size_t i = 0; i < (size_t)mine * each; i++) others += !isnan(scratch[i]);
+    put_one((double)others);
 }
 
-// multiply: COUNT times M, N, K; 1 or 0 for a transposed, b transposed, add; then a, b and add.
-// Answers each product.
+// multiply: COUNT times M, N, K; 1 or 0 for a transposed and b transposed; add: 0 none, 1 a matrix,
+// 2 the matrix that is in out; gap: how much longer than needed the rows of all matrices are, in
+// memory; then a, b and add without gaps. Answers each product with its gaps, GAP if not written.
+enum { GAP = 12345 };
 static void products(int count) {
     while (count--) {
-        real head[6];
-        get(head, 6);
-        int M = (int)head[0], N = (int)head[1], K = (int)head[2], size = M * N;
-        real *a = some((size_t)(M * K)), *b = some((size_t)(K * N));
-        real *add = some((size_t)size), *out = some((size_t)size);
-        get(a, (size_t)(M * K));
-        get(b, (size_t)(K * N));
-        if (head[5] != 0) get(add, (size_t)size);
-        for (int i = 0; i < size; i++) out[i] = NAN;
-        matmul(out, head[5] != 0 ? add : NULL, head[3] != 0 ? transposed(a, M) : matrix(a, K),
-               head[4] != 0 ? transposed(b, K) : matrix(b, N), M, N, K);
-        put(out, (size_t)size);
+        real head[7];
+        get(head, 7);
+        int M = (int)head[0], N = (int)head[1], K = (int)head[2], add = (int)head[5];
+        int gap = (int)head[6], tall_a = head[3] != 0 ? K : M, tall_b = head[4] != 0 ? N : K;
+        int wide_a = (head[3] != 0 ? M : K) + gap, wide_b = (head[4] != 0 ? K : N) + gap;
+        int ldc = N + gap;
+        real *a = some((size_t)(tall_a * wide_a)), *b = some((size_t)(tall_b * wide_b));
+        real *plus = some((size_t)(M * ldc)), *out = some((size_t)(M * ldc));
+        for (int i = 0; i < tall_a * wide_a; i++) a[i] = NAN;
+        for (int i = 0; i < tall_b * wide_b; i++) b[i] = NAN;
+        for (int i = 0; i < M * ldc; i++) out[i] = i % ldc < N ? NAN : GAP;
+        for (int i = 0; i < tall_a; i++) get(a + i * wide_a, (size_t)(wide_a - gap));
+        for (int i = 0; i < tall_b; i++) get(b + i * wide_b, (size_t)(wide_b - gap));
+        for (int i = 0; add && i < M; i++) get((add == 2 ? out : plus) + i * ldc, (size_t)N);
+        const real *added = add == 2 ? out : add ? plus : NULL;
+        Matrix left = head[3] != 0 ? transposed(a, wide_a) : matrix(a, wide_a);
+        Matrix right = head[4] != 0 ? transposed(b, wide_b) : matrix(b, wide_b);
+        if (gap) multiply(out, added, ldc, left, right, M, N, K);
+        else {
+            #pragma omp taskgroup
+            matmul(out, added, left, right, M, N, K);
+        }
+        put(out, (size_t)(M * ldc));
         free(a);
         free(b);
-        free(add);
+        free(plus);
         free(out);
+    }
+}
+
+// layernorm: how (0 add is NULL; 1 another array; 2 dx; 3 NULL, and dx is dout; 4 all rows by
+// residual_layernorm_backward), rows, C; then x, dout, add (rows,C); weight, dweight (C); mean,
+// rstd (rows). Answers dx (rows,C), dweight (C).
+static void layernorm(void) {
+    real head[3];
+    get(head, 3);
+    int how = (int)head[0], rows = (int)head[1], C = (int)head[2];
+    size_t n = (size_t)(rows * C);
+    real *x = some(n), *dout = some(n), *add = some(n), *dx = some(n), *weight = some((size_t)C);
+    real *dweight = some((size_t)C), *mean = some((size_t)rows), *rstd = some((size_t)rows);
+    get(x, n);
+    get(dout, n);
+    get(how == 2 || how == 4 ? dx : add, n);
+    get(weight, (size_t)C);
+    get(dweight, (size_t)C);
+    get(mean, (size_t)rows);
+    get(rstd, (size_t)rows);
+    if (how < 2) for (size_t i = 0; i < n; i++) dx[i] = NAN;
+    if (how == 3) dx = dout;
+    const real *added = how == 1 ? add : how == 2 ? dx : NULL;
+    real *partial = some((size_t)(rows / CHUNK + 1) * 3 * (size_t)C);
+    for (size_t i = 0; i < (size_t)(rows / CHUNK + 1) * 3 * (size_t)C; i++) partial[i] = NAN;
+    if (how == 4)
+        residual_layernorm_backward(dx, dweight, dout, x, weight, mean, rstd, partial, rows, C);
+    else
+        for (int i = 0; i < rows; i++)
+            layernorm_row_backward(dx + i * C, added ? added + i * C : NULL, dweight, dout + i * C,
+                                   x + i * C, weight, mean[i], rstd[i], partial, C);
+    put(dx, n);
+    put(dweight, (size_t)C);
+}
+
+// Seconds of processor time of this thread, and of all others
+static void seconds(double sum[2], int sign) {
+    struct timespec all, mine;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &all);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &mine);
+    double own = (double)mine.tv_sec + 1e-9 * (double)mine.tv_nsec;
+    sum[0] += sign * own;
+    sum[1] += sign * ((double)all.tv_sec + 1e-9 * (double)all.tv_nsec - own);
+}
+
+typedef struct { const real *data; size_t n; } Result;
+
+// One of LAYERS in checks_layers.py. Writes its results to out; returns how many there are.
+static int compute(GPT *g, int which, const int *inputs, const int *targets, Result *out) {
+    const Config *cfg = &g->cfg;
+    int B = cfg->batch, T = cfg->T, NH = cfg->heads, C = cfg->d, HS = C / NH, V = g->V, n = 0;
+    int rows = B * T, over = qk_norm_over(cfg);
+    size_t BTC = (size_t)rows * (size_t)C, BTV = (size_t)rows * (size_t)V;
+    const Layer a = g->layers[0];
+    static real norm;
+    double log_z;
+    switch (which) {
+    case 0:
+        gelu_forward(a.gelu, a.slope, g->fc, rows, 4 * C);
+        gelu_backward(g->dfc, g->fc, a.slope, rows, 4 * C);
+        out[n++] = (Result){a.gelu, 4 * BTC};
+        out[n++] = (Result){a.slope, 4 * BTC};
+        out[n++] = (Result){g->dfc, 4 * BTC};
+        return n;
+    case 1:
+        embedding_forward(g->embedded, inputs, g->w[WTE], rows, C);
+        embedding_backward(g->dw[WTE], g->dnorm, targets, rows, C, V);
+        out[n++] = (Result){g->embedded, BTC};
+        out[n++] = (Result){g->dw[WTE], (size_t)V * (size_t)C};
+        return n;
+    case 3:
+        matmul_forward(g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
+        matmul_backward(g->dnorm, g->dw[LM_HEAD], g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
+        out[n++] = (Result){g->logits, BTV};
+        out[n++] = (Result){g->dnorm, BTC};
+        out[n++] = (Result){g->dw[LM_HEAD], (size_t)V * (size_t)C};
+        return n;
+    case 4:
+        residual_layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, g->embedded,
+                                   g->branch, a.w[LN_2], rows, C);
+        qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, a.w[Q_NORM], a.w[K_NORM], over,
+                             g->cosine, g->sine, B, T, NH, HS);
+        attention_forward(a.att, a.softmax, a.max_logit, a.qk, a.qkv, 1, g->scratch, 0, B, T, NH,
+                          HS);
+        cross_entropy(g->logits, g->losses, g->log_z, targets, (real)1e-4, 1, rows, V);
+        attention_backward(g->dqkv, g->dnorm, a.att, a.softmax, a.qk, a.qkv, 1, g->scratch, 0, B,
+                           T, NH, HS);
+        qk_norm_rope_backward(g->dqkv, a.dw[Q_NORM], a.dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
+                              a.w[Q_NORM], a.w[K_NORM], over, g->cosine, g->sine, g->partial,
+                              B, T, NH, HS);
+        residual_layernorm_backward(g->dx, a.dw[LN_2], g->dnorm, a.x_mid, a.w[LN_2], a.ln_2_mean,
+                                    a.ln_2_rstd, g->partial, rows, C);
+        out[n++] = (Result){a.ln_2, BTC};
+        out[n++] = (Result){a.qk, 2 * BTC};
+        out[n++] = (Result){a.att, BTC};
+        out[n++] = (Result){g->logits, BTV};
+        out[n++] = (Result){g->losses, (size_t)rows};
+        out[n++] = (Result){g->dqkv, 3 * BTC};
+        out[n++] = (Result){g->dx, BTC};
+        out[n++] = (Result){a.dw[LN_2], (size_t)C};
+        return n;
+    case 5:
+        gpt_forward(g, inputs, B, T, 0);
+        gpt_loss(g, targets, B, T, 1, &log_z);
+        gpt_backward(g, inputs, B, T);
+    }
+    norm = (real)gpt_update(g, 1, NULL);             // also case 2
+    out[n++] = (Result){&norm, 1};
+    out[n++] = (Result){g->params, g->num_parameters};
+    out[n++] = (Result){g->m, g->num_parameters};
+    out[n++] = (Result){g->v, g->num_parameters};
+    return n;
+}
+
+// layer: which one, a seed. Computes it COUNT times from the same random memory. Answers the
+// seconds of processor time of this thread and of all others, how many times the results were not
+// those of the first time, and those.
+static void layer(const Config *cfg, int count) {
+    real head[2];
+    GPT g;
+    Result out[8];
+    double time[2] = {0, 0}, different = 0;
+    get(head, 2);
+    gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    int rows = cfg->batch * cfg->T;
+    int *tokens = (int *)allocate(2 * (size_t)rows, sizeof(int));
+    size_t n = (size_t)((char *)g.memory + (size_t)g.bytes - (char *)g.params) / sizeof(real);
+    real *kept = some(n), *first = NULL;
+    uint64_t random = (uint64_t)head[1];
+    for (size_t i = 0; i < n + 2 * (size_t)rows; i++) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        if (i < n) kept[i] = (real)(random >> 40) / (1 << 24);
+        else tokens[i - n] = (int)((random >> 33) % (uint64_t)cfg->vocab);
+    }
+    for (int i = 0; i < count; i++) {
+        memcpy(g.params, kept, n * sizeof(real));
+        seconds(time, -1);
+        int results = compute(&g, (int)head[0], tokens, tokens + rows, out);
+        seconds(time, 1);
+        size_t total = 0;
+        int same = 1;
+        for (int j = 0; j < results; j++) total += out[j].n;
+        if (!i) first = some(total);
+        real *at = first;
+        for (int j = 0; j < results; j++, at += out[j - 1].n)
+            if (!i) memcpy(at, out[j].data, out[j].n * sizeof(real));
+            else same &= !memcmp(at, out[j].data, out[j].n * sizeof(real));
+        different += !same;
+        if (i < count - 1) continue;
+        put_one(time[0]);
+        put_one(time[1]);
+        put_one(different);
+        put(first, total);
     }
 }
 
@@ -147,12 +327,21 @@ int main(int argc, char **argv) {
     int count = atoi(argv[3]);
     answers = fdopen(atoi(argv[1]), "wb");
     config_parse(&cfg, argc - 3, argv + 3);
-    if (!strcmp(work, "model")) model(&cfg, count, 1);
-    else if (!strcmp(work, "train")) model(&cfg, count, 0);
-    else if (!strcmp(work, "init")) init(&cfg);
-    else if (!strcmp(work, "update")) update(&cfg, count);
-    else if (!strcmp(work, "attention")) attention(&cfg, count);
-    else products(count);
+    int threads = omp_get_max_threads();
+    // one thread of a team works and the others help it, as in train_gpt
+    #pragma omp parallel num_threads(threads)
+    #pragma omp master
+    {
+        omp_set_num_threads(threads);                           // for omp_get_max_threads
+        if (!strcmp(work, "model")) model(&cfg, count, 1);
+        else if (!strcmp(work, "train")) model(&cfg, count, 0);
+        else if (!strcmp(work, "init")) init(&cfg);
+        else if (!strcmp(work, "update")) update(&cfg, count);
+        else if (!strcmp(work, "attention")) attention(&cfg, count);
+        else if (!strcmp(work, "layernorm")) layernorm();
+        else if (!strcmp(work, "layer")) layer(&cfg, count);
+        else products(count);
+    }
     fclose(answers);
     return 0;
 }

@@ -44,18 +44,30 @@ static void put_device(const float *x, size_t n) {
     put(y, n);
 }
 
-static void kernel(const char *work) {    // rows and C, then the arrays
+// rows, C and 1 or 0 for a branch (of gelu_backward: for dinp that is dout); then the arrays.
+// Answers out (rows,C); of LayerNorm also x (rows,C), mean and rstd (rows). Without a branch x is
+// inp.
+static void kernel(const char *work) {
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    int size[2];
-    get(size, 2, true);
+    int size[3];
+    get(size, 3, true);
     int rows = size[0], C = size[1];
     size_t n = (size_t)rows * C;
-    float *x = get_device(n), *out = on_device(n);
-    if (!strcmp(work, "gelu_forward")) gelu_forward(out, x, rows, C);
-    else if (!strcmp(work, "gelu_backward")) gelu_backward(out, x, get_device(n), rows, C);
-    else {
-        float *mean = on_device(rows), *rstd = on_device(rows);
-        residual_layernorm_forward(out, x, mean, rstd, x, NULL, get_device(C), rows, C);
+    float *inp = get_device(n), *out = on_device(n);
+    if (!strcmp(work, "gelu_forward")) gelu_forward(out, inp, rows, C);
+    else if (!strcmp(work, "gelu_backward")) {
+        float *dout = get_device(n);
+        if (size[2]) out = dout;
+        gelu_backward(out, dout, inp, rows, C);
+    } else {
+        float *weight = get_device(C), *branch = size[2] ? get_device(n) : NULL;
+        float *x = branch ? on_device(n) : inp, *mean = on_device(rows), *rstd = on_device(rows);
+        residual_layernorm_forward(out, x, mean, rstd, inp, branch, weight, rows, C);
+        put_device(out, n);
+        put_device(x, n);
+        put_device(mean, rows);
+        put_device(rstd, rows);
+        return;
     }
     put_device(out, n);
 }

@@ -27,9 +27,17 @@ from sandbox import Endless, Wrong
 from student import Student, kit_file
 
 EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES}
+SHEETS = ("stability",)  # handouts that no program grades
 # What a student's folder needs to grade itself
 MODULES = "grade checks checks_layers student sandbox reference variants".split()
 KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "naive.c"]
+
+
+THREADS = (
+    "",
+    "Two tasks write to the same place, or the order of a sum depends on which thread is first.",
+    "Each task of an `omp taskloop` writes to a part of memory that no other task writes to.",
+)
 
 
 def tests(name, cuda=False):
@@ -69,6 +77,7 @@ def grade(folder, name, seed, cuda=False, words=()):
                 folder,
                 (*ex.get("files", ("train_gpt.c",)), *["train_gpt.cu"] * cuda),
                 np.random.default_rng(seed),
+                ex.get("threads", True),
             )
             student.seed = seed
             result["graded"] = student.hashes
@@ -82,9 +91,11 @@ def grade(folder, name, seed, cuda=False, words=()):
             if result["verdict"] or needed:
                 one["output"] = result["verdict"] or "not tested: the first test must pass"
                 continue
-            student.rng = np.random.default_rng([seed, len(result["tests"])])
+            student.begin(np.random.default_rng([seed, len(result["tests"])]))
             try:
                 test(student, ex)
+                if student.raced:
+                    raise Wrong(student.raced, *THREADS)
                 one["score"] = points
             except Wrong as error:
                 one["output"] = str(error)
@@ -122,6 +133,8 @@ def main():
                 " one (make grade DIR=FOLDER), or say which exercise it is (EXERCISE=qk_norm)"
             )
     name, *words = name
+    if name in SHEETS:
+        sys.exit(f"grade: no program grades '{name}'; its README.md says what to hand in")
     if name not in EXERCISES:
         sys.exit(f"grade: no exercise '{name}'; there are: {' '.join(EXERCISES)}")
     seed = int(os.environ.get("SEED") or secrets.randbelow(1 << 31))

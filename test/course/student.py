@@ -1,11 +1,13 @@
 """A student's program: built in a temporary folder with the kit's driver, asked for its results,
 and compared with the right ones."""
 
+import functools
 import hashlib
 import os
 import pathlib
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -13,8 +15,9 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # small matrices: more threads only wa
 import numpy as np
 
 import reference as ref
-from sandbox import SECONDS, Wrong, run
+from sandbox import SECONDS, THREADS, Wrong, run
 
+SEVERAL = 3  # threads that must give the results of one
 KIT = pathlib.Path(__file__).resolve().parent
 # A kit handed out is whole; else the project has the rest.
 FOLDERS = (KIT,) if (KIT / "exercise").exists() else (KIT, KIT.parent / "cuda", KIT.parents[1])
@@ -27,11 +30,26 @@ def kit_file(name):
     sys.exit(f"grade: the kit has no {name}")
 
 
-class Student:
-    """The student's program, built in a temporary folder, and its answers."""
+@functools.cache
+def openmp(cc):
+    """Whether this compiler has OpenMP with its library."""
+    command = [*shlex.split(cc), "-fopenmp", "-include", "omp.h", "-x", "c", "-", "-o", os.devnull]
+    program = b"int main(void) { return 0; }"
+    try:
+        return not subprocess.run(command, input=program, capture_output=True).returncode
+    except OSError:
+        return False
 
-    def __init__(self, folder, files, rng):
-        self.folder, self.rng, self.built, self.hashes = folder, rng, {}, {}
+
+class Student:
+    """The student's program, built in a temporary folder, and its answers. threads: run it with
+    several threads too, where the compiler has OpenMP. In the test at hand, raced: how the results
+    differed then; trained_twice: a training has been run with several, and one is enough."""
+
+    def __init__(self, folder, files, rng, threads=True):
+        self.folder, self.built, self.hashes = folder, {}, {}
+        self.threads = threads
+        self.begin(rng)
         self.place = pathlib.Path(tempfile.mkdtemp(prefix="grade-"))
         self.place.chmod(0o755)
         for name in {"gpt.h", "dataloader.h", "driver.c"} - set(files):
@@ -46,6 +64,10 @@ class Student:
                 raise Wrong(f"{name} cannot be read: {error.strerror}")
             self.hashes[name] = hashlib.sha256(text).hexdigest()
             (self.place / name).write_bytes(text)
+
+    def begin(self, rng):
+        """Begins a test, whose inputs are drawn from rng."""
+        self.rng, self.raced, self.trained_twice = rng, "", False
 
     def build(self, name="double", *options):
         """Builds a program and keeps it; raises Wrong with the compiler's first error."""
@@ -70,13 +92,14 @@ class Student:
                 ]
             else:
                 options = options or ("-O2", "-DDOUBLE")
+                cc = os.environ.get("CC", "cc")
                 command = [
-                    *shlex.split(os.environ.get("CC", "cc")),
+                    *shlex.split(cc),
                     "-std=gnu11",
                     "-w",
                     "-march=native",
                     "-fno-math-errno",
-                    "-fopenmp-simd",
+                    "-fopenmp" if openmp(cc) else "-fopenmp-simd",
                     *options,
                     "driver.c",
                 ]
@@ -99,8 +122,10 @@ class Student:
             self.built[name] = str(self.place / name)
         return self.built[name]
 
-    def answer(self, size, work, count, cfg, numbers, program="double", cpu=SECONDS):
-        """The program's answer, `size` numbers, and its seconds of processor time."""
+    def answer(self, size, work, count, cfg, numbers, program="double", cpu=SECONDS, named=None):
+        """The program's answer, `size` numbers, and its seconds of processor time. Runs it with
+        SEVERAL threads too, which must not change a number; if they do, says so in raced.
+        named(numbers) is a dict of the answer's arrays."""
         path = self.build(program)
         flags = [
             x
@@ -108,19 +133,31 @@ class Student:
             if not name.startswith("wrong_")
             for x in ("-" + name, str(value))
         ]
-        raw, seconds, text = run(
-            [path, "FD", work, str(count), *flags],
-            np.ascontiguousarray(numbers, np.float64).tobytes(),
-            answer=True,
-            cpu=cpu,
-        )
-        if len(raw) != 8 * size:
-            raise Wrong(
-                f"it answered {len(raw)} bytes where {8 * size} were asked for: it ends too early,"
-                " or writes where the driver does"
-                + (f". It printed: {text[-300:]}" if text else "")
+        numbers = np.ascontiguousarray(numbers, np.float64).tobytes()
+        several = self.threads and program == "double" and THREADS
+        several = several and openmp(os.environ.get("CC", "cc"))
+        if work == "train":
+            several, self.trained_twice = several and not self.trained_twice, True
+        answers = []
+        for threads in (1, SEVERAL) if several else (1,):
+            command = [path, "FD", work, str(count), *flags]
+            raw, seconds, text = run(command, numbers, answer=True, cpu=cpu, threads=threads)
+            if len(raw) != 8 * size:
+                raise Wrong(
+                    f"it answered {len(raw)} bytes where {8 * size} were asked for: it ends too"
+                    " early, or writes where the driver does"
+                    + (f". It printed: {text[-300:]}" if text else "")
+                )
+            answers.append((np.frombuffer(raw), seconds))
+        one, other = answers[0][0], answers[-1][0]
+        if not self.raced and not np.array_equal(one, other, equal_nan=True):
+            named = named or (lambda numbers: dict(answer=numbers))
+            name, i, wanted, got = differs(named(one), named(other), 0, 0)
+            self.raced = (
+                f"{place(name, i)} is {wanted:.10g} with 1 thread, {got:.10g} with {SEVERAL}"
+                f" (OMP_NUM_THREADS; with {shown(cfg)})"
             )
-        return np.frombuffer(raw), seconds
+        return answers[0]
 
     def steps(self, cfg, p, batches, program="double"):
         """The results of a training step on each batch, as dicts; p, m, v are those after it."""
@@ -132,41 +169,25 @@ class Student:
         )
         each = rows * V + 4 * N + 4 + L
         numbers = np.concatenate([ref.pack(p)] + [x.ravel() for batch in batches for x in batch])
-        flat, _ = self.answer(each * len(batches), "model", len(batches), cfg, numbers, program)
-        out = []
-        for a in flat.reshape(len(batches), each):
-            cut = np.split(a, np.cumsum([rows * V, N, 1, 1, 1, 1, L, N, N]))
-            one = dict(
-                zip(
-                    (
-                        "dlogits",
-                        "grads",
-                        "loss",
-                        "log_z",
-                        "norm",
-                        "lr",
-                        "max_attn_logit",
-                        "p",
-                        "m",
-                        "v",
-                    ),
-                    cut,
-                )
-            )
-            one["dlogits"] = one["dlogits"].reshape(cfg["batch"], cfg["T"], V)
-            out.append(
-                {
-                    n: (
-                        ref.unpack(cfg, x)
-                        if n in ("grads", "p", "m", "v")
-                        else x
-                        if n in ("dlogits", "max_attn_logit")
-                        else x[0]
-                    )
-                    for n, x in one.items()
-                }
-            )
-        return out
+        fields = "dlogits grads loss log_z norm lr max_attn_logit p m v".split()
+        places = np.cumsum([rows * V, N, 1, 1, 1, 1, L, N, N])
+
+        def steps(flat):
+            out = []
+            for part in flat.reshape(len(batches), each):
+                one = dict(zip(fields, np.split(part, places)))
+                one["dlogits"] = one["dlogits"].reshape(cfg["batch"], cfg["T"], V)
+                for name in "grads", "p", "m", "v":
+                    one[name] = ref.unpack(cfg, one[name])
+                for name in "loss", "log_z", "norm", "lr":
+                    one[name] = one[name][0]
+                out.append(one)
+            return out
+
+        named = lambda flat: {f"step {t}": one for t, one in enumerate(steps(flat), 1)}
+        size = each * len(batches)
+        flat, _ = self.answer(size, "model", len(batches), cfg, numbers, program, named=named)
+        return steps(flat)
 
     def initial(self, cfg):
         """The weights that training starts from."""
@@ -178,7 +199,13 @@ class Student:
         """The weights after training on these batches."""
         numbers = np.concatenate([ref.pack(p)] + [x.ravel() for batch in batches for x in batch])
         flat, _ = self.answer(
-            ref.pack(p).size, "train", len(batches), cfg, numbers, cpu=2 * SECONDS
+            ref.pack(p).size,
+            "train",
+            len(batches),
+            cfg,
+            numbers,
+            cpu=2 * SECONDS,
+            named=lambda flat: dict(trained=ref.unpack(cfg, flat)),
         )
         if not np.isfinite(flat).all():
             raise Wrong(f"training gives weights that are not finite, with {shown(cfg)}")
@@ -219,16 +246,17 @@ def shown(cfg):
     )
 
 
-def differs(wanted, found, tolerance):
+def differs(wanted, found, tolerance, least=1e-12):
     """Where two dicts of numbers and arrays differ first: (name, index, wanted, found), or None.
-    Relative to the array's largest."""
+    Relative to the array's largest, or by `least`."""
     for name, x in wanted.items():
         if isinstance(x, dict):
-            if at := differs(x, found[name], tolerance):
-                return (f"{name}: " if name in ("m", "v") else "") + at[0], *at[1:]
+            if at := differs(x, found[name], tolerance, least):
+                plain = name in ("grads", "p")
+                return ("" if plain else f"{name}: ") + at[0], *at[1:]
             continue
         x, y = np.atleast_1d(x), np.atleast_1d(found[name])
-        bad = ~(abs(x - y) <= tolerance * abs(x).max() + 1e-12)  # so that NaN is bad
+        bad = ~(abs(x - y) <= tolerance * abs(x).max() + least)  # so that NaN is bad
         if bad.any():
             i = np.unravel_index(
                 np.argmax(np.where(bad, np.where(np.isfinite(y), abs(x - y), np.inf), -1)), x.shape
