@@ -63,7 +63,7 @@ NUMBERS = {
         "mu_power",
         (0.75, 1.25, 1.5),
         ("gpt.h", (1,)),
-        "The factor of (i) is 1 / m^{}, not 1 / m.",
+        "The factor of (i) is taken to the power of {}.",
     ),
 }
 # exercise: {a name in the functions around its cuts: what it may be called}
