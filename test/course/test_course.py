@@ -333,7 +333,7 @@ def test_nan(tmp_path):
     (folder / "train_gpt.c").write_text(text.replace("    eps = cfg->eps;", "    eps = NAN;"))
     result = graded(folder)
     assert result["score"] == 0 and all(
-        "ot a number" in t["output"] or "not finite" in t["output"] for t in result["tests"]
+        "found nan" in t["output"] or "not finite" in t["output"] for t in result["tests"]
     ), result
 
 
