@@ -213,7 +213,7 @@ def readme(name, changed=(), cuda=False):
     blocks = text.split("\n\n")
     return "\n\n".join(
         fill(" ".join(block.split()))
-        if block[:1].isalpha() and max(map(len, block.splitlines())) > 100
+        if re.match(r"[^\s\d#-]", block) and max(map(len, block.splitlines())) > 100
         else block
         for block in blocks
     )
