@@ -440,39 +440,42 @@ def cores():
 
 
 def one_layer(s, layer, threads):
-    """Seconds of processor time of the thread that runs the program, of all others, how many
-    repetitions had other results than the first, and the results."""
+    """A layer's results; how many repetitions had others; the seconds of processor time of the
+    thread that runs the program, and of the other threads together."""
     repeats, sizes = LAYERS[layer]
     flags = [x for name, value in TIMED.items() for x in ("-" + name, str(value))]
     command = [s.build(), "FD", "layer", str(repeats), *flags]
     given = np.array([list(LAYERS).index(layer), s.seed % 1000], float).tobytes()
     raw, _, _ = run(command, given, answer=True, threads=threads)
-    if len(raw) != 8 * (3 + sum(sizes.values())):
+    if len(raw) != 8 * (sum(sizes.values()) + 3):
         raise Wrong("it ends too early, or writes where the driver does")
-    numbers = np.frombuffer(raw)
-    parts = np.split(numbers[3:], np.cumsum(list(sizes.values())))
-    return numbers[:3], dict(zip(sizes, parts))
+    *parts, numbers = np.split(np.frombuffer(raw), np.cumsum(list(sizes.values())))
+    return dict(zip(sizes, parts)), *numbers
 
 
 def same_bits(s, layer):
     """Raises Wrong unless a layer has the same bits with 1 to 4 threads, each time. Returns the
     seconds with 1 thread, and with 2 those of the first and of the second."""
-    times = {}
-    one = None
-    for threads in 1, 2, 3, 4, 2, 2:
-        numbers, found = one_layer(s, layer, threads)
-        times.setdefault(threads, []).append(numbers[:2])
+    if not hasattr(s, "seconds"):
+        s.seconds = {}
+    if layer in s.seconds:
+        return s.seconds[layer]
+    times, one = {}, None
+    for threads in 1, 2, 3, 4, 2:
+        found, different, *seconds = one_layer(s, layer, threads)
+        times.setdefault(threads, []).append(seconds)
         one = one or found
         at = differs(one, found, 0, 0)
-        if at or numbers[2]:
+        if at or different:
             text = (
                 f"{place(at[0], at[1])} is {at[2]:.10g} with 1 thread, {at[3]:.10g} with {threads}"
                 if at
-                else f"with {threads} threads {numbers[2]:.0f} of {LAYERS[layer][0]} repetitions"
+                else f"with {threads} threads {different:.0f} of {LAYERS[layer][0]} repetitions"
                 " give other numbers than the first"
             )
             raise Wrong(text, "", *RACE_HINTS)
-    return np.median(times[1], 0)[0], np.median(times[2], 0)
+    s.seconds[layer] = np.median(times[1], 0)[0], np.median(times[2], 0)
+    return s.seconds[layer]
 
 
 def parallel_layer(layer, names):

@@ -2,7 +2,12 @@
 // train_gpt. It reads its inputs from stdin and writes its answers to FD, both as doubles. grade.py
 // draws new inputs each time and computes the right answers after this program has ended.
 
+// gpt_layout rounds the size of each array of the model up to whole cache lines, with ceil. In
+// this program ceil also notes the size and adds room for guards, while gpt_init runs.
 #include <tgmath.h>
+static double noted_ceil(double lines);
+#undef ceil
+#define ceil(x) noted_ceil(x)
 #include "lib/base.h"
 
 // Attention may believe that it runs on this thread, to show whose scratch it uses.
@@ -14,8 +19,38 @@ static int thread_number(void) { return pretended < 0 ? omp_get_thread_num() : p
 #define main static __attribute__((unused)) train_gpt_main
 #include "train_gpt.c"
 #undef main
+#undef ceil
+#include "guards.h"
 
 static FILE *answers;
+
+enum { ROOM = 2 * GUARD / CACHE_LINE };              // cache lines between two arrays
+static double noted[2 * MOST_GUARDED];               // cache lines of each array, perhaps not whole
+static int num_noted;
+static bool noting;
+
+static double noted_ceil(double lines) {
+    if (!noting) return ceil(lines);
+    if (num_noted == 2 * MOST_GUARDED) die(FAILED, "driver: more than %d arrays", num_noted);
+    noted[num_noted++] = lines;
+    return ceil(lines) + ROOM;
+}
+
+// As gpt_init, with guards round the model's arrays. Those that a step computes are all NaN first.
+static void guarded_init(GPT *g, const Config *cfg) {
+    noting = true;
+    gpt_init(g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    noting = false;
+    char *at = (char *)g->memory + (CACHE_LINE - (uintptr_t)g->memory % CACHE_LINE);
+    for (int i = num_noted / 2; i < num_noted; i++) {    // gpt_init calls gpt_layout twice
+        size_t size = (size_t)(noted[i] * CACHE_LINE);
+        if ((real *)at > g->sine) guard_fill(at, size);
+        guard(NULL, at, size, at == (char *)g->params ? 0 : GUARD, GUARD);
+        at += ((size_t)ceil(noted[i]) + ROOM + 1) * CACHE_LINE;
+    }
+    if (num_noted && at != (char *)g->memory + (size_t)g->bytes)
+        die(FAILED, "driver: the arrays of the model are not where gpt_layout places them");
+}
 
 // many at a time, so that a measured time is not the time of reading and writing
 static double some_numbers[4096];
@@ -39,7 +74,9 @@ static void put(const real *x, size_t n) {
 
 static void put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
 
-static real *some(size_t n) { return (real *)allocate(n, sizeof(real)); }
+static real *some(const char *name, size_t n) {
+    return (real *)guarded_memory(name, n * sizeof(real));
+}
 
 static void get_tokens(int *tokens, int n, int V) {
     for (int i = 0; i < n; i++) {
@@ -54,11 +91,12 @@ static void get_tokens(int *tokens, int n, int V) {
 static void model(const Config *cfg, int steps, int every) {
     GPT g;
     int V = cfg->vocab, B = cfg->batch, T = cfg->T;
-    gpt_init(&g, cfg, V, B, T);
-    size_t N = g.num_parameters;
-    int *inputs = (int *)allocate((size_t)(B * T), sizeof(int));
-    int *targets = (int *)allocate((size_t)(B * T), sizeof(int));
+    guarded_init(&g, cfg);
+    size_t N = g.num_parameters, rows = (size_t)(B * T);
+    int *inputs = (int *)guarded_memory("the batch's inputs", rows * sizeof(int));
+    int *targets = (int *)guarded_memory("the batch's targets", rows * sizeof(int));
     get(g.params, N);
+    if (every) guard_fill(g.grads, N * sizeof(real));
     for (int step = 1; step <= steps; step++) {
         double log_z;
         static Stats stats;
@@ -72,6 +110,7 @@ static void model(const Config *cfg, int steps, int every) {
         if (every) put(g.grads, N);
         double norm = gpt_update(&g, step, NULL);
         if (!every) continue;
+        guards_check(&g);
         put_one(loss);
         put_one(log_z);
         put_one(norm);
@@ -81,13 +120,15 @@ static void model(const Config *cfg, int steps, int every) {
         put(g.m, N);
         put(g.v, N);
     }
+    guards_check(&g);
     if (!every) put(g.params, N);
 }
 
 // init: answers the weights that training starts from
 static void init(const Config *cfg) {
     GPT g;
-    gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    guarded_init(&g, cfg);
+    guards_check(&g);
     put(g.params, g.num_parameters);
 }
 
@@ -95,13 +136,14 @@ static void init(const Config *cfg) {
 // after the update of step COUNT
 static void update(const Config *cfg, int step) {
     GPT g;
-    gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    guarded_init(&g, cfg);
     size_t N = g.num_parameters;
     get(g.params, N);
     get(g.grads, N);
     get(g.m, N);
     get(g.v, N);
     put_one(gpt_update(&g, step, NULL));
+    guards_check(&g);
     put(g.params, N);
     put(g.m, N);
     put(g.v, N);
@@ -114,12 +156,10 @@ static void attention(const Config *cfg, int B) {
     int T = cfg->T, NH = cfg->heads, HS = cfg->d / NH, threads = omp_get_max_threads(), mine = 0;
     size_t n = (size_t)(B * T * NH * HS), rows = (size_t)(B * NH * T), others = 0;
     size_t each = attention_scratch_size(T, HS);
-    real *qk = some(2 * n), *qkv = some(3 * n), *dqkv = some(3 * n);
-    real *dout = some(n), *out = some(n), *softmax = some(2 * rows);
+    real *qk = some("qk", 2 * n), *qkv = some("qkv", 3 * n), *dqkv = some("dqkv", 3 * n);
+    real *dout = some("dout", n), *out = some("out", n), *softmax = some("softmax", 2 * rows);
     if (threads == 1) pretended = mine = 2;
-    real *scratch = some((size_t)(mine + threads) * each);
-    for (size_t i = 0; i < 3 * n; i++) dqkv[i] = NAN;    // an element that is not written shows
-    for (size_t i = 0; i < (size_t)mine * each; i++) scratch[i] = NAN;
+    real *scratch = some("scratch", (size_t)(mine + threads) * each);
     get(qk, 2 * n);
     get(qkv, 3 * n);
     get(dout, n);
@@ -127,6 +167,7 @@ static void attention(const Config *cfg, int B) {
     get(softmax, 2 * rows);
     attention_backward(dqkv, dout, out, softmax, qk, qkv, 1 / sqrt((real)HS), scratch,
                        0, B, T, NH, HS);
+    guards_check(NULL);
     put(dqkv, 3 * n);
     for (size_t i = 0; i < (size_t)mine * each; i++) others += !isnan(scratch[i]);
     put_one((double)others);
@@ -144,11 +185,10 @@ static void products(int count) {
         int gap = (int)head[6], tall_a = head[3] != 0 ? K : M, tall_b = head[4] != 0 ? N : K;
         int wide_a = (head[3] != 0 ? M : K) + gap, wide_b = (head[4] != 0 ? K : N) + gap;
         int ldc = N + gap;
-        real *a = some((size_t)(tall_a * wide_a)), *b = some((size_t)(tall_b * wide_b));
-        real *plus = some((size_t)(M * ldc)), *out = some((size_t)(M * ldc));
-        for (int i = 0; i < tall_a * wide_a; i++) a[i] = NAN;
-        for (int i = 0; i < tall_b * wide_b; i++) b[i] = NAN;
-        for (int i = 0; i < M * ldc; i++) out[i] = i % ldc < N ? NAN : GAP;
+        real *a = some("a", (size_t)(tall_a * wide_a));
+        real *b = some("b", (size_t)(tall_b * wide_b));
+        real *plus = some("add", (size_t)(M * ldc)), *out = some("out", (size_t)(M * ldc));
+        for (int i = 0; i < M * ldc; i++) if (i % ldc >= N) out[i] = GAP;
         for (int i = 0; i < tall_a; i++) get(a + i * wide_a, (size_t)(wide_a - gap));
         for (int i = 0; i < tall_b; i++) get(b + i * wide_b, (size_t)(wide_b - gap));
         for (int i = 0; add && i < M; i++) get((add == 2 ? out : plus) + i * ldc, (size_t)N);
@@ -160,11 +200,9 @@ static void products(int count) {
             #pragma omp taskgroup
             matmul(out, added, left, right, M, N, K);
         }
+        guards_check(NULL);
         put(out, (size_t)(M * ldc));
-        free(a);
-        free(b);
-        free(plus);
-        free(out);
+        num_guarded = 0;
     }
 }
 
@@ -176,8 +214,10 @@ static void layernorm(void) {
     get(head, 3);
     int how = (int)head[0], rows = (int)head[1], C = (int)head[2];
     size_t n = (size_t)(rows * C);
-    real *x = some(n), *dout = some(n), *add = some(n), *dx = some(n), *weight = some((size_t)C);
-    real *dweight = some((size_t)C), *mean = some((size_t)rows), *rstd = some((size_t)rows);
+    real *x = some("x", n), *dout = some("dout", n), *add = some("add", n), *dx = some("dx", n);
+    real *weight = some("weight", (size_t)C), *dweight = some("dweight", (size_t)C);
+    real *mean = some("mean", (size_t)rows), *rstd = some("rstd", (size_t)rows);
+    real *partial = some("partial", (size_t)ceil_div(rows, CHUNK) * 3 * (size_t)C);
     get(x, n);
     get(dout, n);
     get(how == 2 || how == 4 ? dx : add, n);
@@ -185,29 +225,24 @@ static void layernorm(void) {
     get(dweight, (size_t)C);
     get(mean, (size_t)rows);
     get(rstd, (size_t)rows);
-    if (how < 2) for (size_t i = 0; i < n; i++) dx[i] = NAN;
     if (how == 3) dx = dout;
     const real *added = how == 1 ? add : how == 2 ? dx : NULL;
-    real *partial = some((size_t)(rows / CHUNK + 1) * 3 * (size_t)C);
-    for (size_t i = 0; i < (size_t)(rows / CHUNK + 1) * 3 * (size_t)C; i++) partial[i] = NAN;
     if (how == 4)
         residual_layernorm_backward(dx, dweight, dout, x, weight, mean, rstd, partial, rows, C);
     else
         for (int i = 0; i < rows; i++)
             layernorm_row_backward(dx + i * C, added ? added + i * C : NULL, dweight, dout + i * C,
-                                   x + i * C, weight, mean[i], rstd[i], partial, C);
+                                   x + i * C, weight, mean[i], rstd[i], partial + C, C);
+    guards_check(NULL);
     put(dx, n);
     put(dweight, (size_t)C);
 }
 
-// Seconds of processor time of this thread, and of all others
-static void seconds(double sum[2], int sign) {
-    struct timespec all, mine;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &all);
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &mine);
-    double own = (double)mine.tv_sec + 1e-9 * (double)mine.tv_nsec;
-    sum[0] += sign * own;
-    sum[1] += sign * ((double)all.tv_sec + 1e-9 * (double)all.tv_nsec - own);
+// Seconds of processor time of this thread
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 typedef struct { const real *data; size_t n; } Result;
@@ -280,45 +315,43 @@ static int compute(GPT *g, int which, const int *inputs, const int *targets, Res
 }
 
 // layer: which one, a seed. Computes it COUNT times from the same random memory. Answers the
-// seconds of processor time of this thread and of all others, how many times the results were not
-// those of the first time, and those.
+// results of the first time, how many times they were others, the seconds of processor time that
+// this thread took and, last (in main), those that the other threads took since they began.
 static void layer(const Config *cfg, int count) {
     real head[2];
     GPT g;
     Result out[8];
-    double time[2] = {0, 0}, different = 0;
+    double time = 0, different = 0;
     get(head, 2);
     gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
     int rows = cfg->batch * cfg->T;
     int *tokens = (int *)allocate(2 * (size_t)rows, sizeof(int));
     size_t n = (size_t)((char *)g.memory + (size_t)g.bytes - (char *)g.params) / sizeof(real);
-    real *kept = some(n), *first = NULL;
+    real *kept = (real *)allocate(n, sizeof(real)), *first = NULL;
     uint64_t random = (uint64_t)head[1];
-    for (size_t i = 0; i < n + 2 * (size_t)rows; i++) {
+    for (size_t i = 0; i < 2 * (size_t)rows + n; i++) {
         random = random * 6364136223846793005u + 1442695040888963407u;
-        if (i < n) kept[i] = (real)(random >> 40) / (1 << 24);
-        else tokens[i - n] = (int)((random >> 33) % (uint64_t)cfg->vocab);
+        if (i < 2 * (size_t)rows) tokens[i] = (int)((random >> 33) % (uint64_t)cfg->vocab);
+        else kept[i - 2 * (size_t)rows] = (real)(random >> 40) / (1 << 24);
     }
     for (int i = 0; i < count; i++) {
-        memcpy(g.params, kept, n * sizeof(real));
-        seconds(time, -1);
-        int results = compute(&g, (int)head[0], tokens, tokens + rows, out);
-        seconds(time, 1);
+        // GELU and the embedding change none of their inputs
+        if (!i || head[0] > 1) memcpy(g.params, kept, n * sizeof(real));
+        time -= seconds();
+        int results = compute(&g, (int)head[0], tokens, tokens + rows, out), same = 1;
+        time += seconds();
         size_t total = 0;
-        int same = 1;
         for (int j = 0; j < results; j++) total += out[j].n;
-        if (!i) first = some(total);
+        if (!i) first = (real *)allocate(total, sizeof(real));
         real *at = first;
         for (int j = 0; j < results; j++, at += out[j - 1].n)
             if (!i) memcpy(at, out[j].data, out[j].n * sizeof(real));
             else same &= !memcmp(at, out[j].data, out[j].n * sizeof(real));
         different += !same;
-        if (i < count - 1) continue;
-        put_one(time[0]);
-        put_one(time[1]);
-        put_one(different);
-        put(first, total);
+        if (i == count - 1) put(first, total);
     }
+    put_one(different);
+    put_one(time);
 }
 
 int main(int argc, char **argv) {
@@ -342,6 +375,10 @@ int main(int argc, char **argv) {
         else if (!strcmp(work, "layer")) layer(&cfg, count);
         else products(count);
     }
+    double others = 0;
+    #pragma omp parallel num_threads(threads) reduction(+:others)
+    if (omp_get_thread_num() > 0) others = seconds();
+    if (!strcmp(work, "layer")) put_one(others);
     fclose(answers);
     return 0;
 }

@@ -111,6 +111,11 @@ def renamed(name, file, text, names):
     return "\n".join(lines)
 
 
+def cut_pragmas(text, flag, comment):
+    """Without the pragmas that make tasks and wait for them: each is a place to write."""
+    return re.sub(r"#pragma omp task(loop|group)\b.*", f"// [{flag}] {comment}", text)
+
+
 def pieces_of(name, file, pieces, variant):
     """The cuts' comments and stubs, in the variant's names and with its number."""
     names, says = variants.names(name, variant), variants.sentence(name, variant)
@@ -135,6 +140,8 @@ def sources(name, cuda=False, variant=None):
         text, pieces = renamed(name, file, show.read(file), names), bodies.values()
         bodies = dict(zip(bodies, pieces_of(name, file, pieces, variant)))
         out[file] = cut_functions(text, bodies, ex.get("remove", {}).get(file, ()))
+    for file, (flag, comment) in ex.get("pragmas", {}).items():
+        out[file] = cut_pragmas(out[file], flag, comment)
     return out
 
 
@@ -206,7 +213,7 @@ def readme(name, changed=(), cuda=False):
     blocks = text.split("\n\n")
     return "\n\n".join(
         fill(" ".join(block.split()))
-        if block[:1].isalpha() and max(map(len, block.splitlines())) > 100
+        if re.match(r"[^\s\d#-]", block) and max(map(len, block.splitlines())) > 100
         else block
         for block in blocks
     )

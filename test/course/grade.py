@@ -30,7 +30,7 @@ EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES}
 SHEETS = ("stability",)  # handouts that no program grades
 # What a student's folder needs to grade itself
 MODULES = "grade checks checks_layers student sandbox reference variants".split()
-KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "naive.c"]
+KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "guards.h", "naive.c"]
 
 
 THREADS = (
@@ -93,7 +93,7 @@ def grade(folder, name, seed, cuda=False, words=()):
                 continue
             student.begin(np.random.default_rng([seed, len(result["tests"])]))
             try:
-                test(student, ex)
+                one["output"] = test(student, ex) or ""
                 if student.raced:
                     raise Wrong(student.raced, *THREADS)
                 one["score"] = points

@@ -17,6 +17,7 @@ MEMORY, TEXT, ANSWER = 4 << 30, 1 << 20, 256 << 20  # bytes that a program may h
 # Linux counts all threads of the user, in other containers too: far above what a desktop has
 MOST_THREADS = 4096
 NOBODY = 65534
+OUTSIDE = 99  # guards.h's exit status
 
 
 class Wrong(Exception):
@@ -27,6 +28,10 @@ class Wrong(Exception):
     def __init__(self, found, mistake="", where="", formula=""):
         super().__init__(found)
         self.hints = [mistake, where, formula]
+
+
+class Outside(Wrong):
+    """The same of a program that wrote past an end of an array (guards.h)."""
 
 
 class Endless(Wrong):
@@ -124,6 +129,8 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
             signal.SIGILL: "it crashed (illegal instruction)",
         }
         verdict = reason.get(-code, f"it was ended by signal {-code}")
+    if code == OUTSIDE:
+        raise Outside(text.splitlines()[-1] if text else f"it ended with status {code}")
     if not verdict and code:
         verdict = f"it ended with status {code}"
     if verdict:

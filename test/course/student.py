@@ -15,7 +15,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # small matrices: more threads only wa
 import numpy as np
 
 import reference as ref
-from sandbox import SECONDS, THREADS, Wrong, run
+from sandbox import SECONDS, THREADS, Outside, Wrong, run
 
 SEVERAL = 3  # threads that must give the results of one
 KIT = pathlib.Path(__file__).resolve().parent
@@ -52,7 +52,7 @@ class Student:
         self.begin(rng)
         self.place = pathlib.Path(tempfile.mkdtemp(prefix="grade-"))
         self.place.chmod(0o755)
-        for name in {"gpt.h", "dataloader.h", "driver.c"} - set(files):
+        for name in {"gpt.h", "dataloader.h", "driver.c", "guards.h"} - set(files):
             shutil.copy(kit_file(name), self.place)
         (self.place / "lib").mkdir()
         for header in (header for folder in FOLDERS for header in folder.glob("lib/*.h")):
@@ -141,7 +141,11 @@ class Student:
         answers = []
         for threads in (1, SEVERAL) if several else (1,):
             command = [path, "FD", work, str(count), *flags]
-            raw, seconds, text = run(command, numbers, answer=True, cpu=cpu, threads=threads)
+            try:
+                raw, seconds, text = run(command, numbers, answer=True, cpu=cpu, threads=threads)
+            except Outside as error:
+                where = "An index is too large, or negative: at the last row, or at an odd size?"
+                raise Outside(f"{error}" + f" (with {shown(cfg)})" * bool(cfg), "", where)
             if len(raw) != 8 * size:
                 raise Wrong(
                     f"it answered {len(raw)} bytes where {8 * size} were asked for: it ends too"

@@ -219,8 +219,8 @@ def test_three_wrong_solutions():
     ],
 )
 def test_exercise(name, tmp_path):
-    """The folder compiles without a warning; neither it nor its kit holds a line of the solution;
-    its README is one page."""
+    """The folder compiles without a warning; neither it nor its kit holds a line of the
+    solution."""
     folder, (name, *cuda) = tmp_path / "handed out", name.split()
     exercise.write(name, folder, bool(cuda))
     compilers = {
@@ -255,7 +255,6 @@ def test_exercise(name, tmp_path):
                     for line in lines
                     if len(line) > 24 and not line.endswith(("{", "++)"))
                 ), lines
-    assert len((folder / "README.md").read_text().splitlines()) < 70
     kit = {path.name for path in (folder / "kit").iterdir()}
     assert not kit & {"train_gpt.c", "train_gpt.cu", *changed, "exercise.py"}
     again = run(sys.executable, TEST / "course" / "exercise.py", name, "--dir", folder)
@@ -333,7 +332,7 @@ def test_nan(tmp_path):
     (folder / "train_gpt.c").write_text(text.replace("    eps = cfg->eps;", "    eps = NAN;"))
     result = graded(folder)
     assert result["score"] == 0 and all(
-        "ot a number" in t["output"] or "not finite" in t["output"] for t in result["tests"]
+        "found nan" in t["output"] or "not finite" in t["output"] for t in result["tests"]
     ), result
 
 
