@@ -220,7 +220,8 @@ def readme(name, changed=(), cuda=False):
 
 
 MAKEFILE = """# make          train_gpt, for this machine
-# make grade    points, and what is wrong; writes grade.json
+# make grade    points, and what is wrong; writes grade.json. HINT=1, 2 or 3 says more;
+#               TEST=name or number runs only those tests
 # make clean
 {head}
 
@@ -290,6 +291,10 @@ def write_sheet(name, folder):
 
 
 def write(name, folder, cuda=False, variant=None):
+    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
+        sys.exit(f"exercise: VARIANT={variant} is not a seed; give a number or a word: VARIANT=7")
+    if variant and cuda:
+        sys.exit("exercise: variants have no lines in train_gpt.cu; leave CUDA=1 or VARIANT out")
     changed = sources(name, cuda, variant)
     if cuda and "train_gpt.cu" not in changed:
         sys.exit(f"exercise: {name} has no lines in train_gpt.cu; leave CUDA=1 out")
@@ -344,12 +349,6 @@ def main():
             f"exercise: there is none on '{args.name}'{sizes}; there are:"
             f" {' '.join([*EXERCISES, *grade.SHEETS])}"
         )
-    if args.variant is not None and not re.fullmatch(r"[\w-]+", args.variant):
-        sys.exit(
-            f"exercise: VARIANT={args.variant} is not a seed; give a number or a word: VARIANT=7"
-        )
-    if args.variant and args.cuda:
-        sys.exit("exercise: variants have no lines in train_gpt.cu; leave CUDA=1 or VARIANT out")
     folder = write(
         args.name,
         pathlib.Path(args.dir or f"exercise-{args.name}"),

@@ -1,5 +1,5 @@
-// guards.h: guards round the arrays that a student's functions get, for driver.c and driver.cu. Each
-// word of a guard is NaN: reading it, or memory that was never written, shows in the results.
+// guards.h: guards round the arrays that a student's functions get, for driver.c and driver.cu. A
+// guard's words are NaN: reading them, or memory that was never written, shows in the results.
 // guards_check finds a write, even of a number computed from a guard: these are signaling NaNs, and
 // computing makes quiet ones of them.
 

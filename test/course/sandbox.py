@@ -21,12 +21,14 @@ OUTSIDE = 99  # guards.h's exit status
 
 
 class Wrong(Exception):
-    """A message for the student: what was expected and found. Its hints are what HINT=1, 2 and 3
-    add: the mistake's name, where the grader knows one that gives these very numbers; where to
-    look; the formula. Each may be empty."""
+    """A message for the student: what was expected and found. Lines that begin with two blanks are
+    quoted as they are. text: all that the program printed. Its hints are what HINT=1, 2 and 3 add:
+    the mistake's name, where the grader knows one that gives these very numbers; where to look; the
+    formula. Each may be empty."""
 
     def __init__(self, found, mistake="", where="", formula=""):
         super().__init__(found)
+        self.text = ""
         self.hints = [mistake, where, formula]
 
 
@@ -90,18 +92,26 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
         os.close(writing)
         open_ends.register(reading, selectors.EVENT_READ, i)
     parts, sizes, deadline = ([], []), [0, 0], time.monotonic() + 3 * cpu + 2
-    while open_ends.get_map() and not verdict:
-        for key, _ in open_ends.select(max(0.0, deadline - time.monotonic())):
-            data = os.read(key.fd, 1 << 20)
-            if not data:
-                open_ends.unregister(key.fd)
-                continue
-            parts[key.data].append(data)
-            sizes[key.data] += len(data)
-            if sizes[key.data] > (TEXT, ANSWER)[key.data]:
-                verdict = f"it prints without end (more than {(TEXT, ANSWER)[key.data] >> 20} MB)"
-        if time.monotonic() > deadline:
-            verdict = f"it was not done after {3 * cpu + 2} s: a loop that does not end, or a wait?"
+    try:
+        while open_ends.get_map() and not verdict:
+            for key, _ in open_ends.select(max(0.0, deadline - time.monotonic())):
+                data = os.read(key.fd, 1 << 20)
+                if not data:
+                    open_ends.unregister(key.fd)
+                    continue
+                parts[key.data].append(data)
+                sizes[key.data] += len(data)
+                if sizes[key.data] > (TEXT, ANSWER)[key.data]:
+                    verdict = (
+                        f"it prints without end (more than {(TEXT, ANSWER)[key.data] >> 20} MB)"
+                    )
+            if time.monotonic() > deadline:
+                verdict = (
+                    f"it was not done after {3 * cpu + 2} s: a loop that does not end, or a wait?"
+                )
+    except BaseException:  # Ctrl-C: the program has another session
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
     if verdict:
         os.killpg(child.pid, signal.SIGKILL)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but its number still its own
@@ -139,7 +149,9 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
             if any(word in verdict for word in ("without end", "does not end", "killed"))
             else Wrong
         )
-        raise kind(verdict + (f". Its last words: {text[-600:]}" if text else ""))
+        error = kind(verdict + (f". Its last words: {text[-600:]}" if text else ""))
+        error.text = text
+        raise error
     return got[1], usage.ru_utime + usage.ru_stime, text
 
 

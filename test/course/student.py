@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import numpy as np
 import reference as ref
 from sandbox import SECONDS, THREADS, Outside, Wrong, run
 
+LARGEST = 4 << 20  # bytes that are read of a source
 SEVERAL = 3  # threads that must give the results of one
 KIT = pathlib.Path(__file__).resolve().parent
 # A kit handed out is whole; else the project has the rest.
@@ -30,6 +32,27 @@ def kit_file(name):
     sys.exit(f"grade: the kit has no {name}")
 
 
+def source(folder, name, files):
+    """The content of a file that is handed in with these others."""
+    path = folder / name
+    if not path.exists() and not path.is_symlink():
+        raise Wrong(f"{name} is missing: hand in {' and '.join(sorted(files))}")
+    if path.is_symlink() or not path.is_file():
+        raise Wrong(f"{name} is not a plain file: hand in the file itself")
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST)
+    except OSError as error:
+        raise Wrong(f"{name} cannot be read: {error.strerror}")
+
+
+def nearest(paths, top):
+    """The folder that holds the most of these files; of several, the nearest to the top."""
+    folders = [path.parent for path in paths]
+    rank = lambda folder: (-folders.count(folder), len(folder.parts), str(folder))
+    return min(folders, key=rank, default=top)
+
+
 @functools.cache
 def openmp(cc):
     """Whether this compiler has OpenMP with its library."""
@@ -41,13 +64,34 @@ def openmp(cc):
         return False
 
 
+def quoted(place, name, line, column, width=64):
+    """A line of a source in this folder and a caret below its column, or nothing."""
+    path = (place / name).resolve()
+    if place.resolve() not in path.parents or not path.is_file():
+        return []
+    lines = path.read_text(errors="replace").splitlines()
+    if not 0 < line <= len(lines):
+        return []
+    code = lines[line - 1].expandtabs()
+    start = len(code) - len(code.lstrip())
+    if column - start > width:
+        start = column - width // 2
+    return ["  " + code[start:][:width], "  " + " " * (column - 1 - start) + "^"]
+
+
+def undefined(text):
+    """The functions that the linker misses, three at most, a line each."""
+    missing = re.findall(r"undefined (?:reference to|symbol:?) [`'‘]?(\w+)", text)
+    return "\n".join(f"undefined reference to '{x}'" for x in list(dict.fromkeys(missing))[:3])
+
+
 class Student:
     """The student's program, built in a temporary folder, and its answers. threads: run it with
     several threads too, where the compiler has OpenMP. In the test at hand, raced: how the results
     differed then; trained_twice: a training has been run with several, and one is enough."""
 
     def __init__(self, folder, files, rng, threads=True):
-        self.folder, self.built, self.hashes = folder, {}, {}
+        self.folder, self.built, self.hashes, self.warnings = folder, {}, {}, []
         self.threads = threads
         self.begin(rng)
         self.place = pathlib.Path(tempfile.mkdtemp(prefix="grade-"))
@@ -58,10 +102,7 @@ class Student:
         for header in (header for folder in FOLDERS for header in folder.glob("lib/*.h")):
             shutil.copy(header, self.place / "lib")
         for name in files:
-            try:
-                text = (folder / name).read_bytes()[: 4 << 20]
-            except OSError as error:
-                raise Wrong(f"{name} cannot be read: {error.strerror}")
+            text = source(folder, name, files)
             self.hashes[name] = hashlib.sha256(text).hexdigest()
             (self.place / name).write_bytes(text)
 
@@ -81,7 +122,9 @@ class Student:
                     *shlex.split(os.environ.get("CXX", "g++")),
                     "-std=c++17",
                     "-O0",
-                    "-w",
+                    "-Wall",
+                    "-Wno-unknown-pragmas",
+                    "-Wno-unused-function",
                     "-fno-strict-aliasing",
                     "-rdynamic",
                     "-DCUDA_EMU",
@@ -96,7 +139,8 @@ class Student:
                 command = [
                     *shlex.split(cc),
                     "-std=gnu11",
-                    "-w",
+                    "-Wall",
+                    "-Wno-unknown-pragmas",
                     "-march=native",
                     "-fno-math-errno",
                     "-fopenmp" if openmp(cc) else "-fopenmp-simd",
@@ -104,23 +148,28 @@ class Student:
                     "driver.c",
                 ]
             try:
-                run(
-                    [*command, "-o", name, "-lm"],
-                    cpu=120,
-                    files=64 << 20,
-                    processes=1,
-                    cwd=self.place,
-                )
+                command += ["-o", name, "-lm"]
+                limits = dict(cpu=120, files=64 << 20, processes=1, cwd=self.place)
+                text = run(command, **limits)[2]
             except Wrong as error:
-                text = str(error)
-                at = text.find("error:")
-                raise Wrong(
-                    "it does not compile: "
-                    + (text[text.rfind("\n", 0, at) + 1 :].split("\n")[0] if at >= 0 else text)
-                )
+                said = [*self.compiler_says("error", error.text), undefined(error.text)][0]
+                raise Wrong("it does not compile: " + (f"\n{said}" if said else str(error)))
+            for one in self.compiler_says("warning", text, self.hashes):
+                if one not in self.warnings:
+                    self.warnings.append(one)
             (self.place / name).chmod(0o755)
             self.built[name] = str(self.place / name)
         return self.built[name]
+
+    def compiler_says(self, kind, text, files=None):
+        """The compiler's errors or warnings, those in these files alone if given: each its line,
+        then the source line and a caret."""
+        out = []
+        for at in re.finditer(rf"^([^\s:]+):(\d+):(\d+): (?:fatal )?{kind}: .*$", text, re.M):
+            name, line, column = at[1], int(at[2]), int(at[3])
+            if files is None or name in files:
+                out.append("\n".join([at[0], *quoted(self.place, name, line, column)]))
+        return out
 
     def answer(self, size, work, count, cfg, numbers, program="double", cpu=SECONDS, named=None):
         """The program's answer, `size` numbers, and its seconds of processor time. Runs it with

@@ -142,13 +142,18 @@ def sentence(name, seed):
     )
 
 
+# of the variant that is graded: its names, and the mistakes to look for first
+renamed, mistakes = {}, []
+
+
 def use(name, words):
-    """Makes the reference compute with the number of the variant that words, those after the
-    exercise in kit/exercise, name. Returns the names, and the mistakes to look for first."""
+    """Makes the grading and the reference those of the variant that words name, the words after the
+    exercise in kit/exercise."""
+    global renamed, mistakes
     (seed,) = [word[8:] for word in words if word.startswith("variant=")] or [None]
-    reference.VARIANT = number(name, seed)
-    standard = [({"wrong_standard": 1}, "This is the solution of the standard variant.")]
-    return names(name, seed), standard * bool(reference.VARIANT)
+    renamed, reference.VARIANT = names(name, seed), number(name, seed)
+    standard = ({"wrong_standard": 1}, "This is the solution of the standard variant.")
+    mistakes = [standard] * bool(reference.VARIANT)
 
 
 def in_code(code, names):
