@@ -167,7 +167,7 @@ def attention_tiny_qk(s, ex):
 def attention_large(s, ex):
     shapes = [(1, 1, 1, 2, 1), (2, 7, 3, 4, 1), (1, 70, 2, 6, 1), (1, 150, 1, 8, 1)]
     # large scores; several heads for each thread
-    shapes += [(2, 33, 2, 8, 30), (3, 65, 5, 10, 1)]
+    shapes += [(2, 33, 2, 8, 30), (3, 65, 5, 10, 1), (1, 64, 1, 4, 1)]
     attention_layer(s, ex, ["dv", "dq", "dk"], shapes)
 
 

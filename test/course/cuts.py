@@ -357,10 +357,10 @@ EXERCISES = {
                         " (part * blockDim.x + threadIdx.x) * W on, for part < PARTS, where these"
                         " are below C. row_sum sums over a row's threads and waits for the whole"
                         " block, so every thread of the block must call it. The last block may have"
-                        " rows to spare. Normalise rounded(x), which memory holds, and write it to x"
-                        " where branch is not NULL. lib/gpu.h has load, store and row_sum; shuffles,"
-                        " atomics and rsqrtf work on the stand-in too. Until the three kernels are"
-                        " written the program prints nan."
+                        " rows to spare. Normalise rounded(x), which memory holds, and write it to"
+                        " x where branch is not NULL. lib/gpu.h has load, store and row_sum;"
+                        " shuffles, atomics and rsqrtf work on the stand-in too. Until the three"
+                        " kernels are written the program prints nan."
                     ),
                     (
                         "(void)out, (void)x, (void)mean, (void)rstd, (void)inp;\n"
