@@ -641,12 +641,12 @@ def norm_results(inp, branch, weight, mistake=""):
         x = inp
         sum_ = inp if mistake == "no branch" else sum_
     threads = 32 * -(-C // (32 * 2 * W))  # of a row, as row_block has them
-    seen = np.ones(C, bool)
-    if mistake == "32 threads":  # of those that hold the first element
-        seen = np.arange(C) % (threads * W) < 32 * W
-    if mistake == "one part":
-        seen = np.arange(C) < threads * W
+    thread = np.arange(C) // W  # of the first part, where below `threads`
+    seen = thread < threads if mistake == "one part" else np.ones(C)
     add = lambda y: (y * seen).sum(1, keepdims=True) / (1 if mistake == "sums" else C)
+    if mistake == "32 threads":  # each warp takes its own sum for the row's
+        warp = thread % threads // 32
+        add = lambda y: y @ (warp[:, None] == warp) / C
     m = add(sum_)
     y = sum_ - (0 if mistake == "no mean" else m)
     variance = add(sum_ * sum_ if mistake == "square" else y * y)
@@ -654,7 +654,7 @@ def norm_results(inp, branch, weight, mistake=""):
     variance += 0 if mistake == "no epsilon" else 1e-6
     r = variance ** {"no root": -1.0, "std": 0.5}.get(mistake, -0.5)
     out = y * r * (1 if mistake == "no weight" else weight)
-    return dict(out=out.ravel(), x=x.ravel(), mean=m.ravel(), rstd=r.ravel())
+    return dict(out=out.ravel(), x=x.ravel(), mean=m[:, 0], rstd=r[:, 0])
 
 
 def layernorm_case(s, rows, C, order="forward", branch=0, mean=2.0, spread=1.0):

@@ -335,8 +335,11 @@ static void layer(const Config *cfg, int count) {
         else kept[i - 2 * (size_t)rows] = (real)(random >> 40) / (1 << 24);
     }
     for (int i = 0; i < count; i++) {
-        // GELU and the embedding change none of their inputs
-        if (!i || head[0] > 1) memcpy(g.params, kept, n * sizeof(real));
+        if (!i) memcpy(g.params, kept, n * sizeof(real));
+        // the inputs that a layer may have changed
+        memcpy(g.params, kept, (size_t)(g.cosine - g.params) * sizeof(real));
+        memcpy(g.logits, kept + (g.logits - g.params), (size_t)rows * (size_t)g.V * sizeof(real));
+        memcpy(g.dx, kept + (g.dx - g.params), (size_t)rows * (size_t)cfg->d * sizeof(real));
         time -= seconds();
         int results = compute(&g, (int)head[0], tokens, tokens + rows, out), same = 1;
         time += seconds();

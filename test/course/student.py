@@ -19,6 +19,11 @@ import reference as ref
 from sandbox import SECONDS, THREADS, Outside, Wrong, run
 
 LARGEST = 4 << 20  # bytes that are read of a source
+# of a CUDA program: how g++ speaks of a name that it does not know, and what to say then
+UNKNOWN = "not declared|not been declared|not name a type|No such file|not a member|primary-expr"
+STAND_IN = (
+    "CUDA? The first lines of cuda_emu.h, its stand-in, say what there is and what is missing."
+)
 SEVERAL = 3  # threads that must give the results of one
 KIT = pathlib.Path(__file__).resolve().parent
 # A kit handed out is whole; else the project has the rest.
@@ -153,6 +158,8 @@ class Student:
                 text = run(command, **limits)[2]
             except Wrong as error:
                 said = [*self.compiler_says("error", error.text), undefined(error.text)][0]
+                if name == "cuda" and re.search(UNKNOWN, said):
+                    said += f"\n{STAND_IN}"
                 raise Wrong("it does not compile: " + (f"\n{said}" if said else str(error)))
             for one in self.compiler_says("warning", text, self.hashes):
                 if one not in self.warnings:

@@ -4,21 +4,27 @@ others. Hostile programs get a verdict, and the grader survives.
 """
 
 import concurrent.futures
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
 
+import checks_layers
 import exercise
 import grade
+import reference as ref
 import show
 import wrong_interventions
 import wrong_layers
 from conftest import ROOT, TEST
+from student import differs
 
 SIZES = "d layers heads batch steps base_d".split()  # interventions without flagged lines
 # neither trainer has a line of theirs
@@ -188,6 +194,8 @@ def gradings(request, tmp_path_factory):
 @pytest.mark.parametrize("grading", GRADINGS, ids="-".join)
 def test_grading(grading, gradings):
     name, variant = grading
+    if name == "parallel" and checks_layers.cores() < 2:
+        pytest.skip("one core: two threads take turns")
     result = gradings[grading].result()
     failed = {
         i for i, t in enumerate(result["tests"]) if t["score"] < t["max_score"] or t["output"]
@@ -209,6 +217,43 @@ def test_grading(grading, gradings):
 def test_three_wrong_solutions():
     assert set(WRONG) == set(exercise.EXERCISES) == set(grade.EXERCISES)
     assert all(len(cases) >= 3 for cases in WRONG.values())
+    for cases in wrong_layers.WRONG.values():
+        assert sum(not variant.startswith("right_") for variant in cases) >= 10
+
+
+def test_mistakes_differ():
+    """The formulas by which mistakes of a layer are named: right without a mistake, and each
+    mistake gives other numbers than any other, so that none is named by another's name."""
+    rng = np.random.default_rng(0)
+    numbers, right = checks_layers.attention_case(types.SimpleNamespace(rng=rng), 2, 5, 2, 4, 1)
+    attention = lambda m: checks_layers.attention_wrong(numbers, m)
+    assert not differs(right, attention(""), 1e-9)
+    x, dout, add = rng.standard_normal((3, 4, 6))
+    weight, dweight, mean = *rng.standard_normal((2, 6)), x.mean(1)
+    given = x, dout, add, weight, dweight, mean, (x.var(1) + 1e-6) ** -0.5
+    X, w = ref.Var(x), ref.Var(weight)
+    (ref.layernorm(X, w) * dout).sum().backward()
+    layernorm = lambda m: checks_layers.layernorm_wrong(given, m, True)
+    assert not differs(dict(dx=X.grad + add, dweight=w.grad + dweight), layernorm(""), 1e-9)
+    inp, branch = rng.standard_normal((2, 2, 1032)) + 2
+    norm = lambda m: checks_layers.norm_results(inp * 1e-3, branch * 1e-3, 1 + x.mean(), m)
+    y = norm("")["out"].reshape(inp.shape)
+    assert abs(y.mean(1)).max() < 1e-9
+    slopes = lambda m: dict(
+        out=checks_layers.some_of_W(checks_layers.gelu_value(inp[0], m), inp[0], m),
+        dinp=checks_layers.some_of_W(
+            checks_layers.gelu_slope(inp[0], m) * (1 if m == "no dout" else branch[0]), branch[0], m
+        ),
+    )
+    for results, mistakes in (
+        (attention, checks_layers.ATTENTION_MISTAKES),
+        (layernorm, checks_layers.LAYERNORM_MISTAKES),
+        (norm, checks_layers.NORM_MISTAKES),
+        (slopes, checks_layers.GELU_MISTAKES),
+    ):
+        names = ["", *(name for name, _ in mistakes)]
+        for a, b in itertools.combinations(names, 2):
+            assert differs(results(a), results(b), 1e-6), (a, b)
 
 
 # ---- the folder
@@ -331,6 +376,35 @@ def test_hostile(case, tmp_path):
     assert all(
         re.search(says, t["output"]) or "does not end" in t["output"] for t in result["tests"]
     ), result
+
+
+@pytest.mark.parametrize(
+    "line, error",
+    [
+        ("#include <cooperative_groups.h>", "cooperative_groups.h: No such file"),
+        ("__device__ half twice(half x) { return x + x; }", "half"),
+        ("__constant__ float table[4];", "__constant__"),
+    ],
+)
+def test_not_in_the_stand_in(line, error, tmp_path):
+    """What the stand-in for CUDA lacks: the compiler's words, and where to look."""
+    folder = student_folder(tmp_path / "x", "cuda", "solution")
+    text = (folder / "train_gpt.cu").read_text()
+    (folder / "train_gpt.cu").write_text(f"{line}\n{text}")
+    verdict = graded(folder)["verdict"]
+    assert error in verdict and "cuda_emu.h, its stand-in, say" in " ".join(verdict.split())
+
+
+def test_one_core(tmp_path):
+    """On one core the sharing of work and the speed are not tested, and the grading says so."""
+    folder = student_folder(tmp_path / "x", "parallel", "untouched")
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        result = graded(folder)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert [t["output"].split(":")[0] for t in result["tests"]] == ["one core"] * 7
 
 
 def test_nan(tmp_path):

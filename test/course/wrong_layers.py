@@ -426,7 +426,7 @@ WRONG = {
             [0], (GELU_BOUND, GELU_BOUND.replace("    if (at >= n) return;\n", "")), either=[5]
         ),
         "overflow": cuda(
-            [0, 1],
+            [1],
             (
                 "real a = fabsf(x) < 30 ? fabsf(x) : 30;\n    real a2 = a * a;",
                 "real a = x, a2 = x * x;",
@@ -458,6 +458,7 @@ WRONG = {
             [2, 3, 4],
             (MEAN, MEAN.replace("row_sum(m)", "lanes_sum(m, 32)")),
             (VARIANCE, VARIANCE.replace("row_sum(variance)", "lanes_sum(variance, 32)")),
+            says="over 32 threads",
         ),
         "x_not_written": cuda([3, 5], (STORE_X, ""), either=[4], says=NOT_A_NUMBER),
         "x_is_inp": cuda(
