@@ -108,12 +108,15 @@ class Student:
             if not name.startswith("wrong_")
             for x in ("-" + name, str(value))
         ]
-        raw, seconds, text = run(
-            [path, "FD", work, str(count), *flags],
-            np.ascontiguousarray(numbers, np.float64).tobytes(),
-            answer=True,
-            cpu=cpu,
-        )
+        try:
+            raw, seconds, text = run(
+                [path, "FD", work, str(count), *flags],
+                np.ascontiguousarray(numbers, np.float64).tobytes(),
+                answer=True,
+                cpu=cpu,
+            )
+        except Wrong as error:
+            raise type(error)(f"with {shown(cfg)}: {error}")
         if len(raw) != 8 * size:
             raise Wrong(
                 f"it answered {len(raw)} bytes where {8 * size} were asked for: it ends too early,"
@@ -130,12 +133,13 @@ class Student:
             cfg["batch"] * cfg["T"],
             cfg["vocab"],
         )
-        each = rows * V + 4 * N + 4 + L
+        log = ref.log_columns(cfg)
+        each = rows * V + 4 * N + 4 + L + len(log)
         numbers = np.concatenate([ref.pack(p)] + [x.ravel() for batch in batches for x in batch])
         flat, _ = self.answer(each * len(batches), "model", len(batches), cfg, numbers, program)
         out = []
         for a in flat.reshape(len(batches), each):
-            cut = np.split(a, np.cumsum([rows * V, N, 1, 1, 1, 1, L, N, N]))
+            cut = np.split(a, np.cumsum([rows * V, N, 1, 1, 1, 1, L, N, N, N]))
             one = dict(
                 zip(
                     (
@@ -149,10 +153,12 @@ class Student:
                         "p",
                         "m",
                         "v",
+                        "log",
                     ),
                     cut,
                 )
             )
+            one["log"] = dict(zip(log, one["log"]))
             one["dlogits"] = one["dlogits"].reshape(cfg["batch"], cfg["T"], V)
             out.append(
                 {
@@ -160,7 +166,7 @@ class Student:
                         ref.unpack(cfg, x)
                         if n in ("grads", "p", "m", "v")
                         else x
-                        if n in ("dlogits", "max_attn_logit")
+                        if n in ("dlogits", "max_attn_logit", "log")
                         else x[0]
                     )
                     for n, x in one.items()
