@@ -93,3 +93,28 @@ def test_make_answers():
     )
     assert third.stdout.startswith("3. What is the loss before") and third.stdout in whole.stdout
     assert none.returncode and "Q=21 is not a question; they are 1 to 20" in none.stderr
+
+
+def explained(text):
+    """The questions of a handout, or of a section of the rubric."""
+    asked = text.split("\n## Explain")[1].split("\n## ")[0]
+    return [" ".join(item.split()) for item in re.split(r"(?m)^\d+\. +", asked)[1:]]
+
+
+def test_the_rubric_knows_every_question():
+    """For each question of each handout, in its order: its first words, a full answer and half of
+    one."""
+    course = answers.PAGE.parent
+    sections = dict(
+        section.split("\n", 1) for section in (course / "rubric.md").read_text().split("\n## ")[1:]
+    )
+    handouts = {path.stem: path.read_text() for path in (course / "handouts").glob("*.md")}
+    assert set(sections) == set(handouts)
+    for name, text in handouts.items():
+        form = r"\*\*(.*?)\*\*\n\n- Full: .*?\n- Half: [^*]*"
+        quoted = [" ".join(q.split()) for q in re.findall(form, sections[name], re.S)]
+        asked = explained(text)
+        assert len(quoted) == len(asked), name
+        assert sections[name].count("**") == 2 * len(asked), name
+        for short, question in zip(quoted, asked):
+            assert short.split()[:5] == question.split()[:5], (name, short)

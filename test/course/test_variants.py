@@ -10,6 +10,7 @@ import reference
 import show
 import variants
 from test_course import graded, run
+from test_handouts import ANSWERS
 
 SEEDS = "7", "8", "spring-2027"
 # exercise: what the number changes in the project's solution; {} is the number
@@ -121,6 +122,7 @@ def test_folder(name, tmp_path):
                 assert not re.search(rf"\b{new}\b", "".join(bodies(was, functions))), new
         text = (folder / "README.md").read_text()
         says = variants.sentence(name, seed)
+        assert not any(re.search(answer, says) for answer in ANSWERS[name])
         assert says in " ".join(text.split()) and bool(says) == (name in RIGHT)
         sources = re.sub(r"\s*//\s*", " ", "".join(exercise.sources(name, variant=seed).values()))
         assert says in sources
