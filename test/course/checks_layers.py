@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 
 import reference as ref
-from checks import claim, gradient, sweep
+from checks import claim, gradient, steps, sweep
 from sandbox import THREADS, run
 from student import Wrong, differs, in_float, kit_file, place
 
@@ -500,6 +500,7 @@ def parallel_layer(layer, names):
 def parallel_step(s, ex):
     """The whole step: right, the same bits with any number of threads, and not serial."""
     gradient(s, ex)
+    steps(s, ex)
     return parallel_layer("step", "a whole step")(s, ex)
 
 
@@ -768,7 +769,9 @@ EXERCISES = {
         ],
         cases=[dict(layers=2), dict(d=24, heads=3, T=45, batch=3)],
         mistakes=[],
-        hints=dict(gradient=("A layer computes something else than before.", "")),
+        hints=dict.fromkeys(
+            ("gradient", "steps"), ("A layer computes something else than before.", "")
+        ),
     ),
     "cuda": dict(
         files=("train_gpt.cu",),

@@ -352,7 +352,7 @@ static void layer(const Config *cfg, int count) {
     for (size_t i = 0; i < 2 * (size_t)rows + n; i++) {
         random = random * 6364136223846793005u + 1442695040888963407u;
         if (i < 2 * (size_t)rows) tokens[i] = (int)((random >> 33) % (uint64_t)cfg->vocab);
-        else kept[i - 2 * (size_t)rows] = (real)(random >> 40) / (1 << 24);
+        else kept[i - 2 * (size_t)rows] = (real)((double)(random >> 11) * 0x1p-53);
     }
     for (int i = 0; i < count; i++) {
         if (!i) memcpy(g.params, kept, n * sizeof(real));

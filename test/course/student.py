@@ -20,7 +20,7 @@ from sandbox import SECONDS, THREADS, Outside, Wrong, run
 
 LARGEST = 4 << 20  # bytes that are read of a source
 # of a CUDA program: how g++ speaks of a name that it does not know, and what to say then
-UNKNOWN = "not declared|not been declared|not name a type|No such file|not a member|primary-expr"
+UNKNOWN = "not declared|not been declared|not name a type|No such file|not a |primary-expression"
 STAND_IN = (
     "CUDA? The first lines of cuda_emu.h, its stand-in, say what there is and what is missing."
 )

@@ -21,6 +21,20 @@ GELU_LOOP = (
     "static void gelu_forward(real *out, real *slope, const real *inp, int rows, int C) {\n"
     "    #pragma omp taskloop\n"
 )
+SUM_LOOP = (
+    "static double sum_squares(const real *x, size_t n, double *sums) {\n"
+    "    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;\n    double total = 0;\n"
+    "    #pragma omp taskloop\n    for (size_t chunk = 0; chunk < chunks; chunk++) {\n"
+    "        size_t from = chunk * SUM_CHUNK, end = n - from < SUM_CHUNK ? n : from + SUM_CHUNK;\n"
+)
+SUM_EACH = "(size_t)omp_get_num_threads(), each = (n + chunks - 1) / chunks;"
+SUM_LAST = "n < from + each ? n : from + each"
+SUM_SQUARE = "        for (size_t i = from; i < end; i++) sum += (double)x[i] * (double)x[i];\n"
+SUM_END = (
+    SUM_SQUARE + "        sums[chunk] = sum;\n    }\n"
+    "    for (size_t chunk = 0; chunk < chunks; chunk++) total += sums[chunk];\n"
+)
+SUM_ATOMIC = SUM_SQUARE + "        #pragma omp atomic\n        total += sum;\n    }\n"
 NORM_START = (
     "residual_layernorm_forward_kernel(act *out, act *x, real *mean, real *rstd, const act *inp,\n"
     "                                  const act *branch, const act *weight, int rows, int C) {\n"
@@ -309,12 +323,6 @@ WRONG = {
             either=[5],
             says="nothing to do",
         ),
-        "one_task_for_all": wrong(
-            [3, 6],
-            ("taskloop collapse(2) nogroup", "taskloop collapse(2) num_tasks(1) nogroup"),
-            either=[5],
-            says="nothing to do",
-        ),
         "rows_of_the_embedding": wrong(
             [1],
             (
@@ -331,32 +339,18 @@ WRONG = {
         "sums_by_thread": wrong(
             [2, 5, 6],
             (
-                "static double sum_squares(const real *x, size_t n, double *sums) {\n"
-                "    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;\n"
-                "    double total = 0;\n"
-                "    #pragma omp taskloop\n"
-                "    for (size_t chunk = 0; chunk < chunks; chunk++) {\n"
-                "        size_t from = chunk * SUM_CHUNK, end = n - from < SUM_CHUNK ? n : from +"
-                " SUM_CHUNK;\n",
-                "static double sum_squares(const real *x, size_t n, double *sums) {\n"
-                "    size_t chunks = (size_t)omp_get_num_threads(), each = (n + chunks - 1) /"
-                " chunks;\n"
-                "    double total = 0;\n"
-                "    #pragma omp taskloop\n"
-                "    for (size_t chunk = 0; chunk < chunks; chunk++) {\n"
-                "        size_t from = chunk * each, end = n < from + each ? n : from + each;\n",
+                SUM_LOOP,
+                SUM_LOOP.replace("(n + SUM_CHUNK - 1) / SUM_CHUNK;", SUM_EACH)
+                .replace("chunk * SUM_CHUNK", "chunk * each")
+                .replace("n - from < SUM_CHUNK ? n : from + SUM_CHUNK", SUM_LAST),
             ),
         ),
-        "reduction": wrong(
+        "order_of_the_threads": wrong(
             [2, 5, 6],
-            (
-                "        for (size_t i = from; i < end; i++) sum += (double)x[i] * (double)x[i];\n"
-                "        sums[chunk] = sum;\n    }\n"
-                "    for (size_t chunk = 0; chunk < chunks; chunk++) total += sums[chunk];\n",
-                "        for (size_t i = from; i < end; i++) sum += (double)x[i] * (double)x[i];\n"
-                "        #pragma omp atomic\n        total += sum;\n    }\n",
-            ),
+            (SUM_LOOP, SUM_LOOP.replace("taskloop", "taskloop shared(total)")),
+            (SUM_END, SUM_ATOMIC),
         ),
+        "each_task_has_a_copy": wrong([5], (SUM_END, SUM_ATOMIC)),
         "nobody_waits_for_products": wrong(
             [3, 5, 6],
             (
@@ -379,13 +373,8 @@ WRONG = {
                 "s.p = memory;",
             ),
         ),
-        "shared_variables": wrong(
-            [4, 5, 6],
-            (
-                "        real top = row_max(x, V), target = x[targets[i]];\n",
-                "        static real top, target;\n"
-                "        top = row_max(x, V), target = x[targets[i]];\n",
-            ),
+        "one_scratch_for_all_rows": wrong(
+            [4, 5, 6], ("rstd[i], dw + C, C);", "rstd[i], partial + C, C);")
         ),
         "one_partial_sum": wrong(
             [4, 5, 6],
