@@ -234,7 +234,8 @@ def differs(wanted, found, tolerance):
                 return (f"{name}: " if name in ("m", "v") else "") + at[0], *at[1:]
             continue
         x, y = np.atleast_1d(x), np.atleast_1d(found[name])
-        bad = ~(abs(x - y) <= tolerance * abs(x).max() + 1e-12)  # so that NaN is bad
+        # so that NaN is bad, and what is infinite equals nothing
+        bad = ~(abs(x - y) <= tolerance * abs(x).max() + 1e-12) | ~np.isfinite(x)
         if bad.any():
             i = np.unravel_index(
                 np.argmax(np.where(bad, np.where(np.isfinite(y), abs(x - y), np.inf), -1)), x.shape
