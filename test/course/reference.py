@@ -250,7 +250,7 @@ def mu_init(cfg, standard):
     if cfg["mu_param"] == "full":
         zero = {"keys": slice(C, 2 * C), "both": slice(2 * C), "all": slice(3 * C), "row": slice(1)}
         for n in p:
-            if not n.endswith("c_attn.weight") or cfg.get("wrong_queries") == "none":
+            if not n.endswith("c_attn.weight"):
                 continue
             p[n][zero.get(cfg.get("wrong_queries"), slice(C))] = 0
     return p
@@ -306,9 +306,11 @@ def qk_norm(cfg, q, k, q_weight, k_weight):
         if "wrong_straight" in cfg:
             y = with_gradient(y.value, x)
         if "wrong_back_weight" in cfg:
-            y = with_gradient(y.value, layernorm(x, q_weight.value) + layernorm(x.value, weight))
+            y = with_gradient(
+                y.value, layernorm(x, q_weight.value) + layernorm(var(x.value), weight)
+            )
         if "wrong_rows" in cfg:
-            to_weight = layernorm(x.value, weight) * np.where(first, 1, 0)
+            to_weight = layernorm(var(x.value), weight) * np.where(first, 1, 0)
             y = with_gradient(y.value, layernorm(x, weight.value) + to_weight)
         out.append(y)
     return out
@@ -530,19 +532,18 @@ def direction(cfg, m, v, step):
     b2 = {"fixed": 0.95, "beta1": b1}.get(cfg.get("wrong_correction"), b2)
     m, part = m / (1 - b1**step), 1 - b2 ** (step + (cfg.get("wrong_correction") == "late"))
     v = v / (1 if cfg.get("wrong_correction") == "none" else part)
-    return (
-        m
-        / {
-            "root": lambda: np.sqrt(v + eps),
-            "before": lambda: np.sqrt(v) + eps / np.sqrt(part),
-            "largest": lambda: np.maximum(np.sqrt(v), eps),
-            "minus": lambda: np.sqrt(v) - eps,
-            "square": lambda: np.sqrt(v) + eps**2,
-            "sqrt": lambda: np.sqrt(v) + eps**0.5,
-            "both": lambda: np.sqrt(v) + eps + 1e-8,
-            "after": lambda: np.sqrt(v) * (1 + eps),
-        }.get(cfg.get("wrong_eps"), lambda: np.sqrt(v) + eps)()
-    )
+    below = {
+        "root": lambda: np.sqrt(v + eps),
+        "before": lambda: np.sqrt(v) + eps / np.sqrt(part),
+        "largest": lambda: np.maximum(np.sqrt(v), eps),
+        "minus": lambda: np.sqrt(v) - eps,
+        "square": lambda: np.sqrt(v) + eps**2,
+        "sqrt": lambda: np.sqrt(v) + eps**0.5,
+        "both": lambda: np.sqrt(v) + eps + 1e-8,
+        "after": lambda: np.sqrt(v) * (1 + eps),
+    }.get(cfg.get("wrong_eps"), lambda: np.sqrt(v) + eps)()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return m / below
 
 
 def adamw(cfg, p, m, v, g, step):

@@ -320,7 +320,8 @@ def differs(wanted, found, tolerance, least=1e-12):
                 return ("" if plain else f"{name}: ") + at[0], *at[1:]
             continue
         x, y = np.atleast_1d(x), np.atleast_1d(found[name])
-        bad = ~(abs(x - y) <= tolerance * abs(x).max() + least)  # so that NaN is bad
+        # so that NaN is bad, and what is infinite equals nothing
+        bad = ~(abs(x - y) <= tolerance * abs(x).max() + least) | ~np.isfinite(x)
         if bad.any():
             i = np.unravel_index(
                 np.argmax(np.where(bad, np.where(np.isfinite(y), abs(x - y), np.inf), -1)), x.shape

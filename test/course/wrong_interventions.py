@@ -149,27 +149,33 @@ Z_LOSS = one_line(
         "largest_logit": ("weight += 2 * z_loss * top;", ALL, "largest logit"),
         "log_of_the_sum": ("weight += 2 * z_loss * log(sum);", ALL, ""),
         "z": ("weight += 2 * z_loss * exp(log_z[i]);", ALL, "Z stands where"),
-        "size": ("weight += 2 * z_loss * fabs(log_z[i]);", ALL, "without its sign"),
         "always_1e-4": ("weight += 2e-4 * log_z[i];", ALL, ""),
         "flag_off_ignored": (
             "weight += 2 * (z_loss > 0 ? z_loss : (real)1e-4) * log_z[i];",
             ALL,
             "",
         ),
-        "float": ("weight += (float)(2 * z_loss * log_z[i]);", ALL, "float"),
+        "float": ("weight += (float)(2 * z_loss * log_z[i]);", [0, 1], "float"),
         "state": (
             "static real z; if (z == 0) z = log_z[i]; weight += 2 * z_loss * z;",
             ALL,
-            "",
+            "first row",
         ),
         "reported": (
             Z_LINE + " losses[i] += z_loss * log_z[i] * log_z[i];",
-            ALL,
+            [0, 2, 3],
             "in the loss that is reported",
         ),
-        "log_z_changed": ("log_z[i] *= 2 * z_loss; weight += log_z[i];", ALL, ""),
+        "log_z_changed": ("log_z[i] *= 2 * z_loss; weight += log_z[i];", [0, 2, 3], ""),
         "gradient_of_the_target": (Z_LINE + " x[targets[i]] -= 2 * z_loss * log_z[i];", ALL, ""),
     },
+)
+
+Z_LOSS["size"] = wrong(
+    [0, 1, 2],
+    (Z_LINE, "weight += 2 * z_loss * fabs(log_z[i]);"),
+    either=[3],
+    says="without its sign",
 )
 
 # ---- warm-up
@@ -240,11 +246,11 @@ WD = one_line(
         "whole_number": (
             "return cfg->wd * (cfg->wd_independent ? (int)(lr / cfg->lr) : lr);",
             ALL,
-            "",
+            "flag off",
         ),
         "float": (
             "return (float)(cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr));",
-            ALL,
+            [0],
             "float",
         ),
         "squared": (
@@ -300,8 +306,8 @@ MU_PARAM = {
                 [0, 2, 3],
                 "",
             ),
-            "at_least_1": ("return fmax(1, (double)cfg->d / cfg->base_d);", [0, 2, 3], ""),
-            "float": ("return (float)cfg->d / cfg->base_d;", [0, 2, 3], "float"),
+            "at_least_1": ("return fmax(1, (double)cfg->d / cfg->base_d);", [0, 2, 3], "flag off"),
+            "float": ("return (float)cfg->d / cfg->base_d;", [0, 2], "float"),
         },
     ),
     **one_line(
@@ -340,7 +346,7 @@ MU_PARAM = {
                 [2, 3, 4],
                 "power of m in the learning rate",
             ),
-            "flag_ignored": ("return p->role == LINEAR ? 1 / mu_m(cfg) : 1;", [2, 3], "simple"),
+            "flag_ignored": ("return p->role == LINEAR ? 1 / mu_m(cfg) : 1;", [2, 3], "'full'"),
             "not_simple": (
                 "return cfg->mu_param > MU_SIMPLE && p->role == LINEAR ? 1 / mu_m(cfg) : 1;",
                 [2, 3],
@@ -373,8 +379,8 @@ MU_PARAM = {
                 [1, 3, 4],
                 "",
             ),
-            "scale_always": ("if (cfg->mu_param >= MU_OFF) scale = 1 / HS;", [1, 3], ""),
-            "no_scale": ("", [1, 3, 4], ""),
+            "scale_always": ("if (cfg->mu_param >= MU_OFF) scale = 1 / HS;", [1, 3], "'full'"),
+            "no_scale": ("", [1, 3, 4], "flag off"),
         },
     ),
     **one_line(
@@ -390,7 +396,7 @@ MU_PARAM = {
         "gpt.h",
         ZERO_LINE,
         {
-            "queries_as_they_were": ("(void)0;", [0], "do not start at 0"),
+            "queries_as_they_were": ("(void)0;", [0], "'intermediate'"),
             "keys_too": (ZERO_LINE.replace("/ 3", "/ 3 * 2"), [0], "keys start at 0 too"),
             "values_too": (ZERO_LINE.replace(" / 3", ""), [0], "Queries, keys and values"),
             "keys_instead": (
@@ -447,8 +453,8 @@ EPS = {
             "added_to_the_default": ("eps += cfg->eps;", ALL, "1e-8 is added"),
             "negative": ("eps = -cfg->eps;", ALL, "subtracted"),
             "whole_number": ("eps = (int)cfg->eps;", ALL, "-eps 0"),
-            "float": ("eps = (float)cfg->eps;", ALL, "float"),
-            "never_below_1e-8": ("eps = fmax(eps, cfg->eps);", [0], "flag off"),
+            "float": ("eps = (float)cfg->eps;", [0], "float"),
+            "never_below_1e-8": ("eps = fmax(eps, cfg->eps);", [0, 1], "flag off"),
             "never_above_1": ("eps = fmin(1, cfg->eps);", [0, 1], "-eps 1"),
             "a_copy": ("double eps = cfg->eps;\n(void)eps;", ALL, ""),
         },
@@ -478,8 +484,8 @@ BETA2 = {
             "root": ("beta2 = sqrt(cfg->beta2);", ALL, "root of beta2"),
             "one_minus": ("beta2 = 1 - cfg->beta2;", ALL, "1 - beta2"),
             "whole_number": ("beta2 = (int)cfg->beta2;", ALL, ""),
-            "float": ("beta2 = (float)cfg->beta2;", ALL, "float"),
-            "at_most_the_default": ("beta2 = fmin(beta2, cfg->beta2);", [0, 2], "flag off"),
+            "float": ("beta2 = (float)cfg->beta2;", [0, 2], "float"),
+            "at_most_the_default": ("beta2 = fmin(beta2, cfg->beta2);", ALL, "flag off"),
             "product": ("beta2 *= cfg->beta2;", ALL, ""),
             "zero_is_the_default": ("if (cfg->beta2 > 0) beta2 = cfg->beta2;", [0, 1], "flag off"),
         },
@@ -524,7 +530,7 @@ CLIP = one_line(
         "below": (
             "if (cfg->clip > 0 && norm < cfg->clip) clip_scale = cfg->clip / norm;",
             ALL,
-            "below the limit are",
+            "flag off",
         ),
         "squares": (LARGE + "clip_scale = cfg->clip / (norm * norm);", ALL, "divides twice"),
         "root": (LARGE + "clip_scale = sqrt(cfg->clip / norm);", ALL, "root of the factor"),
@@ -532,7 +538,7 @@ CLIP = one_line(
         "upside_down": (LARGE + "clip_scale = norm / cfg->clip;", ALL, "upside down"),
         "to_norm_1": (LARGE + "clip_scale = 1 / norm;", ALL, "the norm 1"),
         "thrown_away": (LARGE + "clip_scale = 0;", ALL, "becomes 0"),
-        "plus_1e-6": (LARGE + "clip_scale = cfg->clip / (norm + 1e-6);", ALL, "1e-6 is added"),
+        "plus_1e-6": (LARGE + "clip_scale = cfg->clip / (norm + 1e-6);", [0], "1e-6 is added"),
         "sign": (LARGE + "clip_scale = -cfg->clip / norm;", ALL, "changes its sign"),
         "whole_number": (LARGE + "clip_scale = (int)(cfg->clip / norm);", ALL, "becomes 0"),
         "float": (LARGE + "clip_scale = (float)(cfg->clip / norm);", ALL, "float"),
