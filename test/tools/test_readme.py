@@ -37,7 +37,7 @@ SHORTER = [
     (r"make fuzz", "make -n fuzz", "minutes; test_fuzz.py runs it for some seconds"),
     (r"make bench.*", "make -n bench", "minutes; test_bench.py runs it"),
     (r"make (test_gpu|sass)", r"make -n \1", "no GPU, no cuobjdump"),
-    (r"make grade", "make exercise-eps DIR=lab/eps && make -C lab/eps grade", "in its folder"),
+    (r"make grade", "make -C lab/eps grade", "in its folder"),
     (r"make grade-all .*", r"mkdir submissions && cp -r lab/eps submissions && \g<0>", "a class"),
     (r"make (test|lint)", r"make -n \1", "this is what is running now"),
     (r"make (figures|endurance|golden|coverage)", r"make -n \1", "minutes or hours"),
