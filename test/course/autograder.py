@@ -1,6 +1,6 @@
-"""make autograder-NAME [CUDA=1] [HINT=n]: build/autograder-NAME.zip, to upload to Gradescope as the
-autograder of a programming assignment. Students hand in the sources that the exercise names, or
-their whole folder."""
+"""make autograder-NAME [CUDA=1] [VARIANT=seed] [HINT=n]: build/autograder-NAME.zip, to upload to
+Gradescope as the autograder of a programming assignment. Students hand in the sources that the
+exercise names, or their whole folder."""
 
 import argparse
 import io
@@ -25,11 +25,11 @@ exec python3 "${AUTOGRADER:-/autograder}/source/kit/gradescope.py"
 """
 
 
-def content(name, cuda, level):
+def content(name, cuda, variant, level):
     """{path in the zip: bytes}"""
     out = {"setup.sh": SETUP.encode(), "run_autograder": RUN.encode()}
     with tempfile.TemporaryDirectory() as place:
-        folder = exercise.write(name, pathlib.Path(place) / "folder", cuda)
+        folder = exercise.write(name, pathlib.Path(place) / "folder", cuda, variant)
         shutil.copy(exercise.HERE / "gradescope.py", folder / "kit")
         (folder / "kit" / "hint").write_text(f"{level}\n")
         for path in sorted((folder / "kit").rglob("*")):
@@ -42,12 +42,13 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
     parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--variant")
     args = parser.parse_args()
     level = grade.hint_level()
     name, cuda = grade.exercise(None, [args.name, *["cuda"] * args.cuda])
     memory = io.BytesIO()
     with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as file:
-        for path, text in content(name, cuda and name != "cuda", level).items():
+        for path, text in content(name, cuda and name != "cuda", args.variant, level).items():
             entry = zipfile.ZipInfo(path)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (0o100755 if "/" not in path else 0o100644) << 16

@@ -207,9 +207,9 @@ EXERCISES = {
             "train_gpt.cu": [
                 (
                     (
-                        "norm is the norm of all gradients together, and"
-                        " results->grad_scale multiplies each gradient. Where k->clip is not 0 and"
-                        " norm is larger, choose it so that the norm becomes k->clip."
+                        "norm is the norm of all gradients together, and each gradient is"
+                        " multiplied by clip_scale. Where o->clip is not 0 and norm is larger,"
+                        " choose clip_scale so that the norm becomes o->clip."
                     ),
                     "(void)norm;",
                 )

@@ -89,6 +89,19 @@ static void get_tokens(int *tokens, int n, int V) {
     }
 }
 
+// The columns of log.csv that a step measures, in their order, without those of absent tensors
+static void put_log(const GPT *g, const Stats *stats) {
+    const double *groups[3] = {stats->grad_rms, stats->param_rms, stats->update_rms};
+    put_one(stats->val_loss);
+    put_one(stats->mean_logit);
+    for (int i = 0; i < NUM_BY_LAYER; i++)
+        for (int l = 0; l < g->cfg.layers; l++) put_one(stats->by_layer[i][l]);
+    for (int i = 0; i < NUM_ACTIVATIONS; i++) put_one(stats->act_rms[i]);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < NUM_KINDS; k++)
+            if (g->table[k].copies) put_one(groups[i][k]);
+}
+
 // model: weights, then for COUNT steps a batch; answers all results of every step. train: the same,
 // but answers the last weights only.
 static void model(const Config *cfg, int steps, int every) {
@@ -105,13 +118,17 @@ static void model(const Config *cfg, int steps, int every) {
         static Stats stats;
         get_tokens(inputs, B * T, V);
         get_tokens(targets, B * T, V);
+        if (every) {                                 // as validation measures it
+            gpt_forward(&g, inputs, B, T, 0);
+            stats.val_loss = gpt_loss(&g, targets, B, T, 0, &log_z);
+        }
         gpt_forward(&g, inputs, B, T, 1);
         double loss = gpt_loss(&g, targets, B, T, 1, &log_z);
         gpt_statistics(&g, B, T, &stats);
         if (every) put(g.logits, (size_t)(B * T * V));
         gpt_backward(&g, inputs, B, T);
         if (every) put(g.grads, N);
-        double norm = gpt_update(&g, step, NULL);
+        double norm = gpt_update(&g, step, &stats);
         if (!every) continue;
         guards_check(&g);
         put_one(loss);
@@ -122,6 +139,7 @@ static void model(const Config *cfg, int steps, int every) {
         put(g.params, N);
         put(g.m, N);
         put(g.v, N);
+        put_log(&g, &stats);
     }
     guards_check(&g);
     if (!every) put(g.params, N);
@@ -135,8 +153,8 @@ static void init(const Config *cfg) {
     put(g.params, g.num_parameters);
 }
 
-// update: weights, gradients, moments; answers the norm of the gradients, and weights and moments
-// after the update of step COUNT
+// update: weights, gradients, moments; answers the norm of the gradients, weights and moments after
+// the update of step COUNT, and what it logs
 static void update(const Config *cfg, int step) {
     GPT g;
     guarded_init(&g, cfg);
@@ -145,11 +163,13 @@ static void update(const Config *cfg, int step) {
     get(g.grads, N);
     get(g.m, N);
     get(g.v, N);
-    put_one(gpt_update(&g, step, NULL));
+    static Stats stats;
+    put_one(gpt_update(&g, step, &stats));
     guards_check(&g);
     put(g.params, N);
     put(g.m, N);
     put(g.v, N);
+    put_log(&g, &stats);
 }
 
 // attention: qk (B,T,2,C), qkv (B,T,3,C), dout and out (B,T,C) and softmax (B,NH,T,2) of a batch of

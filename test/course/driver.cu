@@ -107,6 +107,19 @@ static void kernel(const char *work) {
     put_device(out, n);
 }
 
+// As in driver.c. train_gpt.cu measures fewer columns.
+static void put_log(const GPT *g, const Stats *stats) {
+    const double *groups[3] = {stats->grad_rms, stats->param_rms, stats->update_rms};
+    put_one(stats->val_loss);
+    put_one(stats->mean_logit);
+    for (int i = 0; i < NUM_BY_LAYER; i++)
+        for (int l = 0; l < g->cfg.layers; l++) put_one(stats->by_layer[i][l]);
+    for (int i = 0; i < NUM_ACTIVATIONS; i++) put_one(stats->act_rms[i]);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < NUM_KINDS; k++)
+            if (g->table[k].copies) put_one(groups[i][k]);
+}
+
 // As driver.c's model.
 static void model(Config *cfg, int steps) {
     GPT g;
@@ -139,6 +152,7 @@ static void model(Config *cfg, int steps) {
         put_device(g.params, N);
         put_device(g.m, N);
         put_device(g.v, N);
+        put_log(&g, &stats);
     }
 }
 

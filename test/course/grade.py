@@ -21,13 +21,15 @@ import numpy as np
 
 import checks
 import checks_layers
+import variants
 from checks import cuda_forward, cuda_gradient, cuda_steps, forward
 from sandbox import Endless, Wrong
 from student import Student, kit_file
 
 EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES}
+SHEETS = ("stability",)  # handouts that no program grades
 # What a student's folder needs to grade itself
-MODULES = "grade checks checks_layers student sandbox reference".split()
+MODULES = "grade checks checks_layers student sandbox reference variants".split()
 KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "guards.h", "naive.c"]
 
 
@@ -70,6 +72,8 @@ def grade(folder, name, seed, cuda=False, only=None, progress=lambda text: None)
     """Grades, or runs only the tests of these numbers; returns the content of grade.json.
     progress(text) shows what is being done."""
     ex, started = EXERCISES[name], time.monotonic()
+    if variants.mistakes:
+        ex = {**ex, "mistakes": [*variants.mistakes, *ex["mistakes"]]}
     result = dict(
         exercise=name,
         score=0,
@@ -112,7 +116,8 @@ def grade(folder, name, seed, cuda=False, only=None, progress=lambda text: None)
                     raise Wrong(student.raced, *THREADS)
                 one["score"] = points
             except Wrong as error:
-                one["output"], one["hints"] = str(error), error.hints
+                one["output"] = str(error)
+                one["hints"] = [variants.in_prose(hint, variants.renamed) for hint in error.hints]
                 needed = bool(gate)
                 if isinstance(error, Endless):
                     result["verdict"] = "it does not end: no more tests"
@@ -176,7 +181,7 @@ def hint_level():
 
 def exercise(folder, arguments):
     """The name of the exercise, and whether train_gpt.cu is part of it: from the arguments or, if
-    there are none, from the folder's kit."""
+    there are none, from the folder's kit. Takes note of the variant."""
     words = arguments
     if not words:
         try:
@@ -186,8 +191,11 @@ def exercise(folder, arguments):
                 f"{folder} is not the folder of an exercise: it has no kit/exercise; give one (make"
                 " grade DIR=FOLDER), or say which exercise it is (EXERCISE=qk_norm)"
             )
+    if words[0] in SHEETS:
+        usage(f"no program grades '{words[0]}'; its README.md says what to hand in")
     if words[0] not in EXERCISES:
         usage(f"no exercise '{words[0]}'; there are: {' '.join(EXERCISES)}")
+    variants.use(words[0], words[1:])
     return words[0], "cuda" in words[1:]
 
 

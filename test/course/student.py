@@ -202,6 +202,8 @@ class Student:
             except Outside as error:
                 where = "An index is too large, or negative: at the last row, or at an odd size?"
                 raise Outside(f"{error}" + f" (with {shown(cfg)})" * bool(cfg), "", where)
+            except Wrong as error:
+                raise type(error)(f"with {shown(cfg)}: {error}" if cfg else str(error))
             if len(raw) != 8 * size:
                 raise Wrong(
                     f"it answered {len(raw)} bytes where {8 * size} were asked for: it ends too"
@@ -227,15 +229,17 @@ class Student:
             cfg["batch"] * cfg["T"],
             cfg["vocab"],
         )
-        each = rows * V + 4 * N + 4 + L
+        log = ref.log_columns(cfg)
+        each = rows * V + 4 * N + 4 + L + len(log)
         numbers = np.concatenate([ref.pack(p)] + [x.ravel() for batch in batches for x in batch])
-        fields = "dlogits grads loss log_z norm lr max_attn_logit p m v".split()
-        places = np.cumsum([rows * V, N, 1, 1, 1, 1, L, N, N])
+        fields = "dlogits grads loss log_z norm lr max_attn_logit p m v log".split()
+        places = np.cumsum([rows * V, N, 1, 1, 1, 1, L, N, N, N])
 
         def steps(flat):
             out = []
             for part in flat.reshape(len(batches), each):
                 one = dict(zip(fields, np.split(part, places)))
+                one["log"] = dict(zip(log, one["log"]))
                 one["dlogits"] = one["dlogits"].reshape(cfg["batch"], cfg["T"], V)
                 for name in "grads", "p", "m", "v":
                     one[name] = ref.unpack(cfg, one[name])
@@ -316,7 +320,8 @@ def differs(wanted, found, tolerance, least=1e-12):
                 return ("" if plain else f"{name}: ") + at[0], *at[1:]
             continue
         x, y = np.atleast_1d(x), np.atleast_1d(found[name])
-        bad = ~(abs(x - y) <= tolerance * abs(x).max() + least)  # so that NaN is bad
+        # so that NaN is bad, and what is infinite equals nothing
+        bad = ~(abs(x - y) <= tolerance * abs(x).max() + least) | ~np.isfinite(x)
         if bad.any():
             i = np.unravel_index(
                 np.argmax(np.where(bad, np.where(np.isfinite(y), abs(x - y), np.inf), -1)), x.shape
