@@ -219,7 +219,7 @@ def mu_m(cfg):
     if "wrong_upside_down" in cfg:
         return cfg["base_d"] / cfg["d"]
     if "wrong_whole" in cfg:
-        return cfg["d"] // cfg["base_d"]
+        return 1 / (1 / (cfg["d"] // cfg["base_d"]))  # 0 is an error, as in 1 / m
     return cfg["d"] / cfg["base_d"]
 
 
