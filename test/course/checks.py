@@ -780,7 +780,6 @@ EXERCISES = {
                 for name, words in dict(
                     always="A gradient below the limit must stay as it is.",
                     zero="0 means no limit.",
-                    below="Gradients below the limit are scaled, those above are not.",
                     square="The norm divides twice.",
                     root="The root of the factor is taken.",
                     no_norm="The norm is missing in the factor.",

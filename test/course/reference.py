@@ -482,7 +482,6 @@ def decay(cfg, step):
 CUTS = dict(
     always=lambda c, n: c / n if c else 1.0,
     zero=lambda c, n: c / n if n > c else 1.0,
-    below=lambda c, n: c / n if c and n < c else 1.0,
     square=lambda c, n: c / n**2 if c and n > c else 1.0,
     root=lambda c, n: (c / n) ** 0.5 if c and n > c else 1.0,
     no_norm=lambda c, n: c if c and n > c else 1.0,
