@@ -382,7 +382,7 @@ EXERCISES = {
         cuda_cases=[
             dict(qk_norm=1),
             dict(qk_norm=0),
-            dict(qk_norm=1, d=24, heads=2, layers=2, T=23, batch=3, vocab=13, micro_batch=2),
+            dict(qk_norm=1, d=24, heads=2, layers=2, T=23, batch=3, vocab=13),
         ],
         fields=("max_attn_logit", "loss", "log_z"),
         first=("q_norm", "k_norm", "c_attn"),
@@ -462,7 +462,7 @@ EXERCISES = {
         cuda_cases=[
             dict(z_loss=0.1, T=5, batch=3, vocab=7),
             dict(z_loss=0.0),
-            dict(z_loss=0.3, layers=2, T=5, batch=3, vocab=67, micro_batch=2),
+            dict(z_loss=0.3, layers=2, T=5, batch=3, vocab=67),
         ],
         both_signs=True,
         fields=("loss", "log_z", "dlogits"),
@@ -561,8 +561,8 @@ EXERCISES = {
             (40, "effect: how far weights shrink", effect_wd),
         ],
         cases=[
-            dict(wd=0.1, wd_independent=1, steps=20, warmup=5, lr=0.2),
-            dict(wd=0.1, wd_independent=0, steps=20, warmup=5, lr=0.2),
+            dict(wd=0.1, wd_independent=1, steps=20, warmup=5, lr=0.3),
+            dict(wd=0.1, wd_independent=0, steps=20, warmup=5, lr=0.3),
             dict(wd=0.0, steps=6, warmup=3, lr=0.3),
             dict(wd=0.7, steps=9, warmup=0, lr=0.03, min_lr=0.02, layers=0),
             dict(wd=0.2, wd_independent=0, steps=9, schedule="wsd", layers=3),
@@ -602,11 +602,11 @@ EXERCISES = {
             (15, "five steps of AdamW", steps),
             (20, "effect: a step's effect on the logits at two widths", effect_mu_param),
         ],
-        # the head size at the base width is 2.5, 3, 6, 2, 12, 5/3 and 6
+        # the head size at the base width is 3.5, 3, 6, 2, 12, 5/3 and 6
         cases=[
             dict(mu_param=mu, base_d=b, d=d, layers=layers, heads=heads)
             for mu, d, b, layers, heads in (
-                ("full", 12, 5, 2, 2),
+                ("full", 20, 7, 2, 2),
                 ("intermediate", 16, 6, 2, 2),
                 ("simple", 8, 12, 2, 2),
                 ("off", 8, 4, 1, 2),
@@ -780,7 +780,6 @@ EXERCISES = {
                 for name, words in dict(
                     always="A gradient below the limit must stay as it is.",
                     zero="0 means no limit.",
-                    below="Gradients below the limit are scaled, those above are not.",
                     square="The norm divides twice.",
                     root="The root of the factor is taken.",
                     no_norm="The norm is missing in the factor.",

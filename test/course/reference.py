@@ -238,7 +238,7 @@ def mu_m(cfg):
     if "wrong_upside_down" in cfg:
         return cfg["base_d"] / cfg["d"]
     if "wrong_whole" in cfg:
-        return cfg["d"] // cfg["base_d"]
+        return 1 / (1 / (cfg["d"] // cfg["base_d"]))  # 0 is an error, as in 1 / m
     return cfg["d"] / cfg["base_d"]
 
 
@@ -502,7 +502,6 @@ def decay(cfg, step):
 CUTS = dict(
     always=lambda c, n: c / n if c else 1.0,
     zero=lambda c, n: c / n if n > c else 1.0,
-    below=lambda c, n: c / n if c and n < c else 1.0,
     square=lambda c, n: c / n**2 if c and n > c else 1.0,
     root=lambda c, n: (c / n) ** 0.5 if c and n > c else 1.0,
     no_norm=lambda c, n: c if c and n > c else 1.0,
