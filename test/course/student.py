@@ -81,7 +81,7 @@ def quoted(place, name, line, column, width=64):
     start = len(code) - len(code.lstrip())
     if column - start > width:
         start = column - width // 2
-    return ["  " + code[start:][:width], "  " + " " * (column - 1 - start) + "^"]
+    return ["  " + code[start:][:width].rstrip(), "  " + " " * (column - 1 - start) + "^"]
 
 
 def undefined(text):

@@ -157,9 +157,10 @@ def graded(folder, *arguments, kit=None, **environment):
         (kit or folder / "kit") / "grade.py",
         folder,
         *arguments,
-        env={**os.environ, "CC": "cc", "SEED": "", **environment},
+        env={**os.environ, "CC": "cc", "SEED": "", "HINT": "3", **environment},
     )
     assert not out.returncode, out.stderr
+    assert all(len(line) <= 80 for line in out.stdout.splitlines()), out.stdout
     result = json.loads((folder / "grade.json").read_text())
     assert (
         result["score"] == sum(t["score"] for t in result["tests"])
@@ -353,6 +354,13 @@ HOSTILE = {  # the program's last lines, and a part of the verdict
     "aborts": (START % "abort();", "ended by signal|aborted|crashed"),
     "prints": (START % 'for (;;) puts("100 of 100, all is right");', "prints without end"),
     "fills_memory": (START % "for (;;) memset(malloc(1 << 24), 1, 1 << 24);", "crashed|killed"),
+    "starts_threads": (
+        "#include <pthread.h>\n"
+        + START
+        % "pthread_t t; for (int i = 0; i < 100000; i++) pthread_create(&t, 0, (void *(*)(void *))"
+        "pause, 0); exit(0);",
+        "answered 0 bytes|ended with|killed",
+    ),
     "exits": (START % 'puts("100 of 100"); exit(0);', "answered 0 bytes"),
     "answers": (
         START
