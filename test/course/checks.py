@@ -604,15 +604,15 @@ EXERCISES = {
         ],
         # the head size at the base width is 3.5, 3, 6, 2, 12, 5/3 and 6
         cases=[
-            dict(mu_param=mu, base_d=b, d=d, layers=layers, heads=heads)
-            for mu, d, b, layers, heads in (
-                ("full", 20, 7, 2, 2),
-                ("intermediate", 16, 6, 2, 2),
-                ("simple", 8, 12, 2, 2),
-                ("off", 8, 4, 1, 2),
-                ("full", 16, 24, 1, 2),
-                ("full", 12, 5, 3, 3),
-                ("full", 8, 6, 0, 1),
+            dict(mu_param=mu, base_d=b, d=d, layers=layers, heads=heads, **more)
+            for mu, d, b, layers, heads, more in (
+                ("full", 20, 7, 2, 2, {}),
+                ("intermediate", 16, 6, 2, 2, {}),
+                ("simple", 8, 12, 2, 2, dict(scale="d_h")),
+                ("off", 8, 4, 1, 2, {}),
+                ("full", 16, 24, 1, 2, {}),
+                ("full", 12, 5, 3, 3, dict(scale="d_h")),
+                ("full", 8, 6, 0, 1, {}),
             )
         ],
         cuda_cases=[dict(mu_param="full", d=24, base_d=9, layers=2, heads=2)],

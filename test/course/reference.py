@@ -341,11 +341,11 @@ def model(cfg, p, inputs, targets):
     taken), loss, log_z, max_attn_logit (L), logits; and log, what the forward pass logs."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS = C // NH
-    scale = HS**-0.5
+    scale = 1 / HS if cfg.get("scale") == "d_h" else HS**-0.5
     if cfg["mu_param"] == "full":
         scale = {
             "base": (HS * mu_m(cfg)) ** -0.5,
-            "squared": HS**-1.5,
+            "squared": scale / HS,
             "width": 1 / C,
             "base head": cfg["base_d"] / NH / HS,
         }.get(cfg.get("wrong_scale"), 1 / HS)

@@ -327,6 +327,16 @@ MU_PARAM = {
                 [1, 3, 4],
                 "",
             ),
+            "scale_over_its_root": (
+                "if (cfg->mu_param >= MU_FULL) scale /= sqrt(HS);",
+                [1, 3],
+                "",
+            ),
+            "scale_without_the_flag": (
+                "scale = cfg->mu_param >= MU_FULL ? 1 / HS : 1 / sqrt(HS);",
+                [1, 3],
+                "",
+            ),
             "scale_always": ("if (cfg->mu_param >= MU_OFF) scale = 1 / HS;", [1, 3, 4], "'full'"),
         },
     ),

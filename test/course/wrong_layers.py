@@ -9,6 +9,35 @@ BACK_LOOP = (
     "        size_t first = (size_t)(head / NH) * T, channel = (size_t)(head % NH) * HS;\n"
     "        const real *q = qk + first * 2 * C + channel, *k = q + C;\n" + BACK_V
 )
+# The four loops of the handout in place of a task of blocks, with a helper and arrays on the stack
+BACK_LOOPS = """        for (int i = 0; i < T; i++)
+            for (int c = 0; c < HS; c++)
+                for (int part = 0; part < 3; part++)
+                    dqkv[(first + i) * 3 * C + part * C + channel + c] = 0;
+        for (int i = 0; i < T; i++) {
+            const real *doi = dout + (first + i) * C + channel;
+            const real *oi = out + (first + i) * C + channel;
+            const real *stats = softmax + 2 * ((size_t)head * T + i);
+            real p[T], dp[T], dot = 0;
+            for (int c = 0; c < HS; c++) dot += doi[c] * oi[c];
+            for (int j = 0; j <= i; j++) {
+                real score = 0;
+                dp[j] = 0;
+                for (int c = 0; c < HS; c++) {
+                    score += q[i * 2 * C + c] * k[j * 2 * C + c];
+                    dp[j] += doi[c] * qkv[(first + j) * 3 * C + 2 * C + channel + c];
+                }
+                p[j] = exp(scale * score - stats[0]) * stats[1];
+                real ds = scale * p[j] * (dp[j] - dot), *to = dqkv + first * 3 * C + channel;
+                for (int c = 0; c < HS; c++) {
+                    to[i * 3 * C + c] += ds * k[j * 2 * C + c];
+                    to[j * 3 * C + C + c] += ds * q[i * 2 * C + c];
+                    to[j * 3 * C + 2 * C + c] += p[j] * doi[c];
+                }
+            }
+        }
+        continue;
+"""
 NOT_A_NUMBER = "not a number|not written"
 NORM_DX = "dx[j] = (add ? add[j] : 0) + rstd * (g[j] - mean_g - n[j] * mean_gn);"
 CHUNKS = "    int chunks = ceil_div(rows, CHUNK);\n"
@@ -120,6 +149,10 @@ WRONG = {
             ("transposed(s.p, cols), matrix(doi", "transposed(s.dp, cols), matrix(doi"),
             says="made of ds",
         ),
+        "own_scale": wrong(
+            [2, 3], (BACK_V, "scale = 1 / sqrt((real)HS);\n" + BACK_V), says="the argument"
+        ),
+        "right_plain_loops": wrong([], (BACK_V, BACK_LOOPS + BACK_V)),
         "blocks_overwrite": wrong([2], ("*dk_add = i0 == last ? NULL : dk,", "*dk_add = NULL,")),
         "queries_of_the_product": wrong(
             [0, 1, 2, 3],
