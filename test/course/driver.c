@@ -344,16 +344,19 @@ static int kit_compute(GPT *g, int which, const int *inputs, const int *targets,
     case 4:
         residual_layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, g->embedded,
                                    g->branch, a.w[LN_2], rows, C);
+        kappa_forward(a.qkv, a.qk_rstd, 1, rows, NH, HS);
         qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, a.w[Q_NORM], a.w[K_NORM], over,
                              g->cosine, g->sine, B, T, NH, HS);
         attention_forward(a.att, a.softmax, a.max_logit, a.qk, a.qkv, 1, g->scratch, 0, B, T, NH,
                           HS);
+        round_to_bf16(g->logits, rows, V);
         cross_entropy(g->logits, g->losses, g->log_z, targets, (real)1e-4, 1, rows, V);
         attention_backward(g->dqkv, g->dnorm, a.att, a.softmax, a.qk, a.qkv, 1, g->scratch, 0, B,
                            T, NH, HS);
         qk_norm_rope_backward(g->dqkv, a.dw[Q_NORM], a.dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
                               a.w[Q_NORM], a.w[K_NORM], over, g->cosine, g->sine, g->partial,
                               B, T, NH, HS);
+        kappa_backward(g->dqkv, a.qkv, a.qk_rstd, 1, rows, NH, HS);
         residual_layernorm_backward(g->dx, a.dw[LN_2], g->dnorm, a.x_mid, a.w[LN_2], a.ln_2_mean,
                                     a.ln_2_rstd, g->partial, rows, C);
         out[n++] = (Result){a.ln_2, BTC};
@@ -405,6 +408,8 @@ static void kit_layer(const Config *cfg, int count) {
         // the inputs that a layer may have changed
         memcpy(g.params, kept, (size_t)(g.cosine - g.params) * sizeof(real));
         memcpy(g.logits, kept + (g.logits - g.params), (size_t)rows * (size_t)g.V * sizeof(real));
+        real *qkv = g.layers[0].qkv;
+        memcpy(qkv, kept + (qkv - g.params), (size_t)rows * 3 * (size_t)cfg->d * sizeof(real));
         memcpy(g.dx, kept + (g.dx - g.params), (size_t)rows * (size_t)cfg->d * sizeof(real));
         time -= kit_seconds();
         int results = kit_compute(&g, (int)head[0], tokens, tokens + rows, out), same = 1;

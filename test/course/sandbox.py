@@ -47,7 +47,7 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
 
     def confine():
         os.setsid()
-        if os.geteuid() == 0 and not files:
+        if os.geteuid() == 0:
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)

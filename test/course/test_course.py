@@ -469,6 +469,21 @@ def test_hostile(case, tmp_path):
     ), result
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="the compiler runs as the user who grades")
+def test_secret(tmp_path):
+    """Where root grades, a source cannot include what only root reads."""
+    secret = tmp_path / "secret"
+    secret.write_text("token\n")
+    secret.chmod(0o600)
+    tmp_path.chmod(0o755)
+    for line in f'#include "{secret}"', f"""asm(".incbin \\"{secret}\\"");""":
+        folder = student_folder(tmp_path / f"x{len(line)}", "eps", "solution")
+        with open(folder / "train_gpt.c", "a") as file:
+            file.write(line + "\n")
+        verdict = graded(folder)["verdict"]
+        assert "does not compile" in verdict and "token" not in verdict, verdict
+
+
 @pytest.mark.parametrize(
     "line, error",
     [

@@ -50,6 +50,7 @@ GELU_LOOP = (
     "static void gelu_forward(real *out, real *slope, const real *inp, int rows, int C) {\n"
     "    #pragma omp taskloop\n"
 )
+KAPPA_LOOP = " " * 26 + "int NH, int HS) {\n    #pragma omp taskloop\n"
 SUM_LOOP = (
     "static double sum_squares(const real *x, size_t n, double *sums) {\n"
     "    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;\n    double total = 0;\n"
@@ -398,6 +399,9 @@ WRONG = {
                 GELU_LOOP.replace("taskloop", "taskloop nogroup"),
             ),
             either=[5, 6],
+        ),
+        "nobody_waits_for_kappa": wrong(
+            [4], (KAPPA_LOOP, KAPPA_LOOP.replace("taskloop", "taskloop nogroup"))
         ),
         "one_scratch": wrong(
             [4, 5, 6],
