@@ -247,10 +247,11 @@ def layernorm_layer(s, names, cases):
         right = dict(dx=X.grad + add, dweight=w.grad + (dweight if how < 4 else 0))
 
         def named(flat):
-            return dict(dx=flat[: x.size].reshape(x.shape), dweight=flat[x.size :])
+            dx, dweight, shared = np.split(flat, [x.size, x.size + C])
+            return dict(dx=dx.reshape(x.shape), dweight=dweight, shared=shared)
 
         given = [np.array([how, rows, C]), *(a.ravel() for a in numbers)]
-        flat, _ = s.answer(x.size + C, "layernorm", 1, {}, np.concatenate(given), named=named)
+        flat, _ = s.answer(x.size + C + 1, "layernorm", 1, {}, np.concatenate(given), named=named)
         found, case = named(flat), f"rows {rows}, C {C}, {words[how]}"
         for name in names:
             pick = lambda m="", name=name: {
@@ -258,6 +259,13 @@ def layernorm_layer(s, names, cases):
             }
             hints = LAYERNORM_HINTS[name]
             same(pick, {name: found[name]}, case, LAYERNORM_MISTAKES, hints, 1e-9)
+        if found["shared"]:
+            raise Wrong(
+                f"chunks are tasks, and all write to the scratch of the first chunk ({case})",
+                "All chunks use one scratch.",
+                "Two tasks may run at once: each needs scratch that no other uses.",
+                "the scratch of chunk n is the last 2 C values of row n of partial (chunks,3,C)",
+            )
 
 
 def layernorm_dweight(s, ex):

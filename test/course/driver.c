@@ -16,6 +16,7 @@ static double noted_ceil(double lines);
 
 // Attention may believe that it runs on this thread, to show whose scratch it uses.
 static int pretended = -1;
+static bool makes_tasks;                             // GCC's calls for tasks, below, set it
 static int thread_number(void) { return pretended < 0 ? omp_get_thread_num() : pretended; }
 #define omp_get_thread_num thread_number
 
@@ -233,7 +234,8 @@ static void kit_products(int count) {
 
 // layernorm: how (0 add is NULL; 1 another array; 2 dx; 3 NULL, and dx is dout; 4 all rows by
 // residual_layernorm_backward), rows, C; then x, dout, add (rows,C); weight, dweight (C); mean,
-// rstd (rows). Answers dx (rows,C), dweight (C).
+// rstd (rows). Answers dx (rows,C), dweight (C), and 1 if chunks are tasks that all use the scratch
+// of the first chunk: whether two meet there is left to chance, and rare.
 static void kit_layernorm(void) {
     real head[3];
     kit_get(head, 3);
@@ -252,6 +254,7 @@ static void kit_layernorm(void) {
     kit_get(mean, (size_t)rows);
     kit_get(rstd, (size_t)rows);
     if (how == 3) dx = dout;
+    makes_tasks = false;
     const real *added = how == 1 ? add : how == 2 ? dx : NULL;
     if (how == 4)
         residual_layernorm_backward(dx, dweight, dout, x, weight, mean, rstd, partial, rows, C);
@@ -260,8 +263,12 @@ static void kit_layernorm(void) {
             layernorm_row_backward(dx + i * C, added ? added + i * C : NULL, dweight, dout + i * C,
                                    x + i * C, weight, mean[i], rstd[i], partial + C, C);
     guards_check(NULL);
+    int used[2] = {0};                               // scratch of the first chunk, of the others
+    for (int i = 0; i < ceil_div(rows, CHUNK) * 3 * C; i++)
+        if (i % (3 * C) >= C) used[i >= 3 * C] |= !isnan(partial[i]);
     kit_put(dx, n);
     kit_put(dweight, (size_t)C);
+    kit_put_one(makes_tasks && rows > CHUNK && used[0] && !used[1]);
 }
 
 // Seconds of processor time of this thread
@@ -282,6 +289,7 @@ static void tasks_end(double start) { if (!--depth) in_tasks += kit_seconds() - 
     void name parameters { \
         static void (*next) parameters; \
         if (!next) *(void **)&next = dlsym(RTLD_NEXT, #name); \
+        makes_tasks = true; \
         if (omp_get_num_threads() > 1) { \
             next arguments; \
             return; \

@@ -40,6 +40,8 @@ BACK_LOOPS = """        for (int i = 0; i < T; i++)
 """
 NOT_A_NUMBER = "not a number|not written"
 NORM_DX = "dx[j] = (add ? add[j] : 0) + rstd * (g[j] - mean_g - n[j] * mean_gn);"
+SAMPLE_H = '#include "lib/sample.h"    // sample_text\n'
+HELPERS = "get put model init update attention layernorm products layer some compute".split()
 CHUNKS = "    int chunks = ceil_div(rows, CHUNK);\n"
 CHUNK_LOOP = (
     "    #pragma omp taskloop\n    for (int chunk = 0; chunk < chunks; chunk++) {\n"
@@ -260,6 +262,12 @@ WRONG = {
             ),
             either=[5],
         ),
+        "one_scratch_for_all_chunks": wrong(
+            [3],
+            ("rstd[i], dw + C, C);", "rstd[i], partial + C, C);"),
+            either=[4, 5],
+            says="one scratch",
+        ),
         "last_chunk_left_out": wrong(
             [3, 4],
             (
@@ -267,6 +275,15 @@ WRONG = {
                 CHUNKS.replace("ceil_div(rows, CHUNK)", "rows / CHUNK") + CHUNK_LOOP,
             ),
             either=[5],
+        ),
+        "right_names_of_helpers": wrong(
+            [],
+            (
+                SAMPLE_H,
+                SAMPLE_H
+                + "".join(f"static real {name}(real x) {{ return x; }}\n" for name in HELPERS),
+            ),
+            (NORM_DX, NORM_DX.replace("rstd *", "layernorm(update(rstd)) *")),
         ),
         "right_plain_loops": wrong(
             [],
@@ -281,6 +298,11 @@ WRONG = {
         ),
     },
     "matmul": {
+        "one_buffer_for_all_threads": wrong(
+            [0, 1, 2, 3],
+            ("static _Thread_local real a_block", "static real a_block"),
+            ("static _Thread_local real b_block", "static real b_block"),
+        ),
         "no_add_at_edges": wrong(
             [0, 1, 2, 3],
             ("(add ? add[i * ldc + j] : 0) + sum[i][j / VL][j % VL]", "sum[i][j / VL][j % VL]"),
