@@ -6,7 +6,10 @@ import numpy as np
 import reference as ref
 from student import Wrong, differs, expect
 
-ROUNDED = "The difference is as small as a float's rounding: in a grading a real is a double."
+ROUNDED = (
+    "The difference is as small as a float's rounding; in a grading a real is a double. Is a number"
+    " a float, or is a small constant another?"
+)
 # what train_gpt.cu does not log, or its driver does not ask for
 NOT_IN_CUDA = "val_loss q_rms k_rms qk_cosine block_rms c_fc_update attn_c_proj_update".split()
 
@@ -391,6 +394,8 @@ EXERCISES = {
             ({"wrong_only": "q"}, "Only the queries are normalised; the keys must be too."),
             ({"wrong_only": "k"}, "Only the keys are normalised; the queries must be too."),
             ({"wrong_after_rope": 1}, "The norm comes after RoPE here; it must come before."),
+            ({"wrong_epsilon": 0}, "1e-6 is not added to the variance."),
+            ({"wrong_epsilon": 1e-5}, "1e-5 is added to the variance; it must be 1e-6."),
             ({"wrong_weight": 1}, "The keys are scaled with the weight of the queries."),
             (
                 {"wrong_straight": 1},
@@ -604,15 +609,15 @@ EXERCISES = {
         ],
         # the head size at the base width is 3.5, 3, 6, 2, 12, 5/3 and 6
         cases=[
-            dict(mu_param=mu, base_d=b, d=d, layers=layers, heads=heads)
-            for mu, d, b, layers, heads in (
-                ("full", 20, 7, 2, 2),
-                ("intermediate", 16, 6, 2, 2),
-                ("simple", 8, 12, 2, 2),
-                ("off", 8, 4, 1, 2),
-                ("full", 16, 24, 1, 2),
-                ("full", 12, 5, 3, 3),
-                ("full", 8, 6, 0, 1),
+            dict(mu_param=mu, base_d=b, d=d, layers=layers, heads=heads, **more)
+            for mu, d, b, layers, heads, more in (
+                ("full", 20, 7, 2, 2, {}),
+                ("intermediate", 16, 6, 2, 2, {}),
+                ("simple", 8, 12, 2, 2, dict(scale="d_h")),
+                ("off", 8, 4, 1, 2, {}),
+                ("full", 16, 24, 1, 2, {}),
+                ("full", 12, 5, 3, 3, dict(scale="d_h")),
+                ("full", 8, 6, 0, 1, {}),
             )
         ],
         cuda_cases=[dict(mu_param="full", d=24, base_d=9, layers=2, heads=2)],

@@ -48,13 +48,13 @@ def same(right, found, case, mistakes, hints, tolerance):
 # attention's backward pass, layer by layer
 
 
-def attention_case(s, B, T, NH, HS, spread):
+def attention_case(s, B, T, NH, HS, spread, scale):
     """qk (B,T,2,NH,HS), qkv (B,T,3,NH,HS), dout, out (B,T,NH,HS), softmax (B,NH,T,2); and the
     gradients by the reference's tape, dq, dk, dv (B,T,NH,HS). The q and k in qkv are others, as
     before qk-norm and RoPE."""
     q, k, v, dout = (s.rng.standard_normal((B, T, NH, HS)) * x for x in (spread, spread, 1, 1))
     Q, K, V = (ref.Var(x.transpose(0, 2, 1, 3)) for x in (q, k, v))
-    scores = Q @ K.transpose(0, 1, 3, 2) * HS**-0.5
+    scores = Q @ K.transpose(0, 1, 3, 2) * scale
     hide = np.where(np.tril(np.ones((T, T), bool)), 0, -1e30)
     top = (scores.value + hide).max(-1, keepdims=True)
     e = (scores + (hide - top)).exp()
@@ -70,8 +70,9 @@ def attention_case(s, B, T, NH, HS, spread):
 
 
 ATTENTION_MISTAKES = [
-    ("no scale", "It is right but for the scale 1/sqrt(HS), which is missing."),
-    ("scale twice", "It is right but for the scale 1/sqrt(HS), which is there twice."),
+    ("no scale", "It is right but for the scale, which is missing."),
+    ("scale twice", "It is right but for the scale, which is there twice."),
+    ("own scale", "The scale is that of the standard model here; it must be the argument `scale`."),
     ("no dot", "The softmax's normalisation is left out: each score changes all p of its row."),
     ("no p", "The softmax's derivative is not multiplied by p."),
     ("no inverse", "p is not divided by the sum of the exponentials."),
@@ -83,14 +84,14 @@ ATTENTION_MISTAKES = [
 ]
 
 
-def attention_wrong(numbers, mistake):
+def attention_wrong(numbers, mistake, scale):
     """The gradients with a mistake, by the formulas."""
     qk, qkv, dout, out, softmax = numbers
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (*np.moveaxis(qk, 2, 0), qkv[:, :, 2]))
     if mistake == "qkv":
         q, k = (x.transpose(0, 2, 1, 3) for x in np.moveaxis(qkv[:, :, :2], 2, 0))
     do, o = (x.transpose(0, 2, 1, 3) for x in (dout, out))
-    T, scale = q.shape[2], q.shape[3] ** -0.5
+    T, scale = q.shape[2], q.shape[3] ** -0.5 if mistake == "own scale" else scale
     hide = np.where(np.tril(np.ones((T, T), bool)) | (mistake == "no mask"), 0, -np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
         p = np.exp(scale * q @ k.swapaxes(-1, -2) + hide - softmax[..., :1])
@@ -128,9 +129,10 @@ ATTENTION_HINTS = dict(
 
 def attention_layer(s, ex, names, shapes):
     for shape in shapes:
-        B, T, NH, HS, _ = shape
-        numbers, right = attention_case(s, *shape)
-        cfg = {**ref.CONFIG, "d": NH * HS, "heads": NH, "T": T}
+        B, T, NH, HS, spread, *flag = shape
+        scale = 1 / HS if flag else HS**-0.5
+        numbers, right = attention_case(s, B, T, NH, HS, spread, scale)
+        cfg = {**ref.CONFIG, "d": NH * HS, "heads": NH, "T": T} | {"scale": f for f in flag}
         size = 3 * B * T * NH * HS
 
         def named(flat):
@@ -139,10 +141,11 @@ def attention_layer(s, ex, names, shapes):
 
         inputs = np.concatenate([x.ravel() for x in numbers])
         flat, _ = s.answer(size + 1, "attention", B, cfg, inputs, named=named)
-        found, case = named(flat), f"B {B}, T {T}, NH {NH}, HS {HS}; indices b,t,h,i"
+        found, case = named(flat), f"B {B}, T {T}, NH {NH}, HS {HS}, scale {scale:.4g}"
+        case += "; indices b,t,h,i"
         for name in names:
             pick = lambda m="", name=name: {
-                name: (attention_wrong(numbers, m) if m else right)[name]
+                name: (attention_wrong(numbers, m, scale) if m else right)[name]
             }
             hints = ATTENTION_HINTS[name]
             same(pick, {name: found[name]}, case, ATTENTION_MISTAKES, hints, 1e-7)
@@ -165,7 +168,8 @@ def attention_tiny_qk(s, ex):
 
 
 def attention_large(s, ex):
-    shapes = [(1, 1, 1, 2, 1), (2, 7, 3, 4, 1), (1, 70, 2, 6, 1), (1, 150, 1, 8, 1)]
+    # with another scale than 1/sqrt(HS), as in muParam
+    shapes = [(2, 7, 3, 4, 1, "d_h"), (1, 150, 1, 8, 1, "d_h"), (1, 1, 1, 2, 1), (1, 70, 2, 6, 1)]
     # large scores; several heads for each thread
     shapes += [(2, 33, 2, 8, 30), (3, 65, 5, 10, 1), (1, 64, 1, 4, 1)]
     attention_layer(s, ex, ["dv", "dq", "dk"], shapes)
@@ -243,10 +247,11 @@ def layernorm_layer(s, names, cases):
         right = dict(dx=X.grad + add, dweight=w.grad + (dweight if how < 4 else 0))
 
         def named(flat):
-            return dict(dx=flat[: x.size].reshape(x.shape), dweight=flat[x.size :])
+            dx, dweight, shared = np.split(flat, [x.size, x.size + C])
+            return dict(dx=dx.reshape(x.shape), dweight=dweight, shared=shared)
 
         given = [np.array([how, rows, C]), *(a.ravel() for a in numbers)]
-        flat, _ = s.answer(x.size + C, "layernorm", 1, {}, np.concatenate(given), named=named)
+        flat, _ = s.answer(x.size + C + 1, "layernorm", 1, {}, np.concatenate(given), named=named)
         found, case = named(flat), f"rows {rows}, C {C}, {words[how]}"
         for name in names:
             pick = lambda m="", name=name: {
@@ -254,6 +259,13 @@ def layernorm_layer(s, names, cases):
             }
             hints = LAYERNORM_HINTS[name]
             same(pick, {name: found[name]}, case, LAYERNORM_MISTAKES, hints, 1e-9)
+        if found["shared"]:
+            raise Wrong(
+                f"chunks are tasks, and all write to the scratch of the first chunk ({case})",
+                "All chunks use one scratch.",
+                "Two tasks may run at once: each needs scratch that no other uses.",
+                "the scratch of chunk n is the last 2 C values of row n of partial (chunks,3,C)",
+            )
 
 
 def layernorm_dweight(s, ex):
@@ -378,7 +390,7 @@ def multiply_speed(s, ex, least=10):
         s.build("float", "-O3")
         shutil.copy(kit_file("naive.c"), s.place)
         command = shlex.split(os.environ.get("CC", "cc")) + ["-O3", "-march=native", "naive.c"]
-        run([*command, "-o", "naive"], cpu=60, files=64 << 20, processes=1, cwd=s.place)
+        s.compile([*command, "-o", "naive"])
         (s.place / "naive").chmod(0o755)
         shapes, times = [(576, 576, 576, 0, tb, 0, 0) for tb in (0, 1)], ([], [])
         for _ in range(3):
@@ -715,7 +727,10 @@ EXERCISES = {
             (15, "gradient of a whole model, by finite differences", gradient),
             (10, "effect: attention learns", attention_effect),
         ],
-        cases=[dict(qk_norm=0, layers=2), dict(qk_norm=1, d=24, heads=3, T=7)],
+        cases=[
+            dict(qk_norm=0, layers=2),
+            dict(qk_norm=1, d=24, heads=3, T=7, mu_param="full", base_d=5),
+        ],
         first=("c_attn",),
         mistakes=[],
         hints=dict(
@@ -766,7 +781,8 @@ EXERCISES = {
                 "attention, LayerNorm, the loss",
                 parallel_layer(
                     "others",
-                    "residual_layernorm_*, qk_norm_rope_*, attention_*, cross_entropy",
+                    "residual_layernorm_*, kappa_*, qk_norm_rope_*, attention_*, round_to_bf16,"
+                    " cross_entropy",
                 ),
             ),
             (15, "a whole step: right, the same bits with 1 to 4 threads", parallel_step),

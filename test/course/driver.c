@@ -1,6 +1,7 @@
 // A student's train_gpt.c as a program that answers grade.py: driver FD WORK COUNT, then flags of
 // train_gpt. It reads its inputs from stdin and writes its answers to FD, both as doubles. grade.py
-// draws new inputs each time and computes the right answers after this program has ended.
+// draws new inputs each time and computes the right answers after this program has ended. The names
+// of functions begin with kit_, since a student's helper may be called update or layernorm.
 
 #define _GNU_SOURCE    // for RTLD_NEXT
 #include <dlfcn.h>
@@ -15,6 +16,7 @@ static double noted_ceil(double lines);
 
 // Attention may believe that it runs on this thread, to show whose scratch it uses.
 static int pretended = -1;
+static bool makes_tasks;                             // GCC's calls for tasks, below, set it
 static int thread_number(void) { return pretended < 0 ? omp_get_thread_num() : pretended; }
 #define omp_get_thread_num thread_number
 
@@ -58,7 +60,7 @@ static void guarded_init(GPT *g, const Config *cfg) {
 // many at a time, so that a measured time is not the time of reading and writing
 static double some_numbers[4096];
 
-static void get(real *x, size_t n) {
+static void kit_get(real *x, size_t n) {
     for (size_t m; n; x += m, n -= m) {
         m = n < 4096 ? n : 4096;
         if (fread(some_numbers, sizeof(double), m, stdin) != m)
@@ -67,7 +69,7 @@ static void get(real *x, size_t n) {
     }
 }
 
-static void put(const real *x, size_t n) {
+static void kit_put(const real *x, size_t n) {
     for (size_t m; n; x += m, n -= m) {
         m = n < 4096 ? n : 4096;
         for (size_t i = 0; i < m; i++) some_numbers[i] = x[i];
@@ -75,9 +77,9 @@ static void put(const real *x, size_t n) {
     }
 }
 
-static void put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
+static void kit_put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
 
-static real *some(const char *name, size_t n) {
+static real *kit_some(const char *name, size_t n) {
     return (real *)guarded_memory(name, n * sizeof(real));
 }
 
@@ -92,26 +94,26 @@ static void get_tokens(int *tokens, int n, int V) {
 // The columns of log.csv that a step measures, in their order, without those of absent tensors
 static void put_log(const GPT *g, const Stats *stats) {
     const double *groups[3] = {stats->grad_rms, stats->param_rms, stats->update_rms};
-    put_one(stats->val_loss);
-    put_one(stats->mean_logit);
+    kit_put_one(stats->val_loss);
+    kit_put_one(stats->mean_logit);
     for (int i = 0; i < NUM_BY_LAYER; i++)
-        for (int l = 0; l < g->cfg.layers; l++) put_one(stats->by_layer[i][l]);
-    for (int i = 0; i < NUM_ACTIVATIONS; i++) put_one(stats->act_rms[i]);
+        for (int l = 0; l < g->cfg.layers; l++) kit_put_one(stats->by_layer[i][l]);
+    for (int i = 0; i < NUM_ACTIVATIONS; i++) kit_put_one(stats->act_rms[i]);
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < NUM_KINDS; k++)
-            if (g->table[k].copies) put_one(groups[i][k]);
+            if (g->table[k].copies) kit_put_one(groups[i][k]);
 }
 
 // model: weights, then for COUNT steps a batch; answers all results of every step. train: the same,
 // but answers the last weights only.
-static void model(const Config *cfg, int steps, int every) {
+static void kit_model(const Config *cfg, int steps, int every) {
     GPT g;
     int V = cfg->vocab, B = cfg->batch, T = cfg->T;
     guarded_init(&g, cfg);
     size_t N = g.num_parameters, rows = (size_t)(B * T);
     int *inputs = (int *)guarded_memory("the batch's inputs", rows * sizeof(int));
     int *targets = (int *)guarded_memory("the batch's targets", rows * sizeof(int));
-    get(g.params, N);
+    kit_get(g.params, N);
     if (every) guard_fill(g.grads, N * sizeof(real));
     for (int step = 1; step <= steps; step++) {
         double log_z;
@@ -125,96 +127,97 @@ static void model(const Config *cfg, int steps, int every) {
         gpt_forward(&g, inputs, B, T, 1);
         double loss = gpt_loss(&g, targets, B, T, 1, &log_z);
         gpt_statistics(&g, B, T, &stats);
-        if (every) put(g.logits, (size_t)(B * T * V));
+        if (every) kit_put(g.logits, (size_t)(B * T * V));
         gpt_backward(&g, inputs, B, T);
-        if (every) put(g.grads, N);
+        if (every) kit_put(g.grads, N);
         double norm = gpt_update(&g, step, &stats);
         if (!every) continue;
         guards_check(&g);
-        put_one(loss);
-        put_one(log_z);
-        put_one(norm);
-        put_one(learning_rate(cfg, step));
-        for (int l = 0; l < cfg->layers; l++) put_one(stats.by_layer[MAX_ATTN_LOGIT][l]);
-        put(g.params, N);
-        put(g.m, N);
-        put(g.v, N);
+        kit_put_one(loss);
+        kit_put_one(log_z);
+        kit_put_one(norm);
+        kit_put_one(learning_rate(cfg, step));
+        for (int l = 0; l < cfg->layers; l++) kit_put_one(stats.by_layer[MAX_ATTN_LOGIT][l]);
+        kit_put(g.params, N);
+        kit_put(g.m, N);
+        kit_put(g.v, N);
         put_log(&g, &stats);
     }
     guards_check(&g);
-    if (!every) put(g.params, N);
+    if (!every) kit_put(g.params, N);
 }
 
 // init: answers the weights that training starts from
-static void init(const Config *cfg) {
+static void kit_init(const Config *cfg) {
     GPT g;
     guarded_init(&g, cfg);
     guards_check(&g);
-    put(g.params, g.num_parameters);
+    kit_put(g.params, g.num_parameters);
 }
 
 // update: weights, gradients, moments; answers the norm of the gradients, weights and moments after
 // the update of step COUNT, and what it logs
-static void update(const Config *cfg, int step) {
+static void kit_update(const Config *cfg, int step) {
     GPT g;
     guarded_init(&g, cfg);
     size_t N = g.num_parameters;
-    get(g.params, N);
-    get(g.grads, N);
-    get(g.m, N);
-    get(g.v, N);
+    kit_get(g.params, N);
+    kit_get(g.grads, N);
+    kit_get(g.m, N);
+    kit_get(g.v, N);
     static Stats stats;
-    put_one(gpt_update(&g, step, &stats));
+    kit_put_one(gpt_update(&g, step, &stats));
     guards_check(&g);
-    put(g.params, N);
-    put(g.m, N);
-    put(g.v, N);
+    kit_put(g.params, N);
+    kit_put(g.m, N);
+    kit_put(g.v, N);
     put_log(&g, &stats);
 }
 
 // attention: qk (B,T,2,C), qkv (B,T,3,C), dout and out (B,T,C) and softmax (B,NH,T,2) of a batch of
 // B = COUNT; answers dqkv (B,T,3,C), and how many values it wrote to the scratch of other threads.
 // A lone thread believes that it is the last of three.
-static void attention(const Config *cfg, int B) {
+static void kit_attention(const Config *cfg, int B) {
     int T = cfg->T, NH = cfg->heads, HS = cfg->d / NH, threads = omp_get_max_threads(), mine = 0;
     size_t n = (size_t)(B * T * NH * HS), rows = (size_t)(B * NH * T), others = 0;
     size_t each = attention_scratch_size(T, HS);
-    real *qk = some("qk", 2 * n), *qkv = some("qkv", 3 * n), *dqkv = some("dqkv", 3 * n);
-    real *dout = some("dout", n), *out = some("out", n), *softmax = some("softmax", 2 * rows);
+    real *qk = kit_some("qk", 2 * n), *qkv = kit_some("qkv", 3 * n);
+    real *dqkv = kit_some("dqkv", 3 * n), *softmax = kit_some("softmax", 2 * rows);
+    real *dout = kit_some("dout", n), *out = kit_some("out", n);
     if (threads == 1) pretended = mine = 2;
-    real *scratch = some("scratch", (size_t)(mine + threads) * each);
-    get(qk, 2 * n);
-    get(qkv, 3 * n);
-    get(dout, n);
-    get(out, n);
-    get(softmax, 2 * rows);
-    attention_backward(dqkv, dout, out, softmax, qk, qkv, 1 / sqrt((real)HS), scratch,
+    real *scratch = kit_some("scratch", (size_t)(mine + threads) * each);
+    kit_get(qk, 2 * n);
+    kit_get(qkv, 3 * n);
+    kit_get(dout, n);
+    kit_get(out, n);
+    kit_get(softmax, 2 * rows);
+    attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)attention_scale(cfg), scratch,
                        0, B, T, NH, HS);
     guards_check(NULL);
-    put(dqkv, 3 * n);
+    kit_put(dqkv, 3 * n);
     for (size_t i = 0; i < (size_t)mine * each; i++) others += !isnan(scratch[i]);
-    put_one((double)others);
+    kit_put_one((double)others);
 }
 
 // multiply: COUNT times M, N, K; 1 or 0 for a transposed and b transposed; add: 0 none, 1 a matrix,
 // 2 the matrix that is in out; gap: how much longer than needed the rows of all matrices are, in
 // memory; then a, b and add without gaps. Answers each product with its gaps, GAP if not written.
 enum { GAP = 12345 };
-static void products(int count) {
+static void kit_products(int count) {
     while (count--) {
         real head[7];
-        get(head, 7);
+        kit_get(head, 7);
         int M = (int)head[0], N = (int)head[1], K = (int)head[2], add = (int)head[5];
         int gap = (int)head[6], tall_a = head[3] != 0 ? K : M, tall_b = head[4] != 0 ? N : K;
         int wide_a = (head[3] != 0 ? M : K) + gap, wide_b = (head[4] != 0 ? K : N) + gap;
         int ldc = N + gap;
-        real *a = some("a", (size_t)(tall_a * wide_a));
-        real *b = some("b", (size_t)(tall_b * wide_b));
-        real *plus = some("add", (size_t)(M * ldc)), *out = some("out", (size_t)(M * ldc));
+        real *a = kit_some("a", (size_t)(tall_a * wide_a));
+        real *b = kit_some("b", (size_t)(tall_b * wide_b));
+        real *plus = kit_some("add", (size_t)(M * ldc)), *out = kit_some("out", (size_t)(M * ldc));
         for (int i = 0; i < M * ldc; i++) if (i % ldc >= N) out[i] = GAP;
-        for (int i = 0; i < tall_a; i++) get(a + i * wide_a, (size_t)(wide_a - gap));
-        for (int i = 0; i < tall_b; i++) get(b + i * wide_b, (size_t)(wide_b - gap));
-        for (int i = 0; add && i < M; i++) get((add == 2 ? out : plus) + i * ldc, (size_t)N);
+        for (int i = 0; i < tall_a; i++) kit_get(a + i * wide_a, (size_t)(wide_a - gap));
+        for (int i = 0; i < tall_b; i++) kit_get(b + i * wide_b, (size_t)(wide_b - gap));
+        for (int i = 0; add && i < M; i++) kit_get((add == 2 ? out : plus) + i * ldc, (size_t)N);
         const real *added = add == 2 ? out : add ? plus : NULL;
         Matrix left = head[3] != 0 ? transposed(a, wide_a) : matrix(a, wide_a);
         Matrix right = head[4] != 0 ? transposed(b, wide_b) : matrix(b, wide_b);
@@ -224,31 +227,34 @@ static void products(int count) {
             matmul(out, added, left, right, M, N, K);
         }
         guards_check(NULL);
-        put(out, (size_t)(M * ldc));
+        kit_put(out, (size_t)(M * ldc));
         num_guarded = 0;
     }
 }
 
 // layernorm: how (0 add is NULL; 1 another array; 2 dx; 3 NULL, and dx is dout; 4 all rows by
 // residual_layernorm_backward), rows, C; then x, dout, add (rows,C); weight, dweight (C); mean,
-// rstd (rows). Answers dx (rows,C), dweight (C).
-static void layernorm(void) {
+// rstd (rows). Answers dx (rows,C), dweight (C), and 1 if chunks are tasks that all use the scratch
+// of the first chunk: whether two meet there is left to chance, and rare.
+static void kit_layernorm(void) {
     real head[3];
-    get(head, 3);
+    kit_get(head, 3);
     int how = (int)head[0], rows = (int)head[1], C = (int)head[2];
     size_t n = (size_t)(rows * C);
-    real *x = some("x", n), *dout = some("dout", n), *add = some("add", n), *dx = some("dx", n);
-    real *weight = some("weight", (size_t)C), *dweight = some("dweight", (size_t)C);
-    real *mean = some("mean", (size_t)rows), *rstd = some("rstd", (size_t)rows);
-    real *partial = some("partial", (size_t)ceil_div(rows, CHUNK) * 3 * (size_t)C);
-    get(x, n);
-    get(dout, n);
-    get(how == 2 || how == 4 ? dx : add, n);
-    get(weight, (size_t)C);
-    get(dweight, (size_t)C);
-    get(mean, (size_t)rows);
-    get(rstd, (size_t)rows);
+    real *x = kit_some("x", n), *dout = kit_some("dout", n);
+    real *add = kit_some("add", n), *dx = kit_some("dx", n);
+    real *weight = kit_some("weight", (size_t)C), *dweight = kit_some("dweight", (size_t)C);
+    real *mean = kit_some("mean", (size_t)rows), *rstd = kit_some("rstd", (size_t)rows);
+    real *partial = kit_some("partial", (size_t)ceil_div(rows, CHUNK) * 3 * (size_t)C);
+    kit_get(x, n);
+    kit_get(dout, n);
+    kit_get(how == 2 || how == 4 ? dx : add, n);
+    kit_get(weight, (size_t)C);
+    kit_get(dweight, (size_t)C);
+    kit_get(mean, (size_t)rows);
+    kit_get(rstd, (size_t)rows);
     if (how == 3) dx = dout;
+    makes_tasks = false;
     const real *added = how == 1 ? add : how == 2 ? dx : NULL;
     if (how == 4)
         residual_layernorm_backward(dx, dweight, dout, x, weight, mean, rstd, partial, rows, C);
@@ -257,12 +263,16 @@ static void layernorm(void) {
             layernorm_row_backward(dx + i * C, added ? added + i * C : NULL, dweight, dout + i * C,
                                    x + i * C, weight, mean[i], rstd[i], partial + C, C);
     guards_check(NULL);
-    put(dx, n);
-    put(dweight, (size_t)C);
+    int used[2] = {0};                               // scratch of the first chunk, of the others
+    for (int i = 0; i < ceil_div(rows, CHUNK) * 3 * C; i++)
+        if (i % (3 * C) >= C) used[i >= 3 * C] |= !isnan(partial[i]);
+    kit_put(dx, n);
+    kit_put(dweight, (size_t)C);
+    kit_put_one(makes_tasks && rows > CHUNK && used[0] && !used[1]);
 }
 
 // Seconds of processor time of this thread
-static double seconds(void) {
+static double kit_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -273,12 +283,13 @@ static double seconds(void) {
 #if defined(_OPENMP) && !defined(__clang__)
 static double in_tasks;
 static int depth;                                    // of calls: a task may make tasks
-static double tasks_begin(void) { return depth++ ? 0 : seconds(); }
-static void tasks_end(double start) { if (!--depth) in_tasks += seconds() - start; }
+static double tasks_begin(void) { return depth++ ? 0 : kit_seconds(); }
+static void tasks_end(double start) { if (!--depth) in_tasks += kit_seconds() - start; }
 #define PASS_ON(name, parameters, arguments) \
     void name parameters { \
         static void (*next) parameters; \
         if (!next) *(void **)&next = dlsym(RTLD_NEXT, #name); \
+        makes_tasks = true; \
         if (omp_get_num_threads() > 1) { \
             next arguments; \
             return; \
@@ -309,7 +320,7 @@ static double in_tasks = -1;
 typedef struct { const real *data; size_t n; } Result;
 
 // One of LAYERS in checks_layers.py. Writes its results to out; returns how many there are.
-static int compute(GPT *g, int which, const int *inputs, const int *targets, Result *out) {
+static int kit_compute(GPT *g, int which, const int *inputs, const int *targets, Result *out) {
     const Config *cfg = &g->cfg;
     int B = cfg->batch, T = cfg->T, NH = cfg->heads, C = cfg->d, HS = C / NH, V = g->V, n = 0;
     int rows = B * T, over = qk_norm_over(cfg);
@@ -341,16 +352,19 @@ static int compute(GPT *g, int which, const int *inputs, const int *targets, Res
     case 4:
         residual_layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, g->embedded,
                                    g->branch, a.w[LN_2], rows, C);
+        kappa_forward(a.qkv, a.qk_rstd, 1, rows, NH, HS);
         qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, a.w[Q_NORM], a.w[K_NORM], over,
                              g->cosine, g->sine, B, T, NH, HS);
         attention_forward(a.att, a.softmax, a.max_logit, a.qk, a.qkv, 1, g->scratch, 0, B, T, NH,
                           HS);
+        round_to_bf16(g->logits, rows, V);
         cross_entropy(g->logits, g->losses, g->log_z, targets, (real)1e-4, 1, rows, V);
         attention_backward(g->dqkv, g->dnorm, a.att, a.softmax, a.qk, a.qkv, 1, g->scratch, 0, B,
                            T, NH, HS);
         qk_norm_rope_backward(g->dqkv, a.dw[Q_NORM], a.dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
                               a.w[Q_NORM], a.w[K_NORM], over, g->cosine, g->sine, g->partial,
                               B, T, NH, HS);
+        kappa_backward(g->dqkv, a.qkv, a.qk_rstd, 1, rows, NH, HS);
         residual_layernorm_backward(g->dx, a.dw[LN_2], g->dnorm, a.x_mid, a.w[LN_2], a.ln_2_mean,
                                     a.ln_2_rstd, g->partial, rows, C);
         out[n++] = (Result){a.ln_2, BTC};
@@ -379,13 +393,13 @@ static int compute(GPT *g, int which, const int *inputs, const int *targets, Res
 // results of the first time, how many times they were others, the seconds of processor time that
 // this thread took, those of a lone thread in tasks and, last (in main), those that the other
 // threads took since they began.
-static void layer(const Config *cfg, int count) {
+static void kit_layer(const Config *cfg, int count) {
     real head[2];
     GPT g;
     Result out[8];
     double time = 0, different = 0;
     in_tasks = in_tasks < 0 ? -1 : 0;
-    get(head, 2);
+    kit_get(head, 2);
     gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
     int rows = cfg->batch * cfg->T;
     int *tokens = (int *)allocate(2 * (size_t)rows, sizeof(int));
@@ -402,10 +416,12 @@ static void layer(const Config *cfg, int count) {
         // the inputs that a layer may have changed
         memcpy(g.params, kept, (size_t)(g.cosine - g.params) * sizeof(real));
         memcpy(g.logits, kept + (g.logits - g.params), (size_t)rows * (size_t)g.V * sizeof(real));
+        real *qkv = g.layers[0].qkv;
+        memcpy(qkv, kept + (qkv - g.params), (size_t)rows * 3 * (size_t)cfg->d * sizeof(real));
         memcpy(g.dx, kept + (g.dx - g.params), (size_t)rows * (size_t)cfg->d * sizeof(real));
-        time -= seconds();
-        int results = compute(&g, (int)head[0], tokens, tokens + rows, out), same = 1;
-        time += seconds();
+        time -= kit_seconds();
+        int results = kit_compute(&g, (int)head[0], tokens, tokens + rows, out), same = 1;
+        time += kit_seconds();
         size_t total = 0;
         for (int j = 0; j < results; j++) total += out[j].n;
         if (!i) first = (real *)allocate(total, sizeof(real));
@@ -414,11 +430,11 @@ static void layer(const Config *cfg, int count) {
             if (!i) memcpy(at, out[j].data, out[j].n * sizeof(real));
             else same &= !memcmp(at, out[j].data, out[j].n * sizeof(real));
         different += !same;
-        if (i == count - 1) put(first, total);
+        if (i == count - 1) kit_put(first, total);
     }
-    put_one(different);
-    put_one(time);
-    put_one(in_tasks);
+    kit_put_one(different);
+    kit_put_one(time);
+    kit_put_one(in_tasks);
 }
 
 int main(int argc, char **argv) {
@@ -433,19 +449,19 @@ int main(int argc, char **argv) {
     #pragma omp master
     {
         omp_set_num_threads(threads);                           // for omp_get_max_threads
-        if (!strcmp(work, "model")) model(&cfg, count, 1);
-        else if (!strcmp(work, "train")) model(&cfg, count, 0);
-        else if (!strcmp(work, "init")) init(&cfg);
-        else if (!strcmp(work, "update")) update(&cfg, count);
-        else if (!strcmp(work, "attention")) attention(&cfg, count);
-        else if (!strcmp(work, "layernorm")) layernorm();
-        else if (!strcmp(work, "layer")) layer(&cfg, count);
-        else products(count);
+        if (!strcmp(work, "model")) kit_model(&cfg, count, 1);
+        else if (!strcmp(work, "train")) kit_model(&cfg, count, 0);
+        else if (!strcmp(work, "init")) kit_init(&cfg);
+        else if (!strcmp(work, "update")) kit_update(&cfg, count);
+        else if (!strcmp(work, "attention")) kit_attention(&cfg, count);
+        else if (!strcmp(work, "layernorm")) kit_layernorm();
+        else if (!strcmp(work, "layer")) kit_layer(&cfg, count);
+        else kit_products(count);
     }
     double others = 0;
     #pragma omp parallel num_threads(threads) reduction(+:others)
-    if (omp_get_thread_num() > 0) others = seconds();
-    if (!strcmp(work, "layer")) put_one(others);
+    if (omp_get_thread_num() > 0) others = kit_seconds();
+    if (!strcmp(work, "layer")) kit_put_one(others);
     fclose(answers);
     return 0;
 }

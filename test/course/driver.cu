@@ -33,7 +33,8 @@ template <class number> static cudaError_t guarded_malloc(number **at, size_t si
 
 static FILE *answers;
 
-static void get(void *to, size_t n, bool whole) {    // n doubles, as int where whole, else as float
+// n doubles, as int where whole, else as float
+static void kit_get(void *to, size_t n, bool whole) {
     for (size_t i = 0; i < n; i++) {
         double y;
         if (fread(&y, sizeof y, 1, stdin) != 1) die(FAILED, "driver: too few numbers on stdin");
@@ -42,14 +43,14 @@ static void get(void *to, size_t n, bool whole) {    // n doubles, as int where 
     }
 }
 
-static void put(const float *x, size_t n) {
+static void kit_put(const float *x, size_t n) {
     for (size_t i = 0; i < n; i++) {
         double y = x[i];
         fwrite(&y, sizeof y, 1, answers);
     }
 }
 
-static void put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
+static void kit_put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
 
 static float *on_device(const char *name, size_t n) {
     float *x;
@@ -61,7 +62,7 @@ static float *on_device(const char *name, size_t n) {
 
 static float *get_device(const char *name, size_t n) {
     float *x = (float *)allocate(n, sizeof(float)), *y = on_device(name, n);
-    get(x, n, false);
+    kit_get(x, n, false);
     check(cudaMemcpy(y, x, n * sizeof(float), cudaMemcpyHostToDevice));
     return y;
 }
@@ -70,16 +71,16 @@ static void put_device(const float *x, size_t n) {
     float *y = (float *)allocate(n, sizeof(float));
     check(cudaStreamSynchronize(stream));
     check(cudaMemcpy(y, x, n * sizeof(float), cudaMemcpyDeviceToHost));
-    put(y, n);
+    kit_put(y, n);
 }
 
 // rows, C and 1 or 0 for a branch (of gelu_backward: for dinp that is dout); then the arrays.
 // Answers out (rows,C); of LayerNorm also x (rows,C), mean and rstd (rows). Without a branch x is
 // inp.
-static void kernel(const char *work) {
+static void kit_kernel(const char *work) {
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     int size[3];
-    get(size, 3, true);
+    kit_get(size, 3, true);
     int rows = size[0], C = size[1];
     size_t n = (size_t)rows * C;
     bool backward = !strcmp(work, "gelu_backward");
@@ -110,18 +111,18 @@ static void kernel(const char *work) {
 // As in driver.c. train_gpt.cu measures fewer columns.
 static void put_log(const GPT *g, const Stats *stats) {
     const double *groups[3] = {stats->grad_rms, stats->param_rms, stats->update_rms};
-    put_one(stats->val_loss);
-    put_one(stats->mean_logit);
+    kit_put_one(stats->val_loss);
+    kit_put_one(stats->mean_logit);
     for (int i = 0; i < NUM_BY_LAYER; i++)
-        for (int l = 0; l < g->cfg.layers; l++) put_one(stats->by_layer[i][l]);
-    for (int i = 0; i < NUM_ACTIVATIONS; i++) put_one(stats->act_rms[i]);
+        for (int l = 0; l < g->cfg.layers; l++) kit_put_one(stats->by_layer[i][l]);
+    for (int i = 0; i < NUM_ACTIVATIONS; i++) kit_put_one(stats->act_rms[i]);
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < NUM_KINDS; k++)
-            if (g->table[k].copies) put_one(groups[i][k]);
+            if (g->table[k].copies) kit_put_one(groups[i][k]);
 }
 
 // As driver.c's model.
-static void model(Config *cfg, int steps) {
+static void kit_model(Config *cfg, int steps) {
     GPT g;
     int V = cfg->vocab, B = cfg->batch, T = cfg->T, rows = B * T;
     static Stats stats;
@@ -129,12 +130,12 @@ static void model(Config *cfg, int steps) {
     size_t N = g.num_parameters;
     int *inputs = (int *)allocate(rows, sizeof(int)), *targets = (int *)allocate(rows, sizeof(int));
     float *p = (float *)allocate(N, sizeof(float));
-    get(p, N, false);
+    kit_get(p, N, false);
     check(cudaMemcpy(g.params, p, N * sizeof(float), cudaMemcpyHostToDevice));
     update_weights(g.weights, g.params, N);
     for (int step = 1; step <= steps; step++) {
-        get(inputs, rows, true);
-        get(targets, rows, true);
+        kit_get(inputs, rows, true);
+        kit_get(targets, rows, true);
         batch_send(&g.batch, inputs, targets, B, T);
         gpt_constants(&g, step);
         gpt_gradient(&g, B, T, 1);
@@ -144,11 +145,11 @@ static void model(Config *cfg, int steps) {
         gpt_statistics(&g, B, T, 1, &stats);
         check(cudaStreamSynchronize(stream));
         guards_check(&g);
-        put_one(stats.train_loss);
-        put_one(stats.log_z);
-        put_one(stats.grad_norm);
-        put_one(learning_rate(cfg, step));
-        for (int l = 0; l < cfg->layers; l++) put_one(stats.by_layer[MAX_ATTN_LOGIT][l]);
+        kit_put_one(stats.train_loss);
+        kit_put_one(stats.log_z);
+        kit_put_one(stats.grad_norm);
+        kit_put_one(learning_rate(cfg, step));
+        for (int l = 0; l < cfg->layers; l++) kit_put_one(stats.by_layer[MAX_ATTN_LOGIT][l]);
         put_device(g.params, N);
         put_device(g.m, N);
         put_device(g.v, N);
@@ -161,8 +162,8 @@ int main(int argc, char **argv) {
     answers = fdopen(atoi(argv[1]), "wb");
     if (!strcmp(argv[2], "model")) {
         config_parse(&cfg, argc - 3, argv + 3);
-        model(&cfg, atoi(argv[3]));
-    } else kernel(argv[2]);
+        kit_model(&cfg, atoi(argv[3]));
+    } else kit_kernel(argv[2]);
     fclose(answers);
     return 0;
 }

@@ -274,9 +274,9 @@ def mu_lr_scale(cfg, name):
 # ---- the model
 
 
-def layernorm(x, weight):
+def layernorm(x, weight, epsilon=1e-6):
     x = x - x.mean(-1)
-    return x * ((x * x).mean(-1) + 1e-6) ** -0.5 * weight
+    return x * ((x * x).mean(-1) + epsilon) ** -0.5 * weight
 
 
 def rope(x):
@@ -295,14 +295,14 @@ def with_gradient(value, path):
 
 def qk_norm(cfg, q, k, q_weight, k_weight):
     """q and k (B,NH,T,HS), each head normalized."""
-    only = cfg.get("wrong_only", "qk")
+    only, epsilon = cfg.get("wrong_only", "qk"), cfg.get("wrong_epsilon", 1e-6)
     first = np.arange(q.value.shape[0] * q.value.shape[2]).reshape(q.value.shape[0], 1, -1, 1) < 64
     out = []
     for name, x, weight in (
         ("q", q, q_weight),
         ("k", k, q_weight if "wrong_weight" in cfg else k_weight),
     ):
-        y = layernorm(x, weight) * number(cfg, "qk_scale") if name in only else x
+        y = layernorm(x, weight, epsilon) * number(cfg, "qk_scale") if name in only else x
         if "wrong_straight" in cfg:
             y = with_gradient(y.value, x)
         if "wrong_back_weight" in cfg:
@@ -341,11 +341,11 @@ def model(cfg, p, inputs, targets):
     taken), loss, log_z, max_attn_logit (L), logits; and log, what the forward pass logs."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS = C // NH
-    scale = HS**-0.5
+    scale = 1 / HS if cfg.get("scale") == "d_h" else HS**-0.5
     if cfg["mu_param"] == "full":
         scale = {
             "base": (HS * mu_m(cfg)) ** -0.5,
-            "squared": HS**-1.5,
+            "squared": scale / HS,
             "width": 1 / C,
             "base head": cfg["base_d"] / NH / HS,
         }.get(cfg.get("wrong_scale"), 1 / HS)

@@ -295,8 +295,9 @@ def test_mistakes_differ():
     """The formulas by which mistakes of a layer are named: right without a mistake, and each
     mistake gives other numbers than any other, so that none is named by another's name."""
     rng = np.random.default_rng(0)
-    numbers, right = checks_layers.attention_case(types.SimpleNamespace(rng=rng), 2, 5, 2, 4, 1)
-    attention = lambda m: checks_layers.attention_wrong(numbers, m)
+    s, scale = types.SimpleNamespace(rng=rng), 0.3
+    numbers, right = checks_layers.attention_case(s, 2, 5, 2, 4, 1, scale)
+    attention = lambda m: checks_layers.attention_wrong(numbers, m, scale)
     assert not differs(right, attention(""), 1e-9)
     x, dout, add = rng.standard_normal((3, 4, 6))
     weight, dweight, mean = *rng.standard_normal((2, 6)), x.mean(1)
@@ -414,10 +415,23 @@ def test_make(tmp_path):
 
 # ---- programs that are not to be trusted
 
-START = "#include <sys/socket.h>\n__attribute__((constructor)) static void first(void) { %s }\n"
+START = (
+    "#include <sys/socket.h>\n#include <sys/syscall.h>\n"
+    "__attribute__((constructor)) static void first(void) { %s }\n"
+)
 HOSTILE = {  # the program's last lines, and a part of the verdict
     "loops": (START % "for (;;);", "does not end"),
     "waits": (START % "for (;;) pause();", "does not end"),
+    "waits_unheard": (
+        START % "for (int fd = 0; fd < 20; fd++) close(fd); for (;;) pause();",
+        "does not end",
+    ),
+    "thread_outlives_main": (
+        "#include <pthread.h>\n"
+        + START
+        % "pthread_t t; if (!pthread_create(&t, 0, (void *(*)(void *))pause, 0)) pthread_exit(0);",
+        "does not end",
+    ),
     "crashes": (START % "volatile int *volatile nowhere = 0; *nowhere = 1;", "crashed"),
     "aborts": (START % "abort();", "ended by signal|aborted|crashed"),
     "prints": (START % 'for (;;) puts("100 of 100, all is right");', "prints without end"),
@@ -453,6 +467,21 @@ def test_hostile(case, tmp_path):
     assert all(
         re.search(says, t["output"]) or "does not end" in t["output"] for t in result["tests"]
     ), result
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the compiler runs as the user who grades")
+def test_secret(tmp_path):
+    """Where root grades, a source cannot include what only root reads."""
+    secret = tmp_path / "secret"
+    secret.write_text("token\n")
+    secret.chmod(0o600)
+    tmp_path.chmod(0o755)
+    for line in f'#include "{secret}"', f"""asm(".incbin \\"{secret}\\"");""":
+        folder = student_folder(tmp_path / f"x{len(line)}", "eps", "solution")
+        with open(folder / "train_gpt.c", "a") as file:
+            file.write(line + "\n")
+        verdict = graded(folder)["verdict"]
+        assert "does not compile" in verdict and "token" not in verdict, verdict
 
 
 @pytest.mark.parametrize(
@@ -505,7 +534,10 @@ def test_confined(tmp_path):
     with open(folder / "train_gpt.c", "a") as file:
         file.write(
             START
-            % "kill(getppid(), 9); kill(-1, 9); for (int i = 0; i < 1000; i++) if (!fork()) for"
+            % "kill(getppid(), 9); kill(-1, 9); syscall(SYS_tgkill, getppid(), getppid(), 9); if"
+            # no process has this number: only the filter answers EPERM
+            " (syscall(SYS_tgkill, 1 << 29, 1 << 29, 0) == 0 || errno != EPERM) abort();"
+            " for (int i = 0; i < 1000; i++) if (!fork()) for"
             f' (;;); if (truncate("{victim}", 0) == 0) puts("truncated"); FILE *f ='
             f' fopen("{victim}", "w"); if (f) fputs("gone", f); f = fopen("{tmp_path}/new", "w");'
             f' if (f) fputs("new", f); rename("{victim}", "{tmp_path}/other");'

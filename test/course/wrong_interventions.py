@@ -36,11 +36,36 @@ END_BACKWARD = (
     "                }                                                               // qk_norm]\n"
 )
 HEADS = "for (int h = 0; h < C / over; h++)\n                    layernorm_row("
+NORM_CALL = (
+    "layernorm_row(to + h * over, mean + head + h, rstd + head + h, from + h * over,\n"
+    + " " * 34
+    + "i ? k_weight : q_weight, over);"
+)
+NORM_LOOPS = """{
+    const real *x = from + h * over, *w = i ? k_weight : q_weight;
+    real m = 0, squares = 0;
+    for (int j = 0; j < over; j++) m += x[j] / over;
+    for (int j = 0; j < over; j++) squares += (x[j] - m) * (x[j] - m) / over;
+    mean[head + h] = m;
+    rstd[head + h] = 1 / sqrt(squares + EPSILON);
+    for (int j = 0; j < over; j++) to[h * over + j] = w[j] * (x[j] - m) * rstd[head + h];
+}
+"""
 SUM_Q = "sum_chunks(dq_weight, partial, (size_t)4 * over, chunks, over)"
 SUM_K = "sum_chunks(dk_weight, partial + over, (size_t)4 * over, chunks, over)"
 BACK = [1, 2, 3]
 QK_NORM = {
     "flag_ignored": wrong(ALL, (FORWARD, FORWARD.replace("q_weight", "1"))),
+    "right_plain_loops": wrong([], (NORM_CALL, NORM_LOOPS.replace("EPSILON", "(real)1e-6"))),
+    "no_epsilon": wrong(
+        [0, 1], (NORM_CALL, NORM_LOOPS.replace("EPSILON", "0")), either=[2, 3], says="not added"
+    ),
+    "another_epsilon": wrong(
+        [0, 1],
+        (NORM_CALL, NORM_LOOPS.replace("EPSILON", "(real)1e-5")),
+        either=[2, 3],
+        says="1e-5 is added",
+    ),
     "only_queries": wrong(
         ALL,
         (FORWARD, FORWARD.replace("(q_weight)", "(q_weight && i == 0)")),
@@ -325,6 +350,16 @@ MU_PARAM = {
             "scale_of_whole_numbers": (
                 "if (cfg->mu_param >= MU_FULL) scale = 1 / (cfg->d / cfg->heads);",
                 [1, 3, 4],
+                "",
+            ),
+            "scale_over_its_root": (
+                "if (cfg->mu_param >= MU_FULL) scale /= sqrt(HS);",
+                [1, 3],
+                "",
+            ),
+            "scale_without_the_flag": (
+                "scale = cfg->mu_param >= MU_FULL ? 1 / HS : 1 / sqrt(HS);",
+                [1, 3],
                 "",
             ),
             "scale_always": ("if (cfg->mu_param >= MU_OFF) scale = 1 / HS;", [1, 3, 4], "'full'"),

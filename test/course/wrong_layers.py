@@ -9,8 +9,39 @@ BACK_LOOP = (
     "        size_t first = (size_t)(head / NH) * T, channel = (size_t)(head % NH) * HS;\n"
     "        const real *q = qk + first * 2 * C + channel, *k = q + C;\n" + BACK_V
 )
+# The four loops of the handout in place of a task of blocks, with a helper and arrays on the stack
+BACK_LOOPS = """        for (int i = 0; i < T; i++)
+            for (int c = 0; c < HS; c++)
+                for (int part = 0; part < 3; part++)
+                    dqkv[(first + i) * 3 * C + part * C + channel + c] = 0;
+        for (int i = 0; i < T; i++) {
+            const real *doi = dout + (first + i) * C + channel;
+            const real *oi = out + (first + i) * C + channel;
+            const real *stats = softmax + 2 * ((size_t)head * T + i);
+            real p[T], dp[T], dot = 0;
+            for (int c = 0; c < HS; c++) dot += doi[c] * oi[c];
+            for (int j = 0; j <= i; j++) {
+                real score = 0;
+                dp[j] = 0;
+                for (int c = 0; c < HS; c++) {
+                    score += q[i * 2 * C + c] * k[j * 2 * C + c];
+                    dp[j] += doi[c] * qkv[(first + j) * 3 * C + 2 * C + channel + c];
+                }
+                p[j] = exp(scale * score - stats[0]) * stats[1];
+                real ds = scale * p[j] * (dp[j] - dot), *to = dqkv + first * 3 * C + channel;
+                for (int c = 0; c < HS; c++) {
+                    to[i * 3 * C + c] += ds * k[j * 2 * C + c];
+                    to[j * 3 * C + C + c] += ds * q[i * 2 * C + c];
+                    to[j * 3 * C + 2 * C + c] += p[j] * doi[c];
+                }
+            }
+        }
+        continue;
+"""
 NOT_A_NUMBER = "not a number|not written"
 NORM_DX = "dx[j] = (add ? add[j] : 0) + rstd * (g[j] - mean_g - n[j] * mean_gn);"
+SAMPLE_H = '#include "lib/sample.h"    // sample_text\n'
+HELPERS = "get put model init update attention layernorm products layer some compute".split()
 CHUNKS = "    int chunks = ceil_div(rows, CHUNK);\n"
 CHUNK_LOOP = (
     "    #pragma omp taskloop\n    for (int chunk = 0; chunk < chunks; chunk++) {\n"
@@ -21,6 +52,7 @@ GELU_LOOP = (
     "static void gelu_forward(real *out, real *slope, const real *inp, int rows, int C) {\n"
     "    #pragma omp taskloop\n"
 )
+KAPPA_LOOP = " " * 26 + "int NH, int HS) {\n    #pragma omp taskloop\n"
 SUM_LOOP = (
     "static double sum_squares(const real *x, size_t n, double *sums) {\n"
     "    size_t chunks = (n + SUM_CHUNK - 1) / SUM_CHUNK;\n    double total = 0;\n"
@@ -120,6 +152,10 @@ WRONG = {
             ("transposed(s.p, cols), matrix(doi", "transposed(s.dp, cols), matrix(doi"),
             says="made of ds",
         ),
+        "own_scale": wrong(
+            [2, 3], (BACK_V, "scale = 1 / sqrt((real)HS);\n" + BACK_V), says="the argument"
+        ),
+        "right_plain_loops": wrong([], (BACK_V, BACK_LOOPS + BACK_V)),
         "blocks_overwrite": wrong([2], ("*dk_add = i0 == last ? NULL : dk,", "*dk_add = NULL,")),
         "queries_of_the_product": wrong(
             [0, 1, 2, 3],
@@ -226,6 +262,12 @@ WRONG = {
             ),
             either=[5],
         ),
+        "one_scratch_for_all_chunks": wrong(
+            [3],
+            ("rstd[i], dw + C, C);", "rstd[i], partial + C, C);"),
+            either=[4, 5],
+            says="one scratch",
+        ),
         "last_chunk_left_out": wrong(
             [3, 4],
             (
@@ -233,6 +275,15 @@ WRONG = {
                 CHUNKS.replace("ceil_div(rows, CHUNK)", "rows / CHUNK") + CHUNK_LOOP,
             ),
             either=[5],
+        ),
+        "right_names_of_helpers": wrong(
+            [],
+            (
+                SAMPLE_H,
+                SAMPLE_H
+                + "".join(f"static real {name}(real x) {{ return x; }}\n" for name in HELPERS),
+            ),
+            (NORM_DX, NORM_DX.replace("rstd *", "layernorm(update(rstd)) *")),
         ),
         "right_plain_loops": wrong(
             [],
@@ -247,6 +298,11 @@ WRONG = {
         ),
     },
     "matmul": {
+        "one_buffer_for_all_threads": wrong(
+            [0, 1, 2, 3],
+            ("static _Thread_local real a_block", "static real a_block"),
+            ("static _Thread_local real b_block", "static real b_block"),
+        ),
         "no_add_at_edges": wrong(
             [0, 1, 2, 3],
             ("(add ? add[i * ldc + j] : 0) + sum[i][j / VL][j % VL]", "sum[i][j / VL][j % VL]"),
@@ -365,6 +421,9 @@ WRONG = {
                 GELU_LOOP.replace("taskloop", "taskloop nogroup"),
             ),
             either=[5, 6],
+        ),
+        "nobody_waits_for_kappa": wrong(
+            [4], (KAPPA_LOOP, KAPPA_LOOP.replace("taskloop", "taskloop nogroup"))
         ),
         "one_scratch": wrong(
             [4, 5, 6],
