@@ -172,8 +172,7 @@ inputs; `SEED=n make grade` repeats the one whose grade.json holds the seed n.
         " HS, V vocabulary; rows = B T. [c] is 1 where c holds, else 0."
     ),
     "plots": (
-        "Pictures need matplotlib and seaborn; where they are missing, plot.py says how to install"
-        " them."
+        "plot.py needs matplotlib and seaborn; where they are missing, it says how to install them."
     ),
     "paper": (
         "*Small-scale proxies for large-scale Transformer training instabilities* (Wortsman et al.,"
@@ -236,8 +235,10 @@ train_gpt_cu_emu: train_gpt.cu $(HEADERS) test/cuda/cuda_emu.h
 PYTHON := $(shell python3 -c 'import numpy' 2>/dev/null && echo python3 \\
 	|| echo build/venv/bin/python)
 build/venv/bin/python:
-	python3 -m venv build/venv && build/venv/bin/pip install -q --disable-pip-version-check {numpy}
+	python3 -m venv build/venv
+	build/venv/bin/pip install -q --disable-pip-version-check {numpy}
 
+.DELETE_ON_ERROR: # a build/venv without numpy is made again
 .PHONY: grade clean
 grade: $(filter build/%,$(PYTHON))
 	@$(PYTHON) kit/grade.py .
