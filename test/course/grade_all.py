@@ -117,9 +117,9 @@ def main():
     todo, seed = submissions(folder, files), grade.seed()
     if not todo:
         grade.usage(f"{folder} holds no submission: a folder or a zip file each")
+    jobs, started = whole_number("JOBS", max(1, (os.cpu_count() or 1) // 2)), time.monotonic()
     for path in sorted(set(folder.iterdir()) - {*todo, folder / "grades.csv"}):
         print(f"passed over: {path.name}"[:80])
-    jobs, started = whole_number("JOBS", max(1, (os.cpu_count() or 1) // 2)), time.monotonic()
     results = {}
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(graded, path, sys.argv[2:], files, seed): path for path in todo}

@@ -453,6 +453,13 @@ def test_grade_all(tmp_path):
     wrong = ["expected", "is missing", "cannot be read", "not a plain file", "int x = ;"]
     for name, text in zip(names[1:6], wrong):
         assert seen[name][0] == "0" and text in seen[name][1], seen
+
+
+def test_grade_all_usage(tmp_path):
+    """Wrong words: one line, and no grading."""
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "slides.pdf").write_text("")
+    make = ("make", "-s", "-o", "build/venv/ready", "grade-all", f"DIR={tmp_path}")
     for words, text in (
         ("", "say which exercise it is"),
         ("EXERCISE=nothing", "no exercise 'nothing'"),
