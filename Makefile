@@ -206,11 +206,11 @@ show-%: force
 	@python3 test/course/show.py $*
 
 exercise-%: build/venv/ready force
-	@build/venv/bin/python test/course/exercise.py $* $(if $(DIR),--dir '$(DIR)') \
-		$(if $(CUDA),--cuda) $(if $(VARIANT),--variant '$(VARIANT)')
+	@build/venv/bin/python test/course/exercise.py $* $(if $(DIR),--dir "$$DIR") \
+		$(if $(CUDA),--cuda) $(if $(VARIANT),--variant "$$VARIANT")
 
 answers:
-	@python3 test/course/answers.py $(Q)
+	@python3 test/course/answers.py "$$Q"
 
 # EXERCISE=name: do not believe the folder's own word for it. make passes on HINT, TEST, SEED and
 # JOBS, as all variables of its command line.
@@ -221,7 +221,7 @@ grade-all: build/venv/ready
 
 autograder-%: build/venv/ready force
 	@build/venv/bin/python test/course/autograder.py $* $(if $(CUDA),--cuda) \
-		$(if $(VARIANT),--variant '$(VARIANT)')
+		$(if $(VARIANT),--variant "$$VARIANT")
 
 clean:
 	rm -rf train_gpt train_gpt_cu train_gpt_cu_emu build

@@ -24,7 +24,8 @@ def main():
     every = [shown(n, *one) for n, one in enumerate(questions(), 1)]
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     if wanted and wanted not in map(str, range(1, len(every) + 1)):
-        sys.exit(f"answers: Q={wanted} is not a question; they are 1 to {len(every)}")
+        print(f"answers: Q={wanted} is not a question; they are 1 to {len(every)}", file=sys.stderr)
+        sys.exit(2)
     print("\n".join([every[int(wanted) - 1]] if wanted else every), end="")
 
 

@@ -1,10 +1,10 @@
-"""make autograder-NAME [CUDA=1] [VARIANT=seed] [HINT=n]: build/autograder-NAME.zip, to upload to
-Gradescope as the autograder of a programming assignment. Students hand in the sources that the
-exercise names, or their whole folder."""
+"""make autograder-NAME [CUDA=1] [VARIANT=seed] [HINT=n]: build/autograder-NAME.zip or, of a
+variant, build/autograder-NAME-variant-7.zip, to upload to Gradescope as the autograder of a
+programming assignment. Students hand in the sources that the exercise names, or their whole
+folder."""
 
 import argparse
 import io
-import os
 import pathlib
 import shutil
 import tempfile
@@ -45,19 +45,19 @@ def main():
     parser.add_argument("--variant")
     args = parser.parse_args()
     level = grade.hint_level()
-    name, cuda = grade.exercise(None, [args.name, *["cuda"] * args.cuda])
+    variant = [f"variant={args.variant}"] * (args.variant is not None)
+    name, cuda = grade.exercise(None, [args.name, *["cuda"] * args.cuda, *variant])
     memory = io.BytesIO()
     with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as file:
-        for path, text in content(name, cuda and name != "cuda", args.variant, level).items():
+        for path, text in content(name, cuda, args.variant, level).items():
             entry = zipfile.ZipInfo(path)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (0o100755 if "/" not in path else 0o100644) << 16
             file.writestr(entry, text)
-    out = exercise.ROOT / "build" / f"autograder-{name}.zip"
+    title = "-".join(["autograder", name, *["cuda"] * cuda, *variant])
+    out = exercise.ROOT / "build" / f"{title.replace('=', '-')}.zip"
     out.parent.mkdir(exist_ok=True)
-    part = out.with_name(f"{out.name}.{os.getpid()}")
-    part.write_bytes(memory.getvalue())
-    part.replace(out)
+    grade.save(out, memory.getvalue())
     files = " and ".join(grade.handed_in(name, cuda))
     print(f"{out.relative_to(exercise.ROOT)}: upload it to Gradescope; students hand in {files}")
 

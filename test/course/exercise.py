@@ -266,11 +266,6 @@ clean:
 """
 
 
-def check_empty(folder):
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        sys.exit(f"exercise: {folder} is there and not empty; name another with DIR=")
-
-
 def makefile_head():
     """The project's Makefile down to the flags of the compiler."""
     makefile = show.read("Makefile")
@@ -279,8 +274,8 @@ def makefile_head():
 
 
 def write_sheet(name, folder):
-    """A handout with the whole sources, in which nothing is missing."""
-    check_empty(folder)
+    """A handout with the whole sources, in which nothing is missing. The folder must be empty, or
+    not there."""
     (folder / "kit").mkdir(parents=True)
     (folder / "kit" / "exercise").write_text(name + "\n")
     for file in SOURCES:
@@ -292,14 +287,14 @@ def write_sheet(name, folder):
 
 
 def write(name, folder, cuda=False, variant=None):
-    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
-        sys.exit(f"exercise: VARIANT={variant} is not a seed; give a number or a word: VARIANT=7")
+    """The folder of an exercise. It must be empty, or not there."""
+    if variant is not None and not re.fullmatch(variants.SEED, variant):
+        grade.usage(f"VARIANT={variant} is not a seed; give a number or a word: VARIANT=7")
     if variant and cuda:
-        sys.exit("exercise: variants have no lines in train_gpt.cu; leave CUDA=1 or VARIANT out")
+        grade.usage("variants have no lines in train_gpt.cu; leave CUDA=1 or VARIANT out")
     changed = sources(name, cuda, variant)
     if cuda and "train_gpt.cu" not in changed:
-        sys.exit(f"exercise: {name} has no lines in train_gpt.cu; leave CUDA=1 out")
-    check_empty(folder)
+        grade.usage(f"{name} has no lines in train_gpt.cu; leave CUDA=1 out")
     kit, needs_cuda = folder / "kit", "train_gpt.cu" in changed
     kit.mkdir(parents=True)
     for file in SOURCES:
@@ -338,28 +333,31 @@ def main():
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--variant")
     args = parser.parse_args()
-    if args.name in grade.SHEETS:
-        if args.cuda or args.variant:
-            sys.exit(f"exercise: {args.name} has no lines to write; leave CUDA=1 and VARIANT out")
-        folder = write_sheet(args.name, pathlib.Path(args.dir or f"exercise-{args.name}"))
-        print(f"{folder}: hand it out; its README.md says what to do. No program grades it.")
-        return
-    if args.name not in EXERCISES:
+    folder, sheet = pathlib.Path(args.dir or f"exercise-{args.name}"), args.name in grade.SHEETS
+    if sheet and (args.cuda or args.variant):
+        grade.usage(f"{args.name} has no lines to write; leave CUDA=1 and VARIANT out")
+    if not sheet and args.name not in EXERCISES:
         sizes = " (it has no flagged lines)" if args.name in show.FORMULA else ""
-        sys.exit(
-            f"exercise: there is none on '{args.name}'{sizes}; there are:"
+        grade.usage(
+            f"there is none on '{args.name}'{sizes}; there are:"
             f" {' '.join([*EXERCISES, *grade.SHEETS])}"
         )
-    folder = write(
-        args.name,
-        pathlib.Path(args.dir or f"exercise-{args.name}"),
-        args.cuda and args.name != "cuda",
-        args.variant,
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        grade.usage(f"{folder} is there and not empty; name another with DIR=")
+    try:
+        if sheet:
+            write_sheet(args.name, folder)
+        else:
+            write(args.name, folder, args.cuda and args.name != "cuda", args.variant)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)  # half of an exercise is of no use
+        sys.exit(f"exercise: {folder} cannot be written: {error.strerror}")
+    then = (
+        "No program grades it."
+        if sheet
+        else f"Grade it with:\nmake grade DIR={shlex.quote(str(folder))}"
     )
-    print(
-        f"{folder}: hand it out; its README.md says what to do. Grade it with:\n"
-        f"make grade DIR={shlex.quote(str(folder))}"
-    )
+    print(f"{folder}: hand it out; its README.md says what to do. {then}")
 
 
 if __name__ == "__main__":

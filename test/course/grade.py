@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import sys
@@ -168,8 +169,21 @@ def report(result, level):
 
 
 def usage(message):
-    print(f"grade: {message}", file=sys.stderr)
+    """Ends make grade, make grade-all, make exercise-NAME or make autograder-NAME."""
+    command = pathlib.Path(sys.argv[0]).stem.replace("_", "-")
+    print(f"{command}: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def save(path, content):
+    """Writes a whole file, or leaves the older one as it is."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        sys.exit(f"grade: {path} cannot be written: {error.strerror}")
 
 
 def hint_level():
@@ -185,18 +199,23 @@ def exercise(folder, arguments):
     words = arguments
     if not words:
         try:
-            words = (folder / "kit" / "exercise").read_text().split()
+            words = (folder / "kit" / "exercise").read_text(errors="replace").split()
         except OSError:
-            usage(
-                f"{folder} is not the folder of an exercise: it has no kit/exercise; give one (make"
-                " grade DIR=FOLDER), or say which exercise it is (EXERCISE=qk_norm)"
-            )
+            pass  # says so below
+    if not words:
+        usage(
+            f"{folder} is not the folder of an exercise: kit/exercise names none; give one (make"
+            " grade DIR=FOLDER), or say which exercise it is (EXERCISE=qk_norm)"
+        )
     if words[0] in SHEETS:
         usage(f"no program grades '{words[0]}'; its README.md says what to hand in")
     if words[0] not in EXERCISES:
         usage(f"no exercise '{words[0]}'; there are: {' '.join(EXERCISES)}")
+    for word in words[1:]:
+        if word != "cuda" and not re.fullmatch(f"variant={variants.SEED}", word):
+            usage(f"'{word}' says nothing about an exercise; 'cuda' and 'variant=7' do")
     variants.use(words[0], words[1:])
-    return words[0], "cuda" in words[1:]
+    return words[0], "cuda" in words[1:] and words[0] != "cuda"
 
 
 def seed():
@@ -214,6 +233,8 @@ def show_progress(text):
 
 def main():
     folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ".")
+    if not folder.is_dir():
+        usage(f"DIR={folder} is not a folder; give that of a student: make grade DIR=FOLDER")
     level, wanted = hint_level(), os.environ.get("TEST")
     name, cuda = exercise(folder, sys.argv[2:])
     of = tests(name, cuda)
@@ -221,15 +242,16 @@ def main():
     if wanted and not only:
         titles = "".join(f"\n  {i}  {test[1]}" for i, test in enumerate(of, 1))
         usage(f"TEST={wanted}: no test has this number or text; there are:{titles}")
-    result = grade(folder, name, seed(), cuda, only, show_progress)
+    try:
+        result = grade(folder, name, seed(), cuda, only, show_progress)
+    except KeyboardInterrupt:
+        sys.exit("\ngrade: interrupted; grade.json is as it was")
     show_progress("")
     print("\n".join(report(result, level)))
     if only:
         print(f"{len(only)} of {len(of)} tests: grade.json is not written")
         return
-    part = folder / f"grade.json.{os.getpid()}"
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    part.replace(folder / "grade.json")
+    save(folder / "grade.json", json.dumps(result, indent=1).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -90,12 +90,26 @@ def whole_number(name, default):
     return int(text)
 
 
+def check_table(path):
+    """Before the hour of gradings: whether their table can be written, and replaces only one of
+    this program's."""
+    if path.exists():
+        with path.open(errors="replace") as file:
+            if not file.readline().startswith("name,score,"):
+                grade.usage(f"{path} is not a table of this program's; move it away")
+    if not os.access(path.parent, os.W_OK):
+        grade.usage(f"{path} cannot be written: no permission for that folder")
+
+
 def main():
-    folder = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    if not folder or not folder.is_dir():
+    given = sys.argv[1] if len(sys.argv) > 1 else ""
+    folder = pathlib.Path(given)
+    if not given or not folder.is_dir():
         grade.usage(
-            "give the folder of all submissions: make grade-all DIR=submissions EXERCISE=eps"
+            f"DIR={given} is not a folder; give that of all submissions: make grade-all"
+            " DIR=submissions EXERCISE=eps"
         )
+    check_table(folder / "grades.csv")
     if not sys.argv[2:]:
         grade.usage("say which exercise it is: EXERCISE=qk_norm, or EXERCISE='qk_norm cuda'")
     name, cuda = grade.exercise(folder, sys.argv[2:])
@@ -104,6 +118,8 @@ def main():
     if not todo:
         grade.usage(f"{folder} holds no submission: a folder or a zip file each")
     jobs, started = whole_number("JOBS", max(1, (os.cpu_count() or 1) // 2)), time.monotonic()
+    for path in sorted(set(folder.iterdir()) - {*todo, folder / "grades.csv"}):
+        print(f"passed over: {path.name}"[:80])
     results = {}
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(graded, path, sys.argv[2:], files, seed): path for path in todo}
@@ -122,9 +138,7 @@ def main():
     table = csv.writer(text)
     table.writerow(["name", "score", *titles, "verdict", "seconds"])
     table.writerows(row(path, results[path], titles) for path in todo)
-    part = folder / f".grades.csv.{os.getpid()}"
-    part.write_text(text.getvalue())
-    part.replace(folder / "grades.csv")
+    grade.save(folder / "grades.csv", text.getvalue().encode())
     mean = sum(result.get("score", 0) for result in results.values()) / len(todo)
     print(f"{len(todo)} submissions, {mean:.1f} points on average; SEED={seed} repeats the inputs")
     print(folder / "grades.csv")

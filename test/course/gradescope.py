@@ -45,10 +45,8 @@ def main():
     found = [path for file in files for path in submission.rglob(file)]
     result = grade.grade(nearest(found, submission), name, grade.seed(), cuda)
     text = json.dumps(results(result, int((KIT / "hint").read_text())), indent=1) + "\n"
-    part = root / "results" / "results.json.part"
-    part.parent.mkdir(exist_ok=True)
-    part.write_text(text)
-    part.replace(part.with_suffix(""))
+    (root / "results").mkdir(exist_ok=True)
+    grade.save(root / "results" / "results.json", text.encode())
 
 
 if __name__ == "__main__":

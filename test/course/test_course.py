@@ -8,6 +8,8 @@ import itertools
 import json
 import os
 import re
+import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -380,8 +382,30 @@ def test_exercise(name, tmp_path):
                 ), lines
     kit = {path.name for path in (folder / "kit").iterdir()}
     assert not kit & {"train_gpt.c", "train_gpt.cu", *changed, "exercise.py"}
-    again = run(sys.executable, TEST / "course" / "exercise.py", name, "--dir", folder)
-    assert again.returncode and "not empty" in again.stderr
+
+
+def test_exercise_folder(tmp_path):
+    """Any name of a folder will do; one that is taken, or cannot be made, is left as it is."""
+    make = ("make", "-s", "-o", "build/venv/ready")
+    folder = tmp_path / "a teacher's"
+    out = run(*make, "exercise-eps", f"DIR={folder}", "VARIANT=3", cwd=ROOT)
+    assert not out.returncode and (folder / "kit" / "exercise").read_text() == "eps variant=3\n"
+    assert f"grade DIR={shlex.quote(str(folder))}" in out.stdout
+    file = tmp_path / "file"
+    file.write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
+    for where, text, status, limit in (
+        (folder, "is there and not empty; name another with DIR=", 2, None),
+        (file, "is there and not empty; name another with DIR=", 2, None),
+        (file / "x", "cannot be written: Not a directory", 1, None),
+        (tmp_path / "half", "cannot be written: File too large", 1, full),
+    ):
+        for name in "eps", "stability":
+            command = (sys.executable, TEST / "course" / "exercise.py", name, "--dir", where)
+            out = run(*command, preexec_fn=limit)
+            assert out.returncode == status and out.stderr == f"exercise: {where} {text}\n"
+    assert sorted(tmp_path.rglob("*")) == before and file.read_text() == "mine"
 
 
 def test_make(tmp_path):

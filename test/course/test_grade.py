@@ -143,6 +143,44 @@ def test_quoted(tmp_path):
 # ---- hints, single tests, progress
 
 
+@pytest.fixture
+def open_place():
+    """A folder from which any user can run programs."""
+    with tempfile.TemporaryDirectory() as place:
+        place = pathlib.Path(place)
+        place.chmod(0o755)
+        yield place
+
+
+def waiting(where):
+    """The folder of a program that never ends."""
+    folder = student_folder(where, "eps", "solution")
+    with open(folder / "train_gpt.c", "a") as file:
+        file.write("__attribute__((constructor)) static void first(void) { pause(); }\n")
+    return folder
+
+
+def interrupt(command, place, programs):
+    """Ctrl-C once this many of the students' programs run. Nothing of theirs is left in the process
+    table; returns what the command says on standard error."""
+    env = {**os.environ, "TMPDIR": str(place), "JOBS": "2", "HINT": "", "TEST": "", "SEED": "1"}
+    child = subprocess.Popen(
+        command, env=env, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    running = lambda: len(
+        re.findall(f"{place}/grade-.*/double ", run("ps", "-A", "-o", "args").stdout)
+    )
+    deadline = time.monotonic() + 120
+    while running() < programs and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(child.pid, signal.SIGINT)
+    err = child.communicate(timeout=60)[1]
+    assert child.returncode
+    left = run("ps", "-A", "-o", "args").stdout
+    assert str(place) not in left and not [*place.glob("grade-*")], left
+    return err
+
+
 def test_hints(tmp_path):
     """Each level says more; the last line names the next that does."""
     folder = student_folder(tmp_path / "x", "eps", "untouched")
@@ -182,21 +220,58 @@ def test_one_test(tmp_path):
         (dict(TEST="nothing"), "TEST=nothing: no test has this number or text; there are: 1 value"),
         (dict(TEST="4"), "TEST=4: no test"),
         (dict(SEED="x"), "SEED=x: a whole number"),
+        (dict(EXERCISE="nothing"), "no exercise 'nothing'; there are: qk_norm"),
+        (dict(EXERCISE="eps vairant=7"), "'vairant=7' says nothing about an exercise"),
+        (dict(EXERCISE="stability"), "no program grades 'stability'"),
+        (dict(DIR="/nowhere", EXERCISE="eps"), "DIR=/nowhere is not a folder"),
+        (dict(DIR="/dev/null"), "DIR=/dev/null is not a folder"),
+        (dict(DIR="/dev"), "/dev is not the folder of an exercise"),
     ],
     ids=str,
 )
 def test_usage(environment, text, tmp_path):
-    """The project's make and the folder's refuse these with one message."""
+    """The project's make refuses these with one message, and so does the folder's if it knows the
+    variable."""
     folder = student_folder(tmp_path / "x", "eps", "untouched")
+    (folder / "kit" / "exercise").write_text("eps\n")
     words = [f"{name}={value}" for name, value in environment.items()]
     path = {**os.environ, "PATH": os.path.dirname(sys.executable) + ":" + os.environ["PATH"]}
     for command, where in (
         (("make", "-s", "grade"), folder),
         (("make", "-s", "-o", "build/venv/ready", "grade", f"DIR={folder}"), ROOT),
-    ):
+    )["EXERCISE" in environment or "DIR" in environment :]:
         out = run(*command, *words, cwd=where, env=path)
         assert out.returncode == 2 and text in " ".join(out.stderr.split()), out.stderr
         assert not out.stdout and not (folder / "grade.json").exists()
+
+
+def test_no_name(tmp_path):
+    """A kit whose exercise has no name in it."""
+    (tmp_path / "kit").mkdir()
+    (tmp_path / "kit" / "exercise").write_text("")
+    out = says(tmp_path)
+    assert out.returncode == 2 and "kit/exercise names none" in out.text, out.text
+
+
+def test_save(tmp_path):
+    """A file is replaced at once; where it cannot be, one line says so, and nothing is left."""
+    (tmp_path / "a").write_text("old")
+    grade.save(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    (tmp_path / "b").mkdir()
+    for path in tmp_path / "b", tmp_path / "c" / "d":
+        with pytest.raises(SystemExit, match="cannot be written"):
+            grade.save(path, b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_interrupted(open_place):
+    """Ctrl-C leaves the older grade.json as it was, and no program."""
+    folder = waiting(open_place / "x")
+    (folder / "grade.json").write_text("old")
+    err = interrupt([sys.executable, COURSE / "grade.py", folder], open_place, 1)
+    assert err == "\ngrade: interrupted; grade.json is as it was\n"
+    assert (folder / "grade.json").read_text() == "old"
 
 
 def test_progress(tmp_path):
@@ -232,15 +307,6 @@ def test_width(name):
 
 
 # ---- threads in the sandbox
-
-
-@pytest.fixture
-def open_place():
-    """A folder from which any user can run programs."""
-    with tempfile.TemporaryDirectory() as place:
-        place = pathlib.Path(place)
-        place.chmod(0o755)
-        yield place
 
 
 def test_sandbox_threads(open_place):
@@ -313,6 +379,25 @@ def test_autograder(archive, tmp_path):
     assert seen["output"] == "train_gpt.c is missing: hand in train_gpt.c"
 
 
+def test_autograder_words():
+    """A variant has a zip beside the standard one; wrong words make none."""
+    make = ("make", "-s", "-o", "build/venv/ready")
+    out = run(*make, "autograder-eps", "VARIANT=7", cwd=ROOT)
+    assert out.stdout.startswith("build/autograder-eps-variant-7.zip: "), out.stderr
+    with zipfile.ZipFile(ROOT / "build" / "autograder-eps-variant-7.zip") as file:
+        assert file.read("kit/exercise") == b"eps variant=7\n"
+        assert file.read("kit/hint") == b"0\n"
+    assert "hand in train_gpt.cu\n" in run(*make, "autograder-cuda", "CUDA=1", cwd=ROOT).stdout
+    for words, text in (
+        (("autograder-stability",), "no program grades 'stability'"),
+        (("autograder-eps", "VARIANT=a b"), "'variant=a b' says nothing about an exercise"),
+        (("autograder-matmul", "CUDA=1"), "matmul has no lines in train_gpt.cu"),
+    ):
+        out = run(*make, *words, cwd=ROOT)
+        assert out.returncode and f"autograder: {text}" in out.stderr, out.stderr
+    assert not (ROOT / "build" / "autograder-matmul-cuda.zip").exists()
+
+
 def test_nearest():
     """The folder with the most of the files; of several, the one nearest to the top."""
     paths = [pathlib.Path(p) for p in ("gpt.h", "a/gpt.h", "a/train_gpt.c", "a/b/train_gpt.c")]
@@ -348,8 +433,13 @@ def test_grade_all(tmp_path):
         file.writestr("x/kit/driver.c", "#error\n")
     make = ("make", "-s", "-o", "build/venv/ready", "grade-all", f"DIR={folder}")
     before = sorted(folder.rglob("*"))
+    refused = run(*make, "EXERCISE=eps", cwd=ROOT)
+    assert refused.returncode and "grades.csv is not a table of this program's" in refused.stderr
+    assert (folder / "grades.csv").read_text() == "old"
+    (folder / "grades.csv").write_text("name,score,old")
     out = run(*make, "EXERCISE=eps", "JOBS=2", "SEED=5", "TEST=1", cwd=ROOT)
     assert not out.returncode, out.stderr
+    assert out.stdout.startswith("passed over: slides.pdf\n1 of 7")
     assert "7 of 7: " in out.stdout and "s left)" in out.stdout and "SEED=5" in out.stdout
     assert all(len(line) <= 80 for line in out.stdout.splitlines()[:-1])
     assert sorted(folder.rglob("*")) == before, "a file was left"
@@ -363,28 +453,31 @@ def test_grade_all(tmp_path):
     wrong = ["expected", "is missing", "cannot be read", "not a plain file", "int x = ;"]
     for name, text in zip(names[1:6], wrong):
         assert seen[name][0] == "0" and text in seen[name][1], seen
-    for words in ([], ["EXERCISE=nothing"], ["EXERCISE=eps", "JOBS=0"], ["EXERCISE=eps", "DIR=/x"]):
-        out = run(*make, *words, cwd=ROOT)
-        assert out.returncode and "grade: " in out.stderr and not out.stdout, out.stderr
+
+
+def test_grade_all_usage(tmp_path):
+    """Wrong words: one line, and no grading."""
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "slides.pdf").write_text("")
+    make = ("make", "-s", "-o", "build/venv/ready", "grade-all", f"DIR={tmp_path}")
+    for words, text in (
+        ("", "say which exercise it is"),
+        ("EXERCISE=nothing", "no exercise 'nothing'"),
+        ("EXERCISE=eps JOBS=0", "JOBS=0: a whole number from 1 on"),
+        ("EXERCISE=eps JOBS=x", "JOBS=x: a whole number"),
+        ("EXERCISE=eps DIR=/x", "DIR=/x is not a folder"),
+        ("EXERCISE=eps DIR=", "DIR= is not a folder"),
+        ("EXERCISE=eps DIR=figures/gpu", "figures/gpu holds no submission"),
+    ):
+        out = run(*make, *words.split(), cwd=ROOT)
+        assert out.returncode and f"grade-all: {text}" in out.stderr and not out.stdout, out.stderr
 
 
 def test_grade_all_interrupted(open_place):
     """Ctrl-C leaves the older table as it was, and no process."""
     for name in "abc":
-        folder = student_folder(open_place / "all" / name, "eps", "solution")
-        with open(folder / "train_gpt.c", "a") as file:
-            file.write("__attribute__((constructor)) static void first(void) { pause(); }\n")
-    (open_place / "all" / "grades.csv").write_text("old")
+        waiting(open_place / "all" / name)
+    (open_place / "all" / "grades.csv").write_text("name,score,old")
     command = [sys.executable, COURSE / "grade_all.py", open_place / "all", "eps"]
-    env = {**os.environ, "TMPDIR": str(open_place), "JOBS": "2"}
-    child = subprocess.Popen(command, env=env, start_new_session=True)
-    programs = lambda: [p for p in open_place.glob("grade-*/double") if p.stat().st_mode & 0o100]
-    deadline = time.monotonic() + 60
-    while len(programs()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(0.5)  # they run
-    os.killpg(child.pid, signal.SIGINT)
-    assert child.wait(20)
-    assert (open_place / "all" / "grades.csv").read_text() == "old"
-    left = run("ps", "-A", "-o", "args").stdout
-    assert str(open_place) not in left, left
+    assert "grade: interrupted" in interrupt(command, open_place, 2)
+    assert (open_place / "all" / "grades.csv").read_text() == "name,score,old"

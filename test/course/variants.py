@@ -10,6 +10,7 @@ import textwrap
 
 import reference
 
+SEED = r"[\w-]+"  # what a seed may be
 # exercise: (the number's name in reference.py, the values that a seed draws from, the cuts of a
 # file whose comments say it, the sentence)
 NUMBERS = {
