@@ -28,8 +28,13 @@
 # make mirror       train_gpt.c beside train_gpt.cu, section by section, and how much of the second
 #                   stands in the first; ARGS=-q for the figures only
 # make exercise-qk_norm DIR=folder CUDA=1    an exercise to hand out, without those lines (DIR and
-#                   CUDA if wanted)
-# make grade DIR=folder                      grades it, by the tests that are here
+#                   CUDA if wanted); VARIANT=7: with other names and another number
+# make answers      the answers to the readers' questions; Q=3: one of them
+# make grade DIR=folder                      grades it, by the tests that are here; HINT=1, 2 or 3
+#                   says more, TEST=name or number runs only those tests
+# make grade-all DIR=folder EXERCISE=qk_norm  grades each submission in a folder, JOBS=2 at a time,
+#                   and writes folder/grades.csv
+# make autograder-qk_norm   build/autograder-qk_norm.zip, for Gradescope; HINT=1, 2 or 3: its hints
 # make fuzz         libFuzzer on every reader of bytes from outside, FUZZ_SECONDS=60 each; needs
 #                   clang
 # make lint         ruff, clang-tidy, cppcheck, gcc's analyzer, valgrind and shellcheck, and no line
@@ -111,8 +116,8 @@ build/venv/ready build/page_venv/ready: | build
 	$(@D)/bin/pip install -q --disable-pip-version-check -r $<
 	touch $@
 
-.PHONY: show mirror grade test test_gpu coverage mutate golden survive endurance bench bench_gpu
-.PHONY: sass figures fuzz lint clean force setup page test_page bench_page browser
+.PHONY: show mirror answers grade grade-all test test_gpu coverage mutate golden survive endurance
+.PHONY: bench bench_gpu sass figures fuzz lint clean force setup page test_page bench_page browser
 .NOTPARALLEL:    # setup comes first in a rule: it installs what the rest needs
 
 # The programs that the tests need; make -o setup test does not look for them.
@@ -219,11 +224,22 @@ show-%: force
 	@python3 test/course/show.py $*
 
 exercise-%: build/venv/ready force
-	@build/venv/bin/python test/course/exercise.py $* $(if $(DIR),--dir '$(DIR)') $(if $(CUDA),--cuda)
+	@build/venv/bin/python test/course/exercise.py $* $(if $(DIR),--dir '$(DIR)') \
+		$(if $(CUDA),--cuda) $(if $(VARIANT),--variant '$(VARIANT)')
 
-# EXERCISE=name: do not believe the folder's own word for it
+answers:
+	@python3 test/course/answers.py $(Q)
+
+# EXERCISE=name: do not believe the folder's own word for it. make passes on HINT, TEST, SEED and
+# JOBS, as all variables of its command line.
 grade: build/venv/ready
-	@build/venv/bin/python test/course/grade.py '$(or $(DIR),.)' $(EXERCISE)
+	@build/venv/bin/python test/course/grade.py "$${DIR:-.}" $(EXERCISE)
+grade-all: build/venv/ready
+	@build/venv/bin/python test/course/grade_all.py "$$DIR" $(EXERCISE)
+
+autograder-%: build/venv/ready force
+	@build/venv/bin/python test/course/autograder.py $* $(if $(CUDA),--cuda) \
+		$(if $(VARIANT),--variant '$(VARIANT)')
 
 clean:
 	rm -rf train_gpt train_gpt_cu train_gpt_cu_emu build

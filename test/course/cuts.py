@@ -4,7 +4,7 @@ place of each cut and says what to compute; where the rest would not compile, a 
 # cut: {file: [(comment, stub), ...]}, one for each flagged chunk in the order of the file; a chunk
 # counts if its flag is in `flags` (default: the exercise's name).
 # functions: {file: {name: (comment, stub of the body)}}. remove: {file: names of the solution's
-# helpers}.
+# helpers}. pragmas: {file: (name, comment)}: the OpenMP tasks in all functions.
 EXERCISES = {
     "qk_norm": dict(
         cut={
@@ -207,9 +207,9 @@ EXERCISES = {
             "train_gpt.cu": [
                 (
                     (
-                        "norm is the norm of all gradients together, and"
-                        " results->grad_scale multiplies each gradient. Where k->clip is not 0 and"
-                        " norm is larger, choose it so that the norm becomes k->clip."
+                        "norm is the norm of all gradients together, and each gradient is"
+                        " multiplied by clip_scale. Where o->clip is not 0 and norm is larger,"
+                        " choose clip_scale so that the norm becomes o->clip."
                     ),
                     "(void)norm;",
                 )
@@ -232,7 +232,8 @@ EXERCISES = {
                         " softmax (the sum over j of p_ij dp_ij is dout_i out_i: why?); dq and dk."
                         " Four loops for each head are enough. For speed, use multiply() on blocks"
                         " of at most QB queries; scratch holds attention_scratch_size reals for"
-                        " each thread. relu2, of -attention relu2, is 0 here."
+                        " each thread, and attention_scratch finds this thread's. Heads may be"
+                        " tasks of `omp taskloop`. relu2, of -attention relu2, is 0 here."
                     ),
                     (
                         "(void)dout, (void)out, (void)softmax, (void)qk, (void)qkv, (void)scale,"
@@ -252,7 +253,10 @@ EXERCISES = {
                         " rows of out and add; add may be NULL, which adds nothing, or out. Element"
                         " (i,j) of a is at a.data[i * a.row + j * a.col]: a and b may be"
                         " transposed. The loops below are right and slow: make them ten times"
-                        " faster, on one thread, for any M, N, K from 1 on. Ideas: run along rows"
+                        " faster, on one thread, for any M, N, K from 1 on. Tasks on several"
+                        " threads call it for parts of out, as many as there are threads: so each"
+                        " needs memory to itself (_Thread_local), and the order of an element's sum"
+                        " must not depend on M or N. Ideas: run along rows"
                         " in the innermost loop; keep a tile of sums, MR x NR, in vector registers"
                         " while k runs (a `vector` holds VL reals); copy blocks of b and a to"
                         " memory in the order in which the loops read them."
@@ -271,6 +275,60 @@ EXERCISES = {
             }
         },
         remove={"train_gpt.c": ("KC", "tile", "pack", "flip")},
+    ),
+    "layernorm": dict(
+        functions={
+            "train_gpt.c": {
+                "layernorm_row_backward": (
+                    (
+                        "The gradients of one row of LayerNorm, out = weight * n with n = (x -"
+                        " mean) * rstd, from dout, that of out; dx, add, dout, x, weight, dweight"
+                        " (C). Write add + the gradient of x to dx. mean and rstd depend on every"
+                        " x of the row too. Add the gradient of weight to dweight. add may be NULL,"
+                        " which adds nothing, or dx; dx may be dout. scratch (2,C) is yours."
+                    ),
+                    (
+                        "(void)dx, (void)add, (void)dweight, (void)dout, (void)x, (void)weight,\n"
+                        "(void)mean, (void)rstd, (void)scratch, (void)C;"
+                    ),
+                ),
+                "residual_layernorm_backward": (
+                    (
+                        "All rows: add to dx (rows,C) the gradient that reaches x (rows,C) through"
+                        " its LayerNorm, from dout (rows,C); set dweight (C). mean, rstd (rows)."
+                        " All rows share dweight. So that threads can share the rows, the rows of a"
+                        " chunk (CHUNK of them, the last perhaps fewer) add to a dweight that is"
+                        " the chunk's alone, in partial (chunks,3,C), whose other 2 C are scratch;"
+                        " then sum_chunks adds these. partial holds anything. A chunk may be a task"
+                        " of `omp taskloop`."
+                    ),
+                    (
+                        "(void)dx, (void)dout, (void)x, (void)weight, (void)mean, (void)rstd,\n"
+                        "(void)partial, (void)rows;\n"
+                        "memset(dweight, 0, (size_t)C * sizeof(real));"
+                    ),
+                ),
+            }
+        },
+    ),
+    "parallel": dict(
+        pragmas={"train_gpt.c": ("parallel", "TO WRITE: tasks of this loop, or the wait for them")},
+        functions={
+            "train_gpt.c": {
+                "embedding_backward": (
+                    (
+                        "Two positions may hold the same token. Which loop can be cut into tasks,"
+                        " so that no two add to the same number, and each sum keeps its order?"
+                    ),
+                    (
+                        "memset(dwte, 0, (size_t)V * C * sizeof(real));\n"
+                        "for (int i = 0; i < rows; i++)\n"
+                        "    for (int c = 0; c < C; c++)\n"
+                        "        dwte[(size_t)tokens[i] * C + c] += dout[(size_t)i * C + c];"
+                    ),
+                )
+            }
+        },
     ),
     "cuda": dict(
         functions={
@@ -299,7 +357,10 @@ EXERCISES = {
                         " (part * blockDim.x + threadIdx.x) * W on, for part < PARTS, where these"
                         " are below C. row_sum sums over a row's threads and waits for the whole"
                         " block, so every thread of the block must call it. The last block may have"
-                        " rows to spare. Normalise rounded(x), which memory holds."
+                        " rows to spare. Normalise rounded(x), which memory holds, and write it to"
+                        " x where branch is not NULL. lib/gpu.h has load, store and row_sum;"
+                        " shuffles, atomics and rsqrtf work on the stand-in too. Until the three"
+                        " kernels are written the program prints nan."
                     ),
                     (
                         "(void)out, (void)x, (void)mean, (void)rstd, (void)inp;\n"

@@ -2,12 +2,58 @@
 // train_gpt. It reads its inputs from stdin and writes its answers to FD, both as doubles. grade.py
 // draws new inputs each time and computes the right answers after this program has ended.
 
+#define _GNU_SOURCE    // for RTLD_NEXT
+#include <dlfcn.h>
+
+// gpt_layout rounds the size of each array of the model up to whole cache lines, with ceil. In
+// this program ceil also notes the size and adds room for guards, while gpt_init runs.
+#include <tgmath.h>
+static double noted_ceil(double lines);
+#undef ceil
+#define ceil(x) noted_ceil(x)
+#include "lib/base.h"
+
+// Attention may believe that it runs on this thread, to show whose scratch it uses.
+static int pretended = -1;
+static int thread_number(void) { return pretended < 0 ? omp_get_thread_num() : pretended; }
+#define omp_get_thread_num thread_number
+
 // static, so that the compiler drops main and everything that only main calls
 #define main static __attribute__((unused)) train_gpt_main
 #include "train_gpt.c"
 #undef main
+#undef ceil
+#include "guards.h"
 
 static FILE *answers;
+
+enum { ROOM = 2 * GUARD / CACHE_LINE };              // cache lines between two arrays
+static double noted[2 * MOST_GUARDED];               // cache lines of each array, perhaps not whole
+static int num_noted;
+static bool noting;
+
+static double noted_ceil(double lines) {
+    if (!noting) return ceil(lines);
+    if (num_noted == 2 * MOST_GUARDED) die(FAILED, "driver: more than %d arrays", num_noted);
+    noted[num_noted++] = lines;
+    return ceil(lines) + ROOM;
+}
+
+// As gpt_init, with guards round the model's arrays. Those that a step computes are all NaN first.
+static void guarded_init(GPT *g, const Config *cfg) {
+    noting = true;
+    gpt_init(g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    noting = false;
+    char *at = (char *)g->memory + (CACHE_LINE - (uintptr_t)g->memory % CACHE_LINE);
+    for (int i = num_noted / 2; i < num_noted; i++) {    // gpt_init calls gpt_layout twice
+        size_t size = (size_t)(noted[i] * CACHE_LINE);
+        if ((real *)at > g->sine) guard_fill(at, size);
+        guard(NULL, at, size, at == (char *)g->params ? 0 : GUARD, GUARD);
+        at += ((size_t)ceil(noted[i]) + ROOM + 1) * CACHE_LINE;
+    }
+    if (num_noted && at != (char *)g->memory + (size_t)g->bytes)
+        die(FAILED, "driver: the arrays of the model are not where gpt_layout places them");
+}
 
 // many at a time, so that a measured time is not the time of reading and writing
 static double some_numbers[4096];
@@ -31,7 +77,9 @@ static void put(const real *x, size_t n) {
 
 static void put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
 
-static real *some(size_t n) { return (real *)allocate(n, sizeof(real)); }
+static real *some(const char *name, size_t n) {
+    return (real *)guarded_memory(name, n * sizeof(real));
+}
 
 static void get_tokens(int *tokens, int n, int V) {
     for (int i = 0; i < n; i++) {
@@ -41,29 +89,48 @@ static void get_tokens(int *tokens, int n, int V) {
     }
 }
 
+// The columns of log.csv that a step measures, in their order, without those of absent tensors
+static void put_log(const GPT *g, const Stats *stats) {
+    const double *groups[3] = {stats->grad_rms, stats->param_rms, stats->update_rms};
+    put_one(stats->val_loss);
+    put_one(stats->mean_logit);
+    for (int i = 0; i < NUM_BY_LAYER; i++)
+        for (int l = 0; l < g->cfg.layers; l++) put_one(stats->by_layer[i][l]);
+    for (int i = 0; i < NUM_ACTIVATIONS; i++) put_one(stats->act_rms[i]);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < NUM_KINDS; k++)
+            if (g->table[k].copies) put_one(groups[i][k]);
+}
+
 // model: weights, then for COUNT steps a batch; answers all results of every step. train: the same,
 // but answers the last weights only.
 static void model(const Config *cfg, int steps, int every) {
     GPT g;
     int V = cfg->vocab, B = cfg->batch, T = cfg->T;
-    gpt_init(&g, cfg, V, B, T);
-    size_t N = g.num_parameters;
-    int *inputs = (int *)allocate((size_t)(B * T), sizeof(int));
-    int *targets = (int *)allocate((size_t)(B * T), sizeof(int));
+    guarded_init(&g, cfg);
+    size_t N = g.num_parameters, rows = (size_t)(B * T);
+    int *inputs = (int *)guarded_memory("the batch's inputs", rows * sizeof(int));
+    int *targets = (int *)guarded_memory("the batch's targets", rows * sizeof(int));
     get(g.params, N);
+    if (every) guard_fill(g.grads, N * sizeof(real));
     for (int step = 1; step <= steps; step++) {
         double log_z;
         static Stats stats;
         get_tokens(inputs, B * T, V);
         get_tokens(targets, B * T, V);
+        if (every) {                                 // as validation measures it
+            gpt_forward(&g, inputs, B, T, 0);
+            stats.val_loss = gpt_loss(&g, targets, B, T, 0, &log_z);
+        }
         gpt_forward(&g, inputs, B, T, 1);
         double loss = gpt_loss(&g, targets, B, T, 1, &log_z);
         gpt_statistics(&g, B, T, &stats);
         if (every) put(g.logits, (size_t)(B * T * V));
         gpt_backward(&g, inputs, B, T);
         if (every) put(g.grads, N);
-        double norm = gpt_update(&g, step, NULL);
+        double norm = gpt_update(&g, step, &stats);
         if (!every) continue;
+        guards_check(&g);
         put_one(loss);
         put_one(log_z);
         put_one(norm);
@@ -72,42 +139,50 @@ static void model(const Config *cfg, int steps, int every) {
         put(g.params, N);
         put(g.m, N);
         put(g.v, N);
+        put_log(&g, &stats);
     }
+    guards_check(&g);
     if (!every) put(g.params, N);
 }
 
 // init: answers the weights that training starts from
 static void init(const Config *cfg) {
     GPT g;
-    gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    guarded_init(&g, cfg);
+    guards_check(&g);
     put(g.params, g.num_parameters);
 }
 
-// update: weights, gradients, moments; answers the norm of the gradients, and weights and moments
-// after the update of step COUNT
+// update: weights, gradients, moments; answers the norm of the gradients, weights and moments after
+// the update of step COUNT, and what it logs
 static void update(const Config *cfg, int step) {
     GPT g;
-    gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    guarded_init(&g, cfg);
     size_t N = g.num_parameters;
     get(g.params, N);
     get(g.grads, N);
     get(g.m, N);
     get(g.v, N);
-    put_one(gpt_update(&g, step, NULL));
+    static Stats stats;
+    put_one(gpt_update(&g, step, &stats));
+    guards_check(&g);
     put(g.params, N);
     put(g.m, N);
     put(g.v, N);
+    put_log(&g, &stats);
 }
 
 // attention: qk (B,T,2,C), qkv (B,T,3,C), dout and out (B,T,C) and softmax (B,NH,T,2) of a batch of
-// B = COUNT; answers dqkv (B,T,3,C)
+// B = COUNT; answers dqkv (B,T,3,C), and how many values it wrote to the scratch of other threads.
+// A lone thread believes that it is the last of three.
 static void attention(const Config *cfg, int B) {
-    int T = cfg->T, NH = cfg->heads, HS = cfg->d / NH;
-    size_t n = (size_t)(B * T * NH * HS), rows = (size_t)(B * NH * T);
-    real *qk = some(2 * n), *qkv = some(3 * n), *dqkv = some(3 * n);
-    real *dout = some(n), *out = some(n), *softmax = some(2 * rows);
-    real *scratch = some(attention_scratch_size(T, HS));
-    for (size_t i = 0; i < 3 * n; i++) dqkv[i] = NAN;    // an element that is not written shows
+    int T = cfg->T, NH = cfg->heads, HS = cfg->d / NH, threads = omp_get_max_threads(), mine = 0;
+    size_t n = (size_t)(B * T * NH * HS), rows = (size_t)(B * NH * T), others = 0;
+    size_t each = attention_scratch_size(T, HS);
+    real *qk = some("qk", 2 * n), *qkv = some("qkv", 3 * n), *dqkv = some("dqkv", 3 * n);
+    real *dout = some("dout", n), *out = some("out", n), *softmax = some("softmax", 2 * rows);
+    if (threads == 1) pretended = mine = 2;
+    real *scratch = some("scratch", (size_t)(mine + threads) * each);
     get(qk, 2 * n);
     get(qkv, 3 * n);
     get(dout, n);
@@ -115,30 +190,235 @@ static void attention(const Config *cfg, int B) {
     get(softmax, 2 * rows);
     attention_backward(dqkv, dout, out, softmax, qk, qkv, 1 / sqrt((real)HS), scratch,
                        0, B, T, NH, HS);
+    guards_check(NULL);
     put(dqkv, 3 * n);
+    for (size_t i = 0; i < (size_t)mine * each; i++) others += !isnan(scratch[i]);
+    put_one((double)others);
 }
 
-// multiply: COUNT times M, N, K; 1 or 0 for a transposed, b transposed, add; then a, b and add.
-// Answers each product.
+// multiply: COUNT times M, N, K; 1 or 0 for a transposed and b transposed; add: 0 none, 1 a matrix,
+// 2 the matrix that is in out; gap: how much longer than needed the rows of all matrices are, in
+// memory; then a, b and add without gaps. Answers each product with its gaps, GAP if not written.
+enum { GAP = 12345 };
 static void products(int count) {
     while (count--) {
-        real head[6];
-        get(head, 6);
-        int M = (int)head[0], N = (int)head[1], K = (int)head[2], size = M * N;
-        real *a = some((size_t)(M * K)), *b = some((size_t)(K * N));
-        real *add = some((size_t)size), *out = some((size_t)size);
-        get(a, (size_t)(M * K));
-        get(b, (size_t)(K * N));
-        if (head[5] != 0) get(add, (size_t)size);
-        for (int i = 0; i < size; i++) out[i] = NAN;
-        matmul(out, head[5] != 0 ? add : NULL, head[3] != 0 ? transposed(a, M) : matrix(a, K),
-               head[4] != 0 ? transposed(b, K) : matrix(b, N), M, N, K);
-        put(out, (size_t)size);
-        free(a);
-        free(b);
-        free(add);
-        free(out);
+        real head[7];
+        get(head, 7);
+        int M = (int)head[0], N = (int)head[1], K = (int)head[2], add = (int)head[5];
+        int gap = (int)head[6], tall_a = head[3] != 0 ? K : M, tall_b = head[4] != 0 ? N : K;
+        int wide_a = (head[3] != 0 ? M : K) + gap, wide_b = (head[4] != 0 ? K : N) + gap;
+        int ldc = N + gap;
+        real *a = some("a", (size_t)(tall_a * wide_a));
+        real *b = some("b", (size_t)(tall_b * wide_b));
+        real *plus = some("add", (size_t)(M * ldc)), *out = some("out", (size_t)(M * ldc));
+        for (int i = 0; i < M * ldc; i++) if (i % ldc >= N) out[i] = GAP;
+        for (int i = 0; i < tall_a; i++) get(a + i * wide_a, (size_t)(wide_a - gap));
+        for (int i = 0; i < tall_b; i++) get(b + i * wide_b, (size_t)(wide_b - gap));
+        for (int i = 0; add && i < M; i++) get((add == 2 ? out : plus) + i * ldc, (size_t)N);
+        const real *added = add == 2 ? out : add ? plus : NULL;
+        Matrix left = head[3] != 0 ? transposed(a, wide_a) : matrix(a, wide_a);
+        Matrix right = head[4] != 0 ? transposed(b, wide_b) : matrix(b, wide_b);
+        if (gap) multiply(out, added, ldc, left, right, M, N, K);
+        else {
+            #pragma omp taskgroup
+            matmul(out, added, left, right, M, N, K);
+        }
+        guards_check(NULL);
+        put(out, (size_t)(M * ldc));
+        num_guarded = 0;
     }
+}
+
+// layernorm: how (0 add is NULL; 1 another array; 2 dx; 3 NULL, and dx is dout; 4 all rows by
+// residual_layernorm_backward), rows, C; then x, dout, add (rows,C); weight, dweight (C); mean,
+// rstd (rows). Answers dx (rows,C), dweight (C).
+static void layernorm(void) {
+    real head[3];
+    get(head, 3);
+    int how = (int)head[0], rows = (int)head[1], C = (int)head[2];
+    size_t n = (size_t)(rows * C);
+    real *x = some("x", n), *dout = some("dout", n), *add = some("add", n), *dx = some("dx", n);
+    real *weight = some("weight", (size_t)C), *dweight = some("dweight", (size_t)C);
+    real *mean = some("mean", (size_t)rows), *rstd = some("rstd", (size_t)rows);
+    real *partial = some("partial", (size_t)ceil_div(rows, CHUNK) * 3 * (size_t)C);
+    get(x, n);
+    get(dout, n);
+    get(how == 2 || how == 4 ? dx : add, n);
+    get(weight, (size_t)C);
+    get(dweight, (size_t)C);
+    get(mean, (size_t)rows);
+    get(rstd, (size_t)rows);
+    if (how == 3) dx = dout;
+    const real *added = how == 1 ? add : how == 2 ? dx : NULL;
+    if (how == 4)
+        residual_layernorm_backward(dx, dweight, dout, x, weight, mean, rstd, partial, rows, C);
+    else
+        for (int i = 0; i < rows; i++)
+            layernorm_row_backward(dx + i * C, added ? added + i * C : NULL, dweight, dout + i * C,
+                                   x + i * C, weight, mean[i], rstd[i], partial + C, C);
+    guards_check(NULL);
+    put(dx, n);
+    put(dweight, (size_t)C);
+}
+
+// Seconds of processor time of this thread
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// Seconds that one thread alone spends in tasks: GCC's calls for tasks come here first. -1 with
+// another compiler.
+#if defined(_OPENMP) && !defined(__clang__)
+static double in_tasks;
+static int depth;                                    // of calls: a task may make tasks
+static double tasks_begin(void) { return depth++ ? 0 : seconds(); }
+static void tasks_end(double start) { if (!--depth) in_tasks += seconds() - start; }
+#define PASS_ON(name, parameters, arguments) \
+    void name parameters { \
+        static void (*next) parameters; \
+        if (!next) *(void **)&next = dlsym(RTLD_NEXT, #name); \
+        if (omp_get_num_threads() > 1) { \
+            next arguments; \
+            return; \
+        } \
+        double start = tasks_begin(); \
+        next arguments; \
+        tasks_end(start); \
+    }
+PASS_ON(GOMP_taskloop, (void (*f)(void *), void *data, void (*copy)(void *, void *), long size,
+                        long align, unsigned flags, unsigned long tasks, int priority, long from,
+                        long to, long by),
+        (f, data, copy, size, align, flags, tasks, priority, from, to, by))
+PASS_ON(GOMP_taskloop_ull, (void (*f)(void *), void *data, void (*copy)(void *, void *), long size,
+                            long align, unsigned flags, unsigned long tasks, int priority,
+                            unsigned long long from, unsigned long long to,
+                            unsigned long long by),
+        (f, data, copy, size, align, flags, tasks, priority, from, to, by))
+PASS_ON(GOMP_task, (void (*f)(void *), void *data, void (*copy)(void *, void *), long size,
+                    long align, bool deferred, unsigned flags, void **depend, int priority,
+                    void *detach),
+        (f, data, copy, size, align, deferred, flags, depend, priority, detach))
+PASS_ON(GOMP_taskgroup_end, (void), ())
+PASS_ON(GOMP_taskwait, (void), ())
+#else
+static double in_tasks = -1;
+#endif
+
+typedef struct { const real *data; size_t n; } Result;
+
+// One of LAYERS in checks_layers.py. Writes its results to out; returns how many there are.
+static int compute(GPT *g, int which, const int *inputs, const int *targets, Result *out) {
+    const Config *cfg = &g->cfg;
+    int B = cfg->batch, T = cfg->T, NH = cfg->heads, C = cfg->d, HS = C / NH, V = g->V, n = 0;
+    int rows = B * T, over = qk_norm_over(cfg);
+    size_t BTC = (size_t)rows * (size_t)C, BTV = (size_t)rows * (size_t)V;
+    const Layer a = g->layers[0];
+    static real norm;
+    double log_z;
+    switch (which) {
+    case 0:
+        gelu_forward(a.gelu, a.slope, g->fc, rows, 4 * C);
+        gelu_backward(g->dfc, g->fc, a.slope, rows, 4 * C);
+        out[n++] = (Result){a.gelu, 4 * BTC};
+        out[n++] = (Result){a.slope, 4 * BTC};
+        out[n++] = (Result){g->dfc, 4 * BTC};
+        return n;
+    case 1:
+        embedding_forward(g->embedded, inputs, g->w[WTE], rows, C);
+        embedding_backward(g->dw[WTE], g->dnorm, targets, rows, C, V);
+        out[n++] = (Result){g->embedded, BTC};
+        out[n++] = (Result){g->dw[WTE], (size_t)V * (size_t)C};
+        return n;
+    case 3:
+        matmul_forward(g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
+        matmul_backward(g->dnorm, g->dw[LM_HEAD], g->logits, g->ln_f, g->w[LM_HEAD], rows, C, V);
+        out[n++] = (Result){g->logits, BTV};
+        out[n++] = (Result){g->dnorm, BTC};
+        out[n++] = (Result){g->dw[LM_HEAD], (size_t)V * (size_t)C};
+        return n;
+    case 4:
+        residual_layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, g->embedded,
+                                   g->branch, a.w[LN_2], rows, C);
+        qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, a.w[Q_NORM], a.w[K_NORM], over,
+                             g->cosine, g->sine, B, T, NH, HS);
+        attention_forward(a.att, a.softmax, a.max_logit, a.qk, a.qkv, 1, g->scratch, 0, B, T, NH,
+                          HS);
+        cross_entropy(g->logits, g->losses, g->log_z, targets, (real)1e-4, 1, rows, V);
+        attention_backward(g->dqkv, g->dnorm, a.att, a.softmax, a.qk, a.qkv, 1, g->scratch, 0, B,
+                           T, NH, HS);
+        qk_norm_rope_backward(g->dqkv, a.dw[Q_NORM], a.dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
+                              a.w[Q_NORM], a.w[K_NORM], over, g->cosine, g->sine, g->partial,
+                              B, T, NH, HS);
+        residual_layernorm_backward(g->dx, a.dw[LN_2], g->dnorm, a.x_mid, a.w[LN_2], a.ln_2_mean,
+                                    a.ln_2_rstd, g->partial, rows, C);
+        out[n++] = (Result){a.ln_2, BTC};
+        out[n++] = (Result){a.qk, 2 * BTC};
+        out[n++] = (Result){a.att, BTC};
+        out[n++] = (Result){g->logits, BTV};
+        out[n++] = (Result){g->losses, (size_t)rows};
+        out[n++] = (Result){g->dqkv, 3 * BTC};
+        out[n++] = (Result){g->dx, BTC};
+        out[n++] = (Result){a.dw[LN_2], (size_t)C};
+        return n;
+    case 5:
+        gpt_forward(g, inputs, B, T, 0);
+        gpt_loss(g, targets, B, T, 1, &log_z);
+        gpt_backward(g, inputs, B, T);
+    }
+    norm = (real)gpt_update(g, 1, NULL);             // also case 2
+    out[n++] = (Result){&norm, 1};
+    out[n++] = (Result){g->params, g->num_parameters};
+    out[n++] = (Result){g->m, g->num_parameters};
+    out[n++] = (Result){g->v, g->num_parameters};
+    return n;
+}
+
+// layer: which one, a seed. Computes it COUNT times from the same random memory. Answers the
+// results of the first time, how many times they were others, the seconds of processor time that
+// this thread took, those of a lone thread in tasks and, last (in main), those that the other
+// threads took since they began.
+static void layer(const Config *cfg, int count) {
+    real head[2];
+    GPT g;
+    Result out[8];
+    double time = 0, different = 0;
+    in_tasks = in_tasks < 0 ? -1 : 0;
+    get(head, 2);
+    gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
+    int rows = cfg->batch * cfg->T;
+    int *tokens = (int *)allocate(2 * (size_t)rows, sizeof(int));
+    size_t n = (size_t)((char *)g.memory + (size_t)g.bytes - (char *)g.params) / sizeof(real);
+    real *kept = (real *)allocate(n, sizeof(real)), *first = NULL;
+    uint64_t random = (uint64_t)head[1];
+    for (size_t i = 0; i < 2 * (size_t)rows + n; i++) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        if (i < 2 * (size_t)rows) tokens[i] = (int)((random >> 33) % (uint64_t)cfg->vocab);
+        else kept[i - 2 * (size_t)rows] = (real)((double)(random >> 11) * 0x1p-53);
+    }
+    for (int i = 0; i < count; i++) {
+        if (!i) memcpy(g.params, kept, n * sizeof(real));
+        // the inputs that a layer may have changed
+        memcpy(g.params, kept, (size_t)(g.cosine - g.params) * sizeof(real));
+        memcpy(g.logits, kept + (g.logits - g.params), (size_t)rows * (size_t)g.V * sizeof(real));
+        memcpy(g.dx, kept + (g.dx - g.params), (size_t)rows * (size_t)cfg->d * sizeof(real));
+        time -= seconds();
+        int results = compute(&g, (int)head[0], tokens, tokens + rows, out), same = 1;
+        time += seconds();
+        size_t total = 0;
+        for (int j = 0; j < results; j++) total += out[j].n;
+        if (!i) first = (real *)allocate(total, sizeof(real));
+        real *at = first;
+        for (int j = 0; j < results; j++, at += out[j - 1].n)
+            if (!i) memcpy(at, out[j].data, out[j].n * sizeof(real));
+            else same &= !memcmp(at, out[j].data, out[j].n * sizeof(real));
+        different += !same;
+        if (i == count - 1) put(first, total);
+    }
+    put_one(different);
+    put_one(time);
+    put_one(in_tasks);
 }
 
 int main(int argc, char **argv) {
@@ -147,12 +427,25 @@ int main(int argc, char **argv) {
     int count = atoi(argv[3]);
     answers = fdopen(atoi(argv[1]), "wb");
     config_parse(&cfg, argc - 3, argv + 3);
-    if (!strcmp(work, "model")) model(&cfg, count, 1);
-    else if (!strcmp(work, "train")) model(&cfg, count, 0);
-    else if (!strcmp(work, "init")) init(&cfg);
-    else if (!strcmp(work, "update")) update(&cfg, count);
-    else if (!strcmp(work, "attention")) attention(&cfg, count);
-    else products(count);
+    int threads = omp_get_max_threads();
+    // one thread of a team works and the others help it, as in train_gpt
+    #pragma omp parallel num_threads(threads)
+    #pragma omp master
+    {
+        omp_set_num_threads(threads);                           // for omp_get_max_threads
+        if (!strcmp(work, "model")) model(&cfg, count, 1);
+        else if (!strcmp(work, "train")) model(&cfg, count, 0);
+        else if (!strcmp(work, "init")) init(&cfg);
+        else if (!strcmp(work, "update")) update(&cfg, count);
+        else if (!strcmp(work, "attention")) attention(&cfg, count);
+        else if (!strcmp(work, "layernorm")) layernorm();
+        else if (!strcmp(work, "layer")) layer(&cfg, count);
+        else products(count);
+    }
+    double others = 0;
+    #pragma omp parallel num_threads(threads) reduction(+:others)
+    if (omp_get_thread_num() > 0) others = seconds();
+    if (!strcmp(work, "layer")) put_one(others);
     fclose(answers);
     return 0;
 }

@@ -1,8 +1,35 @@
 // A student's train_gpt.cu on the CPU, built with -DFP32, as a program that answers grade.py like
 // driver.c: driver FD WORK COUNT, then flags.
+#include "lib/gpu.h"
+
+// reserve rounds the size of each array up to 512 bytes, with ceil, and then allocates it. In this
+// program ceil notes the size, and cudaMalloc adds guards.
+static double noted_ceil(double blocks);
+template <class number> static cudaError_t guarded_malloc(number **at, size_t size);
+#define ceil(x) noted_ceil(x)
+#define cudaMalloc(at, size) guarded_malloc(at, size)
 #define main static __attribute__((unused)) train_gpt_main
 #include "train_gpt.cu"
 #undef main
+#undef ceil
+#undef cudaMalloc
+#include "guards.h"
+
+static double noted;    // bytes
+
+static double noted_ceil(double blocks) {
+    noted = blocks * 512;
+    return ceil(blocks);
+}
+
+template <class number> static cudaError_t guarded_malloc(number **at, size_t size) {
+    char *memory = NULL;
+    cudaError_t error = cudaMalloc(&memory, size + 2 * GUARD);
+    size_t wanted = noted > 0 && ceil(noted / 512) * 512 == size ? (size_t)noted : size;
+    if (!error) guard(NULL, memory + GUARD, wanted, GUARD, size - wanted + GUARD);
+    *at = (number *)(memory + GUARD);
+    return error;
+}
 
 static FILE *answers;
 
@@ -24,14 +51,16 @@ static void put(const float *x, size_t n) {
 
 static void put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
 
-static float *on_device(size_t n) {
+static float *on_device(const char *name, size_t n) {
     float *x;
-    check(cudaMalloc((void **)&x, (n ? n : 1) * sizeof(float)));
+    noted = 0;
+    check(guarded_malloc(&x, n * sizeof(float)));
+    guarded[num_guarded - 1].name = name;
     return x;
 }
 
-static float *get_device(size_t n) {
-    float *x = (float *)allocate(n, sizeof(float)), *y = on_device(n);
+static float *get_device(const char *name, size_t n) {
+    float *x = (float *)allocate(n, sizeof(float)), *y = on_device(name, n);
     get(x, n, false);
     check(cudaMemcpy(y, x, n * sizeof(float), cudaMemcpyHostToDevice));
     return y;
@@ -44,20 +73,51 @@ static void put_device(const float *x, size_t n) {
     put(y, n);
 }
 
-static void kernel(const char *work) {    // rows and C, then the arrays
+// rows, C and 1 or 0 for a branch (of gelu_backward: for dinp that is dout); then the arrays.
+// Answers out (rows,C); of LayerNorm also x (rows,C), mean and rstd (rows). Without a branch x is
+// inp.
+static void kernel(const char *work) {
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    int size[2];
-    get(size, 2, true);
+    int size[3];
+    get(size, 3, true);
     int rows = size[0], C = size[1];
     size_t n = (size_t)rows * C;
-    float *x = get_device(n), *out = on_device(n);
-    if (!strcmp(work, "gelu_forward")) gelu_forward(out, x, rows, C);
-    else if (!strcmp(work, "gelu_backward")) gelu_backward(out, x, get_device(n), rows, C);
-    else {
-        float *mean = on_device(rows), *rstd = on_device(rows);
-        residual_layernorm_forward(out, x, mean, rstd, x, NULL, get_device(C), rows, C);
+    bool backward = !strcmp(work, "gelu_backward");
+    float *inp = get_device("inp", n), *out = on_device(backward ? "dinp" : "out", n);
+    if (!strcmp(work, "gelu_forward")) gelu_forward(out, inp, rows, C);
+    else if (backward) {
+        float *dout = get_device("dout", n);
+        if (size[2]) out = dout;
+        gelu_backward(out, dout, inp, rows, C);
+    } else {
+        float *weight = get_device("weight", C), *branch = size[2] ? get_device("branch", n) : NULL;
+        float *x = branch ? on_device("x", n) : inp;
+        float *mean = on_device("mean", rows), *rstd = on_device("rstd", rows);
+        residual_layernorm_forward(out, x, mean, rstd, inp, branch, weight, rows, C);
+        check(cudaStreamSynchronize(stream));
+        guards_check(NULL);
+        put_device(out, n);
+        put_device(x, n);
+        put_device(mean, rows);
+        put_device(rstd, rows);
+        return;
     }
+    check(cudaStreamSynchronize(stream));
+    guards_check(NULL);
     put_device(out, n);
+}
+
+// As in driver.c. train_gpt.cu measures fewer columns.
+static void put_log(const GPT *g, const Stats *stats) {
+    const double *groups[3] = {stats->grad_rms, stats->param_rms, stats->update_rms};
+    put_one(stats->val_loss);
+    put_one(stats->mean_logit);
+    for (int i = 0; i < NUM_BY_LAYER; i++)
+        for (int l = 0; l < g->cfg.layers; l++) put_one(stats->by_layer[i][l]);
+    for (int i = 0; i < NUM_ACTIVATIONS; i++) put_one(stats->act_rms[i]);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < NUM_KINDS; k++)
+            if (g->table[k].copies) put_one(groups[i][k]);
 }
 
 // As driver.c's model.
@@ -82,6 +142,8 @@ static void model(Config *cfg, int steps) {
         put_device(g.grads, N);
         gpt_update(&g, 1);
         gpt_statistics(&g, B, T, 1, &stats);
+        check(cudaStreamSynchronize(stream));
+        guards_check(&g);
         put_one(stats.train_loss);
         put_one(stats.log_z);
         put_one(stats.grad_norm);
@@ -90,6 +152,7 @@ static void model(Config *cfg, int steps) {
         put_device(g.params, N);
         put_device(g.m, N);
         put_device(g.v, N);
+        put_log(&g, &stats);
     }
 }
 

@@ -1,5 +1,5 @@
-"""make exercise-NAME [DIR=...] [CUDA=1]: a folder to hand out, from which the lines of an
-intervention are missing.
+"""make exercise-NAME [DIR=...] [CUDA=1] [VARIANT=seed]: a folder to hand out, from which the lines
+of an intervention are missing; variants.py says what a VARIANT changes.
 
 Each row of EXERCISES lists the cuts. A comment takes the place of each cut and says what to
 compute; where the rest would not compile, a stub follows. No solution is written in this file."""
@@ -14,9 +14,11 @@ import textwrap
 
 import grade
 import show
+import variants
 from cuts import EXERCISES
 
 HERE, ROOT = pathlib.Path(__file__).resolve().parent, show.ROOT
+SOURCES = "train_gpt.c", "gpt.h", "dataloader.h", "plot.py"
 
 
 def commented(text, indent, width=100):
@@ -86,77 +88,140 @@ def cut_functions(text, bodies, removed):
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
-def sources(name, cuda=False):
-    """{file: text with the exercise's lines taken out}, for the files that the exercise changes."""
-    ex, out = EXERCISES[name], {}
-    for file, pieces in ex.get("cut", {}).items():
-        if file != "train_gpt.cu" or cuda:
-            out[file] = cut_chunks(show.read(file), ex.get("flags", (name,)), pieces, file)
-    for file, bodies in ex.get("functions", {}).items():
-        out[file] = cut_functions(show.read(file), bodies, ex.get("remove", {}).get(file, ()))
+def around(name, file, text):
+    """The functions that the exercise cuts, or that hold its cuts."""
+    ex, lines = EXERCISES[name], text.split("\n")
+    holders = {
+        show.enclosing(lines, first)
+        for flag, first, _ in show.chunks(text, file)
+        if flag in ex.get("flags", (name,)) and lines[first - 1].startswith(" ")
+    }
+    return sorted(holders) if file in ex.get("cut", {}) else [*ex["functions"][file]]
+
+
+def renamed(name, file, text, names):
+    """The file with the variant's names in the functions around the cuts."""
+    lines = text.split("\n")
+    for function in around(name, file, text) if names else ():
+        start, _, end = definition(lines, function)
+        while lines[start - 1].startswith("//"):
+            start -= 1
+        part = variants.in_function("\n".join(lines[start : end + 1]), names)
+        lines[start : end + 1] = part.split("\n")
+    return "\n".join(lines)
+
+
+def cut_pragmas(text, flag, comment):
+    """Without the pragmas that make tasks and wait for them: each is a place to write."""
+    return re.sub(r"#pragma omp task(loop|group)\b.*", f"// [{flag}] {comment}", text)
+
+
+def pieces_of(name, file, pieces, variant):
+    """The cuts' comments and stubs, in the variant's names and with its number."""
+    names, says = variants.names(name, variant), variants.sentence(name, variant)
+    said_in = variants.NUMBERS[name][2] if says else ("", ())
+    out = []
+    for i, (comment, stub) in enumerate(pieces):
+        comment = variants.in_prose(comment, names)
+        if file == said_in[0] and i in said_in[1]:
+            comment = f"{comment.rstrip('.')}. {says}"
+        out.append((comment, variants.in_code(stub, names)))
     return out
 
 
-def readme(name, changed, cuda):
-    """The handout, with what all of them say."""
+def sources(name, cuda=False, variant=None):
+    """{file: text with the exercise's lines taken out}, for the files that the exercise changes."""
+    ex, out, names = EXERCISES[name], {}, variants.names(name, variant)
+    for file, pieces in ex.get("cut", {}).items():
+        if file != "train_gpt.cu" or cuda:
+            text, flags = renamed(name, file, show.read(file), names), ex.get("flags", (name,))
+            out[file] = cut_chunks(text, flags, pieces_of(name, file, pieces, variant), file)
+    for file, bodies in ex.get("functions", {}).items():
+        text, pieces = renamed(name, file, show.read(file), names), bodies.values()
+        bodies = dict(zip(bodies, pieces_of(name, file, pieces, variant)))
+        out[file] = cut_functions(text, bodies, ex.get("remove", {}).get(file, ()))
+    for file, (flag, comment) in ex.get("pragmas", {}).items():
+        out[file] = cut_pragmas(out[file], flag, comment)
+    return out
+
+
+PARTS = {  # what the handouts share
+    "cuda": """## The same in train_gpt.cu ({points train_gpt.cu} points)
+
+train_gpt.cu is the same program for a GPU: write your lines there too. The grading builds it for
+the CPU, slowly but exactly, so that you need no GPU. `make train_gpt_cu_emu` builds that program.
+
+    make grade TEST="train_gpt.cu"
+
+""",
+    "folder": """A comment marks each place.
+
+    grep -n 'TO WRITE' {files}
+    make                    builds train_gpt; ./train_gpt -h lists its flags
+    make grade              tests your lines and writes grade.json; HINT=1 also names the mistake,
+                            where it can, HINT=2 says where to look, HINT=3 gives the formula
+    make grade TEST="..."   runs the tests with these words in their title
+
+Change nothing else: the grading reads only {these} and uses fresh copies of the others. It needs
+Python with numpy and installs numpy into build/venv where it is missing. Each grading draws new
+inputs; `SEED=n make grade` repeats the one whose grade.json holds the seed n.
+
+{shapes}""",
+    "shapes": (
+        "Letters: B batch, T sequence length, C channels (the width d), L layers, NH heads of size"
+        " HS, V vocabulary; rows = B T. [c] is 1 where c holds, else 0."
+    ),
+    "plots": (
+        "Pictures need matplotlib and seaborn; where they are missing, plot.py says how to install"
+        " them."
+    ),
+    "paper": (
+        "*Small-scale proxies for large-scale Transformer training instabilities* (Wortsman et al.,"
+        " ICLR 2024, arXiv 2309.14322)"
+    ),
+    "estimate": "our estimate; no class has been timed",
+}
+
+
+def points(name, cuda, words):
+    """The points of the tests that have these words in their title."""
+    in_cuda = words.startswith("train_gpt.cu")
+    found = [
+        points
+        for points, title, *_ in grade.tests(name, cuda)
+        if words in title and title.startswith("train_gpt.cu") == in_cuda
+    ]
+    if not found:
+        sys.exit(f"exercise: the handout of {name} asks for a test '{words}', which is not there")
+    return f"{sum(found):g}"
+
+
+def readme(name, changed=(), cuda=False):
+    """The handout, with what several of them say. changed: the files with lines to write."""
     fill = lambda text: textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
-    files = sorted(changed)
-    points = "\n".join(f"{test[0]:6}  {test[1]}" for test in grade.tests(name, cuda))
-    formula = "".join(
-        "\n" + textwrap.fill(line, 100, initial_indent="    ", subsequent_indent="        ")
-        for line in show.FORMULA.get(name, "").splitlines()
-    )
-    runs_cuda = (
-        "\n\n`make train_gpt_cu_emu` builds train_gpt.cu for the CPU, slow but exact; the grading"
-        " runs it."
-    )
-    parts = dict(
-        start=(
-            "An exercise from *Small-scale proxies for large-scale Transformer training"
-            " instabilities* (Wortsman et al., ICLR 2024, arXiv 2309.14322),"
-        ),
-        missing=(
-            f"Lines are missing from {' and '.join(files)}; the program compiles and trains without"
-            " them. Write them."
-            + f" The flag is `-{name}` (`./train_gpt -h` lists all)."
-            * (name in show.FORMULA)
-        ),
-        formula=formula and formula + "\n",
-        shapes=(
-            "A shape such as (B,T,C) is batch, sequence, channels; L layers, NH heads of size HS, V"
-            " vocabulary."
-        ),
-        write=fill(
-            f"A comment marks each place: `grep -n 'TO WRITE' {' '.join(files)}`. Change nothing"
-            f" else: the grading reads only {'these files' if len(files) > 1 else 'this file'} and"
-            " uses fresh copies of the others."
-        ),
-        test=f"""    make            builds train_gpt
-    make grade      tests your lines, the easiest test first, and writes grade.json
-
-{points}
-
-The program compiles with `cc`. The grading needs Python with numpy; where numpy is missing, `make
-grade` installs it into build/venv. Each grading draws new inputs; `SEED=n make grade` repeats the
-one whose grade.json holds the seed n.{runs_cuda * ("train_gpt.cu" in changed)}""",
-        charts=(
-            "(`./train_gpt -lr` sweeps the learning rate and draws a chart; `python3 plot.py` makes"
-            " pictures, with matplotlib.)"
-        ),
-    )
+    parts = {
+        **PARTS,
+        "cuda": PARTS["cuda"] if cuda else "",
+        "files": " ".join(sorted(changed)),
+        "these": "these files" if len(changed) > 1 else "this file",
+    }
     text = (HERE / "handouts" / f"{name}.md").read_text()
     for part, value in parts.items():
         text = text.replace("{" + part + "}", value)
+    text = re.sub(r"\{points ([^}]+)\}", lambda m: points(name, cuda, m[1]), text)
     # a paragraph that a part made longer is filled again
     blocks = text.split("\n\n")
     return "\n\n".join(
-        fill(" ".join(b.split())) if max(map(len, b.splitlines()), default=0) > 100 else b
-        for b in blocks
+        fill(" ".join(block.split()))
+        if re.match(r"[^\s\d#-]", block) and max(map(len, block.splitlines())) > 100
+        else block
+        for block in blocks
     )
 
 
 MAKEFILE = """# make          train_gpt, for this machine
-# make grade    points, and what is wrong; writes grade.json
+# make grade    points, and what is wrong; writes grade.json. HINT=1, 2 or 3 says more;
+#               TEST=name or number runs only those tests
 # make clean
 {head}
 
@@ -182,15 +247,61 @@ clean:
 """
 
 
-def write(name, folder, cuda=False):
-    changed = sources(name, cuda)
-    if cuda and "train_gpt.cu" not in changed:
-        sys.exit(f"exercise: {name} has no lines in train_gpt.cu; leave CUDA=1 out")
+SHEET_MAKEFILE = """# make          train_gpt, for this machine
+# make grade    what to hand in: no program grades this sheet
+# make clean
+{head}
+
+train_gpt: train_gpt.c $(HEADERS)
+	$(CC) $(FLAGS) -o $@ train_gpt.c -lm
+
+.PHONY: grade clean
+grade:
+	@echo 'No program grades this sheet. README.md says:'
+	@sed -n '/^## Hand in/,$$p' README.md
+
+clean:
+	rm -f train_gpt
+"""
+
+
+def check_empty(folder):
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         sys.exit(f"exercise: {folder} is there and not empty; name another with DIR=")
+
+
+def makefile_head():
+    """The project's Makefile down to the flags of the compiler."""
+    makefile = show.read("Makefile")
+    head = makefile[makefile.index("ifeq ($(origin CC)") : makefile.index("\nSOURCES :=")]
+    return re.sub(r"^#.*\n", "", head, flags=re.M)  # they cite the project's README.md
+
+
+def write_sheet(name, folder):
+    """A handout with the whole sources, in which nothing is missing."""
+    check_empty(folder)
+    (folder / "kit").mkdir(parents=True)
+    (folder / "kit" / "exercise").write_text(name + "\n")
+    for file in SOURCES:
+        shutil.copy(ROOT / file, folder)
+    shutil.copytree(ROOT / "lib", folder / "lib")
+    (folder / "Makefile").write_text(SHEET_MAKEFILE.replace("{head}", makefile_head()))
+    (folder / "README.md").write_text(readme(name))
+    return folder
+
+
+def write(name, folder, cuda=False, variant=None):
+    if variant is not None and not re.fullmatch(r"[\w-]+", variant):
+        sys.exit(f"exercise: VARIANT={variant} is not a seed; give a number or a word: VARIANT=7")
+    if variant and cuda:
+        sys.exit("exercise: variants have no lines in train_gpt.cu; leave CUDA=1 or VARIANT out")
+    changed = sources(name, cuda, variant)
+    if cuda and "train_gpt.cu" not in changed:
+        sys.exit(f"exercise: {name} has no lines in train_gpt.cu; leave CUDA=1 out")
+    check_empty(folder)
     kit, needs_cuda = folder / "kit", "train_gpt.cu" in changed
     kit.mkdir(parents=True)
-    for file in ["train_gpt.c", "gpt.h", "dataloader.h", "plot.py"]:
+    for file in SOURCES:
         (folder / file).write_text(changed.get(file) or show.read(file))
     for file in grade.KIT_FILES + ["driver.cu"] * needs_cuda:
         shutil.copy(HERE / file, kit)
@@ -205,16 +316,17 @@ def write(name, folder, cuda=False):
         (folder / "test" / "cuda").mkdir(parents=True)
         for place in folder / "test" / "cuda", kit:
             shutil.copy(ROOT / "test" / "cuda" / "cuda_emu.h", place)
-    makefile = show.read("Makefile")
-    head = makefile[makefile.index("ifeq ($(origin CC)") : makefile.index("\nSOURCES :=")]
-    head = re.sub(r"^#.*\n", "", head, flags=re.M)  # they cite the project's README.md
     numpy = re.search(r"^numpy==\S+", (ROOT / "test" / "requirements.txt").read_text(), re.M)[0]
-    text = MAKEFILE.replace("{head}", head).replace("{numpy}", numpy)
+    text = MAKEFILE.replace("{head}", makefile_head()).replace("{numpy}", numpy)
     if not needs_cuda:
         text = re.sub(r"train_gpt_cu_emu: .*?\n\n", "", text, flags=re.S)
     (folder / "Makefile").write_text(text)
-    (kit / "exercise").write_text(name + (" cuda" if cuda else "") + "\n")
-    (folder / "README.md").write_text(readme(name, changed, cuda))
+    words = [name] + ["cuda"] * cuda + [f"variant={variant}"] * (variant is not None)
+    (kit / "exercise").write_text(" ".join(words) + "\n")
+    text = readme(name, changed, cuda)
+    (folder / "README.md").write_text(
+        text if variant is None else variants.handout(text, name, variant)
+    )
     return folder
 
 
@@ -223,16 +335,25 @@ def main():
     parser.add_argument("name")
     parser.add_argument("--dir")
     parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--variant")
     args = parser.parse_args()
+    if args.name in grade.SHEETS:
+        if args.cuda or args.variant:
+            sys.exit(f"exercise: {args.name} has no lines to write; leave CUDA=1 and VARIANT out")
+        folder = write_sheet(args.name, pathlib.Path(args.dir or f"exercise-{args.name}"))
+        print(f"{folder}: hand it out; its README.md says what to do. No program grades it.")
+        return
     if args.name not in EXERCISES:
         sizes = " (it has no flagged lines)" if args.name in show.FORMULA else ""
         sys.exit(
-            f"exercise: there is none on '{args.name}'{sizes}; there are: {' '.join(EXERCISES)}"
+            f"exercise: there is none on '{args.name}'{sizes}; there are:"
+            f" {' '.join([*EXERCISES, *grade.SHEETS])}"
         )
     folder = write(
         args.name,
         pathlib.Path(args.dir or f"exercise-{args.name}"),
         args.cuda and args.name != "cuda",
+        args.variant,
     )
     print(
         f"{folder}: hand it out; its README.md says what to do. Grade it with:\n"

@@ -1,5 +1,5 @@
 """Grades an exercise: grade.py [DIR [EXERCISE]]. Prints points and mistakes, and writes
-DIR/grade.json (in Gradescope's form).
+DIR/grade.json. HINT=1, 2 and 3 say more of each mistake; TEST=name or number runs only those tests.
 
 It reads only the sources of the exercise from the student's folder. It builds them with this
 folder's driver in a temporary folder and runs them as processes that may only compute
@@ -21,14 +21,23 @@ import numpy as np
 
 import checks
 import checks_layers
+import variants
 from checks import cuda_forward, cuda_gradient, cuda_steps, forward
 from sandbox import Endless, Wrong
 from student import Student, kit_file
 
 EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES}
+SHEETS = ("stability",)  # handouts that no program grades
 # What a student's folder needs to grade itself
-MODULES = "grade checks checks_layers student sandbox reference".split()
-KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "naive.c"]
+MODULES = "grade checks checks_layers student sandbox reference variants".split()
+KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "guards.h", "naive.c"]
+
+
+THREADS = (
+    "",
+    "Two tasks write to the same place, or the order of a sum depends on which thread is first.",
+    "Each task of an `omp taskloop` writes to a part of memory that no other task writes to.",
+)
 
 
 def tests(name, cuda=False):
@@ -46,15 +55,32 @@ def tests(name, cuda=False):
     ]
 
 
-def grade(folder, name, seed, cuda=False):
-    """Grades; returns the content of grade.json."""
+def handed_in(name, cuda=False):
+    """The files that a student hands in."""
+    return [*EXERCISES[name].get("files", ("train_gpt.c",)), *["train_gpt.cu"] * cuda]
+
+
+def chosen(all_tests, wanted):
+    """The numbers, from 1, of the tests with this number or with this text in their title."""
+    if wanted.isdigit():
+        return [int(wanted)] if 0 < int(wanted) <= len(all_tests) else []
+    titles = enumerate((test[1].lower() for test in all_tests), 1)
+    return [i for i, title in titles if wanted.lower() in title]
+
+
+def grade(folder, name, seed, cuda=False, only=None, progress=lambda text: None):
+    """Grades, or runs only the tests of these numbers; returns the content of grade.json.
+    progress(text) shows what is being done."""
     ex, started = EXERCISES[name], time.monotonic()
+    if variants.mistakes:
+        ex = {**ex, "mistakes": [*variants.mistakes, *ex["mistakes"]]}
     result = dict(
         exercise=name,
         score=0,
         max_score=100,
         seed=seed,
         verdict="",
+        warnings=[],
         tests=[],
         kit=hashlib.sha256(b"".join(kit_file(f).read_bytes() for f in KIT_FILES)).hexdigest(),
     )
@@ -63,72 +89,144 @@ def grade(folder, name, seed, cuda=False):
         try:
             student = Student(
                 folder,
-                (*ex.get("files", ("train_gpt.c",)), *["train_gpt.cu"] * cuda),
+                handed_in(name, cuda),
                 np.random.default_rng(seed),
+                ex.get("threads", True),
             )
             student.seed = seed
             result["graded"] = student.hashes
+            progress("compiling")
             student.build(ex.get("program", "double"))
         except Wrong as error:
             result["verdict"] = str(error)
-        needed = False
-        for points, title, test, *gate in tests(name, cuda):
+        needed, of = False, tests(name, cuda)
+        for i, (points, title, test, *gate) in enumerate(of, 1):
+            if only and i not in only:
+                continue
             one = dict(name=title, score=0, max_score=points, output="", hints=[])
             result["tests"].append(one)
             if result["verdict"] or needed:
                 one["output"] = result["verdict"] or "not tested: the first test must pass"
                 continue
-            student.rng = np.random.default_rng([seed, len(result["tests"])])
+            progress(f"test {i} of {len(of)}: {title}")
+            student.begin(np.random.default_rng([seed, i]))
             try:
-                test(student, ex)
+                one["output"] = test(student, ex) or ""
+                if student.raced:
+                    raise Wrong(student.raced, *THREADS)
                 one["score"] = points
             except Wrong as error:
-                one["output"], one["hints"] = str(error), error.hints
+                one["output"] = str(error)
+                one["hints"] = [variants.in_prose(hint, variants.renamed) for hint in error.hints]
                 needed = bool(gate)
                 if isinstance(error, Endless):
                     result["verdict"] = "it does not end: no more tests"
             result["score"] += one["score"]
     finally:
         if student:
+            result["warnings"] = student.warnings[:3]
             shutil.rmtree(student.place, ignore_errors=True)
-    result["verdict"] = result["verdict"] or (
-        "all is right" if result["score"] == 100 else "see the tests"
-    )
+    result["max_score"] = sum(one["max_score"] for one in result["tests"])
+    if not result["verdict"]:
+        right = result["score"] == result["max_score"]
+        result["verdict"] = "all is right" if right else "see the tests"
     result["execution_time"] = round(time.monotonic() - started, 2)
     return result
 
 
-def said(test, level):
-    """What a test says with this many hints."""
-    hints = [f"hint {i}: {h}" for i, h in enumerate(test["hints"][:level], 1) if h]
-    return [test["output"], *hints] if test["output"] else []
+def layout(text, margin=" " * 11):
+    """Lines of at most 80 columns; all but quoted ones begin with the margin."""
+    out = []
+    for line in text.splitlines():
+        fill = textwrap.TextWrapper(80, margin, " " * 11, break_on_hyphens=False)
+        out += [(" " * 11 + line)[:80]] if line.startswith("  ") else fill.wrap(line)
+        margin = " " * 11
+    return out
+
+
+MORE = ("names the mistake, where the numbers show it", "says where to look", "gives the formula")
+
+
+def report(result, level):
+    """What a student reads, as lines, with this many hints."""
+    out, further = [], []
+    for one in result["tests"]:
+        out += layout(one["name"], f"{one['score']:3g} of {one['max_score']:<3g} ")
+        if one["output"] != result["verdict"]:
+            out += layout(one["output"])
+        for i, hint in enumerate(one["hints"], 1):
+            if hint and i <= level:
+                out += layout(f"hint {i}: {hint}")
+            further += [i] * (bool(hint) and i > level)
+    points = f"{result['score']:3g} of {result['max_score']:g}, "
+    out += layout(f"{result['execution_time']} s: {result['verdict']}", points)
+    for warning in result["warnings"]:
+        out += layout(warning)
+    if further:
+        out.append(f"make grade HINT={min(further)} {MORE[min(further) - 1]}")
+    return out
+
+
+def usage(message):
+    print(f"grade: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def hint_level():
+    level = os.environ.get("HINT") or "0"
+    if level not in ("0", "1", "2", "3"):
+        usage(f"HINT={level}: there are hints 1 (names the mistake), 2 (where) and 3 (the formula)")
+    return int(level)
+
+
+def exercise(folder, arguments):
+    """The name of the exercise, and whether train_gpt.cu is part of it: from the arguments or, if
+    there are none, from the folder's kit. Takes note of the variant."""
+    words = arguments
+    if not words:
+        try:
+            words = (folder / "kit" / "exercise").read_text().split()
+        except OSError:
+            usage(
+                f"{folder} is not the folder of an exercise: it has no kit/exercise; give one (make"
+                " grade DIR=FOLDER), or say which exercise it is (EXERCISE=qk_norm)"
+            )
+    if words[0] in SHEETS:
+        usage(f"no program grades '{words[0]}'; its README.md says what to hand in")
+    if words[0] not in EXERCISES:
+        usage(f"no exercise '{words[0]}'; there are: {' '.join(EXERCISES)}")
+    variants.use(words[0], words[1:])
+    return words[0], "cuda" in words[1:]
+
+
+def seed():
+    text = os.environ.get("SEED") or str(secrets.randbelow(1 << 31))
+    if not text.isdigit():
+        usage(f"SEED={text}: a whole number from 0 on, as in grade.json")
+    return int(text)
+
+
+def show_progress(text):
+    """On a terminal: the line at hand, or nothing."""
+    if sys.stderr.isatty():
+        print(f"\r{text[:79]}\033[K", end="", file=sys.stderr, flush=True)
 
 
 def main():
     folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-    if len(sys.argv) > 2:
-        name = sys.argv[2:]
-    else:
-        try:
-            name = (folder / "kit" / "exercise").read_text().split()
-        except OSError:
-            sys.exit(
-                f"grade: {folder} is not the folder of an exercise: it has no kit/exercise; give"
-                " one (make grade DIR=FOLDER), or say which exercise it is (EXERCISE=qk_norm)"
-            )
-    name, cuda = name[0], "cuda" in name[1:]
-    if name not in EXERCISES:
-        sys.exit(f"grade: no exercise '{name}'; there are: {' '.join(EXERCISES)}")
-    result = grade(folder, name, int(os.environ.get("SEED") or secrets.randbelow(1 << 31)), cuda)
-    level = int(os.environ.get("HINT") or 0)
-    for one in result["tests"]:
-        print(f"{one['score']:3g} of {one['max_score']:<3g} {one['name']}")
-        for line in said(one, level):
-            print(textwrap.fill(line, 80, initial_indent=" " * 11, subsequent_indent=" " * 11))
-    print(
-        f"{result['score']:3g} of {result['max_score']}, {result['execution_time']} s:"
-        f" {result['verdict']}"
-    )
+    level, wanted = hint_level(), os.environ.get("TEST")
+    name, cuda = exercise(folder, sys.argv[2:])
+    of = tests(name, cuda)
+    only = chosen(of, wanted) if wanted else None
+    if wanted and not only:
+        titles = "".join(f"\n  {i}  {test[1]}" for i, test in enumerate(of, 1))
+        usage(f"TEST={wanted}: no test has this number or text; there are:{titles}")
+    result = grade(folder, name, seed(), cuda, only, show_progress)
+    show_progress("")
+    print("\n".join(report(result, level)))
+    if only:
+        print(f"{len(only)} of {len(of)} tests: grade.json is not written")
+        return
     part = folder / f"grade.json.{os.getpid()}"
     part.write_text(json.dumps(result, indent=1) + "\n")
     part.replace(folder / "grade.json")

@@ -16,8 +16,8 @@ int main(int argc, char **argv) {
     FILE *answers = fdopen(atoi(argv[1]), "wb");
     int count = argc > 2 ? atoi(argv[2]) : 0;
     while (count--) {
-        float head[6] = {0};
-        get(head, 6);
+        float head[7] = {0};
+        get(head, 7);
         int M = (int)head[0], N = (int)head[1], K = (int)head[2];
         float *a = malloc(sizeof(float) * M * K), *b = malloc(sizeof(float) * K * N);
         get(a, (size_t)M * K);

@@ -31,6 +31,31 @@ CONFIG = dict(
     wd=1e-4,
     wd_independent=1,
 )
+# the columns of log.csv that are layer by layer, and the activations that it measures
+BY_LAYER = (
+    "max_attn_logit q_rms k_rms qk_cosine block_rms c_fc_grad_rms c_fc_update_rms"
+    " attn_c_proj_grad_rms attn_c_proj_update_rms"
+).split()
+ACTIVATIONS = "wte c_attn att c_fc residual logits".split()
+# The numbers that a variant of an exercise changes (variants.py), as they usually are; and those of
+# the variant that is graded.
+STANDARD = dict(
+    clip_to=1,
+    eps_power=0,
+    beta2_power=1,
+    warmup_start=0,
+    wd_peak=1,
+    z_target=0,
+    qk_scale=1,
+    mu_power=1,
+)
+VARIANT = {}
+
+
+def number(cfg, name):
+    return STANDARD[name] if "wrong_standard" in cfg else {**STANDARD, **VARIANT}[name]
+
+
 # linear layers: every matrix but the embedding
 LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "lm_head.weight")
 
@@ -54,6 +79,9 @@ class Var:
 
     def __matmul__(self, b):
         b = var(b)
+        *rows, n = self.value.shape
+        if len(rows) > 1 and b.value.ndim == 2:  # one product of matrices: ten times as fast
+            return (self.reshape(-1, n) @ b).reshape(*rows, -1)
         return Var(
             self.value @ b.value,
             (self, lambda g: g @ b.value.swapaxes(-1, -2)),
@@ -177,6 +205,31 @@ def unpack(cfg, flat):
     return out
 
 
+def kinds(cfg):
+    """{kind of tensor: its names}, one for each layer, under log.csv's names of the kinds."""
+    out = {}
+    for name in shapes(cfg):
+        parts = name.removesuffix(".weight").split(".")
+        kind = parts[-1] if parts[-1] != "c_proj" else f"{parts[-2]}_c_proj"
+        out.setdefault(kind, []).append(name)
+    return out
+
+
+def log_columns(cfg):
+    """The columns of log.csv that the driver answers, in its order."""
+    return [
+        "val_loss",
+        "mean_logit",
+        *(f"{name}_{l}" for name in BY_LAYER for l in range(cfg["layers"])),
+        *(f"act_rms_{name}" for name in ACTIVATIONS),
+        *(f"{x}_rms_{kind}" for x in ("grad", "param", "update") for kind in kinds(cfg)),
+    ]
+
+
+def rms(*arrays):
+    return np.sqrt(sum((x * x).sum() for x in arrays) / sum(x.size for x in arrays))
+
+
 # ---- muParam (section 3.2.4)
 
 
@@ -185,27 +238,37 @@ def mu_m(cfg):
     if "wrong_upside_down" in cfg:
         return cfg["base_d"] / cfg["d"]
     if "wrong_whole" in cfg:
-        return cfg["d"] // cfg["base_d"]
+        return 1 / (1 / (cfg["d"] // cfg["base_d"]))  # 0 is an error, as in 1 / m
     return cfg["d"] / cfg["base_d"]
 
 
 def mu_init(cfg, standard):
     """The initial weights, from those of the standard model."""
-    p = {n: x.copy() for n, x in standard.items()}
+    p, C = {n: x.copy() for n, x in standard.items()}, cfg["d"]
     if cfg["mu_param"] in ("intermediate", "full"):
         p["lm_head.weight"] /= mu_m(cfg) ** (1 if "wrong_root" in cfg else 0.5)
     if cfg["mu_param"] == "full":
+        zero = {"keys": slice(C, 2 * C), "both": slice(2 * C), "all": slice(3 * C), "row": slice(1)}
         for n in p:
-            if n.endswith("c_attn.weight"):
-                p[n][: cfg["d"]] = 0
+            if not n.endswith("c_attn.weight"):
+                continue
+            p[n][zero.get(cfg.get("wrong_queries"), slice(C))] = 0
     return p
 
 
 def mu_lr_scale(cfg, name):
     """What multiplies the learning rate of this tensor."""
-    if cfg["mu_param"] == "off" or "wrong_head" in cfg and name == "lm_head.weight":
+    m = mu_m(cfg) ** number(cfg, "mu_power")
+    if cfg["mu_param"] == "off":
         return 1
-    return 1 / mu_m(cfg) if name.endswith(LINEAR) or "wrong_all" in cfg else 1
+    if wrong := cfg.get("wrong_tensors"):
+        apart = dict(all=False, head=name == "lm_head.weight", norms=name == "wte.weight")[wrong]
+        return 1 if apart or not name.endswith(LINEAR) and wrong == "head" else 1 / m
+    if "wrong_fan_in" in cfg and name.endswith("mlp.c_proj.weight"):
+        m *= 4
+    if "wrong_lr_root" in cfg:
+        m **= 0.5
+    return 1 / m if name.endswith(LINEAR) else 1
 
 
 # ---- the model
@@ -225,17 +288,72 @@ def rope(x):
     return x * np.cos(angle) + x @ swap * np.sin(angle)
 
 
+def with_gradient(value, path):
+    """The value forward, the gradient of path backward: for the mistakes of a backward pass."""
+    return path + (value - path.value)
+
+
+def qk_norm(cfg, q, k, q_weight, k_weight):
+    """q and k (B,NH,T,HS), each head normalized."""
+    only = cfg.get("wrong_only", "qk")
+    first = np.arange(q.value.shape[0] * q.value.shape[2]).reshape(q.value.shape[0], 1, -1, 1) < 64
+    out = []
+    for name, x, weight in (
+        ("q", q, q_weight),
+        ("k", k, q_weight if "wrong_weight" in cfg else k_weight),
+    ):
+        y = layernorm(x, weight) * number(cfg, "qk_scale") if name in only else x
+        if "wrong_straight" in cfg:
+            y = with_gradient(y.value, x)
+        if "wrong_back_weight" in cfg:
+            y = with_gradient(
+                y.value, layernorm(x, q_weight.value) + layernorm(var(x.value), weight)
+            )
+        if "wrong_rows" in cfg:
+            to_weight = layernorm(var(x.value), weight) * np.where(first, 1, 0)
+            y = with_gradient(y.value, layernorm(x, weight.value) + to_weight)
+        out.append(y)
+    return out
+
+
+# What the z-loss adds to the weight of p, over z_loss: the right one is 2 log Z. z: log Z of each
+# row, x: the logits
+Z_TERMS = dict(
+    half=lambda z, x: z,
+    sign=lambda z, x: -2 * z,
+    no_log_z=lambda z, x: 2 + 0 * z,
+    square=lambda z, x: 2 * z * z,
+    size=lambda z, x: 2 * abs(z),
+    rows=lambda z, x: 2 * z / z.size,
+    batch=lambda z, x: 2 * z / z.shape[0],
+    vocab=lambda z, x: 2 * z / x.shape[-1],
+    sum=lambda z, x: 2 * z * z.size,
+    top=lambda z, x: 2 * x.max(-1, keepdims=True),
+    z=lambda z, x: 2 * np.exp(z),
+    mean=lambda z, x: 2 * z.mean() + 0 * z,
+    first=lambda z, x: 2 * z.flat[0] + 0 * z,
+    twice=lambda z, x: 4 * z,
+)
+
+
 def model(cfg, p, inputs, targets):
     """The results of a batch (B,T), as Vars: total (the loss with the z-loss, whose gradient is
-    taken), loss, log_z, max_attn_logit (L), logits."""
+    taken), loss, log_z, max_attn_logit (L), logits; and log, what the forward pass logs."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS = C // NH
     scale = HS**-0.5
     if cfg["mu_param"] == "full":
-        scale = (HS * mu_m(cfg)) ** -0.5 if "wrong_scale" in cfg else 1 / HS
-    hide, largest = np.where(np.tril(np.ones((T, T), bool)), 0, -1e30), []
+        scale = {
+            "base": (HS * mu_m(cfg)) ** -0.5,
+            "squared": HS**-1.5,
+            "width": 1 / C,
+            "base head": cfg["base_d"] / NH / HS,
+        }.get(cfg.get("wrong_scale"), 1 / HS)
+    hide, largest, log = np.where(np.tril(np.ones((T, T), bool)), 0, -1e30), [], {}
+    seen = {name: [] for name in ACTIVATIONS}
     p = {n: var(x) for n, x in p.items()}
     x = p["wte.weight"][inputs]
+    seen["wte"].append(x.value)
     for l in range(cfg["layers"]):
         w = lambda name: p[f"h.{l}.{name}.weight"]
         qkv = layernorm(x, w("ln_1")) @ w("attn.c_attn").transpose(1, 0)
@@ -243,50 +361,73 @@ def model(cfg, p, inputs, targets):
             qkv[..., i * C : (i + 1) * C].reshape(B, T, NH, HS).transpose(0, 2, 1, 3)
             for i in range(3)
         )
-        norms = {"q": w("attn.q_norm"), "k": w("attn.k_norm")} if cfg["qk_norm"] else {}
-        if "wrong_only" in cfg:
-            norms = {n: norms[n] for n in cfg["wrong_only"]}
-        if "wrong_weight" in cfg:
-            norms["k"] = norms["q"]
+        turn = lambda x: with_gradient(rope(x).value, x) if "wrong_turn" in cfg else rope(x)
+        norm = lambda q, k: qk_norm(cfg, q, k, w("attn.q_norm"), w("attn.k_norm"))
         if "wrong_after_rope" in cfg:
-            q, k = rope(q), rope(k)
-        q, k = (layernorm(y, norms[n]) if n in norms else y for n, y in (("q", q), ("k", k)))
-        if "wrong_after_rope" not in cfg:
-            q, k = rope(q), rope(k)
+            q, k = norm(turn(q), turn(k))
+        else:
+            q, k = map(turn, norm(q, k) if cfg["qk_norm"] else (q, k))
         s = q @ k.transpose(0, 1, 3, 2) * scale
         largest.append(np.where(hide < 0, 0, abs(s.value)).max())
+        i = np.unravel_index(np.where(hide < 0, -1, abs(s.value)).argmax(), s.value.shape)
+        a, b = q.value[i[:3]], k.value[(*i[:2], i[3])]
+        with np.errstate(invalid="ignore"):
+            log[f"qk_cosine_{l}"] = a @ b / np.sqrt(a @ a * (b @ b))
+        log.update({f"q_rms_{l}": rms(q.value), f"k_rms_{l}": rms(k.value)})
         s = (s + (hide - (s.value + hide).max(-1, keepdims=True))).exp()
         att = (s * s.sum(-1) ** -1 @ v).transpose(0, 2, 1, 3).reshape(B, T, C)
         x = x + att @ w("attn.c_proj").transpose(1, 0)
-        y = layernorm(x, w("ln_2")) @ w("mlp.c_fc").transpose(1, 0)
-        y = y * ((y + y**3 * 0.044715) * (2 / np.pi) ** 0.5).tanh() * 0.5 + y * 0.5
+        fc = layernorm(x, w("ln_2")) @ w("mlp.c_fc").transpose(1, 0)
+        y = fc * ((fc + fc**3 * 0.044715) * (2 / np.pi) ** 0.5).tanh() * 0.5 + fc * 0.5
         x = x + y @ w("mlp.c_proj").transpose(1, 0)
+        log[f"block_rms_{l}"] = rms(x.value)
+        for name, activation in ("c_attn", qkv), ("att", att), ("c_fc", fc):
+            seen[name].append(activation.value)
     out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].transpose(1, 0)
+    seen["residual"], seen["logits"] = [x.value], [out.value]
     top = out.value.max(-1, keepdims=True)
     log_z = (out - top).exp().sum(-1).log() + top
     picked = np.arange(cfg["vocab"]) == targets[..., None]
     loss = (log_z - (out * picked).sum(-1)).mean()
+    z_loss = (log_z - number(cfg, "z_target")) ** 2
+    if "wrong_z" in cfg:
+        z_loss = log_z * Z_TERMS[cfg["wrong_z"]](log_z.value, out.value)
+    total = loss + z_loss.mean() * cfg["z_loss"]
+    log.update({f"act_rms_{name}": rms(*x) for name, x in seen.items() if x})
+    log["mean_logit"] = out.value.mean()
+    reported = total if "wrong_reported" in cfg else loss
     return dict(
-        total=loss + (log_z * log_z).mean() * cfg["z_loss"],
-        loss=loss,
+        total=total,
+        loss=reported,
         log_z=log_z.mean(),
         max_attn_logit=var(largest),
         logits=out,
+        log={"val_loss": loss.value, **log},
         p=p,
     )
 
 
+def numbers(out):
+    return {n: x.value if isinstance(x, Var) else x for n, x in out.items() if n != "p"}
+
+
 def measure(cfg, p, inputs, targets):
     """The same as numbers and arrays."""
-    return {name: x.value for name, x in model(cfg, p, inputs, targets).items() if name != "p"}
+    return numbers(model(cfg, p, inputs, targets))
 
 
 def gradient(cfg, p, inputs, targets):
     """The same, with the gradients as grads and that of the logits as dlogits."""
     out = model(cfg, p, inputs, targets)
     out["total"].backward()
-    grads = {n: x.grad + np.zeros_like(x.value) for n, x in out.pop("p").items()}
-    return {**{n: x.value for n, x in out.items()}, "dlogits": out["logits"].grad, "grads": grads}
+    grads = {n: x.grad + np.zeros_like(x.value) for n, x in out["p"].items()}
+    for q in [n for n in grads if n.endswith("q_norm.weight")]:
+        k = q.replace("q_norm", "k_norm")
+        if "wrong_swapped" in cfg:
+            grads[q], grads[k] = grads[k], grads[q]
+        if "wrong_both" in cfg:
+            grads[q], grads[k] = grads[q] + grads[k], 0 * grads[k]
+    return {**numbers(out), "dlogits": out["logits"].grad, "grads": grads}
 
 
 def slope(cfg, p, inputs, targets, name, i, step=1e-4):
@@ -303,38 +444,126 @@ def slope(cfg, p, inputs, targets, name, i, step=1e-4):
 # ---- the optimizer
 
 
+# The learning rate in the warm-up over its peak, by mistake; the right one is step / warmup
+RISES = dict(
+    late=lambda c, t: (t - 1) / c["warmup"],
+    early=lambda c, t: (t + 1) / c["warmup"],
+    whole=lambda c, t: t // c["warmup"],
+    square=lambda c, t: (t / c["warmup"]) ** 2,
+    steps=lambda c, t: t / c["steps"],
+    end=lambda c, t: (low := c["min_lr"] / c["lr"]) + (1 - low) * t / c["warmup"],
+    no_peak=lambda c, t: t / c["warmup"] / c["lr"],
+    peak=lambda c, t: 1,
+    upside_down=lambda c, t: c["warmup"] / t,
+    falls=lambda c, t: 1 - t / c["warmup"],
+)
+
+
 def schedule(cfg, step):
     """The learning rate at a step, counted from 1."""
     peak, low, warmup, steps = cfg["lr"], min(cfg["min_lr"], cfg["lr"]), cfg["warmup"], cfg["steps"]
-    if step < warmup:
-        return peak * (step - 1 if "wrong_step" in cfg else step) / warmup
-    if "wrong_restart" in cfg:
-        warmup = 0
+    if step < warmup and "wrong_rise" in cfg:
+        return peak * RISES[cfg["wrong_rise"]](cfg, step)
+    if step < warmup and "wrong_missing" not in cfg:
+        start = peak * number(cfg, "warmup_start")
+        return start + (peak - start) * step / warmup
+    shape, fifth = cfg.get("schedule", "cosine"), min(steps / 5, steps - warmup)
+    if shape == "constant" or shape == "wsd" and steps - step >= fifth:
+        return peak
+    if shape == "wsd":
+        return low + (peak - low) * (steps - step) / fifth
     done = (step - warmup) / (steps - warmup) if steps > warmup else 0.0
     return low + (peak - low) * 0.5 * (1 + np.cos(np.pi * done))
 
 
+# The share of a weight that decays, over wd, by mistake
+DECAYS = dict(
+    constant=lambda c, t: 1,
+    sign=lambda c, t: -schedule(c, t) / (c["lr"] if c["wd_independent"] else 1),
+    peak=lambda c, t: c["lr"],
+    first=lambda c, t: schedule(c, 1) / (c["lr"] if c["wd_independent"] else 1),
+    before=lambda c, t: schedule(c, t - 1) / (c["lr"] if c["wd_independent"] else 1),
+    root=lambda c, t: (schedule(c, t) / c["lr"]) ** 0.5 if c["wd_independent"] else schedule(c, t),
+    half=lambda c, t: schedule(c, t) / (c["lr"] if c["wd_independent"] else 1) / 2,
+    swapped=lambda c, t: schedule(c, t) / (1 if c["wd_independent"] else c["lr"]),
+)
+
+
+def decay(cfg, step):
+    """The share of each weight that decays at a step."""
+    if "wrong_decay" in cfg:
+        return cfg["wd"] * DECAYS[cfg["wrong_decay"]](cfg, step)
+    lr = schedule(cfg, step)
+    return cfg["wd"] * lr / (cfg["lr"] if cfg["wd_independent"] else number(cfg, "wd_peak"))
+
+
+# The factor of clipping, by mistake, from clip and the norm; the right one is clip / norm where the
+# norm is larger than clip, and clip is not 0; else 1
+CUTS = dict(
+    always=lambda c, n: c / n if c else 1.0,
+    zero=lambda c, n: c / n if n > c else 1.0,
+    square=lambda c, n: c / n**2 if c and n > c else 1.0,
+    root=lambda c, n: (c / n) ** 0.5 if c and n > c else 1.0,
+    no_norm=lambda c, n: c if c and n > c else 1.0,
+    upside_down=lambda c, n: n / c if c and n > c else 1.0,
+    one=lambda c, n: 1 / n if c and n > c else 1.0,
+    none=lambda c, n: 0.0 if c and n > c else 1.0,
+    plus=lambda c, n: c / (n + 1e-6) if c and n > c else 1.0,
+    negative=lambda c, n: -c / n if c and n > c else 1.0,
+)
+
+
+def beta2(cfg):
+    return cfg["beta2"] ** number(cfg, "beta2_power")
+
+
+def moments(cfg, m, v, g, cut):
+    """The moments m and v of a tensor after a step with the gradient g."""
+    b1, b2, g = cfg["beta1"], beta2(cfg), cut * g
+    new = {"fixed": 0.05, "whole": 1}.get(cfg.get("wrong_new"), 1 - b2)
+    kept = 0.95 if "wrong_kept" in cfg else b2
+    return b1 * m + (1 - b1) * g, kept * v + new * g * g
+
+
+def direction(cfg, m, v, step):
+    """AdamW's update of a tensor without the learning rate, from its new moments."""
+    b1, b2, eps = cfg["beta1"], beta2(cfg), cfg["eps"] / cfg["d"] ** number(cfg, "eps_power")
+    b2 = {"fixed": 0.95, "beta1": b1}.get(cfg.get("wrong_correction"), b2)
+    m, part = m / (1 - b1**step), 1 - b2 ** (step + (cfg.get("wrong_correction") == "late"))
+    v = v / (1 if cfg.get("wrong_correction") == "none" else part)
+    below = {
+        "root": lambda: np.sqrt(v + eps),
+        "before": lambda: np.sqrt(v) + eps / np.sqrt(part),
+        "largest": lambda: np.maximum(np.sqrt(v), eps),
+        "minus": lambda: np.sqrt(v) - eps,
+        "square": lambda: np.sqrt(v) + eps**2,
+        "sqrt": lambda: np.sqrt(v) + eps**0.5,
+        "both": lambda: np.sqrt(v) + eps + 1e-8,
+        "after": lambda: np.sqrt(v) * (1 + eps),
+    }.get(cfg.get("wrong_eps"), lambda: np.sqrt(v) + eps)()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return m / below
+
+
 def adamw(cfg, p, m, v, g, step):
-    """One step of AdamW; returns new p, m, v and the norm of the gradient before it was clipped."""
-    norm = np.sqrt(sum((x * x).sum() for x in g.values()))
-    cut = (
-        cfg["clip"] / norm if cfg["clip"] and (norm > cfg["clip"] or "wrong_always" in cfg) else 1.0
-    )
-    lr, b1, b2 = schedule(cfg, step), cfg["beta1"], cfg["beta2"]
-    decay = (lr / cfg["lr"] if cfg["wd_independent"] else lr) * cfg["wd"]
-    if "wrong_constant" in cfg:
-        decay = cfg["wd"]
-    P, M, V = {}, {}, {}
+    """One step of AdamW. Returns new p, m, v; the norm of the gradient before it was clipped; and
+    what it logs."""
+    norm, clip = np.sqrt(sum((x * x).sum() for x in g.values())), cfg["clip"]
+    cut = number(cfg, "clip_to") * clip / norm if clip and norm > clip else 1.0
+    if "wrong_cut" in cfg:
+        cut = CUTS[cfg["wrong_cut"]](clip, norm)
+    lr, P, M, V, U = schedule(cfg, step), {}, {}, {}, {}
     for n in p:
-        M[n] = b1 * m[n] + (1 - b1) * cut * g[n]
-        V[n] = b2 * v[n] + (1 - b2) * (cut * g[n]) ** 2
-        P[n] = (
-            p[n]
-            - lr
-            * mu_lr_scale(cfg, n)
-            * M[n]
-            / (1 - b1**step)
-            / (np.sqrt(V[n] / (1 - b2**step)) + cfg["eps"])
-            - decay * p[n]
+        M[n], V[n] = moments(cfg, m[n], v[n], g[n], cut)
+        U[n] = direction(cfg, M[n], V[n], step)
+        P[n] = p[n] - lr * mu_lr_scale(cfg, n) * U[n] - decay(cfg, step) * p[n]
+    seen = {n: x * cut for n, x in g.items()} if "wrong_scaled" in cfg else g
+    log = {}
+    for name, arrays in ("grad", seen), ("param", P), ("update", U):
+        log.update(
+            {f"{name}_rms_{kind}": rms(*map(arrays.get, of)) for kind, of in kinds(cfg).items()}
         )
-    return P, M, V, norm
+    for kind in ("c_fc", "attn_c_proj") if cfg["layers"] else ():
+        for l, n in enumerate(kinds(cfg)[kind]):
+            log.update({f"{kind}_grad_rms_{l}": rms(seen[n]), f"{kind}_update_rms_{l}": rms(U[n])})
+    return P, M, V, norm * (cut if "wrong_norm" in cfg else 1), log

@@ -2,6 +2,7 @@
 another user where root runs them; and, on Linux, without signals, processes, network or files."""
 
 import ctypes
+import errno
 import os
 import resource
 import selectors
@@ -13,26 +14,36 @@ import time
 # of processor time; three times as long by the clock
 SECONDS = int(os.environ.get("SECONDS_A_TEST") or 20)
 MEMORY, TEXT, ANSWER = 4 << 30, 1 << 20, 256 << 20  # bytes that a program may have, print, answer
+# Linux counts all threads of the user, in other containers too: far above what a desktop has
+MOST_THREADS = 4096
 NOBODY = 65534
+OUTSIDE = 99  # guards.h's exit status
 
 
 class Wrong(Exception):
-    """A message for the student: what was expected and found. Its hints are what HINT=1, 2 and 3
-    add: the mistake's name, where the grader knows one that gives these very numbers; where to
-    look; the formula. Each may be empty."""
+    """A message for the student: what was expected and found. Lines that begin with two blanks are
+    quoted as they are. text: all that the program printed. Its hints are what HINT=1, 2 and 3 add:
+    the mistake's name, where the grader knows one that gives these very numbers; where to look; the
+    formula. Each may be empty."""
 
     def __init__(self, found, mistake="", where="", formula=""):
         super().__init__(found)
+        self.text = ""
         self.hints = [mistake, where, formula]
+
+
+class Outside(Wrong):
+    """The same of a program that wrote past an end of an array (guards.h)."""
 
 
 class Endless(Wrong):
     """The same of a program that does not end: the tests after it are not run."""
 
 
-def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd=None):
-    """Runs a command within limits. Returns its answer (written to the descriptor FD), its seconds
-    of processor time and the text that it printed; raises Wrong where it fails."""
+def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd=None, threads=1):
+    """Runs a command within limits, with OMP_NUM_THREADS=threads. Returns its answer (written to
+    the descriptor FD), its seconds of processor time and the text that it printed; raises Wrong
+    where it fails."""
 
     def confine():
         os.setsid()
@@ -46,7 +57,10 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
             (resource.RLIMIT_FSIZE, files),
             (resource.RLIMIT_CORE, 0),
         ]
-        for limit, value in limits + [(resource.RLIMIT_NPROC, 0)] * (not processes):
+        most = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        if threads == 1 or most == resource.RLIM_INFINITY or most > MOST_THREADS:
+            most = MOST_THREADS if threads > 1 else 0
+        for limit, value in limits + [(resource.RLIMIT_NPROC, most)] * (not processes):
             resource.setrlimit(limit, (value, value + (limit == resource.RLIMIT_CPU)))
         if not files:
             forbid()
@@ -66,7 +80,9 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
         cwd=cwd,
         env={
             "PATH": os.environ.get("PATH", ""),
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": str(threads),
+            "GOMP_SPINCOUNT": "1000",  # waiting threads sleep soon, as in train_gpt
+            "KMP_BLOCKTIME": "1",
             "LC_ALL": "C",
             **{k: v for k, v in os.environ.items() if k.startswith("CUDA_EMU")},
         },
@@ -76,18 +92,26 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
         os.close(writing)
         open_ends.register(reading, selectors.EVENT_READ, i)
     parts, sizes, deadline = ([], []), [0, 0], time.monotonic() + 3 * cpu + 2
-    while open_ends.get_map() and not verdict:
-        for key, _ in open_ends.select(max(0.0, deadline - time.monotonic())):
-            data = os.read(key.fd, 1 << 20)
-            if not data:
-                open_ends.unregister(key.fd)
-                continue
-            parts[key.data].append(data)
-            sizes[key.data] += len(data)
-            if sizes[key.data] > (TEXT, ANSWER)[key.data]:
-                verdict = f"it prints without end (more than {(TEXT, ANSWER)[key.data] >> 20} MB)"
-        if time.monotonic() > deadline:
-            verdict = f"it was not done after {3 * cpu + 2} s: a loop that does not end, or a wait?"
+    try:
+        while open_ends.get_map() and not verdict:
+            for key, _ in open_ends.select(max(0.0, deadline - time.monotonic())):
+                data = os.read(key.fd, 1 << 20)
+                if not data:
+                    open_ends.unregister(key.fd)
+                    continue
+                parts[key.data].append(data)
+                sizes[key.data] += len(data)
+                if sizes[key.data] > (TEXT, ANSWER)[key.data]:
+                    verdict = (
+                        f"it prints without end (more than {(TEXT, ANSWER)[key.data] >> 20} MB)"
+                    )
+            if time.monotonic() > deadline:
+                verdict = (
+                    f"it was not done after {3 * cpu + 2} s: a loop that does not end, or a wait?"
+                )
+    except BaseException:  # Ctrl-C: the program has another session
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
     if verdict:
         os.killpg(child.pid, signal.SIGKILL)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, but its number still its own
@@ -115,6 +139,8 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
             signal.SIGILL: "it crashed (illegal instruction)",
         }
         verdict = reason.get(-code, f"it was ended by signal {-code}")
+    if code == OUTSIDE:
+        raise Outside(text.splitlines()[-1] if text else f"it ended with status {code}")
     if not verdict and code:
         verdict = f"it ended with status {code}"
     if verdict:
@@ -123,14 +149,22 @@ def run(command, stdin=b"", cpu=SECONDS, files=0, processes=0, answer=False, cwd
             if any(word in verdict for word in ("without end", "does not end", "killed"))
             else Wrong
         )
-        raise kind(verdict + (f". Its last words: {text[-600:]}" if text else ""))
+        error = kind(verdict + (f". Its last words: {text[-600:]}" if text else ""))
+        error.text = text
+        raise error
     return got[1], usage.ru_utime + usage.ru_stime, text
 
 
+# The column of a system call's number in forbid, and the machine's number
+MACHINE = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}.get(os.uname().machine)
+# Where a program may start threads but no processes. macOS limits processes alone.
+THREADS = MACHINE is not None or os.uname().sysname != "Linux"
+
+
 def forbid():
-    """Seccomp, on x86-64 and Arm: no signals to others, no processes, no looking into them, no
-    network, no change to any file or folder, whoever the user is. Where the system has no seccomp
-    the limits above must do.
+    """Seccomp, on x86-64 and Arm: no signals to others, no processes (but threads), no looking
+    into them, no network, no change to any file or folder, whoever the user is. Where the system
+    has no seccomp the limits above must do.
     """
     names = dict(
         kill=(62, 129),
@@ -142,8 +176,6 @@ def forbid():
         process_vm_writev=(311, 271),
         fork=(57, None),
         vfork=(58, None),
-        clone=(56, 220),
-        clone3=(435, 435),
         socket=(41, 198),
         creat=(85, None),
         truncate=(76, 45),
@@ -171,15 +203,14 @@ def forbid():
         openat2=(437, 437),
         prlimit64=(302, 261),
     )
-    column, arch = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}.get(
-        os.uname().machine, (None, 0)
-    )
-    if column is None:
+    if MACHINE is None:
         return
+    column, arch = MACHINE
     load, equal, any_bit, answer = 0x20, 0x15, 0x45, 0x06
-    allow, refuse, kill = (
+    allow, refuse, unknown, kill = (
         (answer, 0, 0, 0x7FFF0000),
-        (answer, 0, 0, 0x00050001),
+        (answer, 0, 0, 0x00050000 | errno.EPERM),
+        (answer, 0, 0, 0x00050000 | errno.ENOSYS),
         (answer, 0, 0, 0x80000000),
     )
     code = [(load, 0, 0, 4), (equal, 1, 0, arch), kill, (load, 0, 0, 0)]
@@ -187,6 +218,17 @@ def forbid():
         code += [(0x35, 0, 1, 0x40000000), kill]
     for number in (n[column] for n in names.values() if n[column] is not None):
         code += [(equal, 0, 1, number), refuse]
+    # clone: threads alone. clone3's flags are in memory, which a filter cannot read: where it seems
+    # to be missing, libc takes clone.
+    code += [
+        (equal, 0, 1, 435),
+        unknown,
+        (equal, 0, 4, (56, 220)[column]),
+        (load, 0, 0, 16),
+        (any_bit, 1, 0, 0x10000),  # CLONE_THREAD
+        refuse,
+        (load, 0, 0, 0),
+    ]
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
     # openat, open: only to read
     for number, argument in ((257, 2), (2, 1)) if column == 0 else ((56, 2),):

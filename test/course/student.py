@@ -1,11 +1,14 @@
 """A student's program: built in a temporary folder with the kit's driver, asked for its results,
 and compared with the right ones."""
 
+import functools
 import hashlib
 import os
 import pathlib
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 
@@ -13,8 +16,15 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # small matrices: more threads only wa
 import numpy as np
 
 import reference as ref
-from sandbox import SECONDS, Wrong, run
+from sandbox import SECONDS, THREADS, Outside, Wrong, run
 
+LARGEST = 4 << 20  # bytes that are read of a source
+# of a CUDA program: how g++ speaks of a name that it does not know, and what to say then
+UNKNOWN = "not declared|not been declared|not name a type|No such file|not a |primary-expression"
+STAND_IN = (
+    "CUDA? The first lines of cuda_emu.h, its stand-in, say what there is and what is missing."
+)
+SEVERAL = 3  # threads that must give the results of one
 KIT = pathlib.Path(__file__).resolve().parent
 # A kit handed out is whole; else the project has the rest.
 FOLDERS = (KIT,) if (KIT / "exercise").exists() else (KIT, KIT.parent / "cuda", KIT.parents[1])
@@ -27,25 +37,83 @@ def kit_file(name):
     sys.exit(f"grade: the kit has no {name}")
 
 
-class Student:
-    """The student's program, built in a temporary folder, and its answers."""
+def source(folder, name, files):
+    """The content of a file that is handed in with these others."""
+    path = folder / name
+    if not path.exists() and not path.is_symlink():
+        raise Wrong(f"{name} is missing: hand in {' and '.join(sorted(files))}")
+    if path.is_symlink() or not path.is_file():
+        raise Wrong(f"{name} is not a plain file: hand in the file itself")
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST)
+    except OSError as error:
+        raise Wrong(f"{name} cannot be read: {error.strerror}")
 
-    def __init__(self, folder, files, rng):
-        self.folder, self.rng, self.built, self.hashes = folder, rng, {}, {}
+
+def nearest(paths, top):
+    """The folder that holds the most of these files; of several, the nearest to the top."""
+    folders = [path.parent for path in paths]
+    rank = lambda folder: (-folders.count(folder), len(folder.parts), str(folder))
+    return min(folders, key=rank, default=top)
+
+
+@functools.cache
+def openmp(cc):
+    """Whether this compiler has OpenMP with its library."""
+    command = [*shlex.split(cc), "-fopenmp", "-include", "omp.h", "-x", "c", "-", "-o", os.devnull]
+    program = b"int main(void) { return 0; }"
+    try:
+        return not subprocess.run(command, input=program, capture_output=True).returncode
+    except OSError:
+        return False
+
+
+def quoted(place, name, line, column, width=64):
+    """A line of a source in this folder and a caret below its column, or nothing."""
+    path = (place / name).resolve()
+    if place.resolve() not in path.parents or not path.is_file():
+        return []
+    lines = path.read_text(errors="replace").splitlines()
+    if not 0 < line <= len(lines):
+        return []
+    code = lines[line - 1].expandtabs()
+    start = len(code) - len(code.lstrip())
+    if column - start > width:
+        start = column - width // 2
+    return ["  " + code[start:][:width].rstrip(), "  " + " " * (column - 1 - start) + "^"]
+
+
+def undefined(text):
+    """The functions that the linker misses, three at most, a line each."""
+    missing = re.findall(r"undefined (?:reference to|symbol:?) [`'‘]?(\w+)", text)
+    return "\n".join(f"undefined reference to '{x}'" for x in list(dict.fromkeys(missing))[:3])
+
+
+class Student:
+    """The student's program, built in a temporary folder, and its answers. threads: run it with
+    several threads too, where the compiler has OpenMP. In the test at hand, raced: how the results
+    differed then; trained_twice: a training has been run with several, and one is enough."""
+
+    def __init__(self, folder, files, rng, threads=True):
+        self.folder, self.built, self.hashes, self.warnings = folder, {}, {}, []
+        self.threads = threads
+        self.begin(rng)
         self.place = pathlib.Path(tempfile.mkdtemp(prefix="grade-"))
         self.place.chmod(0o755)
-        for name in {"gpt.h", "dataloader.h", "driver.c"} - set(files):
+        for name in {"gpt.h", "dataloader.h", "driver.c", "guards.h"} - set(files):
             shutil.copy(kit_file(name), self.place)
         (self.place / "lib").mkdir()
         for header in (header for folder in FOLDERS for header in folder.glob("lib/*.h")):
             shutil.copy(header, self.place / "lib")
         for name in files:
-            try:
-                text = (folder / name).read_bytes()[: 4 << 20]
-            except OSError as error:
-                raise Wrong(f"{name} cannot be read: {error.strerror}")
+            text = source(folder, name, files)
             self.hashes[name] = hashlib.sha256(text).hexdigest()
             (self.place / name).write_bytes(text)
+
+    def begin(self, rng):
+        """Begins a test, whose inputs are drawn from rng."""
+        self.rng, self.raced, self.trained_twice = rng, "", False
 
     def build(self, name="double", *options):
         """Builds a program and keeps it; raises Wrong with the compiler's first error."""
@@ -59,7 +127,9 @@ class Student:
                     *shlex.split(os.environ.get("CXX", "g++")),
                     "-std=c++17",
                     "-O0",
-                    "-w",
+                    "-Wall",
+                    "-Wno-unknown-pragmas",
+                    "-Wno-unused-function",
                     "-fno-strict-aliasing",
                     "-rdynamic",
                     "-DCUDA_EMU",
@@ -70,37 +140,48 @@ class Student:
                 ]
             else:
                 options = options or ("-O2", "-DDOUBLE")
+                cc = os.environ.get("CC", "cc")
                 command = [
-                    *shlex.split(os.environ.get("CC", "cc")),
+                    *shlex.split(cc),
                     "-std=gnu11",
-                    "-w",
+                    "-Wall",
+                    "-Wno-unknown-pragmas",
                     "-march=native",
                     "-fno-math-errno",
-                    "-fopenmp-simd",
+                    "-fopenmp" if openmp(cc) else "-fopenmp-simd",
                     *options,
                     "driver.c",
                 ]
             try:
-                run(
-                    [*command, "-o", name, "-lm"],
-                    cpu=120,
-                    files=64 << 20,
-                    processes=1,
-                    cwd=self.place,
-                )
+                command += ["-o", name, "-lm"]
+                limits = dict(cpu=120, files=64 << 20, processes=1, cwd=self.place)
+                text = run(command, **limits)[2]
             except Wrong as error:
-                text = str(error)
-                at = text.find("error:")
-                raise Wrong(
-                    "it does not compile: "
-                    + (text[text.rfind("\n", 0, at) + 1 :].split("\n")[0] if at >= 0 else text)
-                )
+                said = [*self.compiler_says("error", error.text), undefined(error.text)][0]
+                if name == "cuda" and re.search(UNKNOWN, said):
+                    said += f"\n{STAND_IN}"
+                raise Wrong("it does not compile: " + (f"\n{said}" if said else str(error)))
+            for one in self.compiler_says("warning", text, self.hashes):
+                if one not in self.warnings:
+                    self.warnings.append(one)
             (self.place / name).chmod(0o755)
             self.built[name] = str(self.place / name)
         return self.built[name]
 
-    def answer(self, size, work, count, cfg, numbers, program="double", cpu=SECONDS):
-        """The program's answer, `size` numbers, and its seconds of processor time."""
+    def compiler_says(self, kind, text, files=None):
+        """The compiler's errors or warnings, those in these files alone if given: each its line,
+        then the source line and a caret."""
+        out = []
+        for at in re.finditer(rf"^([^\s:]+):(\d+):(\d+): (?:fatal )?{kind}: .*$", text, re.M):
+            name, line, column = at[1], int(at[2]), int(at[3])
+            if files is None or name in files:
+                out.append("\n".join([at[0], *quoted(self.place, name, line, column)]))
+        return out
+
+    def answer(self, size, work, count, cfg, numbers, program="double", cpu=SECONDS, named=None):
+        """The program's answer, `size` numbers, and its seconds of processor time. Runs it with
+        SEVERAL threads too, which must not change a number; if they do, says so in raced.
+        named(numbers) is a dict of the answer's arrays."""
         path = self.build(program)
         flags = [
             x
@@ -108,19 +189,37 @@ class Student:
             if not name.startswith("wrong_")
             for x in ("-" + name, str(value))
         ]
-        raw, seconds, text = run(
-            [path, "FD", work, str(count), *flags],
-            np.ascontiguousarray(numbers, np.float64).tobytes(),
-            answer=True,
-            cpu=cpu,
-        )
-        if len(raw) != 8 * size:
-            raise Wrong(
-                f"it answered {len(raw)} bytes where {8 * size} were asked for: it ends too early,"
-                " or writes where the driver does"
-                + (f". It printed: {text[-300:]}" if text else "")
+        numbers = np.ascontiguousarray(numbers, np.float64).tobytes()
+        several = self.threads and program == "double" and THREADS
+        several = several and openmp(os.environ.get("CC", "cc"))
+        if work == "train":
+            several, self.trained_twice = several and not self.trained_twice, True
+        answers = []
+        for threads in (1, SEVERAL) if several else (1,):
+            command = [path, "FD", work, str(count), *flags]
+            try:
+                raw, seconds, text = run(command, numbers, answer=True, cpu=cpu, threads=threads)
+            except Outside as error:
+                where = "An index is too large, or negative: at the last row, or at an odd size?"
+                raise Outside(f"{error}" + f" (with {shown(cfg)})" * bool(cfg), "", where)
+            except Wrong as error:
+                raise type(error)(f"with {shown(cfg)}: {error}" if cfg else str(error))
+            if len(raw) != 8 * size:
+                raise Wrong(
+                    f"it answered {len(raw)} bytes where {8 * size} were asked for: it ends too"
+                    " early, or writes where the driver does"
+                    + (f". It printed: {text[-300:]}" if text else "")
+                )
+            answers.append((np.frombuffer(raw), seconds))
+        one, other = answers[0][0], answers[-1][0]
+        if not self.raced and not np.array_equal(one, other, equal_nan=True):
+            named = named or (lambda numbers: dict(answer=numbers))
+            name, i, wanted, got = differs(named(one), named(other), 0, 0)
+            self.raced = (
+                f"{place(name, i)} is {wanted:.10g} with 1 thread, {got:.10g} with {SEVERAL}"
+                f" (OMP_NUM_THREADS; with {shown(cfg)})"
             )
-        return np.frombuffer(raw), seconds
+        return answers[0]
 
     def steps(self, cfg, p, batches, program="double"):
         """The results of a training step on each batch, as dicts; p, m, v are those after it."""
@@ -130,43 +229,29 @@ class Student:
             cfg["batch"] * cfg["T"],
             cfg["vocab"],
         )
-        each = rows * V + 4 * N + 4 + L
+        log = ref.log_columns(cfg)
+        each = rows * V + 4 * N + 4 + L + len(log)
         numbers = np.concatenate([ref.pack(p)] + [x.ravel() for batch in batches for x in batch])
-        flat, _ = self.answer(each * len(batches), "model", len(batches), cfg, numbers, program)
-        out = []
-        for a in flat.reshape(len(batches), each):
-            cut = np.split(a, np.cumsum([rows * V, N, 1, 1, 1, 1, L, N, N]))
-            one = dict(
-                zip(
-                    (
-                        "dlogits",
-                        "grads",
-                        "loss",
-                        "log_z",
-                        "norm",
-                        "lr",
-                        "max_attn_logit",
-                        "p",
-                        "m",
-                        "v",
-                    ),
-                    cut,
-                )
-            )
-            one["dlogits"] = one["dlogits"].reshape(cfg["batch"], cfg["T"], V)
-            out.append(
-                {
-                    n: (
-                        ref.unpack(cfg, x)
-                        if n in ("grads", "p", "m", "v")
-                        else x
-                        if n in ("dlogits", "max_attn_logit")
-                        else x[0]
-                    )
-                    for n, x in one.items()
-                }
-            )
-        return out
+        fields = "dlogits grads loss log_z norm lr max_attn_logit p m v log".split()
+        places = np.cumsum([rows * V, N, 1, 1, 1, 1, L, N, N, N])
+
+        def steps(flat):
+            out = []
+            for part in flat.reshape(len(batches), each):
+                one = dict(zip(fields, np.split(part, places)))
+                one["log"] = dict(zip(log, one["log"]))
+                one["dlogits"] = one["dlogits"].reshape(cfg["batch"], cfg["T"], V)
+                for name in "grads", "p", "m", "v":
+                    one[name] = ref.unpack(cfg, one[name])
+                for name in "loss", "log_z", "norm", "lr":
+                    one[name] = one[name][0]
+                out.append(one)
+            return out
+
+        named = lambda flat: {f"step {t}": one for t, one in enumerate(steps(flat), 1)}
+        size = each * len(batches)
+        flat, _ = self.answer(size, "model", len(batches), cfg, numbers, program, named=named)
+        return steps(flat)
 
     def initial(self, cfg):
         """The weights that training starts from."""
@@ -178,7 +263,13 @@ class Student:
         """The weights after training on these batches."""
         numbers = np.concatenate([ref.pack(p)] + [x.ravel() for batch in batches for x in batch])
         flat, _ = self.answer(
-            ref.pack(p).size, "train", len(batches), cfg, numbers, cpu=2 * SECONDS
+            ref.pack(p).size,
+            "train",
+            len(batches),
+            cfg,
+            numbers,
+            cpu=2 * SECONDS,
+            named=lambda flat: dict(trained=ref.unpack(cfg, flat)),
         )
         if not np.isfinite(flat).all():
             raise Wrong(f"training gives weights that are not finite, with {shown(cfg)}")
@@ -219,16 +310,18 @@ def shown(cfg):
     )
 
 
-def differs(wanted, found, tolerance):
+def differs(wanted, found, tolerance, least=1e-12):
     """Where two dicts of numbers and arrays differ first: (name, index, wanted, found), or None.
-    Relative to the array's largest."""
+    Relative to the array's largest, or by `least`."""
     for name, x in wanted.items():
         if isinstance(x, dict):
-            if at := differs(x, found[name], tolerance):
-                return (f"{name}: " if name in ("m", "v") else "") + at[0], *at[1:]
+            if at := differs(x, found[name], tolerance, least):
+                plain = name in ("grads", "p")
+                return ("" if plain else f"{name}: ") + at[0], *at[1:]
             continue
         x, y = np.atleast_1d(x), np.atleast_1d(found[name])
-        bad = ~(abs(x - y) <= tolerance * abs(x).max() + 1e-12)  # so that NaN is bad
+        # so that NaN is bad, and what is infinite equals nothing
+        bad = ~(abs(x - y) <= tolerance * abs(x).max() + least) | ~np.isfinite(x)
         if bad.any():
             i = np.unravel_index(
                 np.argmax(np.where(bad, np.where(np.isfinite(y), abs(x - y), np.inf), -1)), x.shape

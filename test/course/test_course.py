@@ -4,21 +4,28 @@ others. Hostile programs get a verdict, and the grader survives.
 """
 
 import concurrent.futures
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
 
+import checks
+import checks_layers
 import exercise
 import grade
+import reference as ref
 import show
 import wrong_interventions
 import wrong_layers
 from conftest import ROOT, TEST
+from student import differs
 
 SIZES = "d layers heads batch steps base_d".split()  # interventions without flagged lines
 # neither trainer has a line of theirs
@@ -118,20 +125,33 @@ def test_show_functions():
 
 WRONG = {**wrong_interventions.WRONG, **wrong_layers.WRONG}
 NEAR_ZERO = 0
-GRADINGS = [
-    (name, variant) for name in WRONG for variant in ("untouched", "solution", *WRONG[name])
-] + [("z_loss cuda", "untouched"), ("z_loss cuda", "solution"), ("beta2 cuda", "untouched")]
-GRADINGS += [("qk_norm cuda", "solution"), ("mu_param cuda", "solution")]
+# a grading of train_gpt.cu takes four times as long
+CUDA_GRADINGS = [
+    ("z_loss cuda", "untouched"),
+    ("z_loss cuda", "solution"),
+    ("qk_norm cuda", "solution"),
+    ("mu_param cuda", "solution"),
+    ("clip cuda", "solution"),
+]
+GRADINGS = CUDA_GRADINGS + [
+    (name, variant)
+    for name in WRONG
+    for variant in (*(("untouched", "solution") if " cuda" not in name else ()), *WRONG[name])
+]
+
+
+# first hints that are true whatever the mistake is
+FACTS = "not a number|not written|threads have nothing to do|is not part of it"
 
 
 def student_folder(where, name, variant):
-    name, cuda = name.split()[0], "cuda" in name.split()[1:]
+    cases, name, cuda = WRONG.get(name, {}), name.split()[0], "cuda" in name.split()[1:]
     folder = exercise.write(name, where, cuda)
     if variant == "untouched":
         return folder
     changed = exercise.sources(name, cuda)
     texts = {file: show.read(file) for file in changed}
-    for file, old, new in WRONG[name][variant]["patches"] if variant != "solution" else []:
+    for file, old, new in cases[variant]["patches"] if variant != "solution" else []:
         assert texts[file].count(old) == 1, (
             f"{name} {variant}: {texts[file].count(old)} times in {file}: {old}"
         )
@@ -147,9 +167,10 @@ def graded(folder, *arguments, kit=None, **environment):
         (kit or folder / "kit") / "grade.py",
         folder,
         *arguments,
-        env={**os.environ, "CC": "cc", "SEED": "", **environment},
+        env={**os.environ, "CC": "cc", "SEED": "", "HINT": "3", **environment},
     )
     assert not out.returncode, out.stderr
+    assert all(len(line) <= 80 for line in out.stdout.splitlines()), out.stdout
     result = json.loads((folder / "grade.json").read_text())
     assert (
         result["score"] == sum(t["score"] for t in result["tests"])
@@ -184,6 +205,8 @@ def gradings(request, tmp_path_factory):
 @pytest.mark.parametrize("grading", GRADINGS, ids="-".join)
 def test_grading(grading, gradings):
     name, variant = grading
+    if name == "parallel" and checks_layers.cores() < 2:
+        pytest.skip("one core: two threads take turns")
     result = gradings[grading].result()
     failed = {
         i for i, t in enumerate(result["tests"]) if t["score"] < t["max_score"] or t["output"]
@@ -195,13 +218,112 @@ def test_grading(grading, gradings):
         assert result["score"] == 100 and not failed, report
     else:
         case = WRONG[name][variant]
-        assert failed - case["either"] == case["lost"] - case["either"], report
-        assert case["says"] in report, report
+        lost = case["lost"] & set(range(len(result["tests"])))
+        assert failed - case["either"] == lost - case["either"], report
+        # The first hint names this mistake, is a fact, or is empty: a false one is worse than none.
+        named = [t["hints"][0] for t in result["tests"] if t["hints"] and t["hints"][0]]
+        says = case["says"]
+        true = lambda hint: says and says in hint or re.search(says or FACTS, hint)
+        assert all(map(true, named)) and (named or not says), report
 
 
-def test_three_wrong_solutions():
-    assert set(WRONG) == set(exercise.EXERCISES) == set(grade.EXERCISES)
-    assert all(len(cases) >= 3 for cases in WRONG.values())
+def test_ten_wrong_solutions():
+    exercises = {name: cases for name, cases in WRONG.items() if not name.endswith(" cuda")}
+    assert set(exercises) == set(exercise.EXERCISES) == set(grade.EXERCISES)
+    assert all(len(exercises[name]) >= 10 for name in checks.EXERCISES)
+    for cases in wrong_layers.WRONG.values():
+        assert sum(not variant.startswith("right_") for variant in cases) >= 10
+
+
+@pytest.mark.parametrize("name", checks.EXERCISES)
+def test_reference(name):
+    """The reference's gradients are those of finite differences, at random places."""
+    rng = np.random.default_rng(1)
+    for change in checks.EXERCISES[name]["cases"]:
+        cfg = {**ref.CONFIG, **change}
+        p = ref.init(cfg, rng, 0.2)
+        batch = rng.integers(cfg["vocab"], size=(2, cfg["batch"], cfg["T"]))
+        for n, grad in ref.gradient(cfg, p, *batch)["grads"].items():
+            i = rng.integers(grad.size)
+            assert grad.flat[i] == pytest.approx(ref.slope(cfg, p, *batch, n, i), 1e-6, 1e-8), n
+
+
+def reference_answers(cfg, p, g, batch):
+    """What each test compares, by the reference, as {test: one array}."""
+    one, step = ref.gradient(cfg, p, *batch), cfg["warmup"] + 3
+    new = ref.adamw(cfg, p, g, {n: x * x for n, x in g.items()}, g, step)
+    flat = lambda *parts: np.concatenate([np.ravel(x) for x in parts])
+    return dict(
+        forward=flat(one["max_attn_logit"], one["loss"], one["log_z"], one["dlogits"]),
+        gradient=ref.pack(one["grads"]),
+        update=flat(ref.pack(new[0]), new[3], *new[4].values()),
+        schedule=np.array([ref.schedule(cfg, t) for t in range(1, cfg["steps"] + 1)]),
+        initial=ref.pack(ref.mu_init(cfg, p)),
+    )
+
+
+@pytest.mark.parametrize("name", checks.EXERCISES)
+def test_mistakes(name):
+    """In the first case, in which a mistake shows first, no two give the same numbers: a hint names
+    the one that was made. (That it is the value of another flag is true in any case.)"""
+    ex, rng = checks.EXERCISES[name], np.random.default_rng(1)
+    cfg = {**ref.CONFIG, **ex["cases"][0]}
+    p, g = ref.init(cfg, rng, 0.2), ref.init(cfg, rng, 0.2)
+    batch = rng.integers(cfg["vocab"], size=(2, cfg["batch"], cfg["T"]))
+    right, found = reference_answers(cfg, p, g, batch), []
+    for mistake, words in ex["mistakes"]:
+        other = {**cfg, **mistake}
+        if all(key.startswith("wrong_") for key in mistake):
+            found.append((words, reference_answers(other, p, g, batch)))
+    for test, x in right.items():
+        wrong = [(words, y[test]) for words, y in found if not np.allclose(y[test], x, 1e-9, 0)]
+        for i, (words, y) in enumerate(wrong):
+            for others, z in wrong[:i]:
+                assert not np.allclose(y, z, 1e-9, 0), (test, words, others)
+
+
+@pytest.mark.parametrize("name", checks.EXERCISES)
+def test_hints(name):
+    """Neither the mistake nor the place gives the formula away."""
+    ex = checks.EXERCISES[name]
+    hints = [h for x in ex["hints"].values() for h in (x.values() if isinstance(x, dict) else [x])]
+    for text in [words for _, words in ex["mistakes"]] + [where for where, _ in hints]:
+        assert not re.search(r"sqrt|[-+*/^=] ?\(?[a-zA-Z]\w* ?[*/^]|log_z\[i\]", text), text
+
+
+def test_mistakes_differ():
+    """The formulas by which mistakes of a layer are named: right without a mistake, and each
+    mistake gives other numbers than any other, so that none is named by another's name."""
+    rng = np.random.default_rng(0)
+    numbers, right = checks_layers.attention_case(types.SimpleNamespace(rng=rng), 2, 5, 2, 4, 1)
+    attention = lambda m: checks_layers.attention_wrong(numbers, m)
+    assert not differs(right, attention(""), 1e-9)
+    x, dout, add = rng.standard_normal((3, 4, 6))
+    weight, dweight, mean = *rng.standard_normal((2, 6)), x.mean(1)
+    given = x, dout, add, weight, dweight, mean, (x.var(1) + 1e-6) ** -0.5
+    X, w = ref.Var(x), ref.Var(weight)
+    (ref.layernorm(X, w) * dout).sum().backward()
+    layernorm = lambda m: checks_layers.layernorm_wrong(given, m, True)
+    assert not differs(dict(dx=X.grad + add, dweight=w.grad + dweight), layernorm(""), 1e-9)
+    inp, branch = rng.standard_normal((2, 2, 1032)) + 2
+    norm = lambda m: checks_layers.norm_results(inp * 1e-3, branch * 1e-3, 1 + x.mean(), m)
+    y = norm("")["out"].reshape(inp.shape)
+    assert abs(y.mean(1)).max() < 1e-9
+    slopes = lambda m: dict(
+        out=checks_layers.some_of_W(checks_layers.gelu_value(inp[0], m), inp[0], m),
+        dinp=checks_layers.some_of_W(
+            checks_layers.gelu_slope(inp[0], m) * (1 if m == "no dout" else branch[0]), branch[0], m
+        ),
+    )
+    for results, mistakes in (
+        (attention, checks_layers.ATTENTION_MISTAKES),
+        (layernorm, checks_layers.LAYERNORM_MISTAKES),
+        (norm, checks_layers.NORM_MISTAKES),
+        (slopes, checks_layers.GELU_MISTAKES),
+    ):
+        names = ["", *(name for name, _ in mistakes)]
+        for a, b in itertools.combinations(names, 2):
+            assert differs(results(a), results(b), 1e-6), (a, b)
 
 
 # ---- the folder
@@ -219,8 +341,8 @@ def test_three_wrong_solutions():
     ],
 )
 def test_exercise(name, tmp_path):
-    """The folder compiles without a warning; neither it nor its kit holds a line of the solution;
-    its README is one page."""
+    """The folder compiles without a warning; neither it nor its kit holds a line of the
+    solution."""
     folder, (name, *cuda) = tmp_path / "handed out", name.split()
     exercise.write(name, folder, bool(cuda))
     compilers = {
@@ -255,7 +377,6 @@ def test_exercise(name, tmp_path):
                     for line in lines
                     if len(line) > 24 and not line.endswith(("{", "++)"))
                 ), lines
-    assert len((folder / "README.md").read_text().splitlines()) < 70
     kit = {path.name for path in (folder / "kit").iterdir()}
     assert not kit & {"train_gpt.c", "train_gpt.cu", *changed, "exercise.py"}
     again = run(sys.executable, TEST / "course" / "exercise.py", name, "--dir", folder)
@@ -301,6 +422,13 @@ HOSTILE = {  # the program's last lines, and a part of the verdict
     "aborts": (START % "abort();", "ended by signal|aborted|crashed"),
     "prints": (START % 'for (;;) puts("100 of 100, all is right");', "prints without end"),
     "fills_memory": (START % "for (;;) memset(malloc(1 << 24), 1, 1 << 24);", "crashed|killed"),
+    "starts_threads": (
+        "#include <pthread.h>\n"
+        + START
+        % "pthread_t t; for (int i = 0; i < 100000; i++) pthread_create(&t, 0, (void *(*)(void *))"
+        "pause, 0); exit(0);",
+        "answered 0 bytes|ended with|killed",
+    ),
     "exits": (START % 'puts("100 of 100"); exit(0);', "answered 0 bytes"),
     "answers": (
         START
@@ -327,13 +455,43 @@ def test_hostile(case, tmp_path):
     ), result
 
 
+@pytest.mark.parametrize(
+    "line, error",
+    [
+        ("namespace cg = cooperative_groups;", "cooperative_groups"),
+        ("__device__ half twice(half x) { return x + x; }", "half"),
+        ("__constant__ float table[4];", "__constant__"),
+    ],
+)
+def test_not_in_the_stand_in(line, error, tmp_path):
+    """What the stand-in for CUDA lacks: the compiler's words, and where to look."""
+    folder = student_folder(tmp_path / "x", "cuda", "solution")
+    text = (folder / "train_gpt.cu").read_text()
+    (folder / "train_gpt.cu").write_text(f"{line}\n{text}")
+    verdict = graded(folder)["verdict"]
+    assert error in verdict and "cuda_emu.h, its stand-in, say" in " ".join(verdict.split())
+
+
+def test_one_core(tmp_path):
+    """On one core the speed is not tested, and the grading says so."""
+    folder = student_folder(tmp_path / "x", "parallel", "untouched")
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        result = graded(folder)
+    finally:
+        os.sched_setaffinity(0, allowed)
+    *others, speed = result["tests"]
+    assert speed["output"].startswith("one core") and not any(t["score"] for t in others)
+
+
 def test_nan(tmp_path):
     folder = student_folder(tmp_path / "x", "eps", "solution")
     text = (folder / "train_gpt.c").read_text()
     (folder / "train_gpt.c").write_text(text.replace("    eps = cfg->eps;", "    eps = NAN;"))
     result = graded(folder)
     assert result["score"] == 0 and all(
-        "ot a number" in t["output"] or "not finite" in t["output"] for t in result["tests"]
+        "found nan" in t["output"] or "not finite" in t["output"] for t in result["tests"]
     ), result
 
 

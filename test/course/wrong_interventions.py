@@ -1,6 +1,7 @@
 """Wrong solutions of the exercises that are an intervention: the solution with these texts
 replaced. lost: the tests that must fail, by number. All others must pass, except that those in
-`either` may fail. says: part of a message."""
+`either` may fail. says: part of the hint that names the mistake; where it is empty, no test may
+name one."""
 
 
 def wrong(lost, *patches, either=(), says="", file="train_gpt.c"):
@@ -12,6 +13,19 @@ def wrong(lost, *patches, either=(), says="", file="train_gpt.c"):
     )
 
 
+ALL = range(7)
+
+
+def one_line(file, line, rows):
+    """Wrong solutions that differ in one line: {name: (line, lost, says)}."""
+    return {
+        name: wrong(lost, (line, instead), file=file, says=says)
+        for name, (instead, lost, says) in rows.items()
+    }
+
+
+# ---- qk-norm
+
 MARGIN = " " * 53  # between `if (q_weight) {` and its marker in the loop of the forward pass
 FORWARD = "            if (q_weight) {" + MARGIN + "// [qk_norm\n"
 BACKWARD = "                if (q_weight) {" + MARGIN[4:] + "// [qk_norm\n"
@@ -21,229 +35,525 @@ END_BACKWARD = (
     "mean[head + h], rstd[head + h], dw + 2 * over, over);\n"
     "                }                                                               // qk_norm]\n"
 )
-ALL = [0, 1, 2, 3]
-WRONG = {
-    "qk_norm": {
-        "only_queries": wrong(
+HEADS = "for (int h = 0; h < C / over; h++)\n                    layernorm_row("
+SUM_Q = "sum_chunks(dq_weight, partial, (size_t)4 * over, chunks, over)"
+SUM_K = "sum_chunks(dk_weight, partial + over, (size_t)4 * over, chunks, over)"
+BACK = [1, 2, 3]
+QK_NORM = {
+    "flag_ignored": wrong(ALL, (FORWARD, FORWARD.replace("q_weight", "1"))),
+    "only_queries": wrong(
+        ALL,
+        (FORWARD, FORWARD.replace("(q_weight)", "(q_weight && i == 0)")),
+        says="Only the queries",
+    ),
+    "after_rope": wrong(
+        ALL,
+        (FORWARD, TURN + "from = to;\n" + FORWARD),
+        ("// qk_norm]\n" + TURN, "// qk_norm]\nif (!q_weight)\n" + TURN),
+        says="after RoPE",
+    ),
+    "queries_weight": wrong(
+        ALL,
+        (
+            "from + h * over,\n                                  i ? k_weight : q_weight, over",
+            "from + h * over, q_weight, over",
+        ),
+        says="weight of the queries",
+    ),
+    "turns_what_was_not_normalised": wrong(
+        ALL, ("                from = to;\n", ""), says="flag off"
+    ),
+    "only_the_first_head": wrong(ALL, (HEADS, HEADS.replace("C / over", "1"))),
+    "rotation_again_after_it": wrong(ALL, ("                from = to;\n", "from = to;\n" + TURN)),
+    "in_place": wrong(
+        ALL,
+        ("                    layernorm_row(to + h", "layernorm_row((real *)from + h"),
+        ("                from = to;\n", ""),
+    ),
+    "mean_of_another_head": wrong(
+        BACK,
+        (
+            "size_t head = ((size_t)row * 2 + i) * NH;\n                for",
+            "size_t head = (size_t)row * NH;\n                for",
+        ),
+        (
+            "size_t head = ((size_t)row * 2 + i) * NH;\n                    for",
+            "size_t head = (size_t)row * NH;\n                    for",
+        ),
+    ),
+    "no_backward": wrong(
+        BACK, (BACKWARD, BACKWARD.replace("(q_weight)", "(0 && q_weight)")), says="without it"
+    ),
+    "backward_of_output": wrong(BACK, ("qkv + at + h * over, i ?", "d + h * over, i ?")),
+    "no_turning_back": wrong(BACK, (TURN_BACK, ""), says="not turned back"),
+    "turning_back_last": wrong(BACK, (TURN_BACK, ""), (END_BACKWARD, END_BACKWARD + TURN_BACK)),
+    "backward_with_queries_weight": wrong(
+        BACK,
+        ("qkv + at + h * over, i ? k_weight : q_weight", "qkv + at + h * over, q_weight"),
+        says="through the weight of the queries",
+    ),
+    "one_gradient_for_both_weights": wrong(
+        BACK, ("NULL, dw + i * over, d + h", "NULL, dw, d + h"), says="that of k_weight too"
+    ),
+    "gradients_exchanged": wrong(
+        BACK, ("NULL, dw + i * over, d + h", "NULL, dw + (1 - i) * over, d + h"), says="exchanged"
+    ),
+    "gradient_of_one_weight": wrong(BACK, (SUM_K + ";", "")),
+    "only_the_first_chunk": wrong(
+        BACK,
+        (SUM_Q, SUM_Q.replace("chunks, over", "1, over")),
+        (SUM_K, SUM_K.replace("chunks, over", "1, over")),
+        says="first chunk only",
+    ),
+    "all_but_the_last_chunk": wrong(
+        BACK, (SUM_Q, SUM_Q.replace("chunks, over", "chunks > 1 ? chunks - 1 : 1, over"))
+    ),
+}
+
+# ---- z-loss
+
+Z_LINE = "weight += 2 * z_loss * log_z[i];"
+Z_LOSS = one_line(
+    "train_gpt.c",
+    Z_LINE,
+    {
+        "half": ("weight += z_loss * log_z[i];", ALL, "half"),
+        "sign": ("weight -= 2 * z_loss * log_z[i];", ALL, "sign"),
+        "not_times_log_z": ("weight += 2 * z_loss;", ALL, "lacks the row's log Z"),
+        "square": ("weight += z_loss * 2 * log_z[i] * log_z[i];", ALL, "square"),
+        "divided_by_rows_again": ("weight += 2 * z_loss * log_z[i] / rows;", ALL, "by the rows"),
+        "divided_by_vocabulary": ("weight += 2 * z_loss * log_z[i] / V;", ALL, "vocabulary"),
+        "whole_number": ("weight += 2 * (int)z_loss * log_z[i];", ALL, "flag off"),
+        "first_row": ("weight += 2 * z_loss * log_z[0];", ALL, "first row"),
+        "row_before": ("weight += 2 * z_loss * log_z[i ? i - 1 : 0];", ALL, ""),
+        "largest_logit": ("weight += 2 * z_loss * top;", ALL, "largest logit"),
+        "log_of_the_sum": ("weight += 2 * z_loss * log(sum);", ALL, ""),
+        "flag_off_ignored": (
+            "weight += 2 * (z_loss > 0 ? z_loss : (real)1e-4) * log_z[i];",
             ALL,
-            (FORWARD, FORWARD.replace("(q_weight)", "(q_weight && i == 0)")),
-            says="Only the queries",
+            "",
         ),
-        "after_rope": wrong(
+        "float": ("weight += (float)(2 * z_loss * log_z[i]);", [0, 1], "float"),
+        "state": (
+            "static real z; if (z == 0) z = log_z[i]; weight += 2 * z_loss * z;",
             ALL,
-            (FORWARD, TURN + "from = to;\n" + FORWARD),
-            ("// qk_norm]\n" + TURN, "// qk_norm]\nif (!q_weight)\n" + TURN),
-            says="after RoPE",
+            "first row",
         ),
-        "queries_weight": wrong(
-            ALL,
-            (
-                "from + h * over,\n                                  i ? k_weight : q_weight, over",
-                "from + h * over, q_weight, over",
-            ),
-            says="k_weight, K_NORM",
-        ),
-        "turns_what_was_not_normalised": wrong(
-            ALL, ("                from = to;\n", ""), says="flag off"
-        ),
-        "only_the_first_head": wrong(
-            ALL,
-            (
-                "for (int h = 0; h < C / over; h++)\n                    layernorm_row(",
-                "for (int h = 0; h < 1; h++)\n                    layernorm_row(",
-            ),
-        ),
-        "rotation_again_after_it": wrong(
-            ALL, ("                from = to;\n", "from = to;\n" + TURN)
-        ),
-        "mean_of_another_head": wrong(
-            [1, 2],
-            (
-                "size_t head = ((size_t)row * 2 + i) * NH;\n                for",
-                "size_t head = (size_t)row * NH;\n                for",
-            ),
-            (
-                "size_t head = ((size_t)row * 2 + i) * NH;\n                    for",
-                "size_t head = (size_t)row * NH;\n                    for",
-            ),
-            either=[3],
-            says="(B,T,2,NH)",
-        ),
-        "no_backward": wrong(
-            [1, 2], (BACKWARD, BACKWARD.replace("(q_weight)", "(0 && q_weight)")), either=[3]
-        ),
-        "backward_of_output": wrong(
-            [1, 2],
-            ("qkv + at + h * over, i ?", "d + h * over, i ?"),
-            either=[3],
-            says="in qkv",
-        ),
-        "no_turning_back": wrong([1, 2], (TURN_BACK, ""), either=[3], says="turns back"),
-        "turning_back_last": wrong(
-            [1, 2],
-            (TURN_BACK, ""),
-            (END_BACKWARD, END_BACKWARD + TURN_BACK),
-            either=[3],
-            says="turns back",
-        ),
-        "backward_with_queries_weight": wrong(
-            [1, 2],
-            ("qkv + at + h * over, i ? k_weight : q_weight", "qkv + at + h * over, q_weight"),
-            either=[3],
-        ),
-        "one_gradient_for_both_weights": wrong(
-            [1, 2], ("NULL, dw + i * over, d + h", "NULL, dw, d + h"), either=[3]
-        ),
-        "only_the_first_chunk": wrong(
-            [1, 2],
-            (
-                "sum_chunks(dq_weight, partial, (size_t)4 * over, chunks, over)",
-                "sum_chunks(dq_weight, partial, (size_t)4 * over, 1, over)",
-            ),
-            either=[3],
-            says="all chunks",
-        ),
-    },
-    "z_loss": {
-        "half": wrong([0, 1, 2], ("weight += 2 * z_loss", "weight += z_loss"), says="Half"),
-        "sign": wrong([0, 1, 2, 3], ("weight += 2 * z_loss", "weight -= 2 * z_loss")),
-        "not_times_log_z": wrong([0, 1, 2, 3], ("2 * z_loss * log_z[i];", "2 * z_loss;")),
-        "mean_twice": wrong(
-            [0, 1, 2], ("2 * z_loss * log_z[i];", "2 * z_loss * log_z[i] / rows;"), either=[3]
-        ),
-    },
-    "warmup": {
-        "one_late": wrong(
-            [0, 1],
-            ("cfg->lr * step /", "cfg->lr * (step - 1) /"),
-            file="gpt.h",
-            says="One step late",
-        ),
-        "whole_numbers": wrong(
-            [0, 1], ("cfg->lr * step / cfg->warmup", "cfg->lr * (step / cfg->warmup)"), file="gpt.h"
-        ),
-        "from_end": wrong(
-            [0],
-            (
-                "return cfg->lr * step / cfg->warmup",
-                "return end + (cfg->lr - end) * step / cfg->warmup",
-            ),
-            file="gpt.h",
-            either=[1],
-        ),
-    },
-    "wd": {
-        "swapped": wrong(
-            [0, 1, 2],
-            ("lr / cfg->lr : lr)", "lr : lr / cfg->lr)"),
-            file="gpt.h",
-            says="-wd_independent 0",
-        ),
-        "constant": wrong(
-            [0, 1, 2],
-            ("cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr)", "cfg->wd + 0 * lr"),
-            file="gpt.h",
-            says="same at every step",
-        ),
-        "always_independent": wrong(
-            [0, 2], ("(cfg->wd_independent ? lr / cfg->lr : lr)", "lr / cfg->lr"), file="gpt.h"
-        ),
-        "first_step": wrong([0, 1, 2], ("weight_decay(cfg, step)", "weight_decay(cfg, 1)")),
-    },
-    "mu_param": {
-        "upside_down": wrong(
-            [0, 2, 3, 4],
-            ("(double)cfg->d / cfg->base_d", "(double)cfg->base_d / cfg->d"),
-            file="gpt.h",
-            says="upside down",
-        ),
-        "whole_number": wrong(
+        "reported": (
+            Z_LINE + " losses[i] += z_loss * log_z[i] * log_z[i];",
             [0, 2, 3],
-            ("(double)cfg->d / cfg->base_d", "cfg->d / cfg->base_d"),
-            file="gpt.h",
-            says="not a whole number",
+            "in the loss that is reported",
         ),
-        "all_tensors": wrong(
-            [2, 3],
-            ("MU_SIMPLE && p->role == LINEAR", "MU_SIMPLE && p"),
-            file="gpt.h",
-            either=[4],
-            says="Every tensor",
+        "log_z_changed": ("log_z[i] *= 2 * z_loss; weight += log_z[i];", [0, 2, 3], ""),
+        "gradient_of_the_target": (Z_LINE + " x[targets[i]] -= 2 * z_loss * log_z[i];", ALL, ""),
+    },
+)
+
+Z_LOSS["size"] = wrong(
+    [0, 1, 2],
+    (Z_LINE, "weight += 2 * z_loss * fabs(log_z[i]);"),
+    either=[3],
+    says="without its sign",
+)
+
+# ---- warm-up
+
+WARMUP_LINE = "if (step < cfg->warmup) return cfg->lr * step / cfg->warmup;"
+RETURN = "if (step < cfg->warmup) return "
+WARMUP = one_line(
+    "gpt.h",
+    WARMUP_LINE,
+    {
+        "one_late": (RETURN + "cfg->lr * (step - 1) / cfg->warmup;", ALL, "One step late"),
+        "one_early": (RETURN + "cfg->lr * (step + 1) / cfg->warmup;", ALL, "One step early"),
+        "whole_numbers": (RETURN + "cfg->lr * (step / cfg->warmup);", ALL, "whole numbers"),
+        "from_end": (RETURN + "end + (cfg->lr - end) * step / cfg->warmup;", ALL, "from min_lr"),
+        "parabola": (
+            RETURN + "cfg->lr * step / cfg->warmup * step / cfg->warmup;",
+            ALL,
+            "parabola",
         ),
-        "without_the_head": wrong(
-            [2, 3],
-            ("&& p->role == LINEAR", '&& p->role == LINEAR && strcmp(p->kind, "lm_head")'),
-            file="gpt.h",
-            either=[4],
-            says="The head is a linear layer too",
+        "over_all_steps": (RETURN + "cfg->lr * step / cfg->steps;", ALL, "over all steps"),
+        "without_the_peak": (RETURN + "(double)step / cfg->warmup;", ALL, "peak is not"),
+        "peak": (RETURN + "cfg->lr;", ALL, "the peak from"),
+        "ends_one_early": (
+            "if (step < cfg->warmup - 1) return cfg->lr * step / cfg->warmup;",
+            ALL,
+            "",
         ),
-        "factors_pile_up": wrong(
-            [2, 3], ("kind_lr *= mu_lr_scale", "kind_lr = lr *= mu_lr_scale"), either=[4]
+        "runs_on": ("return cfg->lr * step / (cfg->warmup ? cfg->warmup : 1);", ALL, ""),
+        "float": (RETURN + "cfg->lr * ((float)step / cfg->warmup);", ALL, "float"),
+        "counts_its_calls": (
+            "static int calls; " + RETURN + "cfg->lr * ++calls / cfg->warmup;",
+            ALL,
+            "",
         ),
-        "scale_from_the_base": wrong(
-            [1, 3],
-            (
-                "if (cfg->mu_param >= MU_FULL) scale = 1 / HS;",
+    },
+)
+WARMUP["after_the_other_schedules"] = wrong(
+    [0, 1],
+    (WARMUP_LINE, ""),
+    ("    if (cfg->steps > cfg->warmup)\n", WARMUP_LINE + "\n    if (cfg->steps > cfg->warmup)\n"),
+    file="gpt.h",
+    says="flag off",
+)
+
+# ---- weight decay
+
+WD_LINE = "return cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr);"
+WD = one_line(
+    "gpt.h",
+    WD_LINE,
+    {
+        "swapped": (
+            "return cfg->wd * (cfg->wd_independent ? lr : lr / cfg->lr);",
+            ALL,
+            "-wd_independent 0",
+        ),
+        "constant": ("return cfg->wd + 0 * lr;", ALL, "same at every step"),
+        "always_independent": ("return cfg->wd * lr / cfg->lr;", ALL, "-wd_independent 1"),
+        "never_independent": ("return cfg->wd * lr;", ALL, "-wd_independent 0"),
+        "sign": ("return -cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr);", ALL, "grow"),
+        "half": ("return cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr) / 2;", ALL, "half"),
+        "peak": ("return cfg->wd * cfg->lr + 0 * lr;", ALL, "peak"),
+        "whole_number": (
+            "return cfg->wd * (cfg->wd_independent ? (int)(lr / cfg->lr) : lr);",
+            ALL,
+            "flag off",
+        ),
+        "float": (
+            "return (float)(cfg->wd * (cfg->wd_independent ? lr / cfg->lr : lr));",
+            [0],
+            "float",
+        ),
+        "default_of_no_decay": (
+            "return (cfg->wd > 0 ? cfg->wd : 1e-4) * (cfg->wd_independent ? lr / cfg->lr : lr);",
+            ALL,
+            "",
+        ),
+    },
+)
+WD |= one_line(
+    "train_gpt.c",
+    "    decay = weight_decay(cfg, step);",
+    {
+        "not_called": ("", ALL, "flag off"),
+        "first_step": ("decay = weight_decay(cfg, 1);", ALL, "first step"),
+        "step_before": ("decay = weight_decay(cfg, step - 1);", ALL, "step before"),
+        "state": (
+            "static double kept; if (kept == 0) kept = weight_decay(cfg, step); decay = kept;",
+            [1, 2],
+            "",
+        ),
+    },
+)
+
+# ---- muParam
+
+M_LINE = "return (double)cfg->d / cfg->base_d;"
+LR_LINE = "return cfg->mu_param >= MU_SIMPLE && p->role == LINEAR ? 1 / mu_m(cfg) : 1;"
+SCALE_LINE = "if (cfg->mu_param >= MU_FULL) scale = 1 / HS;"
+STD_LINE = "std /= sqrt(mu_m(cfg));"
+ZERO_LINE = "memset(out, 0, parameter_size(p) / 3 * sizeof(real));"
+MU_PARAM = {
+    **one_line(
+        "gpt.h",
+        M_LINE,
+        {
+            "upside_down": ("return (double)cfg->base_d / cfg->d;", [0, 2, 3, 4], "upside down"),
+            "whole_number": (
+                "return cfg->d / cfg->base_d;",
+                [0, 2, 3],
+                "division of whole numbers",
+            ),
+            "head_sizes": (
+                "return (double)(cfg->d / cfg->heads) / (cfg->base_d / cfg->heads);",
+                [0, 2, 3],
+                "",
+            ),
+            "float": ("return (float)cfg->d / cfg->base_d;", [0, 2], "float"),
+        },
+    ),
+    **one_line(
+        "gpt.h",
+        LR_LINE,
+        {
+            "all_tensors": (
+                "return cfg->mu_param >= MU_SIMPLE && p ? 1 / mu_m(cfg) : 1;",
+                [2, 3, 4],
+                "Every tensor",
+            ),
+            "without_the_head": (
+                "return cfg->mu_param >= MU_SIMPLE && p->role == LINEAR &&"
+                ' strcmp(p->kind, "lm_head") ? 1 / mu_m(cfg) : 1;',
+                [2, 3, 4],
+                "head's learning rate",
+            ),
+            "fan_in_of_each": (
+                "return cfg->mu_param >= MU_SIMPLE && p->role == LINEAR ?"
+                " (double)cfg->base_d / p->cols : 1;",
+                [2, 3, 4],
+                "second matrix",
+            ),
+            "root_of_m": (
+                "return cfg->mu_param >= MU_SIMPLE && p->role == LINEAR ? 1 / sqrt(mu_m(cfg)) : 1;",
+                [2, 3, 4],
+                "power of m in the learning rate",
+            ),
+            "flag_ignored": ("return p->role == LINEAR ? 1 / mu_m(cfg) : 1;", [2, 3, 4], "'full'"),
+        },
+    ),
+    **one_line(
+        "gpt.h",
+        SCALE_LINE,
+        {
+            "scale_from_the_base": (
                 "if (cfg->mu_param >= MU_FULL) scale /= sqrt(mu_m(cfg));",
+                [1, 3, 4],
+                "depends on base_d",
             ),
-            file="gpt.h",
-            says="whatever the base width",
-        ),
-        "scale_always": wrong(
-            [1],
-            ("if (cfg->mu_param >= MU_FULL) scale", "if (cfg->mu_param >= MU_OFF) scale"),
-            file="gpt.h",
-        ),
-        "head_by_m": wrong(
-            [0],
-            ("std /= sqrt(mu_m(cfg))", "std /= mu_m(cfg)"),
-            file="gpt.h",
-            says="1 / sqrt(m)",
-        ),
-        "head_of_simple": wrong(
-            [0],
-            (
-                "k == LM_HEAD && cfg->mu_param >= MU_INTERMEDIATE",
-                "k == LM_HEAD && cfg->mu_param >= MU_SIMPLE",
+            "scale_with_the_bases_head_size": (
+                "if (cfg->mu_param >= MU_FULL) scale = (double)cfg->base_d / cfg->heads / HS;",
+                [1, 3, 4],
+                "base's head size",
             ),
-            file="gpt.h",
-            says="This is the value of 'intermediate'",
+            "scale_of_all_channels": (
+                "if (cfg->mu_param >= MU_FULL) scale = 1.0 / cfg->d;",
+                [1, 3, 4],
+                "C where the head size",
+            ),
+            "scale_of_whole_numbers": (
+                "if (cfg->mu_param >= MU_FULL) scale = 1 / (cfg->d / cfg->heads);",
+                [1, 3, 4],
+                "",
+            ),
+            "scale_always": ("if (cfg->mu_param >= MU_OFF) scale = 1 / HS;", [1, 3, 4], "'full'"),
+        },
+    ),
+    **one_line(
+        "gpt.h",
+        STD_LINE,
+        {
+            "head_by_m": ("std /= mu_m(cfg);", [0], "power of m in the head"),
+        },
+    ),
+    **one_line(
+        "gpt.h",
+        ZERO_LINE,
+        {
+            "queries_as_they_were": ("(void)0;", [0], "'intermediate'"),
+            "keys_too": (ZERO_LINE.replace("/ 3", "/ 3 * 2"), [0], "keys start at 0 too"),
+            "bytes": (ZERO_LINE.replace(" * sizeof(real)", ""), [0], ""),
+            "first_layer": ("if (l == 0) " + ZERO_LINE, [0], ""),
+        },
+    ),
+    "head_of_simple": wrong(
+        [0],
+        (
+            "k == LM_HEAD && cfg->mu_param >= MU_INTERMEDIATE",
+            "k == LM_HEAD && cfg->mu_param >= MU_SIMPLE",
         ),
-        "queries_as_they_were": wrong(
-            [0],
-            ("memset(out, 0, parameter_size(p) / 3", "memset(out, 0, 0 * parameter_size(p)"),
-            file="gpt.h",
+        file="gpt.h",
+        says="'intermediate'",
+    ),
+    "queries_of_every_model": wrong(
+        [0], ("k == C_ATTN && cfg->mu_param >= MU_FULL", "k == C_ATTN"), file="gpt.h"
+    ),
+    "not_multiplied": wrong(
+        [2, 3, 4], ("        kind_lr *= mu_lr_scale(cfg, p);", ""), says="flag off"
+    ),
+    "factors_pile_up": wrong([2, 3, 4], ("kind_lr *= mu_lr_scale", "kind_lr = lr *= mu_lr_scale")),
+    "in_the_update": wrong(
+        [2, 3, 4],
+        (
+            "        kind_lr *= mu_lr_scale(cfg, p);",
+            "o.correction1 = (real)(mu_lr_scale(cfg, p) / (1 - pow(cfg->beta1, step)));",
         ),
-        "queries_of_every_model": wrong(
-            [0],
-            ("k == C_ATTN && cfg->mu_param >= MU_FULL", "k == C_ATTN"),
-            file="gpt.h",
-            says="with -mu_param off",
+    ),
+}
+
+# ---- AdamW
+
+EPS_USE = "(sqrt(v[i] * o.correction2) + o.eps)"
+EPS = {
+    **one_line(
+        "train_gpt.c",
+        "    eps = cfg->eps;",
+        {
+            "squared": ("eps = cfg->eps * cfg->eps;", ALL, "squared"),
+            "another": ("eps = 1e-4;", ALL, "-eps 0.0001"),
+            "added_to_the_default": ("eps += cfg->eps;", ALL, "1e-8 is added"),
+            "negative": ("eps = -cfg->eps;", ALL, "subtracted"),
+            "whole_number": ("eps = (int)cfg->eps;", ALL, "-eps 0"),
+            "float": ("eps = (float)cfg->eps;", [0], "float"),
+            "never_below_1e-8": ("eps = fmax(eps, cfg->eps);", [0, 1], "flag off"),
+            "never_above_1": ("eps = fmin(1, cfg->eps);", [0, 1], "-eps 1"),
+            "a_copy": ("double eps = cfg->eps;\n(void)eps;", ALL, ""),
+        },
+    ),
+    **one_line(
+        "train_gpt.c",
+        EPS_USE,
+        {
+            "in_the_root": ("sqrt(v[i] * o.correction2 + o.eps)", ALL, "inside of the root"),
+            "before_the_correction": (
+                "((sqrt(v[i]) + o.eps) * sqrt(o.correction2))",
+                ALL,
+                "before v is corrected",
+            ),
+            "least": ("fmax(sqrt(v[i] * o.correction2), o.eps)", ALL, "least value"),
+        },
+    ),
+}
+BETA2 = {
+    **one_line(
+        "train_gpt.c",
+        "    beta2 = cfg->beta2;",
+        {
+            "beta1": ("beta2 = cfg->beta1;", ALL, "beta1 in place"),
+            "square": ("beta2 = cfg->beta2 * cfg->beta2;", ALL, "square of beta2"),
+            "one_minus": ("beta2 = 1 - cfg->beta2;", ALL, "1 - beta2"),
+            "whole_number": ("beta2 = (int)cfg->beta2;", ALL, ""),
+            "float": ("beta2 = (float)cfg->beta2;", [0, 2], "float"),
+            "at_most_the_default": ("beta2 = fmin(beta2, cfg->beta2);", ALL, "flag off"),
+            "zero_is_the_default": ("if (cfg->beta2 > 0) beta2 = cfg->beta2;", [0, 1], "flag off"),
+        },
+    ),
+    **one_line(
+        "train_gpt.c",
+        "(real)(1 / (1 - pow(beta2, step)))",
+        {
+            "not_in_correction": ("(real)(1 / (1 - pow(0.95, step)))", ALL, "of -beta2 0.95"),
+            "correction_of_m": ("(real)(1 / (1 - pow(cfg->beta1, step)))", ALL, "that of m"),
+            "no_correction": ("1", ALL, "not corrected"),
+        },
+    ),
+    **one_line(
+        "train_gpt.c",
+        "v[i] = o.beta2 * v[i] + (1 - o.beta2) * g * g;",
+        {
+            "not_in_new": (
+                "v[i] = o.beta2 * v[i] + (real)0.05 * g * g;",
+                ALL,
+                "new square has the factor",
+            ),
+            "not_in_old": (
+                "v[i] = (real)0.95 * v[i] + (1 - o.beta2) * g * g;",
+                ALL,
+                "old v decays",
+            ),
+            "whole_square": ("v[i] = o.beta2 * v[i] + g * g;", ALL, "no factor"),
+        },
+    ),
+}
+CLIP_LINE = "if (cfg->clip > 0 && norm > cfg->clip) clip_scale = cfg->clip / norm;"
+LARGE = "if (cfg->clip > 0 && norm > cfg->clip) "
+CLIP = one_line(
+    "train_gpt.c",
+    CLIP_LINE,
+    {
+        "always": ("if (cfg->clip > 0) clip_scale = cfg->clip / norm;", [0, 1], "below the limit"),
+        "0_clips_all": ("if (norm > cfg->clip) clip_scale = cfg->clip / norm;", [0, 1], "0 means"),
+        "below": (
+            "if (cfg->clip > 0 && norm < cfg->clip) clip_scale = cfg->clip / norm;",
+            ALL,
+            "flag off",
         ),
-        "keys_too": wrong(
-            [0],
-            ("parameter_size(p) / 3 * sizeof", "parameter_size(p) / 3 * 2 * sizeof"),
-            file="gpt.h",
-        ),
-    },
-    "eps": {
-        "squared": wrong([0, 1], ("    eps = cfg->eps;", "    eps = cfg->eps * cfg->eps;")),
-        "in_the_root": wrong(
+        "squares": (LARGE + "clip_scale = cfg->clip / (norm * norm);", ALL, "divides twice"),
+        "no_norm": (LARGE + "clip_scale = cfg->clip;", ALL, "norm is missing"),
+        "upside_down": (LARGE + "clip_scale = norm / cfg->clip;", ALL, "upside down"),
+        "thrown_away": (LARGE + "clip_scale = 0;", ALL, "becomes 0"),
+        "plus_1e-6": (LARGE + "clip_scale = cfg->clip / (norm + 1e-6);", [0], "1e-6 is added"),
+        "sign": (LARGE + "clip_scale = -cfg->clip / norm;", ALL, "changes its sign"),
+        "float": (LARGE + "clip_scale = (float)(cfg->clip / norm);", [0], "float"),
+        "compares_with_1": (
+            "if (cfg->clip > 0 && norm > 1) clip_scale = cfg->clip / norm;",
             [0, 1],
-            ("(sqrt(v[i] * o.correction2) + o.eps)", "sqrt(v[i] * o.correction2 + o.eps)"),
+            "below the limit",
         ),
-        "another": wrong([0, 1, 2], ("    eps = cfg->eps;", "    eps = 1e-4;")),
-    },
-    "beta2": {
-        "not_in_new": wrong([0, 1, 2], ("(1 - o.beta2) * g * g", "(real)0.05 * g * g")),
-        "not_in_correction": wrong([0, 1], ("pow(beta2, step)", "pow(0.95, step)")),
-        "beta1": wrong([0, 1, 2], ("    beta2 = cfg->beta2;", "    beta2 = cfg->beta1;")),
-    },
-    "clip": {
-        "always": wrong(
-            [0], ("cfg->clip > 0 && norm > cfg->clip", "cfg->clip > 0"), says="below the limit"
+        "norm_after": (
+            LARGE + "{ clip_scale = cfg->clip / norm; norm = cfg->clip; }",
+            ALL,
+            "after clipping",
         ),
-        "0_clips_all": wrong([0], ("cfg->clip > 0 && norm", "norm")),
-        "squares": wrong([0, 1], ("cfg->clip / norm; ", "cfg->clip / (norm * norm); "), either=[2]),
+        "gradients_in_place": (
+            LARGE + "for (size_t i = 0; i < g->num_parameters; i++)"
+            " g->grads[i] *= (real)(cfg->clip / norm);",
+            ALL,
+            "logged are those after",
+        ),
+        "largest_norm_so_far": (
+            "static double most; if (norm > most) most = norm;"
+            " if (cfg->clip > 0 && norm > cfg->clip) clip_scale = cfg->clip / most;",
+            [1, 2],
+            "",
+        ),
     },
+)
+
+# ---- the same in train_gpt.cu: the tests of train_gpt.c come first, and pass
+
+CU = "train_gpt.cu"
+NORM_K = "layernorm_head(k, mean + stat + NH, rstd + stat + NH, k_w, inside, HS, lanes);"
+QK_NORM_CUDA = {
+    "queries_weight": wrong(
+        [4, 5, 6], (NORM_K, NORM_K.replace("k_w,", "q_w,")), file=CU, says="weight of the queries"
+    ),
+    "backward_with_queries_weight": wrong(
+        [5, 6], ("(k ? k_weight : q_weight)", "q_weight"), file=CU
+    ),
+    "sums_of_keys_over_those_of_queries": wrong(
+        [5, 6],
+        (
+            "partial += ((size_t)k * gridDim.x + blockIdx.x) * HS;",
+            "partial += (size_t)blockIdx.x * HS;",
+        ),
+        file=CU,
+    ),
+}
+Z_LOSS_CUDA = one_line(
+    CU,
+    "weight += 2 * z_loss * z;",
+    {
+        "top": ("weight += 2 * z_loss * top;", [4, 5, 6], "largest logit"),
+        "first_thread": ("if (threadIdx.x == 0) weight += 2 * z_loss * z;", [4, 5, 6], ""),
+    },
+)
+ADAMW_CUDA = {
+    "eps cuda": one_line(
+        CU,
+        "    eps = cfg->eps;",
+        {
+            "forgotten": ("", [3], ""),
+        },
+    ),
+    "beta2 cuda": one_line(
+        CU,
+        "    beta2 = cfg->beta2;",
+        {
+            "forgotten": ("", [3], ""),
+        },
+    ),
+    "clip cuda": one_line(
+        CU,
+        "if (o->clip > 0 && norm > o->clip) clip_scale = o->clip / norm;",
+        {
+            "always": ("if (o->clip > 0) clip_scale = o->clip / norm;", [3], ""),
+            "0_clips_all": ("if (norm > o->clip) clip_scale = o->clip / norm;", [3], ""),
+        },
+    ),
+}
+
+WRONG = {
+    "qk_norm": QK_NORM,
+    "z_loss": Z_LOSS,
+    "warmup": WARMUP,
+    "wd": WD,
+    "mu_param": MU_PARAM,
+    "eps": EPS,
+    "beta2": BETA2,
+    "clip": CLIP,
+    "qk_norm cuda": QK_NORM_CUDA,
+    "z_loss cuda": Z_LOSS_CUDA,
+    **ADAMW_CUDA,
 }

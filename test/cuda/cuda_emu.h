@@ -6,11 +6,15 @@
 //
 // What there is
 //   Kernels: __global__ functions without `static`, started by cudaLaunchKernelEx; threadIdx,
-//     blockIdx, blockDim, gridDim; __shared__ arrays; __syncthreads; __syncwarp, __shfl_sync and
-//     __shfl_xor_sync by whole warps; float4, uint4; bf16 as a format to store numbers in; the
-//     instructions of lib/gpu.h (ldmatrix, mma.m16n8k16, ex2); cp.async; atomicMax.
+//     blockIdx, blockDim, gridDim, warpSize; __shared__ arrays; __syncthreads; __syncwarp, the four
+//     shuffles, votes (__ballot_sync) and __reduce_add_sync by whole warps; atomicAdd and the other
+//     atomics; float4 and its like; __ldg; rsqrtf, __expf and their like, more exact than a GPU's;
+//     bf16 as a format to store numbers in; the instructions of lib/gpu.h (ldmatrix,
+//     mma.m16n8k16, ex2); cp.async.
 //   Host: device and pinned memory, copies, one stream, events, graphs captured from the stream,
 //     cuBLASLt's products in float and bf16.
+// What there is not: kernel<<<grid, block>>>, dynamic and constant memory, masks of some lanes,
+//   cooperative groups, half, textures, inline assembly.
 // What it looks for
 //   A missing barrier: a block's threads run one after another, each until a barrier, in the order
 //     that CUDA_EMU_ORDER names: forward (the default), reverse, or random, in which warps take
@@ -77,6 +81,8 @@
 #define __host__
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
 #ifdef __SANITIZE_ADDRESS__
 #define __shared__ static                 // the sanitizer watches the ends of static memory
 #else
@@ -89,13 +95,29 @@ struct dim3 {
     constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 struct uint3 { unsigned x, y, z; };
+struct int3 { int x, y, z; };
+struct float3 { float x, y, z; };
 struct alignas(8) float2 { float x, y; };
+struct alignas(8) int2 { int x, y; };
 struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) double2 { double x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) int4 { int x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float3 make_float3(float x, float y, float z) { return {x, y, z}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline int3 make_int3(int x, int y, int z) { return {x, y, z}; }
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 static uint3 threadIdx, blockIdx;
 static dim3 blockDim, gridDim;
+static const int &warpSize = *new int(32);    // not a constant: nvcc refuses float x[warpSize] too
 
 // ---------------------------------------------------------------------------
 // Threads: fibers that a scheduler resumes one by one
@@ -368,18 +390,59 @@ inline const Words *exchange(const char *name, unsigned mask, const Words &mine,
     return words;
 }
 
-template <typename T> T shuffle(const char *name, unsigned mask, T value, int source, Here here) {
+inline int lane() { return (int)(current - threads) % WARP; }
+
+// A shuffle within groups of `width` lanes, as the PTX ISA defines shfl.sync. source(lane, start):
+// the lane that is read, for a group whose first lane is start. A lane reads itself where that is
+// past the group's end or, if up is true, before its start.
+template <typename T, typename Source>
+T shuffle(const char *name, unsigned mask, T value, int width, bool up, Source source, Here here) {
     static_assert(std::is_arithmetic<T>::value, "shuffles of this type are not supported");
+    if (width < 1 || width > WARP || (width & (width - 1)))
+        stop("%s of line %d: width %d; it must be 1, 2, 4, 8, 16 or 32", name, here.line, width);
     Words words = {};
     memcpy(&words, &value, sizeof value);
-    if (source < 0 || source >= WARP)
-        stop("%s of line %d from lane %d; there are 32", name, here.line, source);
-    words = exchange(name, mask, words, here)[source];
-    memcpy(&value, &words, sizeof value);
+    const Words *given = exchange(name, mask, words, here);
+    int start = lane() / width * width, from = source(lane(), start);
+    if (from >= start + width || (up && from < start)) from = lane();
+    memcpy(&value, &given[from], sizeof value);
     return value;
 }
 
-inline int lane() { return (int)(current - threads) % WARP; }
+inline int distance(const char *name, unsigned lanes, Here here) {
+    if (lanes >= WARP) stop("%s of line %d by %u lanes; there are 32", name, here.line, lanes);
+    return (int)lanes;
+}
+
+// All lanes' values folded into one by f
+template <typename T, typename F>
+T fold(const char *name, unsigned mask, T value, F f, Here here) {
+    Words words = {};
+    memcpy(&words, &value, sizeof value);
+    const Words *given = exchange(name, mask, words, here);
+    T all;
+    memcpy(&all, &given[0], sizeof all);
+    for (int i = 1; i < WARP; i++) {
+        memcpy(&value, &given[i], sizeof value);
+        all = f(all, value);
+    }
+    return all;
+}
+
+inline unsigned ballot(const char *name, unsigned mask, bool vote, Here here) {
+    unsigned mine = vote ? 1u << lane() : 0;
+    return fold(name, mask, mine, [](unsigned a, unsigned b) { return a | b; }, here);
+}
+
+// *p = f(*p); returns what *p was. Threads run one after another, so that nobody comes between.
+template <typename T, typename F> T atomic(T *p, F f) {
+    static_assert(sizeof(T) >= 4 && std::is_arithmetic<T>::value,
+                  "atomics of this type are not supported");
+    T old = *p;
+    *p = f(old);
+    return old;
+}
+template <typename T> struct same { typedef T type; };
 
 }}    // namespace cuda_emu
 
@@ -389,20 +452,163 @@ inline void __syncthreads(cuda_emu::Here here = cuda_emu::Here::at()) {
 inline void __syncwarp(unsigned mask = 0xffffffff, cuda_emu::Here here = cuda_emu::Here::at()) {
     cuda_emu::exchange("__syncwarp", mask, {}, here);
 }
+inline void __threadfence() {}
+inline void __threadfence_block() {}
+
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int source, cuda_emu::Here here = cuda_emu::Here::at()) {
-    return cuda_emu::shuffle("__shfl_sync", mask, value, source, here);
+T __shfl_sync(unsigned mask, T value, int source, int width = 32,
+              cuda_emu::Here here = cuda_emu::Here::at()) {
+    auto from = [=](int, int start) { return start + (source & (width - 1)); };
+    return cuda_emu::shuffle("__shfl_sync", mask, value, width, false, from, here);
 }
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int bits, cuda_emu::Here here = cuda_emu::Here::at()) {
-    return cuda_emu::shuffle("__shfl_xor_sync", mask, value, cuda_emu::lane() ^ bits, here);
+T __shfl_up_sync(unsigned mask, T value, unsigned lanes, int width = 32,
+                 cuda_emu::Here here = cuda_emu::Here::at()) {
+    int by = cuda_emu::distance("__shfl_up_sync", lanes, here);
+    auto from = [=](int lane, int) { return lane - by; };
+    return cuda_emu::shuffle("__shfl_up_sync", mask, value, width, true, from, here);
 }
-// threads run one after another
-inline int atomicMax(int *p, int value) {
-    int old = *p;
-    *p = std::max(old, value);
-    return old;
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned lanes, int width = 32,
+                   cuda_emu::Here here = cuda_emu::Here::at()) {
+    int by = cuda_emu::distance("__shfl_down_sync", lanes, here);
+    auto from = [=](int lane, int) { return lane + by; };
+    return cuda_emu::shuffle("__shfl_down_sync", mask, value, width, false, from, here);
 }
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32,
+                  cuda_emu::Here here = cuda_emu::Here::at()) {
+    int by = cuda_emu::distance("__shfl_xor_sync", (unsigned)bits, here);
+    auto from = [=](int lane, int) { return lane ^ by; };
+    return cuda_emu::shuffle("__shfl_xor_sync", mask, value, width, false, from, here);
+}
+inline unsigned __ballot_sync(unsigned mask, int vote,
+                              cuda_emu::Here here = cuda_emu::Here::at()) {
+    return cuda_emu::ballot("__ballot_sync", mask, vote, here);
+}
+inline int __any_sync(unsigned mask, int vote, cuda_emu::Here here = cuda_emu::Here::at()) {
+    return cuda_emu::ballot("__any_sync", mask, vote, here) != 0;
+}
+inline int __all_sync(unsigned mask, int vote, cuda_emu::Here here = cuda_emu::Here::at()) {
+    return cuda_emu::ballot("__all_sync", mask, vote, here) == 0xffffffff;
+}
+// of int and unsigned, as on a GPU
+template <typename T>
+T __reduce_add_sync(unsigned mask, T x, cuda_emu::Here here = cuda_emu::Here::at()) {
+    static_assert(std::is_integral<T>::value && sizeof(T) == 4, "it takes int or unsigned");
+    auto add = [](T a, T b) { return (T)((unsigned)a + (unsigned)b); };
+    return cuda_emu::fold("__reduce_add_sync", mask, x, add, here);
+}
+template <typename T>
+T __reduce_max_sync(unsigned mask, T x, cuda_emu::Here here = cuda_emu::Here::at()) {
+    static_assert(std::is_integral<T>::value && sizeof(T) == 4, "it takes int or unsigned");
+    return cuda_emu::fold("__reduce_max_sync", mask, x, [](T a, T b) { return std::max(a, b); },
+                          here);
+}
+template <typename T>
+T __reduce_min_sync(unsigned mask, T x, cuda_emu::Here here = cuda_emu::Here::at()) {
+    static_assert(std::is_integral<T>::value && sizeof(T) == 4, "it takes int or unsigned");
+    return cuda_emu::fold("__reduce_min_sync", mask, x, [](T a, T b) { return std::min(a, b); },
+                          here);
+}
+// needs to know which lanes are at the same instruction: the fibers do not
+__attribute__((error("the stand-in has no __activemask; all 32 lanes are 0xffffffff")))
+unsigned __activemask();
+
+template <typename T> T atomicAdd(T *p, typename cuda_emu::same<T>::type x) {
+    return cuda_emu::atomic(p, [=](T old) { return (T)(old + x); });
+}
+template <typename T> T atomicSub(T *p, typename cuda_emu::same<T>::type x) {
+    static_assert(sizeof(T) == 4 && std::is_integral<T>::value, "atomicSub takes int or unsigned");
+    return cuda_emu::atomic(p, [=](T old) { return (T)(old - x); });
+}
+template <typename T> T atomicMax(T *p, typename cuda_emu::same<T>::type x) {
+    static_assert(std::is_integral<T>::value, "atomicMax takes whole numbers");
+    return cuda_emu::atomic(p, [=](T old) { return std::max(old, x); });
+}
+template <typename T> T atomicMin(T *p, typename cuda_emu::same<T>::type x) {
+    static_assert(std::is_integral<T>::value, "atomicMin takes whole numbers");
+    return cuda_emu::atomic(p, [=](T old) { return std::min(old, x); });
+}
+template <typename T> T atomicExch(T *p, typename cuda_emu::same<T>::type x) {
+    return cuda_emu::atomic(p, [=](T) { return x; });
+}
+template <typename T>
+T atomicCAS(T *p, typename cuda_emu::same<T>::type expected, typename cuda_emu::same<T>::type x) {
+    static_assert(std::is_integral<T>::value, "atomicCAS takes whole numbers");
+    return cuda_emu::atomic(p, [=](T old) { return old == expected ? x : old; });
+}
+
+// ---------------------------------------------------------------------------
+// Numbers. __expf and its like are as exact as the CPU's, not rounded as on a GPU.
+
+inline float __uint_as_float(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+inline float __int_as_float(int bits) { return __uint_as_float((unsigned)bits); }
+inline int __float_as_int(float x) {
+    int bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+inline unsigned __float_as_uint(float x) { return (unsigned)__float_as_int(x); }
+
+inline float rsqrtf(float x) { return (float)(1 / sqrt((double)x)); }
+inline double rsqrt(double x) { return 1 / sqrt(x); }
+inline float rsqrt(float x) { return rsqrtf(x); }
+inline float __expf(float x) { return expf(x); }
+inline float __exp10f(float x) { return powf(10, x); }
+inline float __logf(float x) { return logf(x); }
+inline float __log2f(float x) { return log2f(x); }
+inline float __log10f(float x) { return log10f(x); }
+inline float __powf(float x, float y) { return powf(x, y); }
+inline float __sinf(float x) { return sinf(x); }
+inline float __cosf(float x) { return cosf(x); }
+inline float __tanf(float x) { return tanf(x); }
+inline float __saturatef(float x) { return x > 0 ? fminf(x, 1) : 0; }    // NaN becomes 0
+inline float __fdividef(float x, float y) { return x / y; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
+inline float __frcp_rn(float x) { return 1 / x; }
+inline float __fsqrt_rn(float x) { return sqrtf(x); }
+inline float __frsqrt_rn(float x) { return rsqrtf(x); }
+inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
+// never fused with another operation
+inline float __fmul_rn(float x, float y) {
+    volatile float product = x * y;
+    return product;
+}
+inline float __fadd_rn(float x, float y) {
+    volatile float sum = x + y;
+    return sum;
+}
+inline float __fsub_rn(float x, float y) { return __fadd_rn(x, -y); }
+
+// of whole numbers, or of floats; a NaN loses
+template <typename A, typename B> constexpr typename std::common_type<A, B>::type max(A a, B b) {
+    typedef typename std::common_type<A, B>::type T;
+    static_assert(std::is_floating_point<A>::value == std::is_floating_point<B>::value,
+                  "max of a whole number and a float: nvcc asks for a cast");
+    return (T)a > (T)b || b != b ? (T)a : (T)b;
+}
+template <typename A, typename B> constexpr typename std::common_type<A, B>::type min(A a, B b) {
+    typedef typename std::common_type<A, B>::type T;
+    static_assert(std::is_floating_point<A>::value == std::is_floating_point<B>::value,
+                  "min of a whole number and a float: nvcc asks for a cast");
+    return (T)a < (T)b || b != b ? (T)a : (T)b;
+}
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
+
+// loads and stores that a GPU caches in other ways
+template <typename T> T __ldg(const T *p) { return *p; }
+template <typename T> T __ldcs(const T *p) { return *p; }
+template <typename T> T __ldcg(const T *p) { return *p; }
+template <typename T> void __stcs(T *p, typename cuda_emu::same<T>::type x) { *p = x; }
+template <typename T> void __stcg(T *p, typename cuda_emu::same<T>::type x) { *p = x; }
 
 // ---------------------------------------------------------------------------
 // bf16: the upper half of a float. No arithmetic: CUDA rounds each operation on two of them to
@@ -424,26 +630,6 @@ struct __nv_bfloat16 {
         return x;
     }
 };
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-inline float __uint_as_float(unsigned bits) {
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-inline int __float_as_int(float x) {
-    int bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-inline float __fdividef(float x, float y) { return x / y; }
-// never fused with a sum
-inline float __fmul_rn(float x, float y) {
-    volatile float product = x * y;
-    return product;
-}
 inline __nv_bfloat16 __float2bfloat16(float x) { return __nv_bfloat16(x); }
 inline float __bfloat162float(__nv_bfloat16 x) { return (float)x; }
 struct __nv_bfloat162 { __nv_bfloat16 x, y; };

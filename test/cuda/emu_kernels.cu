@@ -176,6 +176,8 @@ __global__ void two_shuffles(bool wrong) {
     else __shfl_xor_sync(0xffffffff, 1, 1);
 }
 __global__ void mask(bool wrong) { __shfl_sync(wrong ? 0xffffu : 0xffffffffu, 1, 0); }
+__global__ void width(bool wrong) { __shfl_down_sync(0xffffffff, 1, 1, wrong ? 12 : 16); }
+__global__ void far_lane(bool wrong) { __shfl_down_sync(0xffffffff, 1, wrong ? 32 : 31); }
 __global__ void lane_left_out(bool wrong) {
     __shared__ __align__(16) __nv_bfloat16 s[256];
     unsigned x[4];
@@ -208,6 +210,65 @@ __global__ void shuffles(float *out, double *sums) {
     for (int bits = 16; bits; bits /= 2) sum += __shfl_xor_sync(0xffffffff, sum, bits);
     out[lane] = __shfl_sync(0xffffffff, x, (lane * 7 + 3) % 32);
     sums[lane] = sum;
+}
+
+// What the lanes of two warps get from each other: out (WARP_CALLS,64)
+enum { WARP_CALLS = 16 };
+__global__ void warp_calls(int *out) {
+    int t = (int)threadIdx.x, x = t * t + 1;
+    const unsigned all = 0xffffffff;
+    int results[WARP_CALLS] = {
+        __shfl_sync(all, x, 5), __shfl_sync(all, x, t % 4 + 9, 8), __shfl_sync(all, x, 35),
+        __shfl_up_sync(all, x, 3), __shfl_up_sync(all, x, 1, 4),
+        __shfl_down_sync(all, x, 3), __shfl_down_sync(all, x, 1, 4),
+        __shfl_xor_sync(all, x, 5), __shfl_xor_sync(all, x, 8, 8),
+        (int)__ballot_sync(all, t % 3 == 0), __any_sync(all, t == 40), __all_sync(all, t < 32),
+        __reduce_add_sync(all, x), __reduce_max_sync(all, x), __reduce_min_sync(all, x), warpSize};
+    for (int i = 0; i < WARP_CALLS; i++) out[i * 64 + t] = results[i];
+}
+
+// out (128): the sum over a warp, in its first lane, as books write it
+__global__ void books_sum(float *out, const float *x) {
+    float sum = x[threadIdx.x];
+    for (int lanes = warpSize / 2; lanes > 0; lanes /= 2)
+        sum += __shfl_down_sync(0xffffffff, sum, lanes);
+    out[threadIdx.x] = sum;
+}
+
+// Of 128 threads: sums of int, unsigned long long, float and double; the largest, the smallest;
+// the number of threads that each found the counter as it was; the last exchange's thread
+__global__ void atomics(double *out, int *whole, unsigned long long *large, float *f, double *d) {
+    int t = (int)threadIdx.x, old;
+    atomicAdd(&whole[0], t);
+    atomicSub(&whole[1], t);
+    atomicMax(&whole[2], t * 37 % 128);
+    atomicMin(&whole[3], t - 200);
+    do old = whole[4];
+    while (atomicCAS(&whole[4], old, old + 2) != old);
+    atomicAdd(large, 1ull << 33);
+    atomicAdd(f, 0.5f);
+    atomicAdd(d, 0.25);
+    bool mine = atomicExch(&whole[5], t) == (t ? t - 1 : 0);    // in forward order
+    __syncthreads();
+    if (t) return;
+    for (int i = 0; i < 6; i++) out[i] = whole[i];
+    out[6] = (double)*large;
+    out[7] = *f;
+    out[8] = *d;
+    out[9] = mine;
+}
+
+// out (FUNCTIONS,128) of x (128), which is positive
+enum { FUNCTIONS = 22 };
+__global__ void functions(float *out, const float *x) {
+    float a = __ldg(x + threadIdx.x), b = a + 1;
+    float results[FUNCTIONS] = {
+        rsqrtf(a), (float)rsqrt((double)a), __expf(a), __logf(a), __log2f(a), __log10f(a),
+        __powf(a, b), __sinf(a), __cosf(a), __fdividef(a, b), __frcp_rn(a), __fsqrt_rn(a),
+        __frsqrt_rn(a), __fmaf_rn(a, b, a), __fadd_rn(a, b), __saturatef(a - 1), max(a, NAN),
+        min(a, 1.0f), (float)max((int)a, 2), (float)__popc((unsigned)a), (float)__clz((int)a),
+        make_float4(a, b, a, b).y};
+    for (int i = 0; i < FUNCTIONS; i++) out[i * 128 + threadIdx.x] = results[i];
 }
 
 __global__ void indices(unsigned *out) {
@@ -415,6 +476,7 @@ int main(int argc, char **argv) {
         {"some_wait", some_wait},             {"some_end", some_end},
         {"two_barriers", two_barriers},       {"half_shuffles", half_shuffles},
         {"two_shuffles", two_shuffles},       {"mask", mask},
+        {"width", width},                     {"far_lane", far_lane},
         {"lane_left_out", lane_left_out},     {"misaligned", misaligned},
         {"copy_misaligned", copy_misaligned}, {"copy_left", copy_left}};
     const std::map<std::string, void (*)(float *, long)> access = {
@@ -494,6 +556,25 @@ int main(int argc, char **argv) {
         launch(shuffles, 1, 32, out, sums);
         to_stdout(out, 32);
         to_stdout(sums, 32);
+    } else if (name == "warp_calls") {
+        int *out = device<int>(WARP_CALLS * 64);
+        launch(warp_calls, 1, 64, out);
+        to_stdout(out, WARP_CALLS * 64);
+    } else if (name == "atomics") {
+        double *out = device<double>(10), *d = device<double>(1);
+        int *whole = device<int>(6);
+        unsigned long long *large = device<unsigned long long>(1);
+        float *f = device<float>(1);
+        check(cudaMemset(whole, 0, 6 * sizeof(int)));
+        check(cudaMemset(large, 0, sizeof *large));
+        check(cudaMemset(f, 0, sizeof *f));
+        check(cudaMemset(d, 0, sizeof *d));
+        launch(atomics, 1, 128, out, whole, large, f, d);
+        to_stdout(out, 10);
+    } else if (name == "functions") {
+        float *x = from_stdin<float>(128), *out = device<float>(FUNCTIONS * 128);
+        launch(functions, 1, 128, out, x);
+        to_stdout(out, FUNCTIONS * 128);
     } else if (name == "indices") {
         unsigned *out = device<unsigned>(24 * 30);
         launch(indices, dim3(2, 3, 4), dim3(5, 3, 2), out);
@@ -520,9 +601,10 @@ int main(int argc, char **argv) {
         printf("%d %d\n", attributes.ptxVersion, attributes.binaryVersion);
     } else if (name == "product") {
         product_of_stdin();
-    } else if (name == "copies" || name == "powers") {
+    } else if (name == "copies" || name == "powers" || name == "books_sum") {
         float *x = from_stdin<float>(128), *out = device<float>(128);
-        launch(name == "copies" ? copies : powers, 1, name == "copies" ? 32 : 128, out, x);
+        auto kernel = name == "copies" ? copies : name == "powers" ? powers : books_sum;
+        launch(kernel, 1, name == "copies" ? 32 : 128, out, x);
         to_stdout(out, 128);
         check(cudaFree(x));
     } else if (name == "maximum") {

@@ -1,4 +1,4 @@
-"""The four pages for people (README.md, the gallery, the tests' and the course's): every command in
+"""The pages for people (README.md, the gallery, the tests' and the course's two): every command in
 them runs, in the order in which they stand, in a fresh clone, as a new user would run it. What
 would take long, or needs a network or a GPU, runs in the shorter form of SHORTER."""
 
@@ -11,7 +11,8 @@ import pytest
 
 from conftest import ROOT
 
-PAGES = "README.md", "figures/README.md", "test/README.md", "test/course/README.md"
+COURSE = "test/course/README.md", "test/course/lectures.md"
+PAGES = "README.md", "figures/README.md", "test/README.md", *COURSE
 
 # (a pattern of a whole command, the command that takes its place, why); the first match counts.
 SHORTER = [
@@ -36,7 +37,8 @@ SHORTER = [
     (r"make fuzz", "make -n fuzz", "minutes; test_fuzz.py runs it for some seconds"),
     (r"make bench.*", "make -n bench", "minutes; test_bench.py runs it"),
     (r"make (test_gpu|sass)", r"make -n \1", "no GPU, no cuobjdump"),
-    (r"make grade", "make exercise-eps DIR=lab/eps && make -C lab/eps grade", "in its folder"),
+    (r"make grade", "make -C lab/eps grade", "in its folder"),
+    (r"make grade-all .*", r"mkdir submissions && cp -r lab/eps submissions && \g<0>", "a class"),
     (r"make (test|lint)", r"make -n \1", "this is what is running now"),
     (r"make (figures|endurance|golden|coverage)", r"make -n \1", "minutes or hours"),
     (r"(\S+ -m pytest .*)", r"\1 --collect-only", "these tests are running now"),
