@@ -22,7 +22,8 @@
 # make figures      the pictures of README.md, from runs made here
 # make page         build/train_gpt.html: the trainer as a page, which any browser opens without a
 #                   network
-# make test_page    its checks, in Chromium; make bench_page: its speed beside the native program's
+# make test_page    its checks, in Chromium; PICTURES=figures: makes README.md's pictures of it
+# make bench_page   its speed beside the native program's
 # make show         the interventions and how many lines each has; make show-qk_norm prints them
 #                   with the formula
 # make mirror       train_gpt.c beside train_gpt.cu, section by section, and how much of the second
@@ -140,7 +141,7 @@ browser:
 
 # The tests' own conftest.py needs packages that the page does not.
 test_page: browser page
-	build/page_venv/bin/python -m pytest -q --confcutdir=test/page test/page
+	PICTURES=$(or $(PICTURES),build) build/page_venv/bin/python -m pytest -q --confcutdir=test/page test/page
 
 bench_page: browser page train_gpt
 	build/page_venv/bin/python test/page/bench_page.py

@@ -22,6 +22,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = ROOT / "build" / "train_gpt.html"
+PICTURES = ROOT / os.environ.get("PICTURES", "build")  # README.md's: PICTURES=figures
 RATES = ["3e-4", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1", "3e-1"]
 SMALL = "#d=16&layers=1&steps=50"  # done in a second
 
@@ -42,6 +43,10 @@ class Page:
 
     def text(self, name):
         return self.driver.find_element(By.ID, name).text
+
+    def picture(self, name):
+        self.run("window.scrollTo(0, 0)")
+        self.driver.save_screenshot(str(PICTURES / name))
 
     def wait(self, until, seconds=300):
         return WebDriverWait(self.driver, seconds, 0.1).until(lambda _: until())
@@ -154,14 +159,13 @@ def test_the_curve_bends(page):
     assert time.time() - begun < 60  # on a free machine a second
     page.wait_for_curve()
     flat, with_norm = page.losses(), float(page.text("sensitivity"))
-    page.run("window.scrollTo(0, 0)")
-    page.driver.save_screenshot(str(PAGE.with_name("page_qk_norm_1.png")))
+    page.picture("page_qk_norm_1.png")
 
     page.driver.find_element(By.ID, "qk_norm").send_keys(Keys.SPACE)  # by the keyboard
     page.wait(lambda: not page.text("status").startswith("All"))
     page.wait_for_curve()
     bent, without = page.losses(), float(page.text("sensitivity"))
-    page.driver.save_screenshot(str(PAGE.with_name("page_qk_norm_0.png")))
+    page.picture("page_qk_norm_0.png")
     assert bent[5] > flat[5] + 0.1 and bent[6] > flat[6] + 0.1, (flat, bent)
     assert abs(bent[3] - flat[3]) < 0.1  # a middle learning rate trains either way
     assert without > with_norm + 0.03
@@ -259,7 +263,7 @@ def test_widths(page, width):
     page.wait_until_shown("sample")
     window, document = page.run("return [innerWidth, document.documentElement.scrollWidth]")
     assert document <= window == width
-    page.driver.save_screenshot(str(PAGE.with_name(f"page_{width}.png")))
+    page.picture(f"page_{width}.png")
     page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
@@ -280,7 +284,7 @@ def test_accessible(page, scheme):
     axe.inject()
     found = axe.run()
     assert found["violations"] == [], json.dumps(found["violations"], indent=1)
-    page.driver.save_screenshot(str(PAGE.with_name(f"page_{scheme}.png")))
+    page.picture(f"page_{scheme}.png")
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
