@@ -28,9 +28,16 @@ const workerURL = URL.createObjectURL(
   new Blob([$("worker").textContent], {type: "text/javascript"}));
 const cores = navigator.hardwareConcurrency || 2;
 
-let runs = new Map(), before = null;    // learning rate: run; the runs of the settings before
+let runs = new Map(), before = new Map();    // learning rate: run; those of the settings before
 let waiting = [], working = new Set();
-let chosen = null, started = 0, later;
+let chosen = null, started = 0, ended = 0, later, calibration;
+
+onerror = message => write("error", message);    // as of a browser that starts no worker
+
+// Only where it differs: a screen reader says again what is written again.
+function write(id, text) {
+  if ($(id).textContent != text) $(id).textContent = text;
+}
 
 // ---------------------------------------------------------------------------
 // Settings, in the form and in the address
@@ -54,14 +61,19 @@ function flags(steps = settings().steps) {
 
 function write_address() {
   history.replaceState(null, "", "#" + new URLSearchParams(settings()));
-  $("command").textContent = "./train_gpt -lr 3e-4:3e-1 " + flags().join(" ");
-  for (const {flag, values} of SLIDERS) $(flag + "_value").textContent = values[$(flag).value];
+  write("command", "./train_gpt -lr 3e-4:3e-1 " + flags().join(" "));
+  write("copy", "Copy");
+  for (const {flag, values} of SLIDERS) {
+    const value = values[$(flag).value];
+    write(flag + "_value", value);
+    $(flag).setAttribute("aria-valuetext", value);
+  }
 }
 
 function read_address() {
   for (const [flag, value] of new URLSearchParams(location.hash.slice(1))) {
     const tick = TICKS.find(t => t.flag == flag), slider = SLIDERS.find(s => s.flag == flag);
-    if (tick) $(flag).checked = value == tick.on;
+    if (tick && [tick.on, tick.off].includes(value)) $(flag).checked = value == tick.on;
     const at = slider ? slider.values.indexOf(Number(value)) : -1;
     if (at >= 0) $(flag).value = at;
   }
@@ -72,13 +84,12 @@ function make_form() {
     const label = document.createElement("label"), box = document.createElement("input");
     Object.assign(box, {type: "checkbox", id: flag, checked: ticked ?? true});
     label.append(box, " " + text);
-    $("ticks").append(label);
     const details = document.createElement("details"), summary = document.createElement("summary");
     const pre = Object.assign(document.createElement("pre"), {textContent: shown[flag]});
     pre.tabIndex = 0;
-    summary.textContent = "-" + flag;
+    summary.textContent = `-${flag}: its lines in C`;
     details.append(summary, pre);
-    $("lines").append(details);
+    $("ticks").append(label, details);
   }
   for (const {flag, values, at, text} of SLIDERS) {
     const label = document.createElement("label"), range = document.createElement("input");
@@ -92,11 +103,19 @@ function make_form() {
 // ---------------------------------------------------------------------------
 // Runs
 
-const table = csv => {    // rows of numbers by column
-  const [head, ...rows] = csv.trim().split("\n").map(line => line.split(","));
-  return rows.map(row => Object.fromEntries(head.map((name, i) => [name, row[i]])));
-};
-const number = text => text === undefined || text === "" ? NaN : Number(text);
+const number = text => text ? Number(text) : NaN;
+
+// Adds a part of a CSV file to what is known of it: {head, rows, rest}, rest being half a line.
+function add_rows(csv, text) {
+  const lines = (csv.rest + text).split("\n");
+  csv.rest = lines.pop();
+  for (const line of lines) {
+    const cells = line.split(",");
+    if (csv.head) csv.rows.push(Object.fromEntries(csv.head.map((name, i) => [name, cells[i]])));
+    else csv.head = cells;
+  }
+  return csv.rows;
+}
 
 // Starts the program; calls each(message) for what the worker posts. Returns the worker.
 function program(args, files, each) {
@@ -105,7 +124,7 @@ function program(args, files, each) {
     if ("status" in event.data) worker.terminate();
     each(event.data);
   };
-  worker.onerror = event => each({status: 1, printed: event.message, files: {}});
+  worker.onerror = event => each({status: 1, printed: event.message || "no worker", files: {}});
   worker.postMessage({wasm, args: ["./train_gpt", ...args], files});
   return worker;
 }
@@ -121,16 +140,15 @@ function loss_of(run) {
 }
 
 function logit_of(run) {
-  let most = NaN;
+  const logits = run.head?.filter(name => name.startsWith("max_attn_logit_")) || [];
+  let most = 0;
   for (const row of run.rows)
-    for (const name in row)
-      if (name.startsWith("max_attn_logit_") && !(Number(row[name]) <= most) && row[name])
-        most = Number(row[name]);
-  return most;
+    for (const name of logits) if (row[name] > most) most = Number(row[name]);
+  return most || NaN;
 }
 
 function sensitivity(runs) {
-  const losses = RATES.map(rate => runs?.get(rate)).filter(run => run?.summary).map(loss_of);
+  const losses = [...runs.values()].filter(run => run.summary).map(loss_of);
   if (losses.length < RATES.length) return "–";
   return (losses.reduce((a, b) => a + b) / losses.length - Math.min(...losses)).toFixed(3);
 }
@@ -142,11 +160,9 @@ function start_next() {
     working.add(run);
     const args = ["-lr", run.rate, ...run.flags, "-eval_every", "0", "-out", "run"];
     run.worker = program(args, {}, message => {
-      if (message.row) {
-        run.csv += message.row;
-        const whole = run.csv.slice(0, run.csv.lastIndexOf("\n") + 1);
-        if (whole) run.rows = table(whole);
-      } else {
+      if (!working.has(run)) return;    // a last word after stop()
+      if (message.row) add_rows(run, message.row);
+      else {
         working.delete(run);
         finish(run, message);
         start_next();
@@ -157,19 +173,24 @@ function start_next() {
 }
 
 function finish(run, {status, printed, files}) {
-  Object.assign(run, {printed, files, state: "done"});
+  Object.assign(run, {files, state: "done"});
+  ended = performance.now();
   if (status) {
     run.state = "failed";
-    $("error").textContent = printed;
+    write("error", printed);
     return;
   }
-  run.summary = table(new TextDecoder().decode(files["run/summary.csv"]))[0];
+  run.summary_csv = new TextDecoder().decode(files["run/summary.csv"]);
+  run.summary = add_rows({rest: "", rows: []}, run.summary_csv)[0];
   if (run.summary.diverged_step) run.state = "diverged at step " + run.summary.diverged_step;
   const found = printed.slice(printed.lastIndexOf("diagnosis: "));
   run.diagnosis = found.startsWith("diagnosis: ") ? found.replace(/\s+/g, " ") : "";
 }
 
 function stop() {
+  clearTimeout(later);
+  calibration?.terminate();
+  later = calibration = null;
   for (const run of working) {
     run.worker.terminate();
     run.state = "stopped";
@@ -182,10 +203,13 @@ function stop() {
 
 function start() {
   stop();
-  $("error").textContent = "";
-  if ([...runs.values()].some(run => run.summary)) before = runs;
-  runs = new Map(RATES.map(rate =>
-    [rate, {rate, settings: settings(), flags: flags(), csv: "", rows: [], state: "waiting"}]));
+  write("error", "");
+  const done = [...runs].filter(([, run]) => run.summary);
+  if (done.length) before = new Map(done);
+  for (const run of before.values()) run.files = {};    // weights, of which there may be 100 MB
+  runs = new Map(RATES.map(rate => [rate, {
+    rate, settings: settings(), flags: flags(), rest: "", rows: [], state: "waiting",
+  }]));
   waiting = ORDER.map(rate => runs.get(rate));
   started = performance.now();
   start_next();
@@ -195,7 +219,8 @@ function start() {
 // A slider moves through many values: the runs start when it rests.
 function changed() {
   write_address();
-  clearTimeout(later);
+  write("slow", "");
+  stop();
   later = setTimeout(start, 250);
 }
 
@@ -203,8 +228,10 @@ function changed() {
 function calibrate(then) {
   const begun = performance.now();
   const args = ["-lr", "1e-2", ...flags(CALIBRATION), "-eval_tokens", "512", "-out", "run"];
-  program(args, {}, ({status}) => {
-    if (status === undefined) return;
+  write("status", "Measuring how fast this machine is");
+  calibration = program(args, {}, ({status}) => {
+    if (status === undefined || !calibration) return;
+    calibration = null;
     const seconds = (performance.now() - begun) / 1000 / CALIBRATION;
     const rounds = Math.ceil(RATES.length / cores), {values} = SLIDERS.find(s => s.flag == "steps");
     const most = FAST_ENOUGH / seconds / rounds;
@@ -213,10 +240,10 @@ function calibrate(then) {
     if (at < Number($("steps").value)) {
       $("steps").value = at;
       write_address();
-      $("slow").textContent = `This machine is slow: ${values[at]} steps, so that the curve is `
-        + "complete in some twenty seconds. The slider goes further.";
-    }
-    then();
+      then();
+      write("slow", `This machine is slow: ${values[at]} steps, so that the curve is complete in `
+        + "some twenty seconds. The slider goes further.");
+    } else then();
   });
 }
 
@@ -258,7 +285,7 @@ function short(value) {    // of a logarithmic axis: 1, 3 and 10
 }
 
 function curve(runs, value, style) {
-  const there = RATES.map(rate => runs.get(rate)).filter(run => isFinite(value(run)));
+  const there = [...runs.values()].filter(run => isFinite(value(run)));
   return {
     ...style,
     data: there.map(run => ({x: Number(run.rate), y: value(run)})),
@@ -275,11 +302,8 @@ function set(id, datasets) {
 function draw_sweep() {
   for (const [id, value] of [["loss", loss_of], ["logit", logit_of]]) {
     const now = color("--now"), ghost = color("--before");
-    const sets = [curve(runs, value, {
-      label: "now", borderColor: now,
-      backgroundColor: now,
-    })];
-    if (before) sets.push(curve(before, value, {
+    const sets = [curve(runs, value, {label: "now", borderColor: now, backgroundColor: now})];
+    if (before.size) sets.push(curve(before, value, {
       label: "before", borderColor: ghost, backgroundColor: ghost, borderDash: [6, 4],
       pointStyle: "triangle",
     }));
@@ -292,36 +316,43 @@ function draw_sweep() {
   }
 }
 
+// Once: a button that is made anew loses a click, the focus, and the reader's place.
+function make_table() {
+  for (const rate of RATES) {
+    $("runs").insertRow().innerHTML = `<th scope="row"><button type="button" id="run_${rate}">`
+      + `${rate}</button></th><td id="loss_${rate}"><td id="logit_${rate}"><td id="state_${rate}">`;
+    $(`run_${rate}`).onclick = () => choose(rate);
+  }
+}
+
 function draw_table() {
-  const now = document.activeElement?.dataset?.rate;
-  $("runs").replaceChildren(...RATES.filter(rate => runs.has(rate)).map(rate => {
-    const run = runs.get(rate), row = document.createElement("tr");
-    const button = document.createElement("button");
-    Object.assign(button, {type: "button", textContent: rate, onclick: () => choose(rate)});
-    button.dataset.rate = rate;
-    button.setAttribute("aria-pressed", String(rate == chosen));
-    const step = number(run.rows.at(-1)?.step) || 0;
-    const state = run.state == "training" ? `step ${step} of ${run.settings.steps}` : run.state;
-    const cells = [loss_of(run).toFixed(4), logit_of(run).toPrecision(3), state];
-    const head = Object.assign(document.createElement("th"), {scope: "row"});
-    head.append(button);
-    row.append(head, ...cells.map(text =>
-      Object.assign(document.createElement("td"), {textContent: text.replace("NaN", "–")})));
-    return row;
-  }));
-  if (now) document.querySelector(`[data-rate="${now}"]`)?.focus();
+  for (const [rate, run] of runs) {
+    const step = run.rows.at(-1)?.step || 0, {steps} = run.settings;
+    write(`loss_${rate}`, loss_of(run).toFixed(4).replace("NaN", "–"));
+    write(`logit_${rate}`, logit_of(run).toPrecision(3).replace("NaN", "–"));
+    write(`state_${rate}`, run.state == "training" ? `step ${step} of ${steps}` : run.state);
+    $(`run_${rate}`).setAttribute("aria-pressed", rate == chosen);
+  }
+}
+
+// The flags of the ghost that are not those of now
+function difference() {
+  if (!before.size) return "";
+  const [[{settings: ghost}], [{settings: now}]] = [before, runs].map(map => [...map.values()]);
+  const differ = Object.keys(now).filter(flag => ghost[flag] != now[flag]);
+  return differ.map(flag => `-${flag} ${ghost[flag]}`).join(" ");
 }
 
 function draw_status() {
+  if (later || calibration) return;    // about to start
   const done = [...runs.values()].filter(run => run.summary).length;
-  const busy = working.size || waiting.length;
-  const seconds = ((performance.now() - started) / 1000).toFixed(0);
-  if (busy) $("status").textContent = `${done} of ${RATES.length} runs are done`;
-  else if (done == RATES.length && !$("status").textContent.startsWith("All"))
-    $("status").textContent = `All ${RATES.length} runs are done, after ${seconds} s`;
-  else if (done < RATES.length) $("status").textContent = `Stopped: ${done} runs are done`;
-  $("sensitivity").textContent = sensitivity(runs);
-  $("sensitivity_before").textContent = sensitivity(before);
+  const seconds = ((ended - started) / 1000).toFixed(0);
+  if (working.size || waiting.length) write("status", `${done} of ${RATES.length} runs are done`);
+  else if (done < RATES.length) write("status", `Stopped: ${done} runs are done`);
+  else write("status", `All ${RATES.length} runs are done, after ${seconds} s`);
+  write("sensitivity", sensitivity(runs));
+  write("sensitivity_before", sensitivity(before));
+  write("difference", difference());
 }
 
 // ---------------------------------------------------------------------------
@@ -347,22 +378,19 @@ function draw_run() {
   set("run_loss", [line(run, "train_loss", "training", "--now")]);
   set("run_logits", Array.from({length: layers}, (_, l) => line(
     run, `max_attn_logit_${l}`, `layer ${l + 1}`, l % 2 ? "--before" : "--now",
-    l > 1 ? [2 * l, 3] : [])));
+    l ? [2 * l, 3] : [])));
   set("run_grad", [line(run, "grad_norm", "gradient norm", "--now")]);
-  $("detail_title").textContent = `The run at learning rate ${chosen}: ${run.state}`;
-  const words = run.diagnosis || (run.summary ? "diagnosis: nothing went wrong" : "");
-  if ($("diagnosis").textContent != words) $("diagnosis").textContent = words;
+  write("detail_title", `The run at learning rate ${chosen}: ${run.state}`);
+  write("diagnosis", run.diagnosis || (run.summary ? "diagnosis: nothing went wrong" : ""));
   if (run.files && run.sample === undefined) sample(run);
-  $("sample").textContent = run.sample || "";
+  write("sample", run.sample || "");
 }
 
 // A model writes text when it is looked at.
 function sample(run) {
   run.sample = "";
   if (!run.files["run/model.safetensors"]) return;
-  const files = Object.fromEntries(
-    Object.entries(run.files).map(([name, data]) => [name, data.slice()]));
-  program(["-sample", "200", "-out", "run"], files, ({status, printed}) => {
+  program(["-sample", "200", "-out", "run"], run.files, ({status, printed}) => {
     if (status !== undefined) run.sample = printed;
     redraw();
   });
@@ -386,8 +414,7 @@ function redraw() {
 }
 
 function csv_of(runs) {
-  const done = [...runs.values()].filter(run => run.files?.["run/summary.csv"]);
-  const texts = done.map(run => new TextDecoder().decode(run.files["run/summary.csv"]));
+  const texts = [...runs.values()].flatMap(run => run.summary_csv || []);
   return texts.map((text, i) => i ? text.slice(text.indexOf("\n") + 1) : text).join("");
 }
 
@@ -398,8 +425,15 @@ function set_colors() {
   redraw();
 }
 
+// In the oldest way, which also works where a page has no navigator.clipboard.
+function copy() {
+  getSelection().selectAllChildren($("command"));
+  write("copy", document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C");
+}
+
 const linked = location.hash.length > 1;    // by someone who chose the settings
 make_form();
+make_table();
 read_address();
 write_address();
 Chart.defaults.color = color("--ink");
@@ -413,11 +447,12 @@ make_chart("run_grad", "step", "gradient norm", ["y"]);
 matchMedia("(prefers-color-scheme: dark)").onchange = set_colors;
 $("settings").onchange = changed;
 $("settings").oninput = write_address;
+$("settings").onsubmit = () => false;    // Enter in a tick
 $("run").onclick = start;
 $("stop").onclick = stop;
-$("copy").onclick = () => navigator.clipboard?.writeText($("command").textContent);
+$("copy").onclick = copy;
 $("csv").onclick = () => {
-  $("csv").href = URL.createObjectURL(new Blob([csv_of(runs)], {type: "text/csv"}));
+  $("csv").href = "data:text/csv," + encodeURIComponent(csv_of(runs));
 };
 onhashchange = () => {
   read_address();

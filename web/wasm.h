@@ -1,5 +1,6 @@
 // web/wasm.h: what WebAssembly's C library lacks of the functions that train_gpt.c calls. Included
 // before it. A page has one process, one user and no terminal.
+#include <errno.h>
 #include <signal.h>
 #include <sys/types.h>
 
@@ -16,5 +17,5 @@ static inline int kill(pid_t process, int number) {
     (void)process, (void)number;
     return -1;
 }
-static inline pid_t fork(void) { return -1; }
+static inline pid_t fork(void) { errno = ENOSYS; return -1; }
 static inline pid_t getppid(void) { return 1; }

@@ -5,7 +5,7 @@
 
 const BADF = 8, EXIST = 20, NOENT = 44, NOSYS = 52;    // errors
 const DEVICE = 2, FOLDER = 3, FILE = 4;                // kinds of file
-const CREATE = 1, ONLY_FOLDER = 2, ONLY_NEW = 4, TRUNCATE = 8, APPEND = 1;
+const CREATE = 1, ONLY_NEW = 4, TRUNCATE = 8, APPEND = 1;
 
 class Exit {
   constructor(status) { this.status = status; }
@@ -132,8 +132,8 @@ onmessage = async ({data: {wasm, args, files}}) => {
     path_rename(from, at, n, to, at2, n2) {
       const file = disk.get(path(at, n));
       if (!file) return NOENT;
+      disk.delete(path(at, n));    // first: both names may be the same
       disk.set(path(at2, n2), file);
-      disk.delete(path(at, n));
       return 0;
     },
     path_unlink_file: (handle, at, n) => disk.delete(path(at, n)) ? 0 : NOENT,
@@ -153,7 +153,7 @@ onmessage = async ({data: {wasm, args, files}}) => {
         resize(open.file, Math.max(open.file.size, open.at + n));
         open.file.data.set(bytes(from, n), open.at);
         open.at += n;
-        if (open.path.endsWith("log.csv") && n) postMessage({row: text(from, n)});
+        if (n && open.path.includes("log.csv")) postMessage({row: text(from, n)});
         return n;
       });
     },
