@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from urllib.parse import unquote
 
 import pytest
 from axe_selenium_python import Axe
@@ -147,6 +148,35 @@ def test_losses_are_those_of_the_native_program(page, native, flags, tmp_path):
     assert len(wanted) > 10 and without_speed(log) == wanted
 
 
+def test_files_are_those_of_the_native_program(page, native, tmp_path):
+    """What each command prints, times aside: a run twice in one folder, resumed, looked at."""
+    page.open(SMALL)
+    small = "-lr 1e-2 -d 16 -heads 1 -steps 30 -eval_tokens 512 -out run"
+    commands = [small, small, "-resume -steps 50 -out run", "-eval -out run"]
+    commands += ["-sample 50 -out run", "-sample 50 -out nowhere", small + " -heads 3"]
+    ended = page.driver.execute_async_script(
+        "const [commands, done] = arguments, ended = []; let files = {};"
+        "stop();"
+        "(function next() {"
+        "  if (!commands.length) return done(ended);"
+        "  let rows = 0;"
+        "  program(commands.shift().split(' '), files, message => {"
+        "    if (message.row) rows += message.row.split('\\n').length - 1;"
+        "    else {"
+        "      ({files} = message); ended.push([message.status, message.printed, rows]); next();"
+        "    }"
+        "  });"
+        "})()",
+        commands,
+    )
+    assert [rows for _, _, rows in ended] == [5, 5, 2, 0, 0, 0, 0]  # step 0, three, a header
+    same = lambda text: re.sub(r"\S+ left.*", "", text).replace("\ufffd", "?")
+    for command, (status, printed, _) in zip(commands, ended):
+        result = subprocess.run([native, *command.split()], cwd=tmp_path, capture_output=True)
+        wanted = (result.stdout + result.stderr).decode(errors="replace")
+        assert (status, same(printed)) == (result.returncode, same(wanted)), command
+
+
 # ---- what a visitor does
 
 
@@ -218,6 +248,70 @@ def test_the_command_and_the_numbers_are_the_same_sweep(page, native, tmp_path):
     assert [float(row["final_loss"]) for row in rows] == pytest.approx(page.losses(), abs=1e-4)
 
 
+def test_an_address_of_nonsense_is_ignored(page):
+    page.open("#d=7&layers=x&steps=-1&qk_norm=banana&z_loss=0&foo=%25&d")
+    chosen = page.run("stop(); return settings()")
+    assert [chosen[name] for name in ("d", "layers", "steps")] == ["32", "2", "400"]
+    assert (chosen["qk_norm"], chosen["z_loss"]) == ("1", "0")
+
+
+def test_settings_change_while_runs_go_on(page):
+    """The runs start anew; those that have ended are the ghost, which says how it differs. A button
+    stays the same element, so that a click during the runs is not lost. Enter does not reload."""
+    page.open("#d=16&layers=1&steps=200")
+    button = page.driver.find_element(By.ID, "run_1e-2")
+    page.wait(lambda: page.run("return [...runs.values()].some(run => run.summary)"))
+    button.click()
+    box = page.driver.find_element(By.ID, "qk_norm")
+    box.send_keys(Keys.SPACE)
+    page.wait(lambda: page.run("return runs.get('1e-2').settings.qk_norm == '0' && working.size"))
+    box.send_keys(Keys.ENTER)
+    assert button.get_attribute("aria-pressed") == "true"
+    assert page.run(
+        "return working.size <= cores && [...working].every(r => runs.get(r.rate) == r)"
+    )
+    page.wait(lambda: page.text("difference") == "-qk_norm 1")
+    ghost = page.run(
+        "return [charts.loss.data.datasets[1].data.length, [...before.values()]"
+        ".every(run => run.summary && !run.files['run/model.safetensors'])]"
+    )
+    assert ghost[0] >= 1 and ghost[1]
+    page.wait_for_curve()
+
+
+def test_a_run_that_diverges_counts_as_its_start(page):
+    """So the paper draws it. The learning rate is not one of the page's, which do not diverge."""
+    page.open(SMALL)
+    page.wait_for_curve()
+    page.run(
+        "const run = runs.get('3e-1'); run.flags.push('-clip', '0', '-qk_norm', '0');"
+        "Object.assign(run, {rate: '1e9', rows: [], head: undefined, summary: undefined});"
+        "waiting = [run]; start_next(); choose('3e-1')"
+    )
+    page.wait(lambda: "diverged at step 2" in page.text("detail_title"))
+    drawn = page.run("return charts.loss.data.datasets[0].data[6].y")
+    assert drawn == float(page.run("return runs.get('3e-1').summary.initial_loss"))
+    assert page.losses()[6] == pytest.approx(drawn, abs=1e-4)
+    assert "the loss was not finite at step 2" in page.text("diagnosis")
+
+
+def test_copy_and_csv(page):
+    """By clicks, also where a page has no navigator.clipboard."""
+    page.open(SMALL)
+    page.wait_for_curve()
+    page.run(
+        "Object.defineProperty(navigator, 'clipboard', {value: undefined});"
+        "document.addEventListener('copy', () => copied = String(getSelection()));"
+        "$('csv').addEventListener('click', event => event.preventDefault())"
+    )
+    page.driver.find_element(By.ID, "copy").click()
+    assert page.text("copy") == "Copied"
+    assert page.run("return copied") == page.text("command")
+    page.driver.find_element(By.ID, "csv").click()
+    address = page.run("return $('csv').href")
+    assert unquote(address.removeprefix("data:text/csv,")) == page.run("return csv_of(runs)")
+
+
 def test_stop_works_at_once(page):
     page.open("#d=128&layers=8&steps=3200")
     page.wait(lambda: page.run("return working.size"))
@@ -225,6 +319,11 @@ def test_stop_works_at_once(page):
     page.wait(lambda: page.text("status").startswith("Stopped"), 2)
     assert page.run("return working.size + waiting.length") == 0
     page.wait(lambda: page.text("runs").count("stopped") == 7, 2)
+    page.open()  # while the machine's speed is measured
+    page.driver.find_element(By.ID, "stop").click()
+    time.sleep(1)
+    assert page.run("return working.size + waiting.length + Boolean(calibration)") == 0
+    assert page.text("status").startswith("Stopped")
 
 
 def test_an_error_of_the_program_is_shown(page):
@@ -298,14 +397,49 @@ def test_every_control_by_the_keyboard(page):
         reached.append(page.run("return document.activeElement.id"))
     wanted = "qk_norm z_loss warmup wd mu_param d layers steps run stop command copy csv".split()
     assert [name for name in reached if name in wanted][: len(wanted)] == wanted
-    rates = page.run("return [...document.querySelectorAll('[data-rate]')].length")
-    assert rates == 7
+    assert [name[4:] for name in reached if name.startswith("run_")][:7] == RATES
+
+
+def test_a_screen_reader_hears_what_changed_only(page):
+    """Live regions are written when runs end, not at each row; a slider says its value."""
+    page.open("#d=16&layers=1&steps=400")
+    page.run(
+        "choose('3e-1'); heard = 0; const count = list => heard += list.length;"
+        "for (const region of document.querySelectorAll('[role=status], [aria-live]'))"
+        "  new MutationObserver(count).observe(region, {childList: true, subtree: true})"
+    )
+    page.wait_for_curve()
+    assert 7 <= page.run("return heard") <= 12  # 280 rows
+    assert page.run("return $('steps').getAttribute('aria-valuetext')") == "400"
+
+
+def test_dark_and_light_switch_live(page):
+    page.open(SMALL)
+    page.wait_for_curve()
+    looks = []
+    for scheme in "light", "dark":
+        page.driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        )
+        page.driver.execute_async_script(
+            "requestAnimationFrame(() => setTimeout(arguments[0], 200))"
+        )
+        looks.append(
+            page.run(
+                "const {options, data} = charts.loss; return ["
+                "charts.loss.scales.x.options.ticks.color,"
+                "charts.loss.scales.x.options.grid.color, data.datasets[0].borderColor]"
+            )
+        )
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert looks == [["#1a1a1a", "#ccc", "#0065a3"], ["#eee", "#444", "#6cbcf0"]]
 
 
 def test_the_lines_of_each_intervention(page):
     page.open(SMALL)
     page.wait_for_curve()
-    shown = page.run("return [...document.querySelectorAll('#lines pre')].map(p => p.textContent)")
+    shown = page.run("return [...document.querySelectorAll('#ticks pre')].map(p => p.textContent)")
     assert len(shown) == 5
     environment = {**os.environ, "COLUMNS": "100"}
     command = [sys.executable, ROOT / "test" / "course" / "show.py", "qk_norm"]
