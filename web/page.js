@@ -240,10 +240,10 @@ function calibrate(then) {
     if (at < Number($("steps").value)) {
       $("steps").value = at;
       write_address();
-      then();
       write("slow", `This machine is slow: ${values[at]} steps, so that the curve is complete in `
         + "some twenty seconds. The slider goes further.");
-    } else then();
+    }
+    then();
   });
 }
 
@@ -257,6 +257,7 @@ const color = name => getComputedStyle(document.documentElement).getPropertyValu
 function make_chart(id, x, y, log) {
   const axis = (name, title) => ({
     type: log.includes(name) ? "logarithmic" : "linear",
+    ...(name == "x" && log.includes("x") ? {min: 2e-4, max: 4.5e-1} : {}),    // also without data
     title: {display: true, text: title},
     ticks: log.includes(name) ? {callback: short, maxRotation: 0} : {maxTicksLimit: 7},
     afterBuildTicks: x_axis => {
@@ -340,7 +341,7 @@ function difference() {
   if (!before.size) return "";
   const [[{settings: ghost}], [{settings: now}]] = [before, runs].map(map => [...map.values()]);
   const differ = Object.keys(now).filter(flag => ghost[flag] != now[flag]);
-  return differ.map(flag => `-${flag} ${ghost[flag]}`).join(" ");
+  return differ.map(flag => ` -${flag} ${ghost[flag]}`).join("");
 }
 
 function draw_status() {
@@ -418,10 +419,17 @@ function csv_of(runs) {
   return texts.map((text, i) => i ? text.slice(text.indexOf("\n") + 1) : text).join("");
 }
 
+// A chart keeps the colours of its axes and its legend: they are set, not left to Chart.defaults.
 function set_colors() {
-  Chart.defaults.color = color("--ink");
-  Chart.defaults.borderColor = color("--line");
-  for (const chart of Object.values(charts)) chart.update("none");
+  const ink = color("--ink"), line = color("--line");
+  for (const chart of Object.values(charts)) {
+    chart.options.plugins.legend.labels.color = ink;
+    for (const axis of Object.values(chart.options.scales)) {
+      axis.ticks.color = axis.title.color = ink;
+      axis.grid.color = axis.border.color = line;
+    }
+    chart.update("none");
+  }
   redraw();
 }
 
@@ -436,14 +444,13 @@ make_form();
 make_table();
 read_address();
 write_address();
-Chart.defaults.color = color("--ink");
-Chart.defaults.borderColor = color("--line");
 Chart.defaults.font.size = 13;
 make_chart("loss", "learning rate", "loss, nats", ["x"]);
 make_chart("logit", "learning rate", "largest attention logit", ["x", "y"]);
 make_chart("run_loss", "step", "training loss", []);
 make_chart("run_logits", "step", "largest logit by layer", ["y"]);
 make_chart("run_grad", "step", "gradient norm", ["y"]);
+set_colors();
 matchMedia("(prefers-color-scheme: dark)").onchange = set_colors;
 $("settings").onchange = changed;
 $("settings").oninput = write_address;
