@@ -20,6 +20,10 @@
 # make sass         the machine code of train_gpt.cu: registers, spills, and attention's main loops;
 #                   needs nvcc and cuobjdump, no GPU
 # make figures      the pictures of README.md, from runs made here
+# make page         build/train_gpt.html: the trainer as a page, which any browser opens without a
+#                   network
+# make test_page    its checks, in Chromium; PICTURES=figures: makes README.md's pictures of it
+# make bench_page   its speed beside the native program's
 # make show         the interventions and how many lines each has; make show-qk_norm prints them
 #                   with the formula
 # make mirror       train_gpt.c beside train_gpt.cu, section by section, and how much of the second
@@ -102,17 +106,19 @@ build/flags build/flags_cu: force | build
 build:
 	mkdir -p build
 
-# Python's packages, pinned; the stamp is touched when all are there.
-build/venv/ready: test/requirements.txt | build
-	python3 -m venv build/venv || { \
+# Python's packages, pinned; the stamp is touched when all are there. The page needs few.
+build/venv/ready: test/requirements.txt
+build/page_venv/ready: web/requirements.txt
+build/venv/ready build/page_venv/ready: | build
+	python3 -m venv $(@D) || { \
 		echo "make: needs python3 with venv; on Debian and Ubuntu: apt install python3-venv" >&2; \
 		exit 2; \
 	}
-	build/venv/bin/pip install -q --disable-pip-version-check -r test/requirements.txt
+	$(@D)/bin/pip install -q --disable-pip-version-check -r $<
 	touch $@
 
 .PHONY: show mirror answers grade grade-all test test_gpu coverage mutate golden survive endurance
-.PHONY: bench bench_gpu sass figures fuzz lint clean force setup
+.PHONY: bench bench_gpu sass figures fuzz lint clean force setup page test_page bench_page browser
 .NOTPARALLEL:    # setup comes first in a rule: it installs what the rest needs
 
 # The programs that the tests need; make -o setup test does not look for them.
@@ -120,12 +126,25 @@ setup:
 	@test/setup.sh
 
 test: setup train_gpt build/venv/ready
-	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile test
+	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile --ignore test/page test
 
 # The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer
 # where it is installed. They build it in both precisions.
 test_gpu: train_gpt build/venv/ready
 	GPU=1 build/venv/bin/python -m pytest -q test/cuda/test_cuda.py test/cuda/test_attention.py
+
+page: build/page_venv/ready
+	build/page_venv/bin/python web/build.py
+
+browser:
+	@test/setup.sh chromium=chromium chromedriver=chromium-driver
+
+# The tests' own conftest.py needs packages that the page does not.
+test_page: browser page
+	PICTURES=$(or $(PICTURES),build) build/page_venv/bin/python -m pytest -q --confcutdir=test/page test/page
+
+bench_page: browser page train_gpt
+	build/page_venv/bin/python test/page/bench_page.py
 
 coverage: setup build/venv/ready
 	build/venv/bin/python test/tools/cover.py

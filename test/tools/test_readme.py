@@ -36,6 +36,7 @@ SHORTER = [
     (r"make mutate", "make -n mutate", "hours; test_mutate.py runs a sample"),
     (r"make fuzz", "make -n fuzz", "minutes; test_fuzz.py runs it for some seconds"),
     (r"make bench.*", "make -n bench", "minutes; test_bench.py runs it"),
+    (r"make ((test_|bench_)?page)", r"make -n \1", "a compiler of 90 MB; .ci/run tests the page"),
     (r"make (test_gpu|sass)", r"make -n \1", "no GPU, no cuobjdump"),
     (r"make grade", "make -C lab/eps grade", "in its folder"),
     (r"make grade-all .*", r"mkdir submissions && cp -r lab/eps submissions && \g<0>", "a class"),
