@@ -141,7 +141,8 @@ browser:
 
 # The tests' own conftest.py needs packages that the page does not.
 test_page: browser page
-	PICTURES=$(or $(PICTURES),build) build/page_venv/bin/python -m pytest -q --confcutdir=test/page test/page
+	PICTURES=$(or $(PICTURES),build) build/page_venv/bin/python -m pytest -q \
+		--confcutdir=test/page test/page
 
 bench_page: browser page train_gpt
 	build/page_venv/bin/python test/page/bench_page.py
@@ -199,7 +200,8 @@ fuzz: setup build/fuzz build/venv/ready
 MEMCHECK = valgrind -q --error-exitcode=3 --leak-check=full build/train_gpt_plain \
 	-out build/memcheck
 lint: setup build/venv/ready | build
-	! git ls-files '*.[ch]' '*.cu' '*.sh' '*.py' .ci/run Makefile | xargs grep -nE '^.{101}'
+	! git ls-files '*.[ch]' '*.cu' '*.sh' '*.py' '*.js' '*.html' .ci/run Makefile \
+		| xargs grep -nE '^.{101}'
 	build/venv/bin/ruff check -q .
 	build/venv/bin/ruff format -q --check .
 	shellcheck .ci/run sweep.sh test/setup.sh
