@@ -94,7 +94,13 @@ def initial(s, ex):
     for change in ex["cases"]:
         cfg = {**ref.CONFIG, "vocab": 64, **change}
         off = s.initial({**cfg, "mu_param": "off"})
-        for name, x in off.items():
+        parts = {
+            f"{what} of {name}": x
+            for name, whole in off.items()
+            if name.endswith("c_attn.weight")
+            for what, x in zip(("queries", "keys", "values"), np.split(whole, 3))
+        }
+        for name, x in (parts | off).items():
             size, wanted = ref.rms(x), 1.0 if x.ndim == 1 else x.shape[1] ** -0.5
             if not 0.7 < size / wanted < 1.3:
                 raise Wrong(
