@@ -182,13 +182,19 @@ WARMUP = one_line(
             "",
         ),
         "runs_on": ("return cfg->lr * step / (cfg->warmup ? cfg->warmup : 1);", ALL, ""),
-        "float": (RETURN + "cfg->lr * ((float)step / cfg->warmup);", [0], "float"),
         "counts_its_calls": (
             "static int calls; " + RETURN + "cfg->lr * ++calls / cfg->warmup;",
             ALL,
             "",
         ),
     },
+)
+WARMUP["float"] = wrong(
+    [0],
+    (WARMUP_LINE, RETURN + "cfg->lr * ((float)step / cfg->warmup);"),
+    either=[1],
+    says="float",
+    file="gpt.h",
 )
 WARMUP["after_the_other_schedules"] = wrong(
     [0, 1],
