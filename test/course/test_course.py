@@ -543,9 +543,8 @@ def test_nan(tmp_path):
     text = (folder / "train_gpt.c").read_text()
     (folder / "train_gpt.c").write_text(text.replace("    eps = cfg->eps;", "    eps = NAN;"))
     result = graded(folder)
-    assert result["score"] == 0 and all(
-        "found nan" in t["output"] or "not finite" in t["output"] for t in result["tests"]
-    ), result
+    assert result["score"] == 0 and all("found nan" in t["output"] for t in result["tests"]), result
+    assert all("Not a number" in t["hints"][0] for t in result["tests"]), result
 
 
 def test_confined(tmp_path):

@@ -198,22 +198,28 @@ WARMUP = one_line(
             ALL,
             "parabola",
         ),
-        "over_all_steps": (RETURN + "cfg->lr * step / cfg->steps;", ALL, "over all steps"),
+        "over_all_steps": (RETURN + "cfg->lr * step / cfg->steps;", [0, 1], "over all steps"),
         "without_the_peak": (RETURN + "(double)step / cfg->warmup;", ALL, "peak is not"),
         "peak": (RETURN + "cfg->lr;", ALL, "the peak from"),
         "ends_one_early": (
             "if (step < cfg->warmup - 1) return cfg->lr * step / cfg->warmup;",
-            ALL,
+            [0, 1],
             "",
         ),
         "runs_on": ("return cfg->lr * step / (cfg->warmup ? cfg->warmup : 1);", ALL, ""),
-        "float": (RETURN + "cfg->lr * ((float)step / cfg->warmup);", ALL, "float"),
         "counts_its_calls": (
             "static int calls; " + RETURN + "cfg->lr * ++calls / cfg->warmup;",
             ALL,
             "",
         ),
     },
+)
+WARMUP["float"] = wrong(
+    [0],
+    (WARMUP_LINE, RETURN + "cfg->lr * ((float)step / cfg->warmup);"),
+    either=[1],
+    says="float",
+    file="gpt.h",
 )
 WARMUP["after_the_other_schedules"] = wrong(
     [0, 1],
@@ -535,7 +541,10 @@ QK_NORM_CUDA = {
         [4, 5, 6], (NORM_K, NORM_K.replace("k_w,", "q_w,")), file=CU, says="weight of the queries"
     ),
     "backward_with_queries_weight": wrong(
-        [5, 6], ("(k ? k_weight : q_weight)", "q_weight"), file=CU
+        [5, 6],
+        ("(k ? k_weight : q_weight)", "q_weight"),
+        says="through the weight of the queries",
+        file=CU,
     ),
     "sums_of_keys_over_those_of_queries": wrong(
         [5, 6],
