@@ -3,6 +3,7 @@
 #                   ARCH=sm_90, or ARCH="sm_80 sm_90": for those
 # make test         every check; train_gpt.cu's without a GPU. First installs what they need:
 #                   programs by apt (as root, on Debian and Ubuntu), Python's packages in build/venv
+# make test_course  every wrong solution of the exercises; make test plays a quarter of them
 # make test_gpu     train_gpt.cu's checks on this machine's GPU
 # make train_gpt_cu_emu the CUDA program on the CPU, slowly, by g++ alone
 # make survive      kills runs and sweeps at 200 random moments: nothing is lost
@@ -118,7 +119,7 @@ build/venv/ready build/page_venv/ready: | build
 	touch $@
 
 .PHONY: show mirror answers grade grade-all test test_gpu coverage mutate golden survive endurance
-.PHONY: bench bench_gpu sass figures fuzz lint clean force setup page test_page bench_page browser
+.PHONY: test_course bench bench_gpu sass figures fuzz lint clean force setup page test_page bench_page browser
 .NOTPARALLEL:    # setup comes first in a rule: it installs what the rest needs
 
 # The programs that the tests need; make -o setup test does not look for them.
@@ -127,6 +128,9 @@ setup:
 
 test: setup train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile --ignore test/page test
+
+test_course: setup train_gpt build/venv/ready
+	COURSE=all build/venv/bin/python -m pytest -q -n auto --dist loadfile test/course
 
 # The comparisons of train_gpt.cu with train_gpt.c on this machine's GPU, and compute-sanitizer
 # where it is installed. They build it in both precisions.

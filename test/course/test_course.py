@@ -135,15 +135,24 @@ CUDA_GRADINGS = [
     ("mu_param cuda", "solution"),
     ("clip cuda", "solution"),
 ]
-GRADINGS = CUDA_GRADINGS + [
-    (name, variant)
-    for name in WRONG
-    for variant in (*(("untouched", "solution") if " cuda" not in name else ()), *WRONG[name])
-]
+# All take ten minutes. `make test` plays a quarter of the wrong solutions, another one for each
+# commit; COURSE=all, which make test_course sets, plays them all.
+COMMIT = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+QUARTER = None if os.environ.get("COURSE") == "all" else int(COMMIT.stdout or "0", 16) % 4
+
+
+def played(name):
+    """The variants of an exercise that are graded now: right ones always."""
+    first = ("untouched", "solution") if " cuda" not in name else ()
+    quarter = [v for i, v in enumerate(WRONG[name]) if QUARTER in (None, i % 4)]
+    return [*first, *(v for v in WRONG[name] if v.startswith("right_") or v in quarter)]
+
+
+GRADINGS = CUDA_GRADINGS + [(name, variant) for name in WRONG for variant in played(name)]
 
 
 # first hints that are true whatever the mistake is
-FACTS = "not a number|not written|threads have nothing to do|is not part of it"
+FACTS = "(?i)not a number|not written|threads have nothing to do|is not part of it"
 
 
 def student_folder(where, name, variant):
