@@ -118,8 +118,9 @@ build/venv/ready build/page_venv/ready: | build
 	$(@D)/bin/pip install -q --disable-pip-version-check -r $<
 	touch $@
 
-.PHONY: show mirror answers grade grade-all test test_gpu coverage mutate golden survive endurance
-.PHONY: test_course bench bench_gpu sass figures fuzz lint clean force setup page test_page bench_page browser
+.PHONY: show mirror answers grade grade-all test test_course test_gpu coverage mutate golden survive
+.PHONY: endurance bench bench_gpu sass figures fuzz lint clean force setup
+.PHONY: page test_page bench_page browser
 .NOTPARALLEL:    # setup comes first in a rule: it installs what the rest needs
 
 # The programs that the tests need; make -o setup test does not look for them.
