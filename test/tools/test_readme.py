@@ -40,7 +40,7 @@ SHORTER = [
     (r"make (test_gpu|sass)", r"make -n \1", "no GPU, no cuobjdump"),
     (r"make grade", "make -C lab/eps grade", "in its folder"),
     (r"make grade-all .*", r"mkdir submissions && cp -r lab/eps submissions && \g<0>", "a class"),
-    (r"make (test|lint)", r"make -n \1", "this is what is running now"),
+    (r"make (test|test_course|lint)", r"make -n \1", "this is what is running now"),
     (r"make (figures|endurance|golden|coverage)", r"make -n \1", "minutes or hours"),
     (r"(\S+ -m pytest .*)", r"\1 --collect-only", "these tests are running now"),
 ]
