@@ -38,7 +38,11 @@ SHORTER = [
     (r"make bench.*", "make -n bench", "minutes; test_bench.py runs it"),
     (r"make ((test_|bench_)?page)", r"make -n \1", "a compiler of 90 MB; .ci/run tests the page"),
     (r"make (test_gpu|sass)", r"make -n \1", "no GPU, no cuobjdump"),
-    (r"make grade", "make -C lab/eps grade", "in its folder"),
+    (
+        r"make grade",
+        "test -d lab/eps || make exercise-eps DIR=lab/eps; make -C lab/eps grade",
+        "in its folder",
+    ),
     (r"make grade-all .*", r"mkdir submissions && cp -r lab/eps submissions && \g<0>", "a class"),
     (r"make (test|test_course|lint)", r"make -n \1", "this is what is running now"),
     (r"make (figures|endurance|golden|coverage)", r"make -n \1", "minutes or hours"),
