@@ -141,10 +141,15 @@ COMMIT = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=T
 QUARTER = None if os.environ.get("COURSE") == "all" else int(COMMIT.stdout or "0", 16) % 4
 
 
+RACES = "thread|scratch|wait|race|buffer"
+
+
 def played(name):
     """The variants of an exercise that are graded now: right ones always."""
     first = ("untouched", "solution") if " cuda" not in name else ()
     quarter = [v for i, v in enumerate(WRONG[name]) if QUARTER in (None, i % 4)]
+    if QUARTER is not None:  # a race may hide while other tests keep the processors busy
+        quarter = [v for v in quarter if name != "parallel" and not re.search(RACES, v)]
     return [*first, *(v for v in WRONG[name] if v.startswith("right_") or v in quarter)]
 
 
