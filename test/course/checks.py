@@ -191,6 +191,28 @@ def whole_steps(s, ex, cfg, p, batches, program="double", tolerance=1e-6):
     compare({**ex, "mistakes": []}, "steps", right, found, cfg, tolerance)
 
 
+def one_scratch(case, formula):
+    """What a layer's test raises whose chunks share scratch. They are tasks: whether two of them
+    meet there is left to chance, and rare."""
+    return Wrong(
+        f"all chunks write to the scratch of the first ({case})",
+        "All chunks use one scratch.",
+        "Two tasks may run at once: each needs scratch that no other uses.",
+        f"the scratch of chunk n is {formula}",
+    )
+
+
+def qk_norm_gradient(s, ex):
+    """The gradient, and that chunks do not share scratch."""
+    gradient(s, ex)
+    cfg = {**ref.CONFIG, "qk_norm": 1, "T": 70}
+    rows, HS = cfg["batch"] * cfg["T"], cfg["d"] // cfg["heads"]
+    size = rows * (6 * cfg["d"] + 4 * cfg["heads"]) + 2 * HS + cfg["T"] * HS
+    (shared,), _ = s.answer(1, "qk_norm", 1, cfg, s.rng.standard_normal(size))
+    if shared:
+        raise one_scratch(f"{rows} rows", "dw + 2 * HS of this chunk's dw")
+
+
 EFFECT = dict(
     d=32,
     heads=2,
@@ -199,46 +221,34 @@ EFFECT = dict(
     batch=8,
     vocab=128,
     base_d=32,
-    steps=150,
     warmup=15,
-    lr=0.1,
     z_loss=0,
 )
 
 
-def sweep(s, change, lrs=(0.1,), steps=150, ex=None):
-    """Trains from the same weights on the same text, once for each learning rate; returns for each
-    the trained weights, how far they moved, and what the reference measures with them on other
-    text: loss, log Z, largest attention logit. With ex, the first steps must be the reference's:
-    what a wrong program trains has no effect to measure.
-    """
-    out = []
-    for lr in lrs:
-        cfg = {**ref.CONFIG, **EFFECT, "steps": steps, **change, "lr": lr}
-        s.rng, kept = np.random.default_rng(s.seed), s.rng
-        p, batches, other = (
-            ref.init(cfg, s.rng),
-            s.text_batches(cfg, cfg["steps"]),
-            s.text_batches({**cfg, "batch": 32}, 1)[0],
-        )
-        s.rng = kept
-        if ex:
-            whole_steps(s, ex, cfg, p, batches[:2])
-        trained = s.trained(cfg, p, batches)
-        seen = ref.measure(cfg, trained, *other)
-        before = ref.measure(cfg, p, *other)
-        out.append(
-            dict(
-                p=trained,
-                start=p,
-                moved=np.sqrt(np.mean((ref.pack(trained) - ref.pack(p)) ** 2)),
-                loss=float(seen["loss"]),
-                log_z=float(seen["log_z"]),
-                max_attn_logit=float(seen["max_attn_logit"].max()),
-                logits_moved=float(np.sqrt(np.mean((seen["logits"] - before["logits"]) ** 2))),
-            )
-        )
-    return out
+def training(s, change, lr, steps, ex=None):
+    """Trains, always from the same weights on the same text. Returns the trained weights, how far
+    they moved, and what the reference measures with them on other text: loss, log Z, largest
+    attention logit. With ex, the first steps must be the reference's: what a wrong program trains
+    has no effect to measure."""
+    cfg = {**ref.CONFIG, **EFFECT, **change, "steps": steps, "lr": lr}
+    s.rng, kept = np.random.default_rng(s.seed), s.rng
+    p, batches = ref.init(cfg, s.rng), s.text_batches(cfg, steps)
+    other = s.text_batches({**cfg, "batch": 32}, 1)[0]
+    s.rng = kept
+    if ex:
+        whole_steps(s, ex, cfg, p, batches[:2])
+    trained = s.trained(cfg, p, batches)
+    seen, before = ref.measure(cfg, trained, *other), ref.measure(cfg, p, *other)
+    return dict(
+        p=trained,
+        start=p,
+        moved=ref.rms(ref.pack(trained) - ref.pack(p)),
+        loss=float(seen["loss"]),
+        log_z=float(seen["log_z"]),
+        max_attn_logit=float(seen["max_attn_logit"].max()),
+        logits_moved=ref.rms(seen["logits"] - before["logits"]),
+    )
 
 
 def claim(holds, text, wanted, *hints):
@@ -247,7 +257,7 @@ def claim(holds, text, wanted, *hints):
 
 
 def effect_qk_norm(s, ex):
-    off, on = (sweep(s, dict(qk_norm=n), (0.3,), 100, ex)[0] for n in (0, 1))
+    off, on = (training(s, dict(qk_norm=n), 0.3, 100, ex) for n in (0, 1))
     claim(
         on["max_attn_logit"] < off["max_attn_logit"] / 20,
         f"after 100 steps at LR 0.3 the largest attention logit is {on['max_attn_logit']:.3g} with"
@@ -258,7 +268,7 @@ def effect_qk_norm(s, ex):
 
 
 def effect_z_loss(s, ex):
-    off, on = (sweep(s, dict(z_loss=z), (0.01,), 100, ex)[0] for z in (0, 0.1))
+    off, on = (training(s, dict(z_loss=z), 0.01, 100, ex) for z in (0, 0.1))
     claim(
         abs(on["log_z"]) < 1 < abs(off["log_z"]) - 1,
         f"mean log Z after 100 steps: {on['log_z']:.3f} with -z_loss 0.1, {off['log_z']:.3f}"
@@ -268,7 +278,7 @@ def effect_z_loss(s, ex):
 
 
 def effect_warmup(s, ex):
-    short, long = (sweep(s, dict(qk_norm=0, warmup=w), (0.1,), 10, ex)[0]["moved"] for w in (1, 10))
+    short, long = (training(s, dict(qk_norm=0, warmup=w), 0.1, 10, ex)["moved"] for w in (1, 10))
     claim(
         long < 0.85 * short,
         f"RMS of the way that the weights moved in 10 steps at LR 0.1: {long:.3g} with 10 steps of"
@@ -280,7 +290,7 @@ def effect_warmup(s, ex):
 def effect_wd(s, ex):
     lr = 1e-7
     off, on, torch = (
-        sweep(s, dict(wd=wd, wd_independent=i), (lr,), 40, ex)[0]
+        training(s, dict(wd=wd, wd_independent=i), lr, 40, ex)
         for wd, i in ((0, 1), (0.02, 1), (0.02, 0))
     )
     size = lambda run: np.sqrt(np.mean(run["p"]["h.0.mlp.c_fc.weight"] ** 2))
@@ -303,13 +313,8 @@ def effect_mu_param(s, ex):
     moved = {}
     for mu in "off", "full":
         for d in 32, 128:
-            moved[mu, d] = sweep(
-                s,
-                dict(d=d, heads=d // 16, mu_param=mu, warmup=0, min_lr=1e-3, T=16),
-                (1e-3,),
-                1,
-                ex,
-            )[0]["logits_moved"]
+            change = dict(d=d, heads=d // 16, mu_param=mu, warmup=0, min_lr=1e-3, T=16)
+            moved[mu, d] = training(s, change, 1e-3, 1, ex)["logits_moved"]
     off, full = (moved[mu, 128] / moved[mu, 32] for mu in ("off", "full"))
     claim(
         full < 0.65 * off,
@@ -321,7 +326,7 @@ def effect_mu_param(s, ex):
 
 
 def effect_eps(s, ex):
-    small, large = (sweep(s, dict(eps=e), (0.01,), 30, ex)[0]["moved"] for e in (1e-8, 1.0))
+    small, large = (training(s, dict(eps=e), 0.01, 30, ex)["moved"] for e in (1e-8, 1.0))
     claim(
         large < small / 5,
         f"RMS of the way that the weights moved: {large:.3g} with -eps 1, {small:.3g} with 1e-8",
@@ -330,9 +335,7 @@ def effect_eps(s, ex):
 
 
 def effect_clip(s, ex):
-    loose, tight = (
-        sweep(s, dict(clip=c, eps=1e-4), (0.01,), 30, ex)[0]["moved"] for c in (1.0, 1e-4)
-    )
+    loose, tight = (training(s, dict(clip=c, eps=1e-4), 0.01, 30, ex)["moved"] for c in (1.0, 1e-4))
     claim(
         tight < loose / 5,
         f"RMS of the way that the weights moved: {tight:.3g} with -clip 1e-4 -eps 1e-4, {loose:.3g}"
@@ -376,7 +379,7 @@ EXERCISES = {
     "qk_norm": dict(
         tests=[
             (25, "value: attention logits and loss", forward),
-            (35, "gradient of every weight", gradient),
+            (35, "gradient of every weight", qk_norm_gradient),
             (20, "five steps of AdamW", steps),
             (20, "effect: training at a high learning rate", effect_qk_norm),
         ],

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 
 import reference as ref
-from checks import claim, gradient, steps, sweep
+from checks import claim, gradient, one_scratch, steps, training
 from sandbox import THREADS, run
 from student import Wrong, differs, in_float, kit_file, place
 
@@ -42,7 +42,7 @@ def same(right, found, case, mistakes, hints, tolerance):
     for mistake, words in mistakes:
         if not differs({n: right(mistake)[n] for n in found}, found, tolerance):
             raise Wrong(text, words, *hints)
-    raise Wrong(text, "", *hints)
+    raise Wrong(text, "" if array.any() else "It is 0 everywhere.", *hints)
 
 
 # attention's backward pass, layer by layer
@@ -176,7 +176,7 @@ def attention_large(s, ex):
 
 
 def attention_effect(s, ex):
-    run = sweep(s, {}, (0.01,), 50)[0]
+    run = training(s, {}, 0.01, 50)
     weights = lambda p: p["h.0.attn.c_attn.weight"][:64]
     moved = np.sqrt(np.mean((weights(run["p"]) - weights(run["start"])) ** 2))
     claim(
@@ -260,12 +260,7 @@ def layernorm_layer(s, names, cases):
             hints = LAYERNORM_HINTS[name]
             same(pick, {name: found[name]}, case, LAYERNORM_MISTAKES, hints, 1e-9)
         if found["shared"]:
-            raise Wrong(
-                f"chunks are tasks, and all write to the scratch of the first chunk ({case})",
-                "All chunks use one scratch.",
-                "Two tasks may run at once: each needs scratch that no other uses.",
-                "the scratch of chunk n is the last 2 C values of row n of partial (chunks,3,C)",
-            )
+            raise one_scratch(case, "the last 2 C values of row n of partial (chunks,3,C)")
 
 
 def layernorm_dweight(s, ex):
@@ -286,7 +281,7 @@ def layernorm_rows(s, ex):
 
 
 def layernorm_effect(s, ex):
-    run = sweep(s, {}, (0.01,), 50)[0]
+    run = training(s, {}, 0.01, 50)
     moved = np.sqrt(np.mean((run["p"]["h.0.ln_1.weight"] - 1) ** 2))
     claim(
         moved > 0.02,
@@ -371,6 +366,8 @@ def products(s, shapes, program="double"):
 def multiply_right(s, ex):
     sizes = [(1, 1, 1), (2, 3, 4), (8, 16, 8), (13, 33, 17), (64, 64, 64), (100, 129, 600)]
     sizes += [(448, 304, 24), (1, 7, 1100), (200, 1, 3)]  # several blocks of rows and of columns
+    # long enough for threads to take turns on a busy machine: what two of them share is overwritten
+    products(s, [(480, 480, 720, 0, 0, 0, 0)])
     ways = [(ta, tb, add) for ta in (0, 1) for tb in (0, 1) for add in (0, 1)]
     products(s, [(*size, *way, 0) for size in sizes for way in ways])
 
@@ -455,15 +452,15 @@ def cores():
 
 
 def one_layer(s, layer, threads):
-    """A layer's results; how many repetitions had others; the seconds of processor time of the
-    thread that runs the program, those that it spends in tasks where it is alone (-1: not known),
-    and those of the other threads together."""
+    """A layer's results; how many repetitions had others; the gradient's norm, where it is a
+    result; the seconds of processor time of the thread that runs the program, those that it spends
+    in tasks where it is alone (-1: not known), and those of the other threads together."""
     repeats, sizes = LAYERS[layer]
     flags = [x for name, value in TIMED.items() for x in ("-" + name, str(value))]
     command = [s.build(), "FD", "layer", str(repeats), *flags]
     given = np.array([list(LAYERS).index(layer), s.seed % 1000], float).tobytes()
     raw, _, _ = run(command, given, answer=True, threads=threads)
-    if len(raw) != 8 * (sum(sizes.values()) + 4):
+    if len(raw) != 8 * (sum(sizes.values()) + 5):
         raise Wrong("it ends too early, or writes where the driver does")
     *parts, numbers = np.split(np.frombuffer(raw), np.cumsum(list(sizes.values())))
     return dict(zip(sizes, parts)), *numbers
@@ -477,7 +474,11 @@ def two_threads(s, layer, good, threads=(1, 3, 4)):
     tries = 3 if os.getloadavg()[0] < 2 * cores() else 6
     one = alone = None
     for count in (*threads, *[2] * tries):
-        found, different, mine, tasks, others = one_layer(s, layer, count)
+        found, different, norm, mine, tasks, others = one_layer(s, layer, count)
+        at = "norm" in found and differs(dict(norm=norm), found, 1e-9)
+        if at:
+            text = f"norm: expected {at[2]:.6g}, found {at[3]:.6g} (threads: {count})"
+            raise Wrong(text, "" if at[3] else "It is 0: no task adds to it.", *RACE_HINTS)
         one, alone = one or found, alone or (mine, tasks)
         at = differs(one, found, 0, 0)
         if at:

@@ -25,9 +25,7 @@ static int thread_number(void) { return pretended < 0 ? omp_get_thread_num() : p
 #include "train_gpt.c"
 #undef main
 #undef ceil
-#include "guards.h"
-
-static FILE *answers;
+#include "kit.h"
 
 enum { ROOM = 2 * GUARD / CACHE_LINE };              // cache lines between two arrays
 static double noted[2 * MOST_GUARDED];               // cache lines of each array, perhaps not whole
@@ -77,8 +75,6 @@ static void kit_put(const real *x, size_t n) {
     }
 }
 
-static void kit_put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
-
 static real *kit_some(const char *name, size_t n) {
     return (real *)guarded_memory(name, n * sizeof(real));
 }
@@ -89,19 +85,6 @@ static void get_tokens(int *tokens, int n, int V) {
         if (fread(&y, sizeof y, 1, stdin) != 1) die(FAILED, "driver: too few tokens on stdin");
         tokens[i] = (int)y % V;
     }
-}
-
-// The columns of log.csv that a step measures, in their order, without those of absent tensors
-static void put_log(const GPT *g, const Stats *stats) {
-    const double *groups[3] = {stats->grad_rms, stats->param_rms, stats->update_rms};
-    kit_put_one(stats->val_loss);
-    kit_put_one(stats->mean_logit);
-    for (int i = 0; i < NUM_BY_LAYER; i++)
-        for (int l = 0; l < g->cfg.layers; l++) kit_put_one(stats->by_layer[i][l]);
-    for (int i = 0; i < NUM_ACTIVATIONS; i++) kit_put_one(stats->act_rms[i]);
-    for (int i = 0; i < 3; i++)
-        for (int k = 0; k < NUM_KINDS; k++)
-            if (g->table[k].copies) kit_put_one(groups[i][k]);
 }
 
 // model: weights, then for COUNT steps a batch; answers all results of every step. train: the same,
@@ -271,6 +254,34 @@ static void kit_layernorm(void) {
     kit_put_one(makes_tasks && rows > CHUNK && used[0] && !used[1]);
 }
 
+// qk_norm: random arrays, of more rows than a chunk. Answers 1 if chunks are tasks that all use the
+// scratch of the first chunk.
+static void kit_qk_norm(const Config *cfg) {
+    int B = cfg->batch, T = cfg->T, NH = cfg->heads, HS = cfg->d / NH, over = qk_norm_over(cfg);
+    int chunks = ceil_div(B * T, CHUNK), used[2] = {0};
+    size_t rows = (size_t)(B * T), C = (size_t)cfg->d, turns = (size_t)(T * (HS / 2));
+    real *dqkv = kit_some("dqkv", rows * 3 * C), *qkv = kit_some("qkv", rows * 3 * C);
+    real *mean = kit_some("mean", rows * 2 * (size_t)NH);
+    real *rstd = kit_some("rstd", rows * 2 * (size_t)NH);
+    real *weight = kit_some("q_weight and k_weight", 2 * (size_t)over);
+    real *dweight = kit_some("dq_weight and dk_weight", 2 * (size_t)over);
+    real *cosine = kit_some("cosine", turns), *sine = kit_some("sine", turns);
+    real *partial = kit_some("partial", (size_t)(chunks * 4 * over));
+    kit_get(dqkv, rows * 3 * C);
+    kit_get(qkv, rows * 3 * C);
+    kit_get(mean, rows * 2 * (size_t)NH);
+    kit_get(rstd, rows * 2 * (size_t)NH);
+    kit_get(weight, 2 * (size_t)over);
+    kit_get(cosine, turns);
+    kit_get(sine, turns);
+    qk_norm_rope_backward(dqkv, dweight, dweight + over, qkv, mean, rstd, weight, weight + over,
+                          over, cosine, sine, partial, B, T, NH, HS);
+    guards_check(NULL);
+    for (int i = 0; i < chunks * 4 * over; i++)
+        if (i % (4 * over) >= 2 * over) used[i >= 4 * over] |= !isnan(partial[i]);
+    kit_put_one(used[0] && !used[1]);
+}
+
 // Seconds of processor time of this thread
 static double kit_seconds(void) {
     struct timespec t;
@@ -390,14 +401,14 @@ static int kit_compute(GPT *g, int which, const int *inputs, const int *targets,
 }
 
 // layer: which one, a seed. Computes it COUNT times from the same random memory. Answers the
-// results of the first time, how many times they were others, the seconds of processor time that
-// this thread took, those of a lone thread in tasks and, last (in main), those that the other
-// threads took since they began.
+// results of the first time, how many times they were others, the gradient's norm by one loop, the
+// seconds of processor time that this thread took, those of a lone thread in tasks and, last (in
+// main), those that the other threads took since they began.
 static void kit_layer(const Config *cfg, int count) {
     real head[2];
     GPT g;
     Result out[8];
-    double time = 0, different = 0;
+    double time = 0, different = 0, squares = 0;
     in_tasks = in_tasks < 0 ? -1 : 0;
     kit_get(head, 2);
     gpt_init(&g, cfg, cfg->vocab, cfg->batch, cfg->T);
@@ -432,7 +443,9 @@ static void kit_layer(const Config *cfg, int count) {
         different += !same;
         if (i == count - 1) kit_put(first, total);
     }
+    for (size_t i = 0; i < g.num_parameters; i++) squares += (double)(g.grads[i] * g.grads[i]);
     kit_put_one(different);
+    kit_put_one(sqrt(squares));
     kit_put_one(time);
     kit_put_one(in_tasks);
 }
@@ -455,6 +468,7 @@ int main(int argc, char **argv) {
         else if (!strcmp(work, "update")) kit_update(&cfg, count);
         else if (!strcmp(work, "attention")) kit_attention(&cfg, count);
         else if (!strcmp(work, "layernorm")) kit_layernorm();
+        else if (!strcmp(work, "qk_norm")) kit_qk_norm(&cfg);
         else if (!strcmp(work, "layer")) kit_layer(&cfg, count);
         else kit_products(count);
     }

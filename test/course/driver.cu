@@ -13,7 +13,7 @@ template <class number> static cudaError_t guarded_malloc(number **at, size_t si
 #undef main
 #undef ceil
 #undef cudaMalloc
-#include "guards.h"
+#include "kit.h"
 
 static double noted;    // bytes
 
@@ -31,8 +31,6 @@ template <class number> static cudaError_t guarded_malloc(number **at, size_t si
     return error;
 }
 
-static FILE *answers;
-
 // n doubles, as int where whole, else as float
 static void kit_get(void *to, size_t n, bool whole) {
     for (size_t i = 0; i < n; i++) {
@@ -49,8 +47,6 @@ static void kit_put(const float *x, size_t n) {
         fwrite(&y, sizeof y, 1, answers);
     }
 }
-
-static void kit_put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
 
 static float *on_device(const char *name, size_t n) {
     float *x;
@@ -106,19 +102,6 @@ static void kit_kernel(const char *work) {
     check(cudaStreamSynchronize(stream));
     guards_check(NULL);
     put_device(out, n);
-}
-
-// As in driver.c. train_gpt.cu measures fewer columns.
-static void put_log(const GPT *g, const Stats *stats) {
-    const double *groups[3] = {stats->grad_rms, stats->param_rms, stats->update_rms};
-    kit_put_one(stats->val_loss);
-    kit_put_one(stats->mean_logit);
-    for (int i = 0; i < NUM_BY_LAYER; i++)
-        for (int l = 0; l < g->cfg.layers; l++) kit_put_one(stats->by_layer[i][l]);
-    for (int i = 0; i < NUM_ACTIVATIONS; i++) kit_put_one(stats->act_rms[i]);
-    for (int i = 0; i < 3; i++)
-        for (int k = 0; k < NUM_KINDS; k++)
-            if (g->table[k].copies) kit_put_one(groups[i][k]);
 }
 
 // As driver.c's model.

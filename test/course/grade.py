@@ -31,7 +31,7 @@ EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES}
 SHEETS = ("stability",)  # handouts that no program grades
 # What a student's folder needs to grade itself
 MODULES = "grade checks checks_layers student sandbox reference variants".split()
-KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "guards.h", "naive.c"]
+KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "kit.h", "naive.c"]
 
 
 THREADS = (

@@ -17,7 +17,7 @@ MEMORY, TEXT, ANSWER = 4 << 30, 1 << 20, 256 << 20  # bytes that a program may h
 # Linux counts all threads of the user, in other containers too: far above what a desktop has
 MOST_THREADS = 4096
 NOBODY = 65534
-OUTSIDE = 99  # guards.h's exit status
+OUTSIDE = 99  # kit.h's exit status
 
 
 class Wrong(Exception):
@@ -33,7 +33,7 @@ class Wrong(Exception):
 
 
 class Outside(Wrong):
-    """The same of a program that wrote past an end of an array (guards.h)."""
+    """The same of a program that wrote past an end of an array (kit.h)."""
 
 
 class Endless(Wrong):

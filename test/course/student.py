@@ -101,7 +101,7 @@ class Student:
         self.begin(rng)
         self.place = pathlib.Path(tempfile.mkdtemp(prefix="grade-"))
         self.place.chmod(0o755)
-        for name in {"gpt.h", "dataloader.h", "driver.c", "guards.h"} - set(files):
+        for name in {"gpt.h", "dataloader.h", "driver.c", "kit.h"} - set(files):
             shutil.copy(kit_file(name), self.place)
         (self.place / "lib").mkdir()
         for header in (header for folder in FOLDERS for header in folder.glob("lib/*.h")):

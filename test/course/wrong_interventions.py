@@ -109,6 +109,12 @@ QK_NORM = {
     "no_backward": wrong(
         BACK, (BACKWARD, BACKWARD.replace("(q_weight)", "(0 && q_weight)")), says="without it"
     ),
+    "scratch_of_the_first_chunk": wrong(
+        [1],
+        ("rstd[head + h], dw + 2 * over, over)", "rstd[head + h], partial + 2 * over, over)"),
+        either=[2, 3],
+        says="use one scratch",
+    ),
     "backward_of_output": wrong(BACK, ("qkv + at + h * over, i ?", "d + h * over, i ?")),
     "no_turning_back": wrong(BACK, (TURN_BACK, ""), says="not turned back"),
     "turning_back_last": wrong(BACK, (TURN_BACK, ""), (END_BACKWARD, END_BACKWARD + TURN_BACK)),

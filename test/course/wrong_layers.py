@@ -406,7 +406,7 @@ WRONG = {
             (SUM_LOOP, SUM_LOOP.replace("taskloop", "taskloop shared(total)")),
             (SUM_END, SUM_ATOMIC),
         ),
-        "each_task_has_a_copy": wrong([5], (SUM_END, SUM_ATOMIC)),
+        "each_task_has_a_copy": wrong([2, 5, 6], (SUM_END, SUM_ATOMIC), says="no task adds"),
         "nobody_waits_for_products": wrong(
             [3, 5, 6],
             (

@@ -1,7 +1,7 @@
-// guards.h: guards round the arrays that a student's functions get, for driver.c and driver.cu. A
-// guard's words are NaN: reading them, or memory that was never written, shows in the results.
-// guards_check finds a write, even of a number computed from a guard: these are signaling NaNs, and
-// computing makes quiet ones of them.
+// kit.h: what driver.c and driver.cu share. First guards round the arrays that a student's functions
+// get. A guard's words are NaN: reading them, or memory that was never written, shows in the
+// results. guards_check finds a write, even of a number computed from a guard: these are signaling
+// NaNs, and computing makes quiet ones of them.
 
 #ifdef DOUBLE
 typedef uint64_t GuardWord;
@@ -106,4 +106,22 @@ static void guards_check(const GPT *g) {
             if (start[-(ptrdiff_t)n] != NOTHING)
                 guard_outside(g, a, n * sizeof(GuardWord), "before the start");
     }
+}
+
+static FILE *answers;
+
+static void kit_put_one(double x) { fwrite(&x, sizeof x, 1, answers); }
+
+// The columns of log.csv that a step measures, in their order, without those of absent tensors.
+// train_gpt.cu measures fewer.
+static void put_log(const GPT *g, const Stats *stats) {
+    const double *groups[3] = {stats->grad_rms, stats->param_rms, stats->update_rms};
+    kit_put_one(stats->val_loss);
+    kit_put_one(stats->mean_logit);
+    for (int i = 0; i < NUM_BY_LAYER; i++)
+        for (int l = 0; l < g->cfg.layers; l++) kit_put_one(stats->by_layer[i][l]);
+    for (int i = 0; i < NUM_ACTIVATIONS; i++) kit_put_one(stats->act_rms[i]);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < NUM_KINDS; k++)
+            if (g->table[k].copies) kit_put_one(groups[i][k]);
 }
