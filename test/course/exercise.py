@@ -1,8 +1,6 @@
 """make exercise-NAME [DIR=...] [CUDA=1] [VARIANT=seed]: a folder to hand out, from which the lines
-of an intervention are missing; variants.py says what a VARIANT changes.
-
-Each row of EXERCISES lists the cuts. A comment takes the place of each cut and says what to
-compute; where the rest would not compile, a stub follows. No solution is written in this file."""
+of an intervention are missing: cuts.py lists them, handouts/ has the pages, and variants.py says
+what a VARIANT changes."""
 
 import argparse
 import pathlib
@@ -40,7 +38,7 @@ def cut_chunks(text, flags, pieces, name):
     lines, chunks = text.split("\n"), [c for c in show.chunks(text, name) if c[0] in flags]
     if len(chunks) != len(pieces):
         sys.exit(
-            f"exercise: {name} has {len(chunks)} chunks of {', '.join(flags)}, but exercise.py has"
+            f"exercise: {name} has {len(chunks)} chunks of {', '.join(flags)}, but cuts.py has"
             f" comments for {len(pieces)}"
         )
     for (flag, first, last), (comment, stub) in reversed(list(zip(chunks, pieces))):
