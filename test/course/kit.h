@@ -1,7 +1,7 @@
-// kit.h: what driver.c and driver.cu share. First guards round the arrays that a student's functions
-// get. A guard's words are NaN: reading them, or memory that was never written, shows in the
-// results. guards_check finds a write, even of a number computed from a guard: these are signaling
-// NaNs, and computing makes quiet ones of them.
+// kit.h: what driver.c and driver.cu share. First guards round the arrays that a student's
+// functions get. A guard's words are NaN: reading them, or memory that was never written, shows in
+// the results. guards_check finds a write, even of a number computed from a guard: these are
+// signaling NaNs, and computing makes quiet ones of them.
 
 #ifdef DOUBLE
 typedef uint64_t GuardWord;
