@@ -44,6 +44,9 @@ def test_reader_survives(tmp_path, target, runs):
             "-seed=1",
             "-timeout=300",
             "-close_fd_mask=3",
+            # a process starts with the peak memory of its parent, these tests: no limit for that
+            "-rss_limit_mb=0",
+            "-malloc_limit_mb=2048",
             f"-artifact_prefix={tmp_path}/",
             corpus,
         ],
