@@ -638,13 +638,13 @@ static bool finds_decay(const Findings *f) {
                    1 / sqrt(table[first].cols));
 }
 
-// Past 100 softmax looks at one token only. -kappa sets the logits; relu2 does not saturate; and
-// bigrams need no attention.
+// Past 100 softmax looks at one token only. -kappa sets the logits; -attn_cap bounds them, but not
+// those of the log; relu2 does not saturate; and bigrams need no attention.
 static bool finds_logits(const Findings *f) {
     char name[64];
     int layers = f->cfg->layers;
     if (!(f->logit > 100) || f->cfg->kappa > 0 || f->cfg->attention != ATTENTION_SOFTMAX ||
-        !strcmp(f->cfg->data, "bigram"))
+        f->cfg->attn_cap > 0 || !strcmp(f->cfg->data, "bigram"))
         return false;
     for (int row = 0; row <= f->last; row++)
         for (int l = 0; l < layers; l++) {
@@ -669,7 +669,8 @@ static bool finds_epsilon(const Findings *f) {
     for (int k = 0; k < NUM_KINDS; k++) {
         snprintf(name, sizeof name, "grad_rms_%s", table[k].kind);
         double rms = csv_value(f->log, f->last, name);
-        if (table[k].role == NORM || !(rms * scale < 0.1 * eps) || f->logit > 100) continue;
+        if (table[k].role == NORM || !(rms * scale < 0.1 * eps) || f->logit > 100 ||
+            uses_muon(f->cfg, table, k)) continue;
         snprintf(name, sizeof name, "update_rms_%s", table[k].kind);
         return finding(f, "the updates of %s are small (RMS %.2g, before the learning rate) as "
                        "the RMS of its %sgradient, %.2g, is below a tenth of epsilon, %g: a %s "
