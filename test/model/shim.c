@@ -153,7 +153,7 @@ void shim_attention_forward(real *out, real *softmax, const real *qk, const real
                             double scale, int B, int T, int NH, int HS, double *max_logit) {
     real *scratch = scratch_of_all(T, HS);
     real *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
-    IN_TEAM attention_forward(out, softmax, largest, qk, qkv, (real)scale, scratch, 0,
+    IN_TEAM attention_forward(out, softmax, largest, qk, qkv, (real)scale, 0, scratch, 0,
                               B, T, NH, HS);
     *max_logit = 0;
     for (int i = 0; i < B * NH; i++) *max_logit = fmax(*max_logit, (double)largest[i]);
@@ -165,7 +165,7 @@ void shim_attention_backward(real *dqkv, const real *dout, const real *out, cons
                              const real *qk, const real *qkv, double scale,
                              int B, int T, int NH, int HS) {
     real *scratch = scratch_of_all(T, HS);
-    IN_TEAM attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)scale, scratch,
+    IN_TEAM attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)scale, 0, scratch,
                                0, B, T, NH, HS);
     free(scratch);
 }
