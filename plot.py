@@ -82,7 +82,9 @@ STYLE = {
 }
 ACROSS = 4  # at most so many panels side by side
 N = "parameters_non_embedding"  # without the embedding and without the head
-TEXTS = "warmup schedule optimizer qk_norm mu_param scale attention data val init out measure".split()
+TEXTS = (
+    "warmup schedule optimizer qk_norm mu_param scale attention data val init out measure".split()
+)
 # flags that do not change a result
 HANDLING = """micro_batch resume eval sample prompt tokenizer temperature out eval_every log_every
     checkpoint_every""".split()
