@@ -482,7 +482,7 @@ WORDS = {  # in the order of lines and panels
     ("family", "both"): "both",
 }
 CURES = (
-    "bare; soft cap; QK-clip; gate; Peri-LN; decay 1e-2; decay 1e-2, cautious;"
+    "bare; soft cap; QK-clip; gate; Peri-LN; decay 1e-2, cautious;"
     " Muon; Muon, QK-clip; Muon, qk-norm; qk-norm; qk-norm, long warm-up"
 )
 WORDS |= {("cure", name): name for name in CURES.split("; ")}
@@ -850,9 +850,9 @@ def draw_rows(part, rows, x, values, looks, seeds=1):
         title = "" if over and over[0]["title"] == panel["title"] else panel["title"]
         ax.set_title(title.replace(", ", ",\n", 1) if wide > 3 and len(title) > 24 else title)
         ax.set_xlabel("" if (i + 1, j) in drawn else AXES.get(x, x))
-        if x in LOGARITHMIC:
+        if x in (*LOGARITHMIC, *OVER_LR):
             log_scale(ax, "x")
-        elif x != "step" and x not in OVER_LR:
+        elif x != "step":
             ax.set_xticks(range(len(values)), map(plain, values))
         if x == N and len(room) <= 5 and "prediction" not in panel:
             ax.set_xticks(room, map(short, room))

@@ -168,7 +168,7 @@ experiment() {
     clip) grid d="${of[small_size]}" lr=$LR clip=0,0.1,1,10 qk_norm=0,1 ;;
     league)
         for what in qk_norm=1 "qk_norm=1 warmup=25%" "qk_norm=1 optimizer=muon" qk_norm=0 \
-            "qk_norm=0 "{attn_cap=30,qk_clip=30,gate=1,peri_ln=1,"wd=1e-2 cautious="{0,1}} \
+            "qk_norm=0 "{attn_cap=30,qk_clip=30,gate=1,peri_ln=1,"wd=1e-2 cautious=1"} \
             "qk_norm=0 optimizer=muon"{," qk_clip=30"}; do
             # shellcheck disable=SC2086    # several
             grid d="${of[league_sizes]}" lr=$LR,1 $what
