@@ -480,7 +480,8 @@ static void qk_norm_rope_backward(act *dqkv, real *dq_weight, real *dk_weight, c
 // Causal attention: out_i = sum over j <= i of p_ij v_j, where p_i is the softmax over j of the
 // scores (attention logits) s_ij = scale * dot(q_i, k_j).
 // If cap is not 0, cap tanh(s_ij / cap) takes the place of s_ij in p_ij: the dot products, capped
-// at cap / scale. Each kernel is compiled with the cap and without, so that none of it is left then.
+// at cap / scale, the kernels' cap. Each kernel is compiled with CAP and without: a cap of 0 costs
+// nothing.
 //
 // Scores and p stay in registers (Dao 2023, FlashAttention-2): a warp keeps 16 queries of a head
 // and reads the keys tile by tile; for dk and dv it keeps 16 keys and reads the queries. Of each
@@ -549,11 +550,12 @@ __device__ inline void store_rows(act *x, int row, int i, int rows, int HS,
 
 // The soft cap of Gemma 2 (arXiv 2408.00118): returns cap tanh(s / cap), which stays within +-cap.
 // *slope is its derivative, 1 - tanh^2. With e = exp(-2 |s| / cap), tanh is (1 - e) / (1 + e), and
-// its derivative 4 e / (1 + e)^2, which is right also where tanh rounds to 1.
+// its derivative 4 e / (1 + e)^2, which is right also where tanh rounds to 1. A hidden score stays
+// -infinity.
 __device__ inline real soft_cap(real s, real cap, real *slope) {                // [attn_cap
-    real e = exponential(__fdividef(-2 * fabsf(s), cap)), inverse = reciprocal(1 + e);
-    *slope = 4 * e * inverse * inverse;
-    return (s < 0 ? -cap : cap) * (1 - e) * inverse;
+    real e = exponential(-2 * reciprocal(cap) * fabsf(s)), inverse = reciprocal(1 + e);
+    *slope = 4 * (e * inverse) * inverse;
+    return s == -INFINITY ? s : copysignf(cap * (inverse - e * inverse), s);
 }                                                                               // attn_cap]
 
 // The kernel for heads of HS channels
@@ -566,7 +568,7 @@ __device__ inline real soft_cap(real s, real cap, real *slope) {                
 // values per token.
 // The compiler may use as many registers as leave room for 2 or 3 blocks on a multiprocessor.
 template <int CH, bool CAP>
-__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
+__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 || CAP ? 2 : 3)
 attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *qk,
                          const act *qkv, float scale, float cap, int T, int NH, int HS) {
     const int KEYS = Tile<CH>::HEIGHT;
@@ -605,7 +607,7 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
                 for (int e = 0; e < 8; e++) {
                     bool seen = j0 + 16 * n + block_column(e) <= i0 + block_row(e);
                     largest = fmaxf(largest, seen ? fabsf(s[n][e]) : 0);
-                    if (CAP) s[n][e] = soft_cap(s[n][e], cap / scale, &slope);  // [attn_cap]
+                    if (CAP) s[n][e] = soft_cap(s[n][e], cap, &slope);          // [attn_cap]
                     s[n][e] = seen ? s[n][e] : -INFINITY;
                 }
         float old[2] = {top[0], top[1]};
@@ -666,7 +668,7 @@ static void attention_forward(act *out, float *softmax, float *max_logit, const 
     auto kernel = FOR_HEADS(attention_forward_kernel, false);
     if (cap > 0) kernel = FOR_HEADS(attention_forward_kernel, true);            // [attn_cap]
     launch(kernel, dim3(ceil_div(T, ROWS), NH, B), ATTENTION_THREADS, out, softmax, max_logit, qk,
-           qkv, scale, cap, T, NH, HS);
+           qkv, scale, cap / scale, T, NH, HS);
 }
 
 // dqkv (B,T,3,C), the gradients of q and k in qk and of v in qkv, from dout and out (B,T,C):
@@ -678,7 +680,7 @@ static void attention_forward(act *out, float *softmax, float *max_logit, const 
 
 // dq, and dot (B,NH,T): dot_i = dot(dout_i, out_i). Moves 6 C values per token.
 template <int CH, bool CAP>
-__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
+__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 || CAP ? 2 : 3)
 attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, const float *softmax,
                     const act *qk, const act *qkv, float scale, float cap, int T, int NH, int HS) {
     const int KEYS = Tile<CH>::HEIGHT;
@@ -721,25 +723,23 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
         #pragma unroll
         for (int n = 0; n < KEYS / 16; n++) {
             // 1. scores = q k^T, dp = dout v^T
-            float s[8] = {}, dp[8] = {}, ds[8], slope[8];
+            float s[8] = {}, dp[8] = {}, ds[8], slope;
             #pragma unroll
             for (int c = 0; c < CH / 16; c++) {
                 multiply(s, qi[c], over_channels(k_tile[now], 16 * n, 16 * c));
                 multiply(dp, doi[c], over_channels(v_tile[now], 16 * n, 16 * c));
             }
             // 2. p and ds
-            if (CAP)                                                            // [attn_cap
-                for (int e = 0; e < 8; e++)
-                    s[e] = soft_cap(s[e], cap / scale, slope + e);              // attn_cap]
             if (j0 + 16 * n + 15 > i0)
                 for (int e = 0; e < 8; e++)
                     if (j0 + 16 * n + block_column(e) > i0 + block_row(e)) s[e] = -INFINITY;
             for (int e = 0; e < 8; e++) {
                 int r = e / 2 % 2;
+                if (CAP) s[e] = soft_cap(s[e], cap, &slope);                    // [attn_cap]
                 s[e] = __fmul_rn(s[e], scale * PER_LN_2);
                 float p = power_of_2(s[e] - top[r]) * inverse[r];
                 ds[e] = p * (dp[e] - dot_i[r]);
-                if (CAP) ds[e] *= slope[e];                                     // [attn_cap]
+                if (CAP) ds[e] *= slope;                                        // [attn_cap]
             }
             // 3. dq = ds k
             Left ds_i = left_factor(ds);
@@ -754,7 +754,7 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
 
 // dk and dv. Rows of scores and p are keys here, columns are queries. Moves 6 C values per token.
 template <int CH, bool CAP>
-__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
+__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 || CAP ? 2 : 3)
 attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *softmax,
                      const act *qk, const act *qkv, float scale, float cap,
                      int T, int NH, int HS) {
@@ -793,26 +793,24 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
         #pragma unroll 1                             // more would not fit in the registers
         for (int n = 0; n < QUERIES / 16; n++) {
             // 1. transposed scores = k q^T, transposed dp = v dout^T; so are p and ds below
-            float s[8] = {}, dp[8] = {}, p[8], ds[8], slope[8];
+            float s[8] = {}, dp[8] = {}, p[8], ds[8], slope;
             #pragma unroll
             for (int c = 0; c < CH / 16; c++) {
                 multiply(s, kj[c], over_channels(q_tile[now], 16 * n, 16 * c));
                 multiply(dp, vj[c], over_channels(do_tile[now], 16 * n, 16 * c));
             }
             // 2. p and ds
-            if (CAP)                                                            // [attn_cap
-                for (int e = 0; e < 8; e++)
-                    s[e] = soft_cap(s[e], cap / scale, slope + e);              // attn_cap]
             if (i0 + 16 * n < j0 + 15)
                 for (int e = 0; e < 8; e++)
                     if (j0 + block_row(e) > i0 + 16 * n + block_column(e)) s[e] = -INFINITY;
             for (int e = 0; e < 8; e++) {
                 int i = 16 * n + block_column(e);
                 float top = softmax_tile[now][2 * i], inverse = softmax_tile[now][2 * i + 1];
+                if (CAP) s[e] = soft_cap(s[e], cap, &slope);                    // [attn_cap]
                 s[e] = __fmul_rn(s[e], scale * PER_LN_2);
                 p[e] = power_of_2(s[e] - top) * inverse;
                 ds[e] = p[e] * (dp[e] - dot_tile[now][i]);
-                if (CAP) ds[e] *= slope[e];                                     // [attn_cap]
+                if (CAP) ds[e] *= slope;                                        // [attn_cap]
             }
             // 3. dk = ds^T q
             Left ds_j = left_factor(ds), p_j = left_factor(p);
@@ -840,10 +838,10 @@ static void attention_backward(act *dqkv, const act *dout, const act *out, const
     auto dkv = FOR_HEADS(attention_dkv_kernel, false);
     if (cap > 0) dq = FOR_HEADS(attention_dq_kernel, true);                     // [attn_cap]
     if (cap > 0) dkv = FOR_HEADS(attention_dkv_kernel, true);                   // [attn_cap]
-    launch(dq, grid, ATTENTION_THREADS, dqkv, scratch, dout, out, softmax, qk, qkv, scale, cap, T,
-           NH, HS);
-    launch(dkv, grid, ATTENTION_THREADS, dqkv, scratch, dout, softmax, qk, qkv, scale, cap, T, NH,
-           HS);
+    launch(dq, grid, ATTENTION_THREADS, dqkv, scratch, dout, out, softmax, qk, qkv, scale,
+           cap / scale, T, NH, HS);
+    launch(dkv, grid, ATTENTION_THREADS, dqkv, scratch, dout, softmax, qk, qkv, scale,
+           cap / scale, T, NH, HS);
 }
 
 // Returns the sigmoid, 1 / (1 + exp(-x)). *slope is its derivative. e = exp(-|x|), as in GELU.
@@ -1138,16 +1136,17 @@ __global__ void polynomial_kernel(act *p, const act *g, int n) {
     store(p + at, y);
 }
 
-// Takes x (rows,cols) = U S V^T to about U V^T, as train_gpt.c does: Newton and Schulz's iteration,
-// with the coefficients of Jordan et al. (2024). Five times x, whose norm is at most 1, becomes p x,
-// where p = a + b g + c g^2 and g = x x^T. If x is taller than wide, x p, where g = x^T x. In bf16,
-// as Jordan's, but for the sums. scratch (2,n,n) and (2,rows,cols), where n is the shorter side;
-// sums (blocks). 22 launches: on a small model they, and not their work, take the time.
+// Takes x (rows,cols) = U S V^T to about U V^T, as in train_gpt.c, by Newton and Schulz's iteration
+// with Jordan et al.'s coefficients (2024). Five times x, whose norm is at most 1, becomes p x,
+// where p = a + b g + c g^2 and g = x x^T. If x is taller than wide, x p, where g = x^T x. Products
+// read act, as Jordan's read bf16. scratch (2,n,n) and (2,rows,cols), where n is the shorter side;
+// sums (blocks). 22 launches: on a small model they take longer than the work.
 static void orthogonalize(real *x, int rows, int cols, act *scratch, double *sums) {
     int tall = rows > cols, n = least(rows, cols), size = rows * cols, blocks = sum_blocks(size);
     act *g = scratch, *p = g + n * n, *y[2] = {p + n * n, p + n * n + size};
     Matrix G = matrix(g, n), P = matrix(p, n);
-    Kinds one = {{0}, {(size_t)size}, {(size_t)size}};
+    Kinds one = {};
+    one.size[0] = size;
     launch(squares_kernel, blocks, 128, sums, x, one);
     launch(normalize_kernel, ceil_div(size, 128 * W), 128, y[0], x, sums, blocks, size);
     for (int turn = 0; turn < 5; turn++) {
@@ -1749,8 +1748,8 @@ __global__ void nesterov_kernel(real *grads, real *ms, size_t n, real beta, cons
 
 #define MUON_MOMENTUM ((real)0.95)
 
-// One step of Muon (Jordan et al. 2024) for the matrices (rows,cols) of the layers. The momentum, in
-// Nesterov's form, is made orthogonal, so that the step is as long in every direction:
+// One step of Muon (Jordan et al. 2024) for the matrices of the layers. The momentum, in Nesterov's
+// form, is made orthogonal, so that the step is as long in every direction:
 //   m = 0.95 m + 0.05 g;  u = 0.2 sqrt(the longer side) orthogonalize(0.95 m + 0.05 g)
 // The factor gives u the RMS of AdamW's updates, about 0.2, so that the same lr and decay serve
 // (Kimi K2, arXiv 2507.20534). grid, sums, statistics: as adamw_kernel's. Its products take 300 C^3
