@@ -188,23 +188,27 @@ def nvcc(builds):
     return builds["nvcc"].result()
 
 
-def cured(library, case, **changes):
-    """A model with a cure, and its flags. Of the initial weights the norms' differ from 1, and the
-    queries of the first half of the heads are so large that these exceed qk_clip and the cap."""
-    cfg, rng = config(**{**CURES[case], **changes}), np.random.default_rng(1)
-    m = Model(library, **cfg)
+def cured(library, cfg):
+    """A model with a cure. Of the initial weights the norms' differ from 1, and the queries of the
+    first half of the heads are so large that their scores exceed qk_clip and the cap."""
+    m, rng = Model(library, **cfg), np.random.default_rng(1)
     for name, x in m.p.items():
         if 1 in x.shape or x.ndim == 1:
             x *= 1 + 0.3 * rng.standard_normal(x.shape)
         if name.endswith("c_attn.weight"):
             x[: cfg["d"] // 2] *= 3
-    return m, cfg
+    return m
 
 
-def steps(library, cfg, number=5, m=None):
+def settings(case):
+    """The flags of a case, and what makes its model."""
+    return (config(**CURES[case]), cured) if case in CURES else (config(**SHAPES[case]), model)
+
+
+def steps(library, cfg, number=5, start=model):
     """For each step: its loss, log Z, mean logit, largest attention logits, RMS of activations and
     gradient norm; its gradients; and the weights and moments after it."""
-    m, stream, out = m or model(library, cfg), batches(cfg), []
+    m, stream, out = start(library, cfg), batches(cfg), []
     for step in range(1, number + 1):
         batch = next(stream)
         loss = m.backward(*batch)
@@ -237,10 +241,8 @@ def copies(tensors):
 @functools.cache
 def reference(library, case):
     """train_gpt.c's steps."""
-    if case in CURES:
-        m, cfg = cured(library, case)
-        return steps(library, cfg, m=m)
-    return steps(library, config(**SHAPES[case]), 2 if case in MORE else 5)
+    cfg, start = settings(case)
+    return steps(library, cfg, 2 if case in MORE else 5, start)
 
 
 def same_bits(a, b):
@@ -261,8 +263,8 @@ def seen_close(seen, wanted, tolerance, step):
 def check_fp32(library, case, wanted):
     """To 1e-4: what a step measures, every gradient, and the weights and moments after it. Returns
     the steps."""
-    m, cfg = cured(library, case) if case in CURES else (None, config(**SHAPES[case]))
-    tolerance, out = 1e-4, steps(library, cfg, len(wanted), m)
+    cfg, start = settings(case)
+    tolerance, out = 1e-4, steps(library, cfg, len(wanted), start)
     for step, ((seen, *tensors), (wanted_seen, *wanted)) in enumerate(zip(out, wanted), 1):
         seen_close(seen, wanted_seen, tolerance, step)
         all_close(tensors[0], wanted[0], tolerance, f"step {step} gradient")
@@ -287,25 +289,25 @@ def test_cures(case, cuda, float_library, monkeypatch):
     first = check_fp32(cuda, case, reference(float_library, case))
     for order in ORDERS[1:] or ORDERS:
         monkeypatch.setenv("CUDA_EMU_ORDER", order)
-        m, cfg = cured(cuda, case)
-        same_bits(first, steps(cuda, cfg, 2, m))
+        same_bits(first, steps(cuda, config(**CURES[case]), 2, cured))
 
 
 @pytest.mark.parametrize("case", CURES)
 def test_cures_act(case, cuda):
     """Each changes the losses by more than test_cures allows."""
-    flags = ("attn_cap", "qk_clip", "optimizer", "cautious", "gate", "peri_ln")
-    off = {name: config()[name] for name in flags if name in CURES[case]}
+    off = dict(attn_cap=0, qk_clip=0, optimizer="adamw", cautious=0, gate=0, peri_ln=0)
+    off = {name: value for name, value in off.items() if name in CURES[case]}
     with_it, without = (
-        [seen["loss"] for seen, *_ in steps(cuda, cfg, 3, m)]
-        for m, cfg in (cured(cuda, case), cured(cuda, case, **off))
+        [seen["loss"] for seen, *_ in steps(cuda, config(**CURES[case] | changes), 3, cured)]
+        for changes in ({}, off)
     )
     assert abs(with_it[-1] / without[-1] - 1) > 1e-3
 
 
 def test_qk_clip_shrinks_the_heads_above_it(cuda):
     """By sqrt(tau / largest), and no others; so the same batch then has scores of tau."""
-    m, cfg = cured(cuda, "qk_clip", lr=1e-30, min_lr=0, wd=0, layers=1)
+    cfg = config(**CURES["qk_clip"], lr=1e-30, min_lr=0, wd=0, layers=1)
+    m = cured(cuda, cfg)
     batch, c_attn = next(batches(cfg)), m.p["h.0.attn.c_attn.weight"]
     before, C, HS = c_attn.copy(), cfg["d"], cfg["d"] // cfg["heads"]
     m.backward(*batch)
@@ -467,8 +469,8 @@ def test_bf16(case, cuda_bf16, float_library, monkeypatch):
 @pytest.mark.parametrize("case", CURES)
 def test_cures_bf16(case, cuda_bf16, float_library, monkeypatch):
     """As test_bf16; and of the weights that Muon made, the next losses."""
-    (m, cfg), wanted = cured(cuda_bf16, case), reference(float_library, case)
-    first = steps(cuda_bf16, cfg, 3, m)
+    cfg, wanted = config(**CURES[case]), reference(float_library, case)
+    first = steps(cuda_bf16, cfg, 3, cured)
     for name, tolerance in BF16.items():
         close(first[0][0][name], wanted[0][0][name], tolerance, name)
     all_close(first[0][1], wanted[0][1], BF16_GRADIENT, "gradient", norm=np.linalg.norm)
@@ -476,8 +478,7 @@ def test_cures_bf16(case, cuda_bf16, float_library, monkeypatch):
         close(first[step][0]["loss"], wanted[step][0]["loss"], BF16_LOSS_AFTER, f"loss {step + 1}")
     for order in ORDERS[1:] or ORDERS:
         monkeypatch.setenv("CUDA_EMU_ORDER", order)
-        m, cfg = cured(cuda_bf16, case)
-        same_bits(first, steps(cuda_bf16, cfg, 2, m))
+        same_bits(first, steps(cuda_bf16, cfg, 2, cured))
 
 
 def test_bf16_is_bf16(cuda, cuda_bf16, float_library):
@@ -500,10 +501,11 @@ def test_micro_batches(micro_batch, precision, tolerance, cuda, cuda_bf16):
 @pytest.mark.parametrize("micro_batch", [1, 2])
 def test_micro_batches_of_the_cures(micro_batch, cuda):
     """The same; a head's largest score is that of the whole batch."""
-    (m, cfg), (parts, cfg_parts) = (
-        cured(cuda, "together", batch=5, **words) for words in ({}, dict(micro_batch=micro_batch))
+    cfg = config(**CURES["together"] | dict(batch=5))
+    whole, parts = (
+        steps(cuda, dict(cfg, **x), 3, cured) for x in ({}, dict(micro_batch=micro_batch))
     )
-    same_steps(steps(cuda, cfg_parts, 3, parts), steps(cuda, cfg, 3, m), 1e-5)
+    same_steps(parts, whole, 1e-5)
 
 
 def same_steps(parts, whole, tolerance):
