@@ -266,7 +266,7 @@ class Model:
             offset, rows, cols = ct.c_long(), ct.c_long(), ct.c_long()
             self.c.shim_tensor(self.handle, ct.c_int(i), name, *map(ct.byref, (offset, rows, cols)))
             name, offset, rows, cols = name.value.decode(), offset.value, rows.value, cols.value
-            vector = ".ln_" in name or name.startswith("ln_") or "_norm." in name
+            vector = re.search(r"(^|\.)(ln|post)_|_norm\.", name) is not None
             assert rows == 1 or not vector, name
             for flat_array, tensors in zip(flat, (self.p, self.g, self.m, self.v)):
                 x = flat_array[offset : offset + rows * cols]
