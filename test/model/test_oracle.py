@@ -55,7 +55,7 @@ CASES = dict(
     attn_cap=dict(attn_cap=2, qk_norm=0),
     attn_cap_of_relu2=dict(attn_cap=0.5, attention="relu2", T=70, d=16, heads=2),
     qk_clip=dict(qk_clip=0.5, qk_norm=0, batch=3),
-    qk_clip_full=dict(qk_clip=0.2, qk_norm=0, mu_param="full", base_d=12, T=9, batch=2),
+    qk_clip_full=dict(qk_clip=0.05, qk_norm=0, mu_param="full", base_d=12, T=9, batch=2),
     muon=dict(optimizer="muon"),
     muon_one_head=dict(optimizer="muon", d=20, heads=1, T=40, wd=0.3, clip=0.05),
     gate=dict(gate=1),
@@ -63,7 +63,9 @@ CASES = dict(
     cautious=dict(cautious=1, wd=0.3),
     cautious_standard=dict(cautious=1, wd=20, wd_independent=0, optimizer="muon"),
     muon_clip=dict(optimizer="muon", qk_clip=0.5, qk_norm=0, batch=2, rms_lr=1, lr=0.3),
-    cures=dict(gate=1, peri_ln=1, attn_cap=1, qk_clip=0.7, qk_norm=0, attention="relu2", batch=3),
+    cures=dict(
+        gate=1, peri_ln=1, attn_cap=1, qk_clip=0.7, qk_norm=0, attention="relu2", batch=3, eps=1e-3
+    ),
     all_cures=dict(
         optimizer="muon",
         gate=1,
