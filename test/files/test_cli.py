@@ -765,19 +765,21 @@ def test_sample_is_drawn(book_model):
     assert len(set(sample(book_model, "1000", "-temperature", "1e6"))) > 200
 
 
-@pytest.mark.parametrize("steps", [300, 0])
-def test_sample_at_temperature_0_is_the_oracles_likeliest(book_model, tmp_path, steps):
+@pytest.mark.parametrize(
+    "steps, flags", [(300, {}), (0, {}), (0, dict(gate=1, peri_ln=1, attn_cap=1))], ids=str
+)
+def test_sample_at_temperature_0_is_the_oracles_likeliest(book_model, tmp_path, steps, flags):
     """Also of a model that was not trained, whose choice depends on all of its context."""
     from safetensors.numpy import load_file
 
     import oracle
 
     cfg, model = (
-        dict(oracle.CONFIG, d=32, layers=1, heads=2, T=8),
+        dict(oracle.CONFIG, d=32, layers=1, heads=2, T=8, **flags),
         book_model if steps else tmp_path / "x",
     )
     if not steps:
-        train(model, d=32, steps=0)
+        train(model, d=32, steps=0, **flags)
     weights = {
         n: x.astype(float)
         for n, x in load_file(model / "model.safetensors").items()
