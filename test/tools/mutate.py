@@ -111,7 +111,7 @@ MUTANTS = [
             ("return (x > 0 ? 1 : e) * inverse;", "return (x > 0 ? e : 1) * inverse;"),
             ("exponential(-fabs(x)), inverse", "exponential(-2 * fabs(x)), inverse"),
             ("out[j] = att[j] * sigmoid(", "out[j] = att[j] + sigmoid("),
-            ("dgate[j] = d * att[j] * slope;", "dgate[j] = d * slope;"),
+            ("dgate[j] = d * att[j] * slope;", "dgate[j] = d * (att[j] + slope);"),
             ("dgate[j] = d * att[j] * slope;", "dgate[j] = d * att[j] * s;"),
             ("datt[j] = d * s;", "datt[j] = d;"),
         ],
