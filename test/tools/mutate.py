@@ -113,7 +113,7 @@ MUTANTS = [
             ("out[j] = att[j] * sigmoid(", "out[j] = att[j] + sigmoid("),
             ("dgate[j] = d * att[j] * slope;", "dgate[j] = d * (att[j] + slope);"),
             ("dgate[j] = d * att[j] * slope;", "dgate[j] = d * att[j] * s;"),
-            ("datt[j] = d * s;", "datt[j] = d;"),
+            ("datt[j] = d * s;", "datt[j] = d + s;"),
         ],
     ),
     (
