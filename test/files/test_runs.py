@@ -555,6 +555,7 @@ def test_resume_with_another_batch_and_length_goes_on_counting_tokens(tmp_path):
         ),
         ("-steps 2000", "changed: -steps 20 -> 2000{}"),
         ("-warmup 3", "changed: -warmup 5% -> 3{}"),
+        ("-optimizer muon -cautious 1", "changed: -optimizer adamw -> muon, -cautious 0 -> 1"),
         ("-data bigram -vocab 256", "changed: -data synthetic -> bigram"),
     ],
 )
