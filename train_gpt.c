@@ -303,8 +303,8 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
 
 // Causal attention: out_i = sum over j <= i of p_ij v_j, where p_i is the softmax over j of the
 // scores (attention logits) s_ij = scale * dot(q_i, k_j). A task computes a head of a sequence.
-// If cap is not 0, cap tanh(s_ij / cap) takes the place of s_ij in p_ij: the dot products, capped at
-// cap / scale. If relu2 is not 0, p_ij is relu2 * max(0, s_ij)^2 instead.
+// If cap is not 0, cap tanh(s_ij / cap) takes the place of s_ij in p_ij: the dot products, capped
+// at cap / scale. If relu2 is not 0, p_ij is relu2 * max(0, s_ij)^2 instead.
 //
 // Keeps the scores of at most QB queries per thread, not of all T (Dao et al. 2022). The backward
 // pass recomputes p from softmax (B,NH,T,2), which holds two numbers per query: the largest score,
