@@ -206,7 +206,7 @@ MUTANTS = [
             ("if (largest <= tau) continue;", ""),
             ("*k = q + (size_t)C * C, factor", "*k = q + head, factor"),
             ("factor = sqrt(tau / largest);", "factor = tau / largest;"),
-            ("            k[i] *= factor;\n", ""),
+            ("            k[i] *= factor;\n", "            k[i] *= 1;\n"),
             ("max_logit, (real)cfg->qk_clip, cfg->batch,", "max_logit, (real)cfg->qk_clip, 1,"),
             ("qk_clip(params, g->layers[l].max_logit", "qk_clip(params, g->layers[0].max_logit"),
         ],
@@ -220,11 +220,11 @@ MUTANTS = [
     ),
     (
         "gpt.h",
-        "test_oracle.py -k 'double and not one_batch and (muon or gate or peri_ln)'",
+        "test_oracle.py -k 'double-muon-batches or double-all_cures-batches'",
         [
             ("table[k].role == LINEAR && k != LM_HEAD", "table[k].role == LINEAR"),
             ("table[k].role == LINEAR && k != LM_HEAD", "table[k].role != NORM && k != LM_HEAD"),
-            ("table[k].role == LINEAR && k != LM_HEAD", "k == C_ATTN"),
+            ("table[k].role == LINEAR && k != LM_HEAD", "table[k].role == LINEAR && k == C_FC"),
             ("cfg->gate * L, C, C, LINEAR,", "cfg->gate * L, C, C, EMBEDDING,"),
         ],
     ),
