@@ -20,12 +20,14 @@ import pytest
 
 import checks
 import checks_layers
+import checks_muon
 import exercise
 import grade
 import reference as ref
 import show
 import wrong_interventions
 import wrong_layers
+import wrong_muon
 from conftest import ROOT, TEST
 from student import differs
 
@@ -125,7 +127,8 @@ def test_show_functions():
 
 # ---- exercises
 
-WRONG = {**wrong_interventions.WRONG, **wrong_layers.WRONG}
+WRONG = {**wrong_interventions.WRONG, **wrong_layers.WRONG, **wrong_muon.WRONG}
+INTERVENTIONS = {**checks.EXERCISES, **checks_muon.EXERCISES}
 NEAR_ZERO = 0
 # a grading of train_gpt.cu takes four times as long
 CUDA_GRADINGS = [
@@ -248,16 +251,16 @@ def test_grading(grading, gradings):
 def test_ten_wrong_solutions():
     exercises = {name: cases for name, cases in WRONG.items() if not name.endswith(" cuda")}
     assert set(exercises) == set(exercise.EXERCISES) == set(grade.EXERCISES)
-    assert all(len(exercises[name]) >= 10 for name in checks.EXERCISES)
+    assert all(len(exercises[name]) >= 10 for name in INTERVENTIONS)
     for cases in wrong_layers.WRONG.values():
         assert sum(not variant.startswith("right_") for variant in cases) >= 10
 
 
-@pytest.mark.parametrize("name", checks.EXERCISES)
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_reference(name):
     """The reference's gradients are those of finite differences, at random places."""
     rng = np.random.default_rng(1)
-    for change in checks.EXERCISES[name]["cases"]:
+    for change in INTERVENTIONS[name]["cases"]:
         cfg = {**ref.CONFIG, **change}
         p = ref.init(cfg, rng, 0.2)
         batch = rng.integers(cfg["vocab"], size=(2, cfg["batch"], cfg["T"]))
@@ -280,11 +283,11 @@ def reference_answers(cfg, p, g, batch):
     )
 
 
-@pytest.mark.parametrize("name", checks.EXERCISES)
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_mistakes(name):
     """In the first case, in which a mistake shows first, no two give the same numbers: a hint names
     the one that was made. (That it is the value of another flag is true in any case.)"""
-    ex, rng = checks.EXERCISES[name], np.random.default_rng(1)
+    ex, rng = INTERVENTIONS[name], np.random.default_rng(1)
     cfg = {**ref.CONFIG, **ex["cases"][0]}
     p, g = ref.init(cfg, rng, 0.2), ref.init(cfg, rng, 0.2)
     batch = rng.integers(cfg["vocab"], size=(2, cfg["batch"], cfg["T"]))
@@ -300,10 +303,10 @@ def test_mistakes(name):
                 assert not np.allclose(y, z, 1e-9, 0), (test, words, others)
 
 
-@pytest.mark.parametrize("name", checks.EXERCISES)
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_hints(name):
     """Neither the mistake nor the place gives the formula away."""
-    ex = checks.EXERCISES[name]
+    ex = INTERVENTIONS[name]
     hints = [h for x in ex["hints"].values() for h in (x.values() if isinstance(x, dict) else [x])]
     for text in [words for _, words in ex["mistakes"]] + [where for where, _ in hints]:
         assert not re.search(r"sqrt|[-+*/^=] ?\(?[a-zA-Z]\w* ?[*/^]|log_z\[i\]", text), text
