@@ -567,7 +567,7 @@ def orthogonalize(x, wrong=""):
         for _ in range(dict(four=4, six=6).get(wrong, 5)):
             g = first if wrong == "once" else s * s
             s = s * (a + b * g + c * (g if wrong == "linear" else g * g))
-    return u * s @ vt
+        return u * s @ vt
 
 
 def muon(p, m, g, lr, cut, share, cautious, size, wrong=""):

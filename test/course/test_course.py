@@ -327,6 +327,9 @@ def test_mistakes_differ():
     (ref.layernorm(X, w) * dout).sum().backward()
     layernorm = lambda m: checks_layers.layernorm_wrong(given, m, True)
     assert not differs(dict(dx=X.grad + add, dweight=w.grad + dweight), layernorm(""), 1e-9)
+    tall = 1e-3 * rng.standard_normal((3, 8, 5))
+    muon = lambda m: dict(zip("pmu", ref.muon(*tall, 0.3, 0.4, 0.1, 1, 0.2, m)))
+    orthogonal = lambda m: dict(x=ref.orthogonalize(tall[0].T, m))
     inp, branch = rng.standard_normal((2, 2, 1032)) + 2
     norm = lambda m: checks_layers.norm_results(inp * 1e-3, branch * 1e-3, 1 + x.mean(), m)
     y = norm("")["out"].reshape(inp.shape)
@@ -340,6 +343,8 @@ def test_mistakes_differ():
     for results, mistakes in (
         (attention, checks_layers.ATTENTION_MISTAKES),
         (layernorm, checks_layers.LAYERNORM_MISTAKES),
+        (orthogonal, checks_muon.OF_MATRIX),
+        (muon, checks_muon.OF_MATRIX + checks_muon.OF_STEP),
         (norm, checks_layers.NORM_MISTAKES),
         (slopes, checks_layers.GELU_MISTAKES),
     ):
@@ -387,8 +392,10 @@ def test_exercise(name, tmp_path):
     ex = exercise.EXERCISES[name]
     for file in changed:
         assert "TO WRITE" in changed[file]
-        for flag, first, last in show.chunks(show.read(file), file):
-            if flag in ex.get("flags", (name,)):
+        flags, pieces = ex.get("flags", (name,)), ex.get("cut", {}).get(file, ())
+        flagged = [chunk for chunk in show.chunks(show.read(file), file) if chunk[0] in flags]
+        for (_, first, last), piece in zip(flagged, pieces):
+            if piece:
                 lines = [
                     show.unmarked(line).strip()
                     for line in show.read(file).splitlines()[first - 1 : last]

@@ -46,6 +46,7 @@ RIGHT = {
             "                    for (int c = 0; c < C; c++) d[c] *= {};\n",
         ),
     ],
+    "muon": [("train_gpt.c", "size = (real)0.2 * sqrt(", "size = (real){} * sqrt(")],
     "mu_param": [("gpt.h", "? 1 / mu_m(cfg) : 1;", "? pow(mu_m(cfg), -{}) : 1;")],
 }
 

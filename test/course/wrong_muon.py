@@ -16,8 +16,8 @@ TURNS = GRAM + (
     "        product(y, tall ? X : P, tall ? P : X, rows, cols, n);\n"
     "        memcpy(x, y, (size_t)size * sizeof(real));\n"
 )
-# Three products with x each, in loops, which need no square matrix but on the stack
-LOOPS = """        real gram[n][n];
+# No matrix is multiplied but x: x, G x and G G x, in loops, with memory on the stack
+LOOPS = """        real gram[n][n], once[size], twice[size];
         for (int i = 0; i < n; i++)
             for (int j = 0; j < n; j++) {
                 gram[i][j] = 0;
@@ -25,22 +25,17 @@ LOOPS = """        real gram[n][n];
                     gram[i][j] += tall ? x[k * cols + i] * x[k * cols + j]
                                        : x[i * cols + k] * x[j * cols + k];
             }
-        for (int again = 0; again < 2; again++) {
-            const real *from = again ? y : x;
-            real *to = again ? p : y;
+        for (int again = 0; again < 2; again++)
             for (int i = 0; i < rows; i++)
                 for (int j = 0; j < cols; j++) {
+                    const real *from = again ? once : x;
                     real sum = 0;
                     for (int k = 0; k < n; k++)
                         sum += tall ? from[i * cols + k] * gram[k][j]
                                     : gram[i][k] * from[k * cols + j];
-                    to[i * cols + j] = sum;
+                    (again ? twice : once)[i * cols + j] = sum;
                 }
-            for (int i = 0; again == 0 && i < size; i++) x[i] *= a;
-            for (int i = 0; i < size; i++) x[i] += (again ? c : b) * to[i];
-            if (again == 0)
-                for (int i = 0; i < size; i++) p[i] = 0;
-        }
+        for (int i = 0; i < size; i++) x[i] = a * x[i] + b * once[i] + c * twice[i];
 """
 PARTS = """    double square = 0;
     int each = size / omp_get_num_threads() + 1;
@@ -154,7 +149,8 @@ MUON = {
         ),
         (
             RESULT,
-            "double total = 0;\n    for (size_t j = 0; j < n; j++) total += (size * x[j]) * (size * x[j]);\n    return total;",
+            "double sum = 0;\n    for (size_t j = 0; j < n; j++) sum += x[j] * x[j];\n"
+            "    return size * size * sum;",
         ),
     ),
     # gpt_update
@@ -167,7 +163,7 @@ MUON = {
         (USES, "if (cfg->optimizer == OPTIMIZER_MUON && p->role == LINEAR) {"),
         says="lm_head has Muon's step too",
     ),
-    "second_moment": wrong(MODEL, (USES, USES + "\n" + SECOND_MOMENT), says="v was changed"),
+    "second_moment": wrong([UPDATE], (USES, USES + "\n" + SECOND_MOMENT), says="v was changed"),
     "without_muparam": wrong([UPDATE, STEPS], (LR, LR.replace("tensor_lr", "lr")), says="muParam"),
     "one_momentum_for_q_k_v": wrong(MODEL, (CALL, CALL.replace("m + j", "m"))),
     "last_matrix_alone_is_logged": wrong(MODEL, (CALL, CALL.replace("+=", "="))),
