@@ -68,7 +68,7 @@ NUMBERS = {
     ),
     "muon": (
         "muon_size",
-        (0.15, 0.25, 0.3),
+        (0.15, 0.18, 0.25),
         ("train_gpt.c", (1,)),
         "The update has the RMS {}, not 0.2, where all singular values are 1.",
     ),
