@@ -549,6 +549,7 @@ def direction(cfg, m, v, step):
 # ---- Muon. wrong: a mistake, one of those in checks_muon.py
 
 
+@np.errstate(all="ignore")  # a mistake may overflow
 def orthogonalize(x, wrong=""):
     """x = U S V^T with other singular values: Newton and Schulz's polynomial, five times, of S."""
     u, s, vt = np.linalg.svd(x, full_matrices=False)
@@ -563,13 +564,13 @@ def orthogonalize(x, wrong=""):
     ).get(wrong, norm)
     s = s / by if by else s
     first = s * s
-    with np.errstate(all="ignore"):
-        for _ in range(dict(four=4, six=6).get(wrong, 5)):
-            g = first if wrong == "once" else s * s
-            s = s * (a + b * g + c * (g if wrong == "linear" else g * g))
-        return u * s @ vt
+    for _ in range(dict(four=4, six=6).get(wrong, 5)):
+        g = first if wrong == "once" else s * s
+        s = s * (a + b * g + c * (g if wrong == "linear" else g * g))
+    return u * s @ vt
 
 
+@np.errstate(all="ignore")
 def muon(p, m, g, lr, cut, share, cautious, size, wrong=""):
     """A step of a matrix p with the momentum m and the gradient g, of which the share `share`
     decays. Returns its new values, its new momentum and its update."""
@@ -587,8 +588,7 @@ def muon(p, m, g, lr, cut, share, cautious, size, wrong=""):
         linear_side=size * max(p.shape),
     )
     u = u * sides.get(wrong, size * max(p.shape) ** 0.5)
-    with np.errstate(all="ignore"):
-        against = (g if wrong == "sign_of_g" else u) * p < 0
+    against = (g if wrong == "sign_of_g" else u) * p < 0
     share = dict(no_decay=0, decay_lr=share * lr).get(wrong, share)
     share = np.where(against & bool(cautious) & (wrong != "not_cautious"), 0, share)
     rate = dict(no_lr=1, lr_twice=lr * lr).get(wrong, lr)
@@ -604,6 +604,7 @@ def uses_muon(cfg, name):
     return cfg.get("optimizer") == "muon" and (inside or name in more)
 
 
+@np.errstate(all="ignore")
 def adamw(cfg, p, m, v, g, step):
     """One step of the optimizer, AdamW or Muon. Returns new p, m, v; the norm of the gradient
     before it was clipped; and what it logs."""
