@@ -233,11 +233,12 @@ EXERCISES = {
                         " Four loops for each head are enough. For speed, use multiply() on blocks"
                         " of at most QB queries; scratch holds attention_scratch_size reals for"
                         " each thread, and attention_scratch finds this thread's. Heads may be"
-                        " tasks of `omp taskloop`. relu2, of -attention relu2, is 0 here."
+                        " tasks of `omp taskloop`. cap, of -attn_cap, and relu2, of -attention"
+                        " relu2, are 0 here."
                     ),
                     (
                         "(void)dout, (void)out, (void)softmax, (void)qk, (void)qkv, (void)scale,"
-                        " (void)scratch, (void)relu2;\n"
+                        " (void)cap, (void)scratch, (void)relu2;\n"
                         "memset(dqkv, 0, (size_t)B * T * 3 * NH * HS * sizeof(real));"
                     ),
                 )
@@ -274,7 +275,7 @@ EXERCISES = {
                 )
             }
         },
-        remove={"train_gpt.c": ("KC", "tile", "pack", "flip")},
+        remove={"train_gpt.c": ("KC", "tile", "pack")},
     ),
     "layernorm": dict(
         functions={

@@ -174,8 +174,8 @@ static void kit_attention(const Config *cfg, int B) {
     kit_get(dout, n);
     kit_get(out, n);
     kit_get(softmax, 2 * rows);
-    attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)attention_scale(cfg), scratch,
-                       0, B, T, NH, HS);
+    attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)attention_scale(cfg),
+                       (real)cfg->attn_cap, scratch, 0, B, T, NH, HS);
     guards_check(NULL);
     kit_put(dqkv, 3 * n);
     for (size_t i = 0; i < (size_t)mine * each; i++) others += !isnan(scratch[i]);
@@ -366,12 +366,12 @@ static int kit_compute(GPT *g, int which, const int *inputs, const int *targets,
         kappa_forward(a.qkv, a.qk_rstd, 1, rows, NH, HS);
         qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, a.w[Q_NORM], a.w[K_NORM], over,
                              g->cosine, g->sine, B, T, NH, HS);
-        attention_forward(a.att, a.softmax, a.max_logit, a.qk, a.qkv, 1, g->scratch, 0, B, T, NH,
-                          HS);
+        attention_forward(a.att, a.softmax, a.max_logit, a.qk, a.qkv, 1, 0, g->scratch, 0, B, T,
+                          NH, HS);
         round_to_bf16(g->logits, rows, V);
         cross_entropy(g->logits, g->losses, g->log_z, targets, (real)1e-4, 1, rows, V);
-        attention_backward(g->dqkv, g->dnorm, a.att, a.softmax, a.qk, a.qkv, 1, g->scratch, 0, B,
-                           T, NH, HS);
+        attention_backward(g->dqkv, g->dnorm, a.att, a.softmax, a.qk, a.qkv, 1, 0, g->scratch, 0,
+                           B, T, NH, HS);
         qk_norm_rope_backward(g->dqkv, a.dw[Q_NORM], a.dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
                               a.w[Q_NORM], a.w[K_NORM], over, g->cosine, g->sine, g->partial,
                               B, T, NH, HS);
