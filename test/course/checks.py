@@ -236,7 +236,9 @@ def attn_cap_gradient(s, ex):
     out = ref.weights(cfg, scores, hide) @ V
     (out * turn(dout)).sum().backward()
     top = (scores.value + hide).max(-1, keepdims=True)
-    softmax = np.concatenate([top, 1 / np.exp(scores.value + hide - top).sum(-1, keepdims=True)], -1)
+    softmax = np.concatenate(
+        [top, 1 / np.exp(scores.value + hide - top).sum(-1, keepdims=True)], -1
+    )
     right = dict(dq=turn(Q.grad), dk=turn(K.grad))
     given = np.stack([q, k], 2), np.stack([q, k, v], 2), dout, turn(out.value), softmax
     size = 3 * B * T * NH * HS
@@ -274,14 +276,17 @@ EFFECT = dict(
 )
 
 
-def training(s, change, lr, steps, ex=None):
-    """Trains, always from the same weights on the same text. Returns the trained weights, how far
-    they moved, and what the reference measures with them on other text: loss, log Z, largest
-    attention logit. With ex, the first steps must be the reference's: what a wrong program trains
-    has no effect to measure."""
+def training(s, change, lr, steps, ex=None, grown=1):
+    """Trains, always from the same weights on the same text; grown multiplies those of queries and
+    keys. Returns the trained weights, how far they moved, and what the reference measures with them
+    on other text: loss, log Z, largest attention logit. With ex, the first steps must be the
+    reference's: what a wrong program trains has no effect to measure."""
     cfg = {**ref.CONFIG, **EFFECT, **change, "steps": steps, "lr": lr}
     s.rng, kept = np.random.default_rng(s.seed), s.rng
     p, batches = ref.init(cfg, s.rng), s.text_batches(cfg, steps)
+    for name in p:
+        if name.endswith("c_attn.weight"):
+            p[name][: 2 * cfg["d"]] *= grown
     other = s.text_batches({**cfg, "batch": 32}, 1)[0]
     s.rng = kept
     if ex:
@@ -316,20 +321,22 @@ def effect_qk_norm(s, ex):
 
 
 def effect_attn_cap(s, ex):
-    off, on = (training(s, dict(qk_norm=0, attn_cap=c), 0.1, 100, ex) for c in (0, 2))
+    off, on = (training(s, dict(qk_norm=0, attn_cap=c), 0.03, 100, ex, 10) for c in (0, 20))
     claim(
-        on["loss"] < off["loss"] - 0.1,
-        f"after 100 steps at LR 0.1 the loss is {on['loss']:.3f} with -attn_cap 2, {off['loss']:.3f}"
-        " without",
-        "expected it lower by 0.1 or more with the cap",
+        on["loss"] < off["loss"] - 0.1 and on["max_attn_logit"] > 100,
+        "after 100 steps at LR 0.03, from queries and keys ten times as large as usual, the loss is"
+        f" {on['loss']:.3f} with -attn_cap 20 (largest logit {on['max_attn_logit']:.3g}),"
+        f" {off['loss']:.3f} without",
+        "expected it lower by 0.1 or more, and the largest logit, before the cap, still above 100",
     )
 
 
 def effect_qk_clip(s, ex):
-    off, on = (training(s, dict(qk_norm=0, qk_clip=c), 0.1, 100, ex) for c in (0, 5))
+    off, on = (training(s, dict(qk_norm=0, qk_clip=c), 0.1, 100, ex, 4) for c in (0, 5))
     claim(
         on["max_attn_logit"] < 15 < off["max_attn_logit"] / 5,
-        "after 100 steps at LR 0.1 the largest attention logit is"
+        "after 100 steps at LR 0.1, from queries and keys four times as large as usual, the largest"
+        " attention logit is"
         f" {on['max_attn_logit']:.3g} with -qk_clip 5, {off['max_attn_logit']:.3g} without",
         "expected at most 15 with it, more than 75 without",
     )

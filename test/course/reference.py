@@ -651,7 +651,9 @@ def qk_clip(cfg, p, by_head):
     tau, C, NH, wrong = cfg.get("qk_clip", 0), cfg["d"], cfg["heads"], cfg.get("wrong_clip")
     out = dict(p)
     for l in range(cfg["layers"] if tau else 0):
-        largest = LARGEST.get(wrong, lambda seen: seen.max(0))(by_head[0 if wrong == "layer" else l])
+        largest = LARGEST.get(wrong, lambda seen: seen.max(0))(
+            by_head[0 if wrong == "layer" else l]
+        )
         factor = number(cfg, "qk_clip_to") * tau / largest
         factor = np.where((largest > tau) | (wrong == "always"), factor, 1)
         factors = np.stack([factor**n for n in POWERS.get(wrong, (0.5, 0.5, 0))])  # (3,NH)
