@@ -226,7 +226,7 @@ def attn_cap_gradient(s, ex):
     # others.
     q, k, v, dout = s.rng.standard_normal((4, B, T, NH, HS))
     q[..., 2:], k[..., 1:2] = 0, 0
-    q[..., 0] = s.rng.uniform(6.5, 7, (B, T, NH)) * s.rng.choice([-1, 1], (B, T, NH))
+    q[..., 0] = s.rng.uniform(13, 14, (B, T, NH)) * s.rng.choice([-1, 1], (B, T, NH))
     k[..., 0] = s.rng.uniform(2, 2.14, (B, T, NH)) * cap
     dout *= np.exp(28)
     turn = lambda x: x.transpose(0, 2, 1, 3)

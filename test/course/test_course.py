@@ -269,7 +269,8 @@ def test_reference(name):
 def reference_answers(cfg, p, g, batch):
     """What each test compares, by the reference, as {test: one array}."""
     one, step = ref.gradient(cfg, p, *batch), cfg["warmup"] + 3
-    new = ref.adamw(cfg, p, g, {n: x * x for n, x in g.items()}, g, step)
+    squares = {n: x * x for n, x in g.items()}
+    new = ref.adamw(cfg, p, g, squares, g, step, one["by_head"])
     flat = lambda *parts: np.concatenate([np.ravel(x) for x in parts])
     return dict(
         forward=flat(one["max_attn_logit"], one["loss"], one["log_z"], one["dlogits"]),
