@@ -223,7 +223,11 @@ EXERCISES = {
             "train_gpt.c": [
                 r"If cap is not 0, .*?cap / scale\. ",
                 r" With a cap, ds_ij .*?derivative\.",
-            ]
+            ],
+            "train_gpt.cu": [
+                r"// If cap is not 0, .*?costs\n// nothing\.\n",
+                r"// With a cap, ds_ij .*?derivative\.\n",
+            ],
         },
         cut={
             "train_gpt.c": [
@@ -262,10 +266,46 @@ EXERCISES = {
                     "",
                 ),
             ],
+            "train_gpt.cu": [
+                (
+                    (
+                        "A function of one score, if you like, as in train_gpt.c. In both backward"
+                        " kernels, a hidden score is -infinity before the cap, and must stay so."
+                    ),
+                    "",
+                ),
+                (
+                    (
+                        "The forward kernel. CAP is false where the cap is 0. s[n][e] is a product"
+                        " q.k, and cap is the argument of attention_forward over the scale: cap the"
+                        " product, before it is hidden."
+                    ),
+                    "(void)cap, (void)slope;",
+                ),
+                ("The kernel with CAP where cap is not 0", ""),
+                (
+                    (
+                        "dq: cap the product s[e], as in the forward kernel, and keep the"
+                        " derivative."
+                    ),
+                    "(void)cap, (void)slope;",
+                ),
+                ("The gradient of the product, through the cap", ""),
+                (
+                    (
+                        "dk and dv: cap the product s[e], as in the forward kernel, and keep the"
+                        " derivative."
+                    ),
+                    "(void)cap, (void)slope;",
+                ),
+                ("The gradient of the product, through the cap", ""),
+                ("The kernels with CAP where cap is not 0: dq", ""),
+                ("and dkv", ""),
+            ],
         },
     ),
     "qk_clip": dict(
-        hides={"train_gpt.c": []},
+        hides={"train_gpt.c": [], "train_gpt.cu": []},
         cut={
             "train_gpt.c": [
                 (
@@ -285,6 +325,26 @@ EXERCISES = {
                         " queries and those of its keys by the same factor, so that this score"
                         " would have been cfg->qk_clip. g->layers[l].max_logit (B,NH) was measured"
                         " before this step, as in every step with -qk_clip; B is cfg->batch."
+                    ),
+                    "",
+                ),
+            ],
+            "train_gpt.cu": [
+                (
+                    (
+                        "A kernel that clips all layers, if you like. g->max_logit (L,NH) has the"
+                        " largest of each head over the whole batch. It does nothing where the step"
+                        " is left out: where over(results, constants), which are g->results and"
+                        " g->adamw. round_to(to, x) writes x to *to as act."
+                    ),
+                    "",
+                ),
+                (
+                    (
+                        "Where cfg->qk_clip is above 0, clip the heads of all layers: c_attn"
+                        " (L,3C,C), from g->params + kinds.offset[C_ATTN] on, and its copy as act,"
+                        " from g->weights + kinds.offset[C_ATTN] on, which the next forward pass"
+                        " reads."
                     ),
                     "",
                 ),

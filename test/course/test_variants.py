@@ -55,7 +55,7 @@ RIGHT = {
             "    *slope = ({}) * 4 * e",
         )
     ],
-    "qk_clip": [("train_gpt.c", "sqrt(tau / largest)", "sqrt({} * tau / largest)")],
+    "qk_clip": [("train_gpt.c", "= sqrt(tau / largest);", "= sqrt({} * tau / largest);")],
     "mu_param": [("gpt.h", "? 1 / mu_m(cfg) : 1;", "? pow(mu_m(cfg), -{}) : 1;")],
 }
 
