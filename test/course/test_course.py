@@ -134,6 +134,8 @@ CUDA_GRADINGS = [
     ("qk_norm cuda", "solution"),
     ("mu_param cuda", "solution"),
     ("clip cuda", "solution"),
+    ("attn_cap cuda", "solution"),
+    ("qk_clip cuda", "solution"),
 ]
 # All take ten minutes. `make test` plays a quarter of the wrong solutions, another one for each
 # commit; COURSE=all, which make test_course sets, plays them all.

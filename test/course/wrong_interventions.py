@@ -752,6 +752,19 @@ QK_NORM_CUDA = {
         file=CU,
     ),
 }
+CAP_DQ = "    if (cap > 0) dq = FOR_HEADS(attention_dq_kernel, true);"
+CAP_DKV = "    if (cap > 0) dkv = FOR_HEADS(attention_dkv_kernel, true);"
+ATTN_CAP_CUDA = {
+    "no_backward": wrong([5, 6], (CAP_DQ, ""), (CAP_DKV, ""), file=CU, says="knows nothing"),
+    "keys_without_it": wrong([5, 6], (CAP_DKV, ""), file=CU),
+    "hidden_scores_come_back": wrong([5, 6], ("return s == -INFINITY ? s :", "return"), file=CU),
+}
+CLIP_GRID = "dim3(cfg->heads, cfg->layers, 2), 512,"
+QK_CLIP_CUDA = {
+    "only_queries": wrong([3], (CLIP_GRID, CLIP_GRID.replace("2)", "1)")), file=CU),
+    "first_layer": wrong([3], (CLIP_GRID, CLIP_GRID.replace("cfg->layers", "1")), file=CU),
+    "copy_as_it_was": wrong([3], ("round_to(weights + i, c_attn[i]);", "(void)weights;"), file=CU),
+}
 Z_LOSS_CUDA = one_line(
     CU,
     "weight += 2 * z_loss * z;",
@@ -797,6 +810,8 @@ WRONG = {
     "beta2": BETA2,
     "clip": CLIP,
     "qk_norm cuda": QK_NORM_CUDA,
+    "attn_cap cuda": ATTN_CAP_CUDA,
+    "qk_clip cuda": QK_CLIP_CUDA,
     "z_loss cuda": Z_LOSS_CUDA,
     **ADAMW_CUDA,
 }
