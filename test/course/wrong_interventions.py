@@ -309,7 +309,9 @@ QK_CLIP = {
     "transposed": wrong(
         ALL, (CLIP_LARGEST, CLIP_LARGEST.replace("b * NH + h", "h * B + b")), says="read as"
     ),
-    "largest_so_far": wrong(ALL, ("        real largest = 0;\n", "static real largest;\n")),
+    "largest_so_far": wrong(
+        ALL, ("real largest = 0;\n        for (int b", "static real largest;\nfor (int b")
+    ),
     "another_layout": wrong(
         ALL,
         (CLIP_ROWS, "real *q = c_attn + 3 * h * head, *k = q + head, " + CLIP_ROOT),
