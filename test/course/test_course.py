@@ -75,6 +75,8 @@ def test_show(flag, width):
     )
     assert not out.returncode, out.stderr
     assert all(len(line) <= width for line in out.stdout.splitlines())
+    section = show.flags()[flag][0]
+    assert ("not in the paper" in out.stdout) == (section in ("ours", "later"))
     wanted = [
         f"{n:5}  "
         for name in show.FILES
@@ -120,6 +122,12 @@ def test_show_functions():
         eps="gpt_update",
         beta2="gpt_update",
         clip="gpt_update",
+        attn_cap="attention_backward",
+        qk_clip="gpt_update",
+        optimizer="gpt_update",
+        gate="gpt_backward",
+        peri_ln="gpt_backward",
+        cautious="gpt_update",
     )
 
 
