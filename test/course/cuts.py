@@ -2,7 +2,7 @@
 place of each cut and says what to compute; where the rest would not compile, a stub follows."""
 
 # cut: {file: [(comment, stub), ...]}, one for each flagged chunk in the order of the file; a chunk
-# counts if its flag is in `flags` (default: the exercise's name).
+# counts if its flag is in `flags` (default: the exercise's name); None leaves it as it is.
 # hides: {file: patterns}: parts of comments that would say too much. In these files the comment
 # above a flagged function goes too.
 # functions: {file: {name: (comment, stub of the body)}}. remove: {file: names of the solution's
@@ -463,6 +463,60 @@ EXERCISES = {
                         "        dwte[(size_t)tokens[i] * C + c] += dout[(size_t)i * C + c];"
                     ),
                 )
+            }
+        },
+    ),
+    "muon": dict(
+        flags=("optimizer",),
+        cut={
+            "train_gpt.c": [
+                None,  # the memory
+                None,  # the function below
+                (
+                    (
+                        "Where uses_muon(cfg, g->table, k), Muon's step in place of AdamW's below:"
+                        " updates is the sum of u^2. The tensor is a matrix (p->rows,p->cols); the"
+                        " queries, keys and values in c_attn (3C,C) are three matrices, one below"
+                        " the other. g->muon (10,C,C) is the scratch."
+                    ),
+                    "(void)muon;",
+                ),
+            ]
+        },
+        functions={
+            "train_gpt.c": {
+                "orthogonalize": (
+                    (
+                        "Divide x by the root of the sum of its squares. A matrix of zeros stays 0;"
+                        " any other, however small, gets the norm 1. Then, five times, x becomes"
+                        " a x + b (x x^T) x + c (x x^T)^2 x, with a = 3.4445, b = -4.7750, c ="
+                        " 2.0315. Where x is taller than wide, multiply from the other side, so"
+                        " that the square matrices are (n,n) with the shorter side n. product(out,"
+                        " a, b, M, N, K) writes a (M,K) b (K,N) to out (M,N), which must not be a"
+                        " or b. matrix(x, cols) is x as a Matrix, flip(m) is m transposed."
+                        " sum_squares needs sums."
+                    ),
+                    "(void)x, (void)rows, (void)cols, (void)scratch, (void)sums, (void)product;",
+                ),
+                "muon": (
+                    (
+                        "A step for the matrix param (rows,cols) with the gradient grad and the"
+                        " momentum m. g = o.clip_scale * grad; m = beta m + (1 - beta) g, where"
+                        " beta is MUON_MOMENTUM; the momentum one step ahead is beta m + (1 - beta)"
+                        " g, with this new m and the same g. Make it orthogonal, and multiply it by"
+                        " the factor that would give it the RMS 0.2 if all singular values were 1:"
+                        " that is u. The new weight is updated(param, u, lr, o), which also decays."
+                        " Return the sum of u^2. grad must stay as it is. scratch (10,C,C), where C"
+                        " is the shorter side, holds the matrix u and behind it the scratch of"
+                        " orthogonalize, if no side is longer than 4 C. sums is for sum_squares."
+                    ),
+                    (
+                        "(void)param, (void)grad, (void)m, (void)rows, (void)cols, (void)lr,"
+                        " (void)o;\n"
+                        "(void)scratch, (void)sums;\n"
+                        "return 0;"
+                    ),
+                ),
             }
         },
     ),

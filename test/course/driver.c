@@ -284,6 +284,42 @@ static void kit_qk_norm(const Config *cfg) {
     kit_put_one(used[0] && !used[1]);
 }
 
+// orthogonalize: rows, cols; then x (rows,cols). Answers x.
+static void kit_orthogonalize(void) {
+    real head[2];
+    kit_get(head, 2);
+    int rows = (int)head[0], cols = (int)head[1], n = least(rows, cols);
+    size_t size = (size_t)(rows * cols);
+    real *x = kit_some("x", size), *scratch = kit_some("scratch", (size_t)(2 * n * n) + size);
+    double *sums = guarded_memory("sums", (size / SUM_CHUNK + 1) * sizeof(double));
+    kit_get(x, size);
+    orthogonalize(x, rows, cols, scratch, sums);
+    guards_check(NULL);
+    kit_put(x, size);
+}
+
+// muon: rows, cols, lr, clip_scale, decay, cautious; then param, grad, m (rows,cols). Answers
+// param, m and the result.
+static void kit_muon(void) {
+    real head[6];
+    kit_get(head, 6);
+    int rows = (int)head[0], cols = (int)head[1], n = least(rows, cols);
+    size_t size = (size_t)(rows * cols);
+    AdamW o = {.clip_scale = head[3], .beta1 = (real)0.9, .beta2 = (real)0.95, .correction1 = 1,
+               .correction2 = 1, .eps = (real)1e-8, .decay = head[4], .cautious = (int)head[5]};
+    real *param = kit_some("param", size), *grad = kit_some("grad", size);
+    real *m = kit_some("m", size), *scratch = kit_some("scratch", (size_t)(10 * n * n));
+    double *sums = guarded_memory("sums", (size / SUM_CHUNK + 1) * sizeof(double));
+    kit_get(param, size);
+    kit_get(grad, size);
+    kit_get(m, size);
+    double squares = muon(param, grad, m, rows, cols, head[2], o, scratch, sums);
+    guards_check(NULL);
+    kit_put(param, size);
+    kit_put(m, size);
+    kit_put_one(squares);
+}
+
 // Seconds of processor time of this thread
 static double kit_seconds(void) {
     struct timespec t;
@@ -471,6 +507,8 @@ int main(int argc, char **argv) {
         else if (!strcmp(work, "attention")) kit_attention(&cfg, count);
         else if (!strcmp(work, "layernorm")) kit_layernorm();
         else if (!strcmp(work, "qk_norm")) kit_qk_norm(&cfg);
+        else if (!strcmp(work, "orthogonalize")) kit_orthogonalize();
+        else if (!strcmp(work, "muon")) kit_muon();
         else if (!strcmp(work, "layer")) kit_layer(&cfg, count);
         else kit_products(count);
     }

@@ -50,6 +50,7 @@ STANDARD = dict(
     mu_power=1,
     cap_slope=1,
     qk_clip_to=1,
+    muon_size=0.2,
 )
 VARIANT = {}
 
@@ -667,20 +668,90 @@ def qk_clip(cfg, p, by_head):
     return out
 
 
+# ---- Muon. wrong: a mistake, one of those in checks_muon.py
+
+
+@np.errstate(all="ignore")  # a mistake may overflow
+def orthogonalize(x, wrong=""):
+    """x = U S V^T with other singular values: Newton and Schulz's polynomial, five times, of S."""
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    a, b, c = 3.4445, -4.7750, 2.0315
+    if wrong == "swapped":
+        b, c = c, b
+    if wrong == "cubic":
+        a, b, c = 1.5, -0.5, 0
+    norm = np.sqrt((x * x).sum())
+    by = dict(
+        no_norm=1, spectral=s[0], entry=abs(x).max(), squared=norm**2, guarded=norm + 1e-7
+    ).get(wrong, norm)
+    s = s / by if by else s
+    first = s * s
+    for _ in range(dict(four=4, six=6).get(wrong, 5)):
+        g = first if wrong == "once" else s * s
+        s = s * (a + b * g + c * (g if wrong == "linear" else g * g))
+    return u * s @ vt
+
+
+@np.errstate(all="ignore")
+def muon(p, m, g, lr, cut, share, cautious, size, wrong=""):
+    """A step of a matrix p with the momentum m and the gradient g, of which the share `share`
+    decays. Returns its new values, its new momentum and its update."""
+    g, beta = g * dict(no_clip=1, clip_twice=cut * cut).get(wrong, cut), 0.95
+    beta = 0.9 if wrong == "beta1" else beta
+    m = beta * m + (1 if wrong == "sum" else 1 - beta) * g
+    ahead = beta * m + (1 if wrong == "ahead" else 1 - beta) * g
+    u = orthogonalize(m if wrong == "plain" else g if wrong == "gradient" else ahead, wrong)
+    sides = dict(
+        shorter=size * min(p.shape) ** 0.5,
+        no_root=size,
+        no_size=max(p.shape) ** 0.5,
+        no_factor=1,
+        original=max(1, p.shape[0] / p.shape[1]) ** 0.5,
+        linear_side=size * max(p.shape),
+    )
+    u = u * sides.get(wrong, size * max(p.shape) ** 0.5)
+    against = (g if wrong == "sign_of_g" else u) * p < 0
+    share = dict(no_decay=0, decay_lr=share * lr).get(wrong, share)
+    share = np.where(against & bool(cautious) & (wrong != "not_cautious"), 0, share)
+    rate = dict(no_lr=1, lr_twice=lr * lr).get(wrong, lr)
+    logged = dict(log_x=(size * max(p.shape) ** 0.5) ** -1, log_lr=lr).get(wrong, 1) * u
+    return p - rate * u - share * p, m, logged
+
+
+def uses_muon(cfg, name):
+    """Whether Muon trains this tensor: the matrices inside the layers."""
+    wrong = cfg.get("wrong_muon")
+    inside = name.startswith("h.") and name.endswith(LINEAR)
+    more = dict(head=("lm_head.weight",), ends=("lm_head.weight", "wte.weight")).get(wrong, ())
+    return cfg.get("optimizer") == "muon" and (inside or name in more)
+
+
+@np.errstate(all="ignore")
 def adamw(cfg, p, m, v, g, step, by_head=()):
-    """One step of AdamW and, with -qk_clip, QK-clip by these largest scores (L,B,NH). Returns new
-    p, m, v; the norm of the gradient before it was clipped; and what it logs."""
+    """One step of the optimizer, AdamW or Muon, and with -qk_clip QK-clip by these largest scores
+    (L,B,NH). Returns new p, m, v; the norm of the gradient before it was clipped; and what it
+    logs."""
     norm, clip = np.sqrt(sum((x * x).sum() for x in g.values())), cfg["clip"]
     cut = number(cfg, "clip_to") * clip / norm if clip and norm > clip else 1.0
     if "wrong_cut" in cfg:
         cut = CUTS[cfg["wrong_cut"]](clip, norm)
-    lr, P, M, V, U = schedule(cfg, step), {}, {}, {}, {}
+    lr, wrong, share = schedule(cfg, step), cfg.get("wrong_muon"), decay(cfg, step)
+    cautious, P, M, V, U = cfg.get("cautious", 0), {}, {}, {}, {}
     before = cfg.get("wrong_clip") == "before"
     p = qk_clip(cfg, p, by_head) if before else p
     for n in p:
+        rate = lr * mu_lr_scale(cfg, n)
         M[n], V[n] = moments(cfg, m[n], v[n], g[n], cut)
+        if uses_muon(cfg, n):
+            V[n] = V[n] if wrong == "v" else v[n]
+            rate = lr if wrong == "kind" else rate
+            parts = dict(whole=1, heads=3 * cfg["heads"]).get(wrong, 3) if "c_attn" in n else 1
+            rest = rate, cut, share, cautious, number(cfg, "muon_size"), wrong
+            steps = [muon(*x, *rest) for x in zip(*(np.split(y[n], parts) for y in (p, m, g)))]
+            P[n], M[n], U[n] = map(np.concatenate, zip(*steps))
+            continue
         U[n] = direction(cfg, M[n], V[n], step)
-        P[n] = p[n] - lr * mu_lr_scale(cfg, n) * U[n] - decay(cfg, step) * p[n]
+        P[n] = p[n] - rate * U[n] - share * p[n] * (1 - cautious * (U[n] * p[n] < 0))
     P = P if before else qk_clip(cfg, P, by_head)
     seen = {n: x * cut for n, x in g.items()} if "wrong_scaled" in cfg else g
     log = {}

@@ -36,6 +36,7 @@ ANSWERS = {
     "attention_backward": (r"\(dp(_ij|_b)? - ", r"d[qkv] = ", r"sum of p_ij dp_ij is"),
     "matmul": (r"sum\[i\]\[",),
     "parallel": (r"\+= CHANNELS", r"channels? (for|of|is) (each|a) task"),
+    "muon": (r"a s \+ b s", r"sqrt\((the )?longer", r"0\.2 (\* )?sqrt", r"300 C", r"p_?\(S\^2"),
     "cuda": (r"s \+ x s \(1 - s\)",),
 }
 HANDOUTS = [*exercise.EXERCISES, *grade.SHEETS]

@@ -56,6 +56,7 @@ RIGHT = {
         )
     ],
     "qk_clip": [("train_gpt.c", "= sqrt(tau / largest);", "= sqrt({} * tau / largest);")],
+    "muon": [("train_gpt.c", "size = (real)0.2 * sqrt(", "size = (real){} * sqrt(")],
     "mu_param": [("gpt.h", "? 1 / mu_m(cfg) : 1;", "? pow(mu_m(cfg), -{}) : 1;")],
 }
 

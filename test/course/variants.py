@@ -79,6 +79,12 @@ NUMBERS = {
         ("gpt.h", (1,)),
         "The factor of (i) is taken to the power of {}.",
     ),
+    "muon": (
+        "muon_size",
+        (0.15, 0.18, 0.25),
+        ("train_gpt.c", (1,)),
+        "The update has the RMS {}, not 0.2, where all singular values are 1.",
+    ),
 }
 # exercise: {a name in the functions around its cuts: what it may be called}
 UPDATE = {
@@ -92,6 +98,11 @@ NAMES = {
     "eps": UPDATE,
     "beta2": UPDATE,
     "mu_param": {**UPDATE, "std": ("sigma", "spread", "deviation")},
+    "muon": {
+        **UPDATE,
+        "param": ("weight", "value", "p_now"),
+        "grad": ("slope", "dparam", "g_raw"),
+    },
     "warmup": {
         "step": ("t", "now", "at_step"),
         "end": ("low", "last_lr", "floor_lr"),
