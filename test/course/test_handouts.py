@@ -123,6 +123,14 @@ def test_gives_nothing_away(name):
         assert line not in plain
 
 
+@pytest.mark.parametrize("name", [n for n, ex in exercise.EXERCISES.items() if "hides" in ex])
+def test_comments_give_nothing_away(name):
+    """Nor do the comments that stay in the sources."""
+    for file, text in exercise.sources(name, True).items():
+        for pattern in ANSWERS[name]:
+            assert not re.search(pattern, text), (file, pattern)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A folder with the whole program, built, and the log of one run."""
