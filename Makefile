@@ -222,6 +222,8 @@ lint: setup build/venv/ready | build
 	$(MEMCHECK) -resume -steps 6
 	$(MEMCHECK) -sample 20 -prompt Munlu
 	$(MEMCHECK) -eval
+	$(MEMCHECK) -d 8 -layers 1 -heads 2 -T 8 -batch 2 -steps 4 -eval_tokens 32 -qk_norm 0 \
+		-attn_cap 2 -qk_clip 1 -optimizer muon -gate 1 -peri_ln 1 -cautious 1
 
 mirror:
 	@python3 test/tools/mirror.py $(ARGS)

@@ -182,8 +182,8 @@ static void parse_metadata(Safetensors *s) {
     json_expect(s, '}');
 }
 
-#define OTHER_MODEL ": it was saved with another -d, -heads, -layers, -vocab or -qk_norm; " \
-    "-resume, -sample, -eval and -init read these from the file, so leave them out"
+#define OTHER_MODEL ": it was saved with another -d, -heads, -layers, -vocab, -qk_norm, -gate or " \
+    "-peri_ln; -resume, -sample, -eval and -init read these from the file, so leave them out"
 
 // One tensor's fields. Unless only the metadata is wanted, the tensor must be a wanted one that was
 // not found yet, with its dtype and shape, in bytes of the file that no other tensor has.

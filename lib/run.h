@@ -639,10 +639,14 @@ static bool finds_decay(const Findings *f) {
 }
 
 // Past 100 softmax looks at one token only. -kappa sets the logits; -attn_cap bounds them, but not
-// those of the log; relu2 does not saturate; and bigrams need no attention.
+// those of the log; relu2 does not saturate; and bigrams need no attention. qk-norm is no cure for
+// a run that has it, nor beside -qk_clip, which may be above 100.
 static bool finds_logits(const Findings *f) {
     char name[64];
     int layers = f->cfg->layers;
+    bool bounded = f->cfg->qk_norm || f->cfg->qk_clip > 0;
+    const char *cure = f->cfg->qk_clip >= 100 ? "a -qk_clip below 100" :
+                       bounded ? "a lower -lr" : "-qk_norm 1";
     if (!(f->logit > 100) || f->cfg->kappa > 0 || f->cfg->attention != ATTENTION_SOFTMAX ||
         f->cfg->attn_cap > 0 || !strcmp(f->cfg->data, "bigram"))
         return false;
@@ -652,8 +656,7 @@ static bool finds_logits(const Findings *f) {
             if (csv_value(f->log, row, name) > 100)
                 return finding(f, "attention logits grew past 100, first in layer %d of %d (%s) at "
                                "step %.0f, up to %.3g: %s fixes it", l + 1, layers, name,
-                               csv_value(f->log, row, "step"), f->logit,
-                               f->cfg->qk_norm ? "a lower -lr" : "-qk_norm 1");
+                               csv_value(f->log, row, "step"), f->logit, cure);
         }
     return false;
 }

@@ -138,8 +138,8 @@ static void kit_init(const Config *cfg) {
     kit_put(g.params, g.num_parameters);
 }
 
-// update: weights, gradients, moments; answers the norm of the gradients, weights and moments after
-// the update of step COUNT, and what it logs
+// update: weights, gradients, moments and, with -qk_clip, each layer's max_logit (B,NH); answers the
+// norm of the gradients, weights and moments after the update of step COUNT, and what it logs
 static void kit_update(const Config *cfg, int step) {
     GPT g;
     guarded_init(&g, cfg);
@@ -148,6 +148,8 @@ static void kit_update(const Config *cfg, int step) {
     kit_get(g.grads, N);
     kit_get(g.m, N);
     kit_get(g.v, N);
+    for (int l = 0; cfg->qk_clip > 0 && l < cfg->layers; l++)
+        kit_get(g.layers[l].max_logit, (size_t)(cfg->batch * cfg->heads));
     static Stats stats;
     kit_put_one(gpt_update(&g, step, &stats));
     guards_check(&g);

@@ -34,7 +34,16 @@ def indented(code, indent):
     return "".join("\n" + indent + line for line in code.splitlines())
 
 
-def cut_chunks(text, flags, pieces, name):
+def without(text, patterns, name):
+    """The text without these parts of comments."""
+    for pattern in patterns:
+        text, n = re.subn(pattern, "", text, flags=re.S)
+        if n != 1:
+            sys.exit(f"exercise: {name} has {n} comments '{pattern}', which cuts.py hides")
+    return text
+
+
+def cut_chunks(text, flags, pieces, name, hides):
     lines, chunks = text.split("\n"), [c for c in show.chunks(text, name) if c[0] in flags]
     if len(chunks) != len(pieces):
         sys.exit(
@@ -46,6 +55,8 @@ def cut_chunks(text, flags, pieces, name):
             continue
         comment, stub = piece
         indent = re.match(r" *", lines[first - 1])[0]
+        while hides and not indent and lines[first - 2].startswith("//"):
+            first -= 1
         code = indented(stub, indent)
         lines[first - 1 : last] = [commented(f"[{flag}] TO WRITE: {comment}", indent) + code]
     return "\n".join(lines)
@@ -144,8 +155,10 @@ def sources(name, cuda=False, variant=None):
     ex, out, names = EXERCISES[name], {}, variants.names(name, variant)
     for file, pieces in ex.get("cut", {}).items():
         if file != "train_gpt.cu" or cuda:
-            text, flags = renamed(name, file, show.read(file), names), ex.get("flags", (name,))
-            out[file] = cut_chunks(text, flags, pieces_of(name, file, pieces, variant), file)
+            hides, flags = ex.get("hides", {}).get(file), ex.get("flags", (name,))
+            text = renamed(name, file, without(show.read(file), hides or (), file), names)
+            pieces = pieces_of(name, file, pieces, variant)
+            out[file] = cut_chunks(text, flags, pieces, file, hides is not None)
     for file, bodies in ex.get("functions", {}).items():
         text = out.get(file) or renamed(name, file, show.read(file), names)
         pieces = bodies.values()

@@ -81,6 +81,30 @@ FORMULA = {
     ),
     "beta2": "v_t = beta2 v_(t-1) + (1 - beta2) g^2;  v^ = v / (1 - beta2^t).",
     "clip": "g *= clip / |g| where |g| > clip, |g| the norm of all gradients together; 0: never.",
+    "attn_cap": (
+        "score = cap tanh(score / cap), within +-cap, before the mask and the softmax.\n"
+        "d score / d before = 1 - tanh^2 = 4 e / (1 + e)^2, e = exp(-2 |before| / cap):"
+        " a score far past the cap has no gradient."
+    ),
+    "qk_clip": (
+        "After the update, in each head whose largest |score| of the batch passed tau:"
+        " W_q *= sqrt(tau / largest), W_k alike.\n"
+        "A score is bilinear in W_q and W_k: it becomes tau / largest times as large."
+    ),
+    "optimizer": (
+        "muon: m = 0.95 m + 0.05 g; u = 0.2 sqrt(max(rows, cols)) U V^T, where U S V^T ="
+        " 0.95 m + 0.05 g; for q, k, v and every other matrix inside the layers.\n"
+        "U V^T by five turns of X = a X + b (X X^T) X + c (X X^T)^2 X, from X = U S V^T / |S|;"
+        " a, b, c = 3.4445, -4.7750, 2.0315."
+    ),
+    "gate": (
+        "out = attention(x) sigmoid(W x), element by element, before the output matrix; W (C,C).\n"
+        "sigmoid' = sigmoid (1 - sigmoid)."
+    ),
+    "peri_ln": (
+        "x += norm(attention(norm(x))); x += norm(mlp(norm(x))): the outer norms are the flag's."
+    ),
+    "cautious": "p -= lr_t u + decay_t p [u p >= 0]: no decay where the update makes p larger.",
     "batch": "B sequences of T tokens a step: the loss is their mean.",
     "steps": "the cosine ends at the last step.",
 }
@@ -174,7 +198,7 @@ def show(flag, width, root=ROOT):
     if flag not in FORMULA:
         sys.exit(f"show: no intervention '{flag}'; there are: {' '.join(FORMULA)}")
     section, text = flags(root)[flag]
-    place = "not in the paper" if section == "ours" else "the paper, section " + section
+    place = "not in the paper" if section in ("ours", "later") else "the paper, section " + section
     print(textwrap.fill(f"-{flag}: {text} ({place})", width), end="\n\n")
     for line in FORMULA[flag].splitlines():
         print(

@@ -77,6 +77,8 @@ def test_show(flag, width):
     )
     assert not out.returncode, out.stderr
     assert all(len(line) <= width for line in out.stdout.splitlines())
+    section = show.flags()[flag][0]
+    assert ("not in the paper" in out.stdout) == (section in ("ours", "later"))
     wanted = [
         f"{n:5}  "
         for name in show.FILES
@@ -122,6 +124,12 @@ def test_show_functions():
         eps="gpt_update",
         beta2="gpt_update",
         clip="gpt_update",
+        attn_cap="attention_backward",
+        qk_clip="gpt_update",
+        optimizer="gpt_update",
+        gate="gpt_backward",
+        peri_ln="gpt_backward",
+        cautious="gpt_update",
     )
 
 
@@ -137,6 +145,8 @@ CUDA_GRADINGS = [
     ("qk_norm cuda", "solution"),
     ("mu_param cuda", "solution"),
     ("clip cuda", "solution"),
+    ("attn_cap cuda", "solution"),
+    ("qk_clip cuda", "solution"),
 ]
 # All take ten minutes. `make test` plays a quarter of the wrong solutions, another one for each
 # commit; COURSE=all, which make test_course sets, plays them all.
@@ -272,7 +282,8 @@ def test_reference(name):
 def reference_answers(cfg, p, g, batch):
     """What each test compares, by the reference, as {test: one array}."""
     one, step = ref.gradient(cfg, p, *batch), cfg["warmup"] + 3
-    new = ref.adamw(cfg, p, g, {n: x * x for n, x in g.items()}, g, step)
+    squares = {n: x * x for n, x in g.items()}
+    new = ref.adamw(cfg, p, g, squares, g, step, one["by_head"])
     flat = lambda *parts: np.concatenate([np.ravel(x) for x in parts])
     return dict(
         forward=flat(one["max_attn_logit"], one["loss"], one["log_z"], one["dlogits"]),

@@ -60,6 +60,19 @@ NUMBERS = {
         ("train_gpt.c", (0, 1)),
         "The normalised heads, those of q and those of k, are {} * LayerNorm.",
     ),
+    "attn_cap": (
+        "cap_slope",
+        (0.5, 0.75, 1.5),
+        ("train_gpt.c", (1,)),
+        "The cap is steeper or flatter: a score becomes cap tanh({} score / cap).",
+    ),
+    "qk_clip": (
+        "qk_clip_to",
+        (0.25, 0.5, 0.8),
+        ("train_gpt.c", (1,)),
+        "A head that is above the limit is shrunk further, so that its largest score would have"
+        " been {} * cfg->qk_clip.",
+    ),
     "mu_param": (
         "mu_power",
         (0.75, 1.25, 1.5),
@@ -111,6 +124,14 @@ NAMES = {
         "partial": ("by_chunk", "parts", "sums"),
         "angles": ("turn", "at_angle", "phase"),
     },
+    "attn_cap": {
+        "largest": ("biggest", "highest", "most"),
+        "stats": ("kept", "of_row", "two"),
+        "block": ("chunk", "many", "at_once"),
+        "first": ("base", "row_0", "begin"),
+        "channel": ("offset", "column", "lane"),
+    },
+    "qk_clip": UPDATE,
     "attention_backward": {
         "dout": ("d_out", "grad_out", "out_grad"),
         "dqkv": ("d_qkv", "grad_qkv", "qkv_grad"),
@@ -123,7 +144,7 @@ NAMES = {
     },
 }
 # English words, and letters that prose uses for something else
-ENGLISH = "from to over step end done lr top factor squares angles".split()
+ENGLISH = "from to over step end done lr top factor squares angles largest block first".split()
 
 
 def drawn(name, seed):
