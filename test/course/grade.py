@@ -22,15 +22,16 @@ import numpy as np
 
 import checks
 import checks_layers
+import checks_muon
 import variants
 from checks import cuda_forward, cuda_gradient, cuda_steps, forward
 from sandbox import Endless, Wrong
 from student import Student, kit_file
 
-EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES}
+EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES, **checks_muon.EXERCISES}
 SHEETS = ("stability",)  # handouts that no program grades
 # What a student's folder needs to grade itself
-MODULES = "grade checks checks_layers student sandbox reference variants".split()
+MODULES = "grade checks checks_layers checks_muon student sandbox reference variants".split()
 KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "kit.h", "naive.c"]
 
 

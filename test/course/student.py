@@ -317,6 +317,7 @@ def shown(cfg):
     )
 
 
+@np.errstate(invalid="ignore")
 def differs(wanted, found, tolerance, least=1e-12):
     """Where two dicts of numbers and arrays differ first: (name, index, wanted, found), or None.
     Relative to the array's largest, or by `least`."""

@@ -20,12 +20,14 @@ import pytest
 
 import checks
 import checks_layers
+import checks_muon
 import exercise
 import grade
 import reference as ref
 import show
 import wrong_interventions
 import wrong_layers
+import wrong_muon
 from conftest import ROOT, TEST
 from student import differs
 
@@ -133,7 +135,8 @@ def test_show_functions():
 
 # ---- exercises
 
-WRONG = {**wrong_interventions.WRONG, **wrong_layers.WRONG}
+WRONG = {**wrong_interventions.WRONG, **wrong_layers.WRONG, **wrong_muon.WRONG}
+INTERVENTIONS = {**checks.EXERCISES, **checks_muon.EXERCISES}
 NEAR_ZERO = 0
 # a grading of train_gpt.cu takes four times as long
 CUDA_GRADINGS = [
@@ -142,6 +145,8 @@ CUDA_GRADINGS = [
     ("qk_norm cuda", "solution"),
     ("mu_param cuda", "solution"),
     ("clip cuda", "solution"),
+    ("attn_cap cuda", "solution"),
+    ("qk_clip cuda", "solution"),
 ]
 # All take ten minutes. `make test` plays a quarter of the wrong solutions, another one for each
 # commit; COURSE=all, which make test_course sets, plays them all.
@@ -256,16 +261,16 @@ def test_grading(grading, gradings):
 def test_ten_wrong_solutions():
     exercises = {name: cases for name, cases in WRONG.items() if not name.endswith(" cuda")}
     assert set(exercises) == set(exercise.EXERCISES) == set(grade.EXERCISES)
-    assert all(len(exercises[name]) >= 10 for name in checks.EXERCISES)
+    assert all(len(exercises[name]) >= 10 for name in INTERVENTIONS)
     for cases in wrong_layers.WRONG.values():
         assert sum(not variant.startswith("right_") for variant in cases) >= 10
 
 
-@pytest.mark.parametrize("name", checks.EXERCISES)
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_reference(name):
     """The reference's gradients are those of finite differences, at random places."""
     rng = np.random.default_rng(1)
-    for change in checks.EXERCISES[name]["cases"]:
+    for change in INTERVENTIONS[name]["cases"]:
         cfg = {**ref.CONFIG, **change}
         p = ref.init(cfg, rng, 0.2)
         batch = rng.integers(cfg["vocab"], size=(2, cfg["batch"], cfg["T"]))
@@ -277,7 +282,8 @@ def test_reference(name):
 def reference_answers(cfg, p, g, batch):
     """What each test compares, by the reference, as {test: one array}."""
     one, step = ref.gradient(cfg, p, *batch), cfg["warmup"] + 3
-    new = ref.adamw(cfg, p, g, {n: x * x for n, x in g.items()}, g, step)
+    squares = {n: x * x for n, x in g.items()}
+    new = ref.adamw(cfg, p, g, squares, g, step, one["by_head"])
     flat = lambda *parts: np.concatenate([np.ravel(x) for x in parts])
     return dict(
         forward=flat(one["max_attn_logit"], one["loss"], one["log_z"], one["dlogits"]),
@@ -288,11 +294,11 @@ def reference_answers(cfg, p, g, batch):
     )
 
 
-@pytest.mark.parametrize("name", checks.EXERCISES)
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_mistakes(name):
     """In the first case, in which a mistake shows first, no two give the same numbers: a hint names
     the one that was made. (That it is the value of another flag is true in any case.)"""
-    ex, rng = checks.EXERCISES[name], np.random.default_rng(1)
+    ex, rng = INTERVENTIONS[name], np.random.default_rng(1)
     cfg = {**ref.CONFIG, **ex["cases"][0]}
     p, g = ref.init(cfg, rng, 0.2), ref.init(cfg, rng, 0.2)
     batch = rng.integers(cfg["vocab"], size=(2, cfg["batch"], cfg["T"]))
@@ -308,10 +314,10 @@ def test_mistakes(name):
                 assert not np.allclose(y, z, 1e-9, 0), (test, words, others)
 
 
-@pytest.mark.parametrize("name", checks.EXERCISES)
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_hints(name):
     """Neither the mistake nor the place gives the formula away."""
-    ex = checks.EXERCISES[name]
+    ex = INTERVENTIONS[name]
     hints = [h for x in ex["hints"].values() for h in (x.values() if isinstance(x, dict) else [x])]
     for text in [words for _, words in ex["mistakes"]] + [where for where, _ in hints]:
         assert not re.search(r"sqrt|[-+*/^=] ?\(?[a-zA-Z]\w* ?[*/^]|log_z\[i\]", text), text
@@ -332,6 +338,9 @@ def test_mistakes_differ():
     (ref.layernorm(X, w) * dout).sum().backward()
     layernorm = lambda m: checks_layers.layernorm_wrong(given, m, True)
     assert not differs(dict(dx=X.grad + add, dweight=w.grad + dweight), layernorm(""), 1e-9)
+    tall = 1e-3 * rng.standard_normal((3, 8, 5))
+    muon = lambda m: dict(zip("pmu", ref.muon(*tall, 0.3, 0.4, 0.1, 1, 0.2, m)))
+    orthogonal = lambda m: dict(x=ref.orthogonalize(tall[0].T, m))
     inp, branch = rng.standard_normal((2, 2, 1032)) + 2
     norm = lambda m: checks_layers.norm_results(inp * 1e-3, branch * 1e-3, 1 + x.mean(), m)
     y = norm("")["out"].reshape(inp.shape)
@@ -345,6 +354,8 @@ def test_mistakes_differ():
     for results, mistakes in (
         (attention, checks_layers.ATTENTION_MISTAKES),
         (layernorm, checks_layers.LAYERNORM_MISTAKES),
+        (orthogonal, checks_muon.OF_MATRIX),
+        (muon, checks_muon.OF_MATRIX + checks_muon.OF_STEP),
         (norm, checks_layers.NORM_MISTAKES),
         (slopes, checks_layers.GELU_MISTAKES),
     ):
@@ -392,8 +403,10 @@ def test_exercise(name, tmp_path):
     ex = exercise.EXERCISES[name]
     for file in changed:
         assert "TO WRITE" in changed[file]
-        for flag, first, last in show.chunks(show.read(file), file):
-            if flag in ex.get("flags", (name,)):
+        flags, pieces = ex.get("flags", (name,)), ex.get("cut", {}).get(file, ())
+        flagged = [chunk for chunk in show.chunks(show.read(file), file) if chunk[0] in flags]
+        for (_, first, last), piece in zip(flagged, pieces):
+            if piece:
                 lines = [
                     show.unmarked(line).strip()
                     for line in show.read(file).splitlines()[first - 1 : last]
