@@ -303,8 +303,8 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
 
 // Causal attention: out_i = sum over j <= i of p_ij v_j, where p_i is the softmax over j of the
 // scores (attention logits) s_ij = scale * dot(q_i, k_j). A task computes a head of a sequence.
-// If cap is not 0, cap tanh(s_ij / cap) takes the place of s_ij in p_ij: the dot products, capped at
-// cap / scale. If relu2 is not 0, p_ij is relu2 * max(0, s_ij)^2 instead.
+// If cap is not 0, cap tanh(s_ij / cap) takes the place of s_ij in p_ij: the dot products, capped
+// at cap / scale. If relu2 is not 0, p_ij is relu2 * max(0, s_ij)^2 instead.
 //
 // Keeps the scores of at most QB queries per thread, not of all T (Dao et al. 2022). The backward
 // pass recomputes p from softmax (B,NH,T,2), which holds two numbers per query: the largest score,
@@ -475,16 +475,15 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
 }
 
 // Returns the sigmoid, 1 / (1 + exp(-x)). *slope is its derivative. e = exp(-|x|), as in GELU.
-static inline real sigmoid(real x, real *slope) {                               // [gate
+static inline real sigmoid(real x, real *slope) {
     real e = exponential(-fabs(x)), inverse = reciprocal(1 + e);
     *slope = e * inverse * inverse;
     return (x > 0 ? 1 : e) * inverse;
-}                                                                               // gate]
+}
 
 // Gated attention (Qiu et al. 2025, arXiv 2505.06708): out = att * sigmoid(gate), element by
 // element; all (rows,C). gate is a linear layer of what attention reads.
-static void gate_forward(real *out, const real *att, const real *gate,          // [gate
-                         int rows, int C) {
+static void gate_forward(real *out, const real *att, const real *gate, int rows, int C) {
     #pragma omp taskloop
     for (int i = 0; i < rows; i++)
         for (size_t j = (size_t)i * C; j < (size_t)(i + 1) * C; j++) {
@@ -503,7 +502,7 @@ static void gate_backward(real *datt, real *dgate, const real *dout, const real 
             dgate[j] = d * att[j] * slope;
             datt[j] = d * s;
         }
-}                                                                               // gate]
+}
 
 // GELU in its tanh form (Hendrycks and Gimpel 2016), computed so that it is right at any x:
 //   gelu(x) = x (1 + tanh u) / 2 = x s, where s = 1 / (1 + exp(-2u)) and 2u = x (A + B x^2)

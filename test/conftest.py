@@ -120,7 +120,7 @@ class Library:
         c.shim_num_parameters.restype = ct.c_long
         for name in (
             "free layernorm_forward layernorm_backward gelu_forward gelu_backward rope "
-            "attention_forward attention_backward soft_cap gate_forward gate_backward "
+            "capped_forward capped_backward soft_cap gate_forward gate_backward "
             "orthogonalize round_to_bf16 cross_entropy matmul matmul_forward matmul_backward "
             "tensor".split()
         ):
@@ -177,20 +177,17 @@ class Library:
         return out
 
     def attention_forward(self, q, k, v, scale, cap=0.0):
+        """Out, softmax's two numbers and the largest logit; a cap of 0 is none."""
         B, T, NH, HS = q.shape
-        out, softmax, largest = (
-            self.empty(B, T, NH, HS),
-            self.empty(B, NH, T, 2),
-            np.full(1, np.nan),
-        )
-        qk, qkv = packed(q, k, v)
-        self.call("attention_forward", out, softmax, qk, qkv, scale, cap, B, T, NH, HS, largest)
-        return out, softmax, largest[0]
+        out, softmax = self.empty(B, T, NH, HS), self.empty(B, NH, T, 2)
+        largest, (qk, qkv) = self.empty(NH), packed(q, k, v)
+        self.call("capped_forward", out, softmax, qk, qkv, scale, cap, B, T, NH, HS, largest)
+        return out, softmax, largest.max()
 
     def attention_backward(self, dout, out, softmax, q, k, v, scale, cap=0.0):
         B, T, NH, HS = q.shape
         dqkv, (qk, qkv) = self.empty(B, T, 3, NH, HS), packed(q, k, v)
-        self.call("attention_backward", dqkv, dout, out, softmax, qk, qkv, scale, cap, *q.shape)
+        self.call("capped_backward", dqkv, dout, out, softmax, qk, qkv, scale, cap, *q.shape)
         return [np.ascontiguousarray(dqkv[:, :, i]) for i in range(3)]
 
     def soft_cap(self, s, cap):

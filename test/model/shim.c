@@ -149,22 +149,22 @@ static real *scratch_of_all(int T, int HS) {
     return (real *)allocate(threads * attention_scratch_size(T, HS), sizeof(real));
 }
 
-void shim_attention_forward(real *out, real *softmax, const real *qk, const real *qkv,
-                            double scale, double cap, int B, int T, int NH, int HS,
-                            double *max_logit) {
+// largest (NH): of each head, over the batch
+void shim_capped_forward(real *out, real *softmax, const real *qk, const real *qkv,
+                         double scale, double cap, int B, int T, int NH, int HS, real *largest) {
     real *scratch = scratch_of_all(T, HS);
-    real *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
-    IN_TEAM attention_forward(out, softmax, largest, qk, qkv, (real)scale, (real)cap, scratch, 0,
+    real *all = (real *)allocate((size_t)(B * NH), sizeof(real));
+    IN_TEAM attention_forward(out, softmax, all, qk, qkv, (real)scale, (real)cap, scratch, 0,
                               B, T, NH, HS);
-    *max_logit = 0;
-    for (int i = 0; i < B * NH; i++) *max_logit = fmax(*max_logit, (double)largest[i]);
+    for (int i = 0; i < B * NH; i++)
+        largest[i % NH] = i < NH ? all[i] : larger(all[i], largest[i % NH]);
     free(scratch);
-    free(largest);
+    free(all);
 }
 
-void shim_attention_backward(real *dqkv, const real *dout, const real *out, const real *softmax,
-                             const real *qk, const real *qkv, double scale, double cap,
-                             int B, int T, int NH, int HS) {
+void shim_capped_backward(real *dqkv, const real *dout, const real *out, const real *softmax,
+                          const real *qk, const real *qkv, double scale, double cap,
+                          int B, int T, int NH, int HS) {
     real *scratch = scratch_of_all(T, HS);
     IN_TEAM attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)scale, (real)cap, scratch,
                                0, B, T, NH, HS);

@@ -159,7 +159,7 @@ MUTANTS = [
             ("int tall = rows > cols,", "int tall = rows < cols,"),
             ("p[i] = b * g[i] + c * p[i];", "p[i] = b * g[i] + c * g[i];"),
             ("i < n * n; i += n + 1) p[i] += a;", "i < n * n - 1; i += n + 1) p[i] += a;"),
-            ("product(y, tall ? X : P, tall ? P : X,", "product(y, tall ? X : G, tall ? G : X,"),
+            ("product(y, tall ? X : P, tall ? P : X,", "product(y, tall ? X : P, tall ? G : X,"),
             ("    #pragma omp taskgroup\n    matmul(out, NULL, a, b", "    matmul(out, NULL, a, b"),
             (
                 "memcpy(x, y, (size_t)size * sizeof(real));",
