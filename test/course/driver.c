@@ -138,8 +138,8 @@ static void kit_init(const Config *cfg) {
     kit_put(g.params, g.num_parameters);
 }
 
-// update: weights, gradients, moments and, with -qk_clip, each layer's max_logit (B,NH); answers the
-// norm of the gradients, weights and moments after the update of step COUNT, and what it logs
+// update: weights, gradients, moments and, with -qk_clip, each layer's max_logit (B,NH); answers
+// the norm of the gradients, weights and moments after the update of step COUNT, and what it logs
 static void kit_update(const Config *cfg, int step) {
     GPT g;
     guarded_init(&g, cfg);

@@ -765,7 +765,7 @@ CLIP_GRID = "dim3(cfg->heads, cfg->layers, 2), 512,"
 QK_CLIP_CUDA = {
     "only_queries": wrong([3], (CLIP_GRID, CLIP_GRID.replace("2)", "1)")), file=CU),
     "first_layer": wrong([3], (CLIP_GRID, CLIP_GRID.replace("cfg->layers", "1")), file=CU),
-    "copy_as_it_was": wrong([3], ("round_to(weights + i, c_attn[i]);", "(void)weights;"), file=CU),
+    "whole_factor": wrong([3], ("*= sqrtf(tau / largest)", "*= tau / largest"), file=CU),
 }
 Z_LOSS_CUDA = one_line(
     CU,
