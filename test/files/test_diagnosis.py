@@ -74,12 +74,12 @@ WRONG = {
         dict(qk_norm=1),
     ),
     "logits between two of QK-clip's": (
-        dict(qk_norm=0, qk_clip=30, lr="3e-1"),
+        dict(qk_norm=0, qk_clip=30, lr=1),
         rf"{LOGITS} \d of 2 .*: a lower -lr fixes it",
         dict(lr="1e-1"),
     ),
     "logits that QK-clip lets grow": (
-        dict(qk_norm=0, qk_clip=100, lr="1e-1"),
+        dict(qk_norm=0, qk_clip=1000, lr="1e-1"),
         rf"{LOGITS} \d of 2 .*: a -qk_clip below 100 fixes it",
         dict(qk_clip=30),
     ),

@@ -1128,7 +1128,7 @@ MUTANTS = [
             ("l + 1, layers, name", "l, layers, name"),
             ('bounded ? "a lower -lr"', '!bounded ? "a lower -lr"'),
             ("f->cfg->qk_norm || f->cfg->qk_clip > 0;", "f->cfg->qk_norm;"),
-            ("f->cfg->qk_clip >= 100 ?", "f->cfg->qk_clip > 100 ?"),
+            ("f->cfg->qk_clip >= 100 ?", "f->cfg->qk_clip >= 10000 ?"),
             (" ||\n            uses_muon(f->cfg, table, k)) continue;", ") continue;"),
             ("if (f->final < f->initial) return false;\n    const", "const"),
             ("if (cfg->kappa > 1e4)", "if (0)"),
