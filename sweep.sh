@@ -422,7 +422,7 @@ END
     awk 'NF { print $1 }' <<<"$EXPERIMENTS" | fmt -w 78 | sed 's/^/  /'
 }
 
-list() {    # 80 columns, 24 rows
+list() {    # 80 columns, 24 rows with the prompt
     local name section text scale cost flags folder cores rate=0
     cores=$(nproc)
     # a run of about a second, which gives FLOPs a second
@@ -452,7 +452,7 @@ list() {    # 80 columns, 24 rows
                 }'
         done
         echo "$text"
-    done < <(grep . <<<"$EXPERIMENTS")
+    done < <(grep -v '^grid\|^$' <<<"$EXPERIMENTS")    # grid's runs are the user's
 }
 
 main() {
