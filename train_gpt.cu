@@ -559,8 +559,8 @@ __device__ inline real soft_cap(real s, real cap, real *slope) {                
 }                                                                               // attn_cap]
 
 // The kernel for heads of HS channels
-#define FOR_HEADS(kernel, CAP) \
-    (HS <= 32 ? kernel<32, CAP> : HS <= 64 ? kernel<64, CAP> : kernel<128, CAP>)
+// NOLINTNEXTLINE(bugprone-macro-parentheses): (f)<32, CAP> would be a comparison
+#define FOR_HEADS(f, CAP) (HS <= 32 ? f<32, CAP> : HS <= 64 ? f<64, CAP> : f<128, CAP>)
 
 // out (B,T,C) from q and k in qk (B,T,2,C) and v in qkv (B,T,3,C). max_logit (NH), unless NULL, is
 // raised to the largest |s_ij| of each head, before the cap. A block has ROWS queries, the longest
