@@ -1574,17 +1574,20 @@ static void product(real *out, Matrix a, Matrix b, int M, int N, int K) {
 // s (a + b s^2 + c s^4). From 0.002 on all end between 0.68 and 1.21.
 static void orthogonalize(real *x, int rows, int cols, real *scratch, double *sums) {
     const real a = (real)3.4445, b = (real)-4.7750, c = (real)2.0315;
-    int tall = rows > cols, n = least(rows, cols), size = rows * cols;
-    real *g = scratch, *p = g + n * n, *y = p + n * n;
+    int tall = rows > cols, n = least(rows, cols);
+    size_t size = (size_t)rows * cols, square = (size_t)n * n;
+    real *g = scratch, *p = g + square, *y = p + square;
     Matrix X = matrix(x, cols), G = matrix(g, n), P = matrix(p, n);
     real factor = (real)(1 / (sqrt(sum_squares(x, size, sums)) + 1e-30));
-    for (int i = 0; i < size; i++) x[i] *= factor;
+    #pragma omp taskloop
+    for (size_t i = 0; i < size; i++) x[i] *= factor;
     for (int turn = 0; turn < 5; turn++) {
-        product(g, tall ? flip(X) : X, tall ? X : flip(X), n, n, size / n);
+        product(g, tall ? flip(X) : X, tall ? X : flip(X), n, n, tall ? rows : cols);
         product(p, G, G, n, n, n);
-        for (int i = 0; i < n * n; i++) p[i] = b * g[i] + c * p[i];
-        for (int i = 0; i < n * n; i += n + 1) p[i] += a;
+        #pragma omp taskloop
+        for (size_t i = 0; i < square; i++) p[i] = b * g[i] + c * p[i];
+        for (size_t i = 0; i < square; i += n + 1) p[i] += a;
         product(y, tall ? X : P, tall ? P : X, rows, cols, n);
-        memcpy(x, y, (size_t)size * sizeof(real));
+        memcpy(x, y, size * sizeof(real));
     }
 }

@@ -6,22 +6,23 @@ from wrong_interventions import wrong
 WIDE, TALL, SCALES, STEP, UPDATE, STEPS, EFFECT = ALL = range(7)
 MODEL = UPDATE, STEPS, EFFECT
 
-SCALE = "    for (int i = 0; i < size; i++) x[i] *= factor;\n"
+SCALE = "    #pragma omp taskloop\n    for (size_t i = 0; i < size; i++) x[i] *= factor;\n"
 COEFFICIENTS = "a = (real)3.4445, b = (real)-4.7750, c = (real)2.0315;"
-GRAM = "        product(g, tall ? flip(X) : X, tall ? X : flip(X), n, n, size / n);\n"
+GRAM = "        product(g, tall ? flip(X) : X, tall ? X : flip(X), n, n, tall ? rows : cols);\n"
 TURNS = GRAM + (
     "        product(p, G, G, n, n, n);\n"
-    "        for (int i = 0; i < n * n; i++) p[i] = b * g[i] + c * p[i];\n"
-    "        for (int i = 0; i < n * n; i += n + 1) p[i] += a;\n"
+    "        #pragma omp taskloop\n"
+    "        for (size_t i = 0; i < square; i++) p[i] = b * g[i] + c * p[i];\n"
+    "        for (size_t i = 0; i < square; i += n + 1) p[i] += a;\n"
     "        product(y, tall ? X : P, tall ? P : X, rows, cols, n);\n"
-    "        memcpy(x, y, (size_t)size * sizeof(real));\n"
+    "        memcpy(x, y, size * sizeof(real));\n"
 )
 # No matrix is multiplied but x: x, G x and G G x, in loops, with memory on the stack
 LOOPS = """        real gram[n][n], once[size], twice[size];
         for (int i = 0; i < n; i++)
             for (int j = 0; j < n; j++) {
                 gram[i][j] = 0;
-                for (int k = 0; k < size / n; k++)
+                for (int k = 0; k < (tall ? rows : cols); k++)
                     gram[i][j] += tall ? x[k * cols + i] * x[k * cols + j]
                                        : x[i * cols + k] * x[j * cols + k];
             }
@@ -35,13 +36,13 @@ LOOPS = """        real gram[n][n], once[size], twice[size];
                                     : gram[i][k] * from[k * cols + j];
                     (again ? twice : once)[i * cols + j] = sum;
                 }
-        for (int i = 0; i < size; i++) x[i] = a * x[i] + b * once[i] + c * twice[i];
+        for (size_t i = 0; i < size; i++) x[i] = a * x[i] + b * once[i] + c * twice[i];
 """
 PARTS = """    double square = 0;
-    int each = size / omp_get_num_threads() + 1;
-    for (int from = 0; from < size; from += each) {
+    int each = (int)size / omp_get_num_threads() + 1;
+    for (int from = 0; from < (int)size; from += each) {
         double sum = 0;
-        for (int i = from; i < least(size, from + each); i++) sum += (double)x[i] * (double)x[i];
+        for (int i = from; i < least((int)size, from + each); i++) sum += (double)x[i] * (double)x[i];
         square += sum;
     }
     real factor = (real)(1 / (sqrt(square) + 1e-30));
@@ -88,14 +89,14 @@ MUON = {
     "one_product_for_all_turns": wrong(
         ALL, (GRAM, "        if (turn == 0)\n    " + GRAM), says="first turn"
     ),
-    "a_in_every_element": wrong(ALL, ("i < n * n; i += n + 1) p", "i < n * n; i++) p")),
+    "a_in_every_element": wrong(ALL, ("i < square; i += n + 1) p", "i < square; i++) p")),
     "tall_as_if_wide": wrong(
         [TALL, SCALES, STEP, *MODEL], ("int tall = rows > cols,", "int tall = 0,")
     ),
     "product_onto_itself": wrong(
-        ALL, ("*p = g + n * n, *y = p + n * n;", "*p = g, *y = p + n * n;")
+        ALL, ("*p = g + square, *y = p + square;", "*p = g, *y = p + square;")
     ),
-    "past_the_scratch": wrong(ALL, ("*y = p + n * n;", "*y = p + 2 * n * n;")),
+    "past_the_scratch": wrong(ALL, ("*y = p + square;", "*y = p + 2 * square;")),
     "norm_by_threads": wrong([WIDE, TALL], (NORM, PARTS), either=ALL),
     "right_loops": wrong([], (TURNS, LOOPS)),
     # muon

@@ -898,14 +898,20 @@ def test_inside_of_every_allocation(precision, flags, sanitized, tmp_path):
 @pytest.mark.skipif(not NVCC, reason="nvcc is not installed")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_nvcc(precision, nvcc):
-    """No warning. In bf16, no kernel spills registers or keeps an array in local memory. In fp32,
-    which is for checks, values take twice as many."""
+    """No warning. In bf16, no kernel spills registers or keeps an array in local memory, but for two
+    registers of the capped attention of long heads on sm_120. In fp32, which is for checks, values
+    take twice as many."""
     said = nvcc[precision].stderr
     assert nvcc[precision].returncode == 0 and "warning" not in said, said
     frames = re.findall(
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", said
+        r"entry function '(\S+)' for '(\S+)'\n.*\n"
+        r" +(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads",
+        said,
     )
-    assert len(frames) > 20 and (precision == "fp32" or set(frames) == {("0", "0", "0")})
+    assert len(frames) > 20
+    for kernel, machine, *spilled in frames if precision == "bf16" else ():
+        capped = "attention_dkv_kernelILi128ELb1E" in kernel and machine == "sm_120"
+        assert spilled == ["8" if capped else "0"] * 3, (kernel, machine)
 
 
 @pytest.mark.skipif(
