@@ -42,7 +42,8 @@ PARTS = """    double square = 0;
     int each = (int)size / omp_get_num_threads() + 1;
     for (int from = 0; from < (int)size; from += each) {
         double sum = 0;
-        for (int i = from; i < least((int)size, from + each); i++) sum += (double)x[i] * (double)x[i];
+        for (int i = from; i < least((int)size, from + each); i++)
+            sum += (double)x[i] * (double)x[i];
         square += sum;
     }
     real factor = (real)(1 / (sqrt(square) + 1e-30));
