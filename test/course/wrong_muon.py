@@ -121,6 +121,11 @@ MUON = {
     "same_factor_for_all": wrong(
         [STEP, *MODEL], (SIZE, "size = (real)0.2;"), says="does not depend on the shape"
     ),
+    "factor_of_the_first_version": wrong(
+        [STEP, *MODEL],
+        (SIZE, "size = (real)0.2 * sqrt(fmax(1, (real)rows / cols));"),
+        says="the ratio of the sides",
+    ),
     "no_decay": wrong([STEP, *MODEL], moved("-= lr * size * x[j]"), says="do not decay"),
     "not_cautious": wrong(
         [STEP, UPDATE, STEPS],
