@@ -53,7 +53,7 @@ typedef struct {
     double least, most;      // of a number
     const char *choices;     // the words of a CHOICE, by number; the form of a TEXT
     FlagScope scope;
-    const char *section;     // of the paper; later: a cure found since
+    const char *section;     // of the paper; later: found since; ours: neither
     const char *help;
 } Flag;
 
@@ -205,7 +205,7 @@ static size_t parameter_size(const Parameter *p) {
 
 // muParam (section 3.2.4) scales with m = C/base_d, which is the fan-in of every linear layer over
 // its fan-in at the width base_d:
-//   (i)   a linear layer, the head included, learns at lr/m
+//   (i)   a linear layer, the head included, learns at lr/m (with Muon too, which no paper says)
 //   (ii)  the head's initial standard deviation is sqrt(base_d)/C, not 1/sqrt(C)
 //   (iii) attention's scale is 1/HS, not 1/sqrt(HS)
 //   (iv)  the weights of the queries start at 0

@@ -2,15 +2,15 @@
 // unstable, and what cures it: each cure is a few lines, marked with its flag.
 //
 // Read it from the top: the layers, each forward then backward; the model, which calls them in
-// order; AdamW; the training loop; main. The matrix multiply, where most of the time goes, is last.
+// order; the optimizers, AdamW and Muon; the training loop; main. The matrix multiply is last.
 //
 // Shapes: B batch, T sequence length, C channels (the width, -d), L layers, NH heads, HS = C/NH
 // head size, V vocabulary; rows = B*T; IC, OC channels into and out of a matrix. Arrays are
 // row-major: x (B,T,C) has its element (b,t,c) at x[(b*T + t)*C + c]. dx is the gradient of the
 // loss with respect to x. A real is a float (a double in the gradient check).
 //
-// A line marked [flag], or the lines from `[flag` to `flag]`, are what that flag adds. gpt.h says
-// what each flag does.
+// A line marked [flag], or the lines from `[flag` to `flag]`, are what that flag adds to code that
+// others use. Functions that only these lines call may be unmarked. gpt.h says what each flag does.
 //
 // Threads: one thread runs the program. At `omp taskloop` it cuts a loop into tasks, runs them with
 // the help of idle threads, and goes on when all are done (with `nogroup`, at once). `omp simd`
@@ -45,7 +45,8 @@ static inline real row_max(const real *x, int n);
 // (n / SUM_CHUNK + 1) is scratch.
 enum { SUM_CHUNK = 4096 };                           // values that a task sums
 static double sum_squares(const real *x, size_t n, double *sums);
-// Takes x (rows,cols) = U S V^T to about U V^T: all singular values become nearly 1. scratch
+// Takes x (rows,cols) = U S V^T to about U V^T: singular values become 0.7 to 1.2, except those
+// that are tiny beside the others. scratch
 // (2,n,n) and (rows,cols), where n is the shorter side; sums (rows * cols / SUM_CHUNK + 1)
 static void orthogonalize(real *x, int rows, int cols, real *scratch, double *sums);
 static inline real exponential(real x);              // e^x, for x <= 0
@@ -182,7 +183,7 @@ static void matmul_backward(real *dinp, real *dweight, const real *dout, const r
     }
 }
 
-// The same of a second layer that reads inp: its part of the gradient is added to dinp.
+// Like matmul_backward, for another layer that reads the same inp: adds to dinp, does not set it.
 static void matmul_backward_add(real *dinp, real *dweight, const real *dout,    // [gate
                                 const real *inp, const real *weight, int rows, int IC, int OC) {
     #pragma omp taskgroup
@@ -317,7 +318,7 @@ typedef struct {
     real *p;                                         // (rows,cols) scores, then exp or p
     real *dp;                                        // (rows,cols) dp, then ds: backward only
     real *k_t, *v_t;                                 // (HS,T) k and v of this head, transposed
-    real *slope;                                     // (T) of the cap, for the row at hand
+    real *slope;                                     // (T) the cap's, of a query: backward only
     // (2T) T zeros, then T times -infinity. Adding mask[T - 1 - i + j] to the score of query i and
     // key j hides the key if j > i.
     real *mask;
@@ -343,7 +344,7 @@ static AttentionScratch attention_scratch(real *memory, int T, int HS) {
     return s;
 }
 
-// The soft cap of Gemma 2 (arXiv 2408.00118): returns cap tanh(s / cap), which stays within +-cap.
+// Caps a score (Bello et al. 2016; Gemma 2, arXiv 2408.00118): returns cap tanh(s / cap).
 // *slope is its derivative, 1 - tanh^2. With e = exp(-2 |s| / cap), tanh is (1 - e) / (1 + e), and
 // its derivative 4 e / (1 + e)^2, which is right also where tanh rounds to 1.
 static inline real soft_cap(real s, real cap, real *slope) {                    // [attn_cap
@@ -449,10 +450,10 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
                 real dot = row_dot(oi + (size_t)i * C, doi + (size_t)i * C, HS);
                 if (relu2 > 0)                                                  // [attention
                     for (int j = 0; j < cols; j++) {
-                        real s = scale * p[j] + mask[j];
-                        s = s < 0 ? 0 : s;
-                        p[j] = relu2 * s * s;
-                        dp[j] *= 2 * relu2 * s * scale;
+                        real score = scale * p[j] + mask[j];
+                        score = score < 0 ? 0 : score;
+                        p[j] = relu2 * score * score;
+                        dp[j] *= 2 * relu2 * score * scale;
                     }
                 else                                                            // attention]
                     #pragma omp simd
@@ -474,7 +475,7 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
     }
 }
 
-// Returns the sigmoid, 1 / (1 + exp(-x)). *slope is its derivative. e = exp(-|x|), as in GELU.
+// Returns the sigmoid, 1 / (1 + exp(-x)). *slope is its derivative. e = exp(-|x|) cannot overflow.
 static inline real sigmoid(real x, real *slope) {
     real e = exponential(-fabs(x)), inverse = reciprocal(1 + e);
     *slope = e * inverse * inverse;
@@ -482,7 +483,7 @@ static inline real sigmoid(real x, real *slope) {
 }
 
 // Gated attention (Qiu et al. 2025, arXiv 2505.06708): out = att * sigmoid(gate), element by
-// element; all (rows,C). gate is a linear layer of what attention reads.
+// element; all (rows,C). gate is a linear layer of attention's input.
 static void gate_forward(real *out, const real *att, const real *gate, int rows, int C) {
     #pragma omp taskloop
     for (int i = 0; i < rows; i++)
@@ -612,8 +613,8 @@ typedef struct {
     real *softmax;                                   // (B,NH,T,2)
     real *max_logit;                                 // (B,NH) largest |score|, if measured
     real *att;                                       // (B,T,C)
-    real *gate, *gated;                              // (B,T,C) before its sigmoid; att after it
-    real *post[2];                                   // (B,T,C) a branch before its own norm
+    real *gate, *gated;                              // (B,T,C) before its sigmoid; att times it
+    real *post[2];                                   // (B,T,C) inputs of the norms post_1, post_2
     real *post_mean[2], *post_rstd[2];               // (B,T)
     real *x_mid;                                     // (B,T,C) the residual stream after attention
     real *ln_2;                                      // (B,T,C)
@@ -641,13 +642,13 @@ typedef struct {
     real *losses, *log_z;                            // (B,T)
     real *fc;                                        // (B,T,4C) before GELU, of the layer at hand
     real *dx;                                        // (B,T,C) gradient of the residual stream
-    real *dnorm;                                     // (B,T,C) gradient of ln_1, ln_2, ln_f or att
+    real *dnorm;                                     // (B,T,C) gradient of a norm's output or att
     real *dqkv;                                      // (B,T,3,C)
     real *dgate;                                     // (B,T,C)
     real *dpost;                                     // (B,T,C) gradient of post
     real *dfc;                                       // (B,T,4C)
     real *scratch;                                   // (threads, attention_scratch_size)
-    real *muon;                                      // (10,C,C) scratch of Muon
+    real *muon;                                      // (10,C,C) of Muon: x, and scratch
     real *partial;                                   // (chunks,4,C) for any norm's backward pass
     double *sums;                                    // (longest array summed / SUM_CHUNK + 1)
     double squares[NUM_SUMS];                        // sums over the activations, if measured
@@ -768,8 +769,8 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
 }
 
 // Normalizes the output of branch i of a layer, post[i]: 0 attention, 1 the MLP. Returns the norm's
-// output. So the residual stream grows by vectors of the same size, whatever the weights are
-// (Peri-LN: Kim et al. 2025, arXiv 2502.02732).
+// output. So its weight alone decides by how much the branch moves the residual stream (Peri-LN:
+// Kim et al. 2025, arXiv 2502.02732).
 static real *post_forward(GPT *g, const Layer *a, int i, int rows, int C) {     // [peri_ln
     residual_layernorm_forward(g->branch, a->post[i], a->post_mean[i], a->post_rstd[i], a->post[i],
                                NULL, a->w[i ? POST_2 : POST_1], rows, C);
@@ -790,7 +791,7 @@ static real *post_backward(GPT *g, const Layer *a, int i, int rows, int C) {    
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     int over = qk_norm_over(&g->cfg), peri_ln = g->cfg.peri_ln;
-    int measures = statistics || g->cfg.qk_clip > 0;    // the largest score of each head
+    int measures = statistics || g->cfg.qk_clip > 0;    // QK-clip reads max_logit at each step
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg), cap = (real)g->cfg.attn_cap;
     real kappa = (real)g->cfg.kappa, relu2 = (real)attention_relu2(&g->cfg);
@@ -884,7 +885,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         const Layer a = g->layers[l];
         real *const *w = a.w, *const *dw = a.dw;
         // the MLP: mlp_c_proj(gelu(c_fc(ln_2(x_mid))))
-        real *dbranch = dx;                          // gradient of the branch's last product
+        real *dbranch = dx;                          // gradient of the branch, before a norm post
         if (peri_ln) dbranch = post_backward(g, &a, 1, rows, C);                // [peri_ln]
         matmul_gelu_backward(g->dfc, dw[MLP_C_PROJ], dbranch, a.slope, a.gelu, w[MLP_C_PROJ],
                              rows, 4 * C, C);
@@ -926,8 +927,8 @@ typedef struct {
     int cautious;
 } AdamW;
 
-// The new value of a parameter whose update is u. Cautious decay (Chen et al. 2025, arXiv
-// 2510.12402) leaves out the parameters that the update makes larger: there both would fight.
+// Returns the new value of a parameter whose update is u. Cautious decay (Chen et al. 2025, arXiv
+// 2510.12402) spares a parameter that the update moves away from 0: decay would work against it.
 static inline real updated(real param, real u, real lr, AdamW o) {
     real decay = o.decay;
     if (o.cautious && u * param < 0) decay = 0;                                 // [cautious]
@@ -964,12 +965,12 @@ static double adamw(real *param, const real *grad, real *m, real *v, size_t n, r
 
 #define MUON_MOMENTUM ((real)0.95)
 
-// One step of Muon (Jordan et al. 2024) for a matrix (rows,cols). Its momentum, in Nesterov's form,
-// is made orthogonal, so that the step is as long in every direction:
+// Takes one step of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for a matrix
+// (rows,cols). Makes its momentum, in Nesterov's form, orthogonal: equally long in every direction.
 //   m = 0.95 m + 0.05 g;  u = 0.2 sqrt(the longer side) orthogonalize(0.95 m + 0.05 g)
 // The factor gives u the RMS of AdamW's updates, about 0.2, so that the same lr and decay serve
-// (Kimi K2, arXiv 2507.20534). Returns the sum of u^2. scratch (10,C,C). Its products take 300 C^3
-// operations per layer: 4.2 C / (B T) of those of the layers' products in the rest of a step.
+// (Moonlight: Liu et al. 2025, arXiv 2502.16982). Returns the sum of u^2. scratch (10,C,C). Costs
+// 300 C^3 operations per layer: 4.2 C / (B T) times those of the layers' products in a step.
 static double muon(real *param, const real *grad, real *m, int rows, int cols,  // [optimizer
                    real lr, AdamW o, real *scratch, double *sums) {
     size_t n = (size_t)rows * cols;
@@ -989,12 +990,13 @@ static double muon(real *param, const real *grad, real *m, int rows, int cols,  
     return size * size * sum_squares(x, n, sums);
 }                                                                               // optimizer]
 
-// QK-clip (Kimi K2, arXiv 2507.20534): where the largest score of a head was above tau in the last
-// batch, multiplies the weights of its queries and keys by sqrt(tau / largest): its scores become
-// tau / largest times as large. c_attn (3C,C) has the rows of q, k, v; max_logit (B,NH).
+// QK-clip (Kimi K2, arXiv 2507.20534): where the largest |score| of a head in this batch was above
+// tau, multiplies the weights of its queries and keys by sqrt(tau / largest), so that its scores
+// become tau / largest times as large. (K2 takes the largest score.) c_attn (3C,C) has the rows of
+// q, k, v; max_logit (B,NH).
 static void qk_clip(real *c_attn, const real *max_logit, real tau, int B,       // [qk_clip
                     int NH, int C) {
-    size_t head = (size_t)C / NH * C;                // weights of a head's queries
+    size_t head = (size_t)C / NH * C;                // weights of the queries of one head
     for (int h = 0; h < NH; h++) {
         real largest = 0;
         for (int b = 0; b < B; b++) largest = larger(max_logit[b * NH + h], largest);
@@ -1014,7 +1016,7 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
     const Config *cfg = &g->cfg;
     double norm = sqrt(sum_squares(g->grads, g->num_parameters, g->sums));
     double lr = learning_rate(cfg, step);
-    double clip_scale = 1, beta2 = 0.95, eps = 1e-8, decay = 0;    // if the lines below go
+    double clip_scale = 1, beta2 = 0.95, eps = 1e-8, decay = 0;    // without the lines below
     if (cfg->clip > 0 && norm > cfg->clip) clip_scale = cfg->clip / norm;       // [clip]
     if (norm * clip_scale > LARGEST_SQUARED) clip_scale = NAN;    // v would overflow
     beta2 = cfg->beta2;                                                         // [beta2]
@@ -1568,10 +1570,10 @@ static void product(real *out, Matrix a, Matrix b, int M, int N, int K) {
     matmul(out, NULL, a, b, M, N, K);
 }
 
-// Newton and Schulz's iteration, with the coefficients of Jordan et al. (2024). Five times x, whose
-// norm is at most 1, becomes p x, where p = a + b g + c g^2 and g = x x^T. If x is taller than
-// wide, x p, where g = x^T x. That leaves the singular vectors and takes a singular value s to
-// s (a + b s^2 + c s^4). From 0.002 on all end between 0.68 and 1.21.
+// The Newton-Schulz iteration with the coefficients of Jordan et al. (2024). Scales x to norm 1.
+// Then replaces it five times by p x, where p = a + b g + c g^2 and g = x x^T; a tall x by x p,
+// where g = x^T x. That keeps the singular vectors and takes a singular value s to
+// s (a + b s^2 + c s^4): those from 0.002 on end between 0.68 and 1.21.
 static void orthogonalize(real *x, int rows, int cols, real *scratch, double *sums) {
     const real a = (real)3.4445, b = (real)-4.7750, c = (real)2.0315;
     int tall = rows > cols, n = least(rows, cols);

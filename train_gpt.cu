@@ -281,7 +281,7 @@ static void matmul_backward(act *dinp, real *dweight, const act *dout, const act
     matmul(dweight, dweight, transposed(dout, OC), matrix(inp, IC), OC, IC, rows);
 }
 
-// The same of a second layer that reads inp: its part of the gradient is added to dinp.
+// Like matmul_backward, for another layer that reads the same inp: adds to dinp, does not set it.
 static void matmul_backward_add(act *dinp, real *dweight, const act *dout,      // [gate
                                 const act *inp, const act *weight, int rows, int IC, int OC) {
     matmul(dinp, dinp, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
@@ -548,7 +548,7 @@ __device__ inline void store_rows(act *x, int row, int i, int rows, int HS,
         }
 }
 
-// The soft cap of Gemma 2 (arXiv 2408.00118): returns cap tanh(s / cap), which stays within +-cap.
+// Caps a score (Bello et al. 2016; Gemma 2, arXiv 2408.00118): returns cap tanh(s / cap).
 // *slope is its derivative, 1 - tanh^2. With e = exp(-2 |s| / cap), tanh is (1 - e) / (1 + e), and
 // its derivative 4 e / (1 + e)^2, which is right also where tanh rounds to 1. A hidden score stays
 // -infinity.
@@ -844,7 +844,7 @@ static void attention_backward(act *dqkv, const act *dout, const act *out, const
            cap / scale, T, NH, HS);
 }
 
-// Returns the sigmoid, 1 / (1 + exp(-x)). *slope is its derivative. e = exp(-|x|), as in GELU.
+// Returns the sigmoid, 1 / (1 + exp(-x)). *slope is its derivative. e = exp(-|x|) cannot overflow.
 __device__ inline real sigmoid(real x, real *slope) {
     real e = exponential(-fabsf(x)), inverse = reciprocal(1 + e);
     *slope = e * inverse * inverse;
@@ -852,7 +852,7 @@ __device__ inline real sigmoid(real x, real *slope) {
 }
 
 // Gated attention (Qiu et al. 2025, arXiv 2505.06708): out = att * sigmoid(gate), element by
-// element; all (n). gate is a linear layer of what attention reads. Moves 3 values per element.
+// element; all (n). gate is a linear layer of attention's input. Moves 3 values per element.
 __global__ void gate_forward_kernel(act *out, const act *att, const act *gate, size_t n) {
     size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
     if (at >= n) return;
@@ -1136,11 +1136,11 @@ __global__ void polynomial_kernel(act *p, const act *g, int n) {
     store(p + at, y);
 }
 
-// Takes x (rows,cols) = U S V^T to about U V^T, as in train_gpt.c, by Newton and Schulz's iteration
-// with Jordan et al.'s coefficients (2024). Five times x, whose norm is at most 1, becomes p x,
-// where p = a + b g + c g^2 and g = x x^T. If x is taller than wide, x p, where g = x^T x. Products
-// read act, as Jordan's read bf16. scratch (2,n,n) and (2,rows,cols), where n is the shorter side;
-// sums (blocks). 22 launches: on a small model they take longer than the work.
+// Takes x (rows,cols) = U S V^T to about U V^T, as in train_gpt.c: by the Newton-Schulz iteration
+// with the coefficients of Jordan et al. (2024). Scales x to norm 1. Then replaces it five times by
+// p x, where p = a + b g + c g^2 and g = x x^T; a tall x by x p, where g = x^T x. Products read
+// act, as Jordan's read bf16. scratch (2,n,n) and (2,rows,cols), where n is the shorter side; sums
+// (blocks). 22 launches: on a small model they take longer than the work.
 static void orthogonalize(real *x, int rows, int cols, act *scratch, double *sums) {
     int tall = rows > cols, n = least(rows, cols), size = rows * cols, blocks = sum_blocks(size);
     act *g = scratch, *p = g + n * n, *y[2] = {p + n * n, p + n * n + size};
@@ -1318,8 +1318,8 @@ typedef struct {
     real *softmax;                                   // (B,NH,T,2)
     real *max_logit;                                 // (NH) largest |score|, if measured
     act *att;                                        // (B,T,C)
-    act *gate, *gated;                               // (B,T,C) before its sigmoid; att after it
-    act *post[2];                                    // (B,T,C) a branch before its own norm
+    act *gate, *gated;                               // (B,T,C) before its sigmoid; att times it
+    act *post[2];                                    // (B,T,C) inputs of the norms post_1, post_2
     real *post_mean[2], *post_rstd[2];               // (B,T)
     act *x_mid;                                      // (B,T,C) the residual stream after attention
     act *ln_2;                                       // (B,T,C)
@@ -1359,13 +1359,13 @@ typedef struct {
     act *logits;                                     // (B,T,padded(V)); gpt_loss overwrites them
     real *losses, *log_z;                            // (batch,T)
     act *dx;                                         // (B,T,C) gradient of the residual stream
-    act *dnorm;                                      // (B,T,C) gradient of ln_1, ln_2, ln_f or att
+    act *dnorm;                                      // (B,T,C) gradient of a norm's output or att
     act *dqkv;                                       // (B,T,3,C)
     act *dgate;                                      // (B,T,C)
     act *dpost;                                      // (B,T,C) gradient of post
     act *dfc;                                        // (B,T,4C)
     real *scratch;                                   // (B,NH,T) of attention_backward
-    act *muon;                                       // (10,C,C) scratch of Muon
+    act *muon;                                       // (10,C,C) of Muon: x, and scratch
     Partials partial[1];                             // (1) of the norms' backward passes
     real *max_logit;                                 // (L,NH) the layers' max_logit
     double (*squares)[SUM_BLOCKS];                   // (NUM_SUMS,SUM_BLOCKS)
@@ -1521,8 +1521,8 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
 }
 
 // Normalizes the output of branch i of a layer, post[i]: 0 attention, 1 the MLP. Returns the norm's
-// output. So the residual stream grows by vectors of the same size, whatever the weights are
-// (Peri-LN: Kim et al. 2025, arXiv 2502.02732).
+// output. So its weight alone decides by how much the branch moves the residual stream (Peri-LN:
+// Kim et al. 2025, arXiv 2502.02732).
 static act *post_forward(GPT *g, const Layer *a, int i, int rows, int C) {      // [peri_ln
     residual_layernorm_forward(g->branch, a->post[i], a->post_mean[i], a->post_rstd[i], a->post[i],
                                NULL, a->w[i ? POST_2 : POST_1], rows, C);
@@ -1544,7 +1544,7 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     V = padded(V);                                   // products of odd sizes take twice as long
     int peri_ln = g->cfg.peri_ln;
-    int measures = statistics || g->cfg.qk_clip > 0;    // the largest score of each head
+    int measures = statistics || g->cfg.qk_clip > 0;    // QK-clip reads max_logit at each step
     size_t BTC = (size_t)rows * C;
     real scale = (real)attention_scale(&g->cfg), cap = (real)g->cfg.attn_cap;
     act *x = g->embedded, *branch = NULL;            // the residual stream is x + branch
@@ -1630,7 +1630,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         act *const *w = a.w;
         real *const *dw = a.dw;
         // the MLP: mlp_c_proj(gelu(c_fc(ln_2(x_mid))))
-        act *dbranch = dx;                           // gradient of the branch's last product
+        act *dbranch = dx;                           // gradient of the branch, before a norm post
         if (peri_ln) dbranch = post_backward(g, &a, 1, rows, C);                // [peri_ln]
         matmul_gelu_backward(g->dfc, dw[MLP_C_PROJ], dbranch, a.fc, a.gelu, w[MLP_C_PROJ],
                              rows, 4 * C, C);
@@ -1682,8 +1682,8 @@ __global__ void grad_norm_kernel(Results *results, const double *sums, int n, co
     results->clip_scale = (real)clip_scale;
 }
 
-// The new value of a parameter whose update is u. Cautious decay (Chen et al. 2025, arXiv
-// 2510.12402) leaves out the parameters that the update makes larger: there both would fight.
+// Returns the new value of a parameter whose update is u. Cautious decay (Chen et al. 2025, arXiv
+// 2510.12402) spares a parameter that the update moves away from 0: decay would work against it.
 __device__ inline real updated(real param, real u, real lr, const AdamW &o) {
     real decay = o.decay;
     if (o.cautious && u * param < 0) decay = 0;                                 // [cautious]
@@ -1748,12 +1748,12 @@ __global__ void nesterov_kernel(real *grads, real *ms, size_t n, real beta, cons
 
 #define MUON_MOMENTUM ((real)0.95)
 
-// One step of Muon (Jordan et al. 2024) for the matrices of the layers. The momentum, in Nesterov's
-// form, is made orthogonal, so that the step is as long in every direction:
+// Takes one step of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the layers'
+// matrices. Makes their momentum, in Nesterov's form, orthogonal: equally long in every direction.
 //   m = 0.95 m + 0.05 g;  u = 0.2 sqrt(the longer side) orthogonalize(0.95 m + 0.05 g)
 // The factor gives u the RMS of AdamW's updates, about 0.2, so that the same lr and decay serve
-// (Kimi K2, arXiv 2507.20534). grid, sums, statistics: as adamw_kernel's. Its products take 300 C^3
-// operations per layer: 4.2 C / (B T) of those of the layers' products in the rest of a step. A
+// (Moonlight: Liu et al. 2025, arXiv 2502.16982). grid, sums, statistics: as adamw_kernel's. Costs
+// 300 C^3 operations per layer: 4.2 C / (B T) times those of the layers' products in a step. A
 // layer has six matrices (seven with -gate), 23 launches each: recorded in the graph of a step.
 static void muon(GPT *g, Kinds kinds, dim3 grid, double *sums,                  // [optimizer
                  int statistics) {
@@ -1773,14 +1773,15 @@ static void muon(GPT *g, Kinds kinds, dim3 grid, double *sums,                  
            statistics, g->results, g->rms, g->adamw, kinds);
 }                                                                               // optimizer]
 
-// QK-clip (Kimi K2, arXiv 2507.20534): where the largest score of a head was above tau in the last
-// batch, multiplies the weights of its queries and keys by sqrt(tau / largest): its scores become
-// tau / largest times as large. c_attn (L,3C,C) has the rows of q, k, v; weights (L,3C,C) = c_attn
-// as act; max_logit (L,NH). A block has the queries of a head, or its keys.
+// QK-clip (Kimi K2, arXiv 2507.20534): where the largest |score| of a head in this batch was above
+// tau, multiplies the weights of its queries and keys by sqrt(tau / largest), so that its scores
+// become tau / largest times as large. (K2 takes the largest score.) c_attn (L,3C,C) has the rows
+// of q, k, v; weights (L,3C,C) = c_attn as act; max_logit (L,NH). A block has the queries of a
+// head, or its keys.
 __global__ void qk_clip_kernel(real *c_attn, act *weights,                      // [qk_clip
                                const real *max_logit, real tau, int NH, int C,
                                const Results *results, const AdamW *constants) {
-    size_t head = (size_t)C / NH * C;                // weights of a head's queries
+    size_t head = (size_t)C / NH * C;                // weights of the queries of one head
     size_t first = ((size_t)blockIdx.y * 3 + blockIdx.z) * C * C + blockIdx.x * head;
     real largest = max_logit[blockIdx.y * NH + blockIdx.x];
     if (largest <= tau || over(results, constants)) return;
@@ -1798,7 +1799,7 @@ __global__ void constants_kernel(AdamW *to, AdamW from) { *to = from; }
 static void gpt_constants(GPT *g, int step) {
     const Config *cfg = &g->cfg;
     double lr = learning_rate(cfg, step);
-    double beta2 = 0.95, eps = 1e-8, decay = 0;      // if the lines below go
+    double beta2 = 0.95, eps = 1e-8, decay = 0;      // without the lines below
     beta2 = cfg->beta2;                                                         // [beta2]
     eps = cfg->eps;                                                             // [eps]
     decay = weight_decay(cfg, step);                                            // [wd]

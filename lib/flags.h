@@ -234,8 +234,14 @@ static void config_finish(Config *cfg, const char *file) {
                   cfg->kappa);
     if (cfg->qk_clip > 0 && (cfg->qk_norm || cfg->kappa > 0))
         flag_fail(file, "-qk_clip %g: %s gives q and k their size, whatever their weights are; "
-                  "add %s", cfg->qk_clip, cfg->qk_norm ? "qk-norm" : "-kappa",
-                  cfg->qk_norm ? "-qk_norm 0" : "-kappa 0");
+                  "leave -qk_clip out, or add %s", cfg->qk_clip,
+                  cfg->qk_norm ? "qk-norm" : "-kappa", cfg->qk_norm ? "-qk_norm 0" : "-kappa 0");
+    const struct { const char *flag; double value; } sizes[] = {
+        {"kappa", cfg->kappa}, {"attn_cap", cfg->attn_cap}, {"qk_clip", cfg->qk_clip},
+    };
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)    // a float would take it for 0
+        if (sizes[i].value > 0 && sizes[i].value < 1e-30)
+            flag_fail(file, "-%s %g: expected 0, or at least 1e-30", sizes[i].flag, sizes[i].value);
 }
 
 // Mixes a text and its end into a hash.

@@ -68,6 +68,12 @@ WRONG = {
         rf"{LOGITS} .*: a lower -lr fixes it",
         dict(lr="1e-1"),
     ),
+    "logits past ten times the cap": (
+        dict(qk_norm=0, attn_cap=10, lr="1e-1"),
+        r"attention logits grew past 100, ten times -attn_cap, first in layer \d of 2 .*: -qk_norm 1"
+        " fixes it",
+        dict(qk_norm=1),
+    ),
     "logits of Muon": (
         dict(optimizer="muon", qk_norm=0, lr="1e-1"),
         rf"{LOGITS} \d of 2 .*: -qk_norm 1 fixes it",
@@ -80,8 +86,8 @@ WRONG = {
     ),
     "logits that QK-clip lets grow": (
         dict(qk_norm=0, qk_clip=1000, lr="1e-1"),
-        rf"{LOGITS} \d of 2 .*: a -qk_clip below 100 fixes it",
-        dict(qk_clip=30),
+        rf"{LOGITS} \d of 2 .*: a lower -lr fixes it",
+        dict(lr="1e-2"),
     ),
     "decay": (
         dict(wd="0.1"),
@@ -246,7 +252,7 @@ RIGHT = {
     "logits that kappa sets": dict(qk_norm=0, kappa=1000),
     "logits that nothing saturates": dict(qk_norm=0, attention="relu2", lr="3e-1"),
     "a cap": dict(qk_norm=0, attn_cap=30),
-    "a cap, with logits past 100 before it": dict(qk_norm=0, attn_cap=30, lr="1e-1"),
+    "a cap, with logits past 100 before it": dict(qk_norm=0, attn_cap=50, lr="7e-2"),
     "QK-clip": dict(qk_norm=0, qk_clip=30, lr="1e-1"),
     "Muon": dict(optimizer="muon"),
     "Muon at a high learning rate": dict(optimizer="muon", lr="1e-1"),
