@@ -169,7 +169,7 @@ def both_caps(instead, *more, lost=ALL, says=""):
     return wrong(lost, *patches, *more, says=says)
 
 
-# the third test is of the backward pass alone
+# the third test is of the gradient of queries and keys alone
 CAP_FORTH, CAP_BACK = [0, 1, 3, 4], [1, 2, 3, 4]
 ATTN_CAP = {
     "right_tanh": wrong(
@@ -256,7 +256,7 @@ ATTN_CAP = {
         CAP_BACK, (CAP_DP, "dp[j] *= s.slope[j] / cap;"), says="divided by the cap"
     ),
     "derivative_of_the_first_key": wrong(CAP_BACK, (CAP_DP, "dp[j] *= s.slope[0];")),
-    "dv_through_the_cap": wrong(CAP_BACK, (CAP_DP, "p[j] *= s.slope[j], dp[j] *= s.slope[j];")),
+    "dv_through_the_cap": wrong([1, 3, 4], (CAP_DP, "p[j] *= s.slope[j], dp[j] *= s.slope[j];")),
 }
 
 # ---- QK-clip
