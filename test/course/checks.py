@@ -4,7 +4,7 @@ student's program and its exercise, and raises Wrong."""
 import numpy as np
 
 import reference as ref
-from student import Wrong, differs, expect, place
+from student import Wrong, apart, differs, expect, place
 
 ROUNDED = (
     "The difference is as small as a float's rounding; in a grading a real is a double. Is a number"
@@ -217,9 +217,8 @@ def qk_norm_gradient(s, ex):
         raise one_scratch(f"{rows} rows", "dw + 2 * HS of this chunk's dw")
 
 
-def attn_cap_gradient(s, ex):
-    """The gradient; then that of queries and keys where every tanh is nearly 1."""
-    gradient(s, ex)
+def far_past_the_cap(s, ex):
+    """The gradient of queries and keys where every tanh is nearly 1."""
     cap, B, T, NH, HS = 0.5, 2, 5, 2, 4
     cfg = {**ref.CONFIG, "d": NH * HS, "heads": NH, "T": T, "batch": B, "attn_cap": cap}
     # The first channel alone makes the scores, 13 to 15 times the cap: one of q and k is 0 in the
@@ -253,11 +252,11 @@ def attn_cap_gradient(s, ex):
         return
     name, i, wanted, got = at
     few = all((abs(found[n] - x) <= 0.01 * abs(x).max()).all() for n, x in right.items())
-    lost = few or not found["dq"].any()
+    none = "" if found["dq"].any() else "The gradient of the queries is 0 everywhere."
     raise Wrong(
-        f"{place(name, i)}: expected {wanted:.10g}, found {got:.10g} (scores are 13 to 15 times"
-        " the cap, 0.5; indices b,t,h,i)",
-        "The derivative has few right digits, or none, where tanh is nearly 1." if lost else "",
+        f"{place(name, i)}: {apart(wanted, got)} (scores are 13 to 15 times the cap, 0.5; indices"
+        " b,t,h,i)",
+        "The derivative has few right digits where tanh is nearly 1." if few else none,
         "Your derivative of the cap: does it subtract two numbers that are nearly the same?",
         "with e = exp(-2 |score| / cap) the derivative is 4 e / (1 + e)^2",
     )
@@ -536,7 +535,8 @@ EXERCISES = {
     "attn_cap": dict(
         tests=[
             (25, "value: attention logits and loss", forward),
-            (40, "gradient of every weight", attn_cap_gradient),
+            (25, "gradient of every weight", gradient),
+            (15, "gradient where scores are 13 to 15 times the cap", far_past_the_cap),
             (20, "five steps of AdamW", steps),
             (15, "effect: training at a high learning rate", effect_attn_cap),
         ],

@@ -35,6 +35,10 @@ OF_STEP = [
     ("no_size", "The factor gives the RMS 1."),
     ("no_factor", "The orthogonal matrix itself is the step: the factor is missing."),
     ("original", "The factor is that of Muon's first version, by the ratio of the two sides."),
+    (
+        "ratio",
+        "The factor has the ratio of the sides under its root; it must have the longer side.",
+    ),
     ("linear_side", "The factor has the longer side itself where its root should be."),
     ("no_decay", "The weights do not decay."),
     ("decay_lr", "The decay is multiplied by the learning rate, which it holds already."),

@@ -101,7 +101,7 @@ def grade(folder, name, seed, cuda=False, only=None, progress=lambda text: None)
             student.build(ex.get("program", "double"))
         except Wrong as error:
             result["verdict"] = str(error)
-        needed, of = False, tests(name, cuda)
+        needed, of, first = False, tests(name, cuda), ""
         for i, (points, title, test, *gate) in enumerate(of, 1):
             if only and i not in only:
                 continue
@@ -119,6 +119,9 @@ def grade(folder, name, seed, cuda=False, only=None, progress=lambda text: None)
                 one["score"] = points
             except Wrong as error:
                 one["output"] = str(error)
+                if first and title.startswith(("five steps", "effect")):
+                    one["output"] += f'\nfirst make "{first}" right'
+                first = first or title.split(":")[0]
                 one["hints"] = [variants.in_prose(hint, variants.renamed) for hint in error.hints]
                 needed = bool(gate)
                 if isinstance(error, Endless):

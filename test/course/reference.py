@@ -707,6 +707,7 @@ def muon(p, m, g, lr, cut, share, cautious, size, wrong=""):
         no_size=max(p.shape) ** 0.5,
         no_factor=1,
         original=max(1, p.shape[0] / p.shape[1]) ** 0.5,
+        ratio=size * max(1, p.shape[0] / p.shape[1]) ** 0.5,
         linear_side=size * max(p.shape),
     )
     u = u * sides.get(wrong, size * max(p.shape) ** 0.5)

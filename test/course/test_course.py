@@ -88,6 +88,31 @@ def test_show(flag, width):
     assert all(n in out.stdout for n in wanted) and "[" + flag not in out.stdout
     assert ("no flagged lines" in out.stdout) == (flag in SIZES)
     assert (" | " in out.stdout) or width < 160 or flag in IN_GPT_H
+    for name, function in re.findall(r"(\S+), (\w+):(?: +\||$)", out.stdout, re.M):
+        assert exercise.definition(show.read(name).split("\n"), function)
+
+
+def test_show_helpers():
+    """show names the unmarked functions that only the flagged lines need, where they begin."""
+    c, cuda = "train_gpt.c", "train_gpt.cu"
+    wanted = {
+        ("gate", c): "sigmoid gate_forward gate_backward",
+        ("optimizer", c): "product orthogonalize",
+        ("optimizer", cuda): "normalize_kernel polynomial_kernel orthogonalize nesterov_kernel",
+        ("gate", cuda): "sigmoid gate_forward_kernel gate_forward gate_backward_kernel"
+        " gate_backward",
+        ("qk_norm", cuda): "layernorm_head layernorm_head_backward sum_heads",
+        ("attn_cap", c): "",
+        ("clip", c): "",
+    }
+    for (flag, name), functions in wanted.items():
+        found, lines = show.helpers(name, flag), show.read(name).split("\n")
+        assert list(found) == functions.split()
+        assert all(f"{f}(" in lines[n - 1] and lines[n - 1][-1] != ";" for f, n in found.items())
+    gate = run("make", "-s", "show-gate", "COLUMNS=80", cwd=ROOT).stdout
+    found = show.helpers(c, "gate")
+    where = ", ".join(map(str, found.values()))
+    assert f"Only these lines need {', '.join(found)} ({c}:{where})." in " ".join(gate.split())
 
 
 def test_show_table():

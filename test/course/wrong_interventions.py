@@ -169,6 +169,8 @@ def both_caps(instead, *more, lost=ALL, says=""):
     return wrong(lost, *patches, *more, says=says)
 
 
+# the third test is of the gradient of queries and keys alone
+CAP_FORTH, CAP_BACK = [0, 1, 3, 4], [1, 2, 3, 4]
 ATTN_CAP = {
     "right_tanh": wrong(
         [],
@@ -176,16 +178,16 @@ ATTN_CAP = {
         (CAP_VALUE, "(void)e, (void)inverse; return cap * tanh(s / cap);"),
     ),
     "one_minus_a_square": wrong(
-        [1],
+        [2],
         (CAP_SLOPE, "real t = tanh(s / cap); *slope = 1 - t * t;"),
         says="few right digits",
     ),
     "overflows": wrong(
-        [0, 1, 2],
+        [0, 1, 3],
         (CAP_SLOPE, "*slope = 4 * e * inverse * inverse; e = exp(2 * s / cap);"),
         (CAP_VALUE, "return cap * (e - 1) / (e + 1);"),
     ),
-    "flag_off_ignored": wrong(ALL, (CAP_FORWARD, CAP_FORWARD.replace("cap > 0", "cap >= 0"))),
+    "flag_off_ignored": wrong(CAP_FORTH, (CAP_FORWARD, CAP_FORWARD.replace("cap > 0", "cap >= 0"))),
     "hard_limit": wrong(
         ALL,
         (CAP_SLOPE, "*slope = fabs(s) < cap;"),
@@ -210,46 +212,51 @@ ATTN_CAP = {
     ),
     "sign_lost": wrong(ALL, ("(s < 0 ? -cap : cap)", "cap"), says="become positive"),
     "after_the_mask": wrong(
-        ALL,
+        CAP_FORTH,
         (CAP_FORWARD, SCALED + CAP_LOOP.replace("cap / scale", "cap")),
         says="hidden before the cap",
     ),
     "logged_after_it": wrong(
-        [0, 2, 3],
+        [0, 3, 4],
         (MEASURE + CAP_FORWARD, CAP_LOOP + MEASURE + SCALED),
         says="max_logit is that after",
     ),
     "not_with_relu2": wrong(
-        [0, 1, 2],
+        [0, 1, 3],
         (CAP_FORWARD, CAP_FORWARD.replace("cap > 0", "cap > 0 && !relu2")),
         says="flag off",
     ),
     "float": wrong(
-        [0, 1], (CAP_VALUE, "return (float)(" + CAP_VALUE[7:-1] + ");"), either=[2, 3], says="float"
+        [0, 1],
+        (CAP_VALUE, "return (float)(" + CAP_VALUE[7:-1] + ");"),
+        either=[2, 3, 4],
+        says="float",
     ),
     "no_backward": wrong(
-        BACK,
+        CAP_BACK,
         (CAP_BACKWARD, CAP_BACKWARD.removeprefix(CAP_LOOP)),
         (CAP_DP, "(void)dp;"),
         says="knows nothing",
     ),
-    "no_derivative": wrong(BACK, (CAP_DP, "(void)dp;"), says="does not go through the cap"),
+    "no_derivative": wrong(CAP_BACK, (CAP_DP, "(void)dp;"), says="does not go through the cap"),
     "softmax_of_what_was_not_capped": wrong(
-        BACK,
+        CAP_BACK,
         (CAP_BACKWARD, CAP_BACKWARD.replace("p[j] = soft_cap(", "soft_cap(")),
         says="scores before the cap",
     ),
     "derivative_at_the_capped_score": wrong(
-        BACK,
+        CAP_BACK,
         (CAP_BACKWARD, CAP_BACKWARD.replace(CAP, "{ " + CAP + CAP.replace("p[j] =", "") + " }")),
         says="at the capped score",
     ),
-    "not_squared": wrong(BACK, (CAP_SLOPE, "*slope = 1 - (1 - e) * inverse;"), says="not squared"),
-    "derivative_over_the_cap": wrong(
-        BACK, (CAP_DP, "dp[j] *= s.slope[j] / cap;"), says="divided by the cap"
+    "not_squared": wrong(
+        CAP_BACK, (CAP_SLOPE, "*slope = 1 - (1 - e) * inverse;"), says="not squared"
     ),
-    "derivative_of_the_first_key": wrong(BACK, (CAP_DP, "dp[j] *= s.slope[0];")),
-    "dv_through_the_cap": wrong(BACK, (CAP_DP, "p[j] *= s.slope[j], dp[j] *= s.slope[j];")),
+    "derivative_over_the_cap": wrong(
+        CAP_BACK, (CAP_DP, "dp[j] *= s.slope[j] / cap;"), says="divided by the cap"
+    ),
+    "derivative_of_the_first_key": wrong(CAP_BACK, (CAP_DP, "dp[j] *= s.slope[0];")),
+    "dv_through_the_cap": wrong([1, 3, 4], (CAP_DP, "p[j] *= s.slope[j], dp[j] *= s.slope[j];")),
 }
 
 # ---- QK-clip
@@ -757,9 +764,9 @@ QK_NORM_CUDA = {
 CAP_DQ = "    if (cap > 0) dq = FOR_HEADS(attention_dq_kernel, true);"
 CAP_DKV = "    if (cap > 0) dkv = FOR_HEADS(attention_dkv_kernel, true);"
 ATTN_CAP_CUDA = {
-    "no_backward": wrong([5, 6], (CAP_DQ, ""), (CAP_DKV, ""), file=CU, says="knows nothing"),
-    "keys_without_it": wrong([5, 6], (CAP_DKV, ""), file=CU),
-    "hidden_scores_come_back": wrong([5, 6], ("return s == -INFINITY ? s :", "return"), file=CU),
+    "no_backward": wrong([6, 7], (CAP_DQ, ""), (CAP_DKV, ""), file=CU, says="knows nothing"),
+    "keys_without_it": wrong([6, 7], (CAP_DKV, ""), file=CU),
+    "hidden_scores_come_back": wrong([6, 7], ("return s == -INFINITY ? s :", "return"), file=CU),
 }
 CLIP_GRID = "dim3(cfg->heads, cfg->layers, 2), 512,"
 QK_CLIP_CUDA = {

@@ -42,7 +42,8 @@ PARTS = """    double square = 0;
     int each = (int)size / omp_get_num_threads() + 1;
     for (int from = 0; from < (int)size; from += each) {
         double sum = 0;
-        for (int i = from; i < least((int)size, from + each); i++) sum += (double)x[i] * (double)x[i];
+        for (int i = from; i < least((int)size, from + each); i++)
+            sum += (double)x[i] * (double)x[i];
         square += sum;
     }
     real factor = (real)(1 / (sqrt(square) + 1e-30));
@@ -119,6 +120,11 @@ MUON = {
     ),
     "same_factor_for_all": wrong(
         [STEP, *MODEL], (SIZE, "size = (real)0.2;"), says="does not depend on the shape"
+    ),
+    "factor_of_the_first_version": wrong(
+        [STEP, *MODEL],
+        (SIZE, "size = (real)0.2 * sqrt(fmax(1, (real)rows / cols));"),
+        says="the ratio of the sides",
     ),
     "no_decay": wrong([STEP, *MODEL], moved("-= lr * size * x[j]"), says="do not decay"),
     "not_cautious": wrong(
