@@ -898,8 +898,8 @@ def test_inside_of_every_allocation(precision, flags, sanitized, tmp_path):
 @pytest.mark.skipif(not NVCC, reason="nvcc is not installed")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_nvcc(precision, nvcc):
-    """No warning. In bf16, no kernel spills registers or keeps an array in local memory, but for two
-    registers of the capped attention of long heads on sm_120. In fp32, which is for checks, values
+    """No warning. In bf16, no kernel spills registers or keeps an array in local memory, except two
+    registers of capped attention with long heads on sm_120. In fp32, which is for checks, values
     take twice as many."""
     said = nvcc[precision].stderr
     assert nvcc[precision].returncode == 0 and "warning" not in said, said

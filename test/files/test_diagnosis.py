@@ -70,8 +70,8 @@ WRONG = {
     ),
     "logits past ten times the cap": (
         dict(qk_norm=0, attn_cap=10, lr="1e-1"),
-        r"attention logits grew past 100, ten times -attn_cap, first in layer \d of 2 .*: -qk_norm 1"
-        " fixes it",
+        r"attention logits grew past 100, ten times -attn_cap, first in layer \d of 2 .*:"
+        " -qk_norm 1 fixes it",
         dict(qk_norm=1),
     ),
     "logits of Muon": (
