@@ -640,7 +640,7 @@ static bool finds_decay(const Findings *f) {
 
 // Past 100 softmax looks at one token only. At ten times -attn_cap the slope of the cap is 1e-8, so
 // that no gradient passes. -kappa sets the logits; relu2 does not saturate; and bigrams need no
-// attention. qk-norm is no cure for a run that has it, nor beside -qk_clip, which acts after a step.
+// attention. qk-norm is no cure for a run that has it, nor may it stand beside -qk_clip.
 static bool finds_logits(const Findings *f) {
     char name[64];
     int layers = f->cfg->layers;
