@@ -366,10 +366,10 @@ def products(s, shapes, program="double"):
 def multiply_right(s, ex):
     sizes = [(1, 1, 1), (2, 3, 4), (8, 16, 8), (13, 33, 17), (64, 64, 64), (100, 129, 600)]
     sizes += [(448, 304, 24), (1, 7, 1100), (200, 1, 3)]  # several blocks of rows and of columns
-    # long enough for threads to take turns on a busy machine: what two of them share is overwritten
-    products(s, [(480, 480, 720, 0, 0, 0, 0)])
     ways = [(ta, tb, add) for ta in (0, 1) for tb in (0, 1) for add in (0, 1)]
     products(s, [(*size, *way, 0) for size in sizes for way in ways])
+    # long enough for threads to take turns on a busy machine: what two of them share is overwritten
+    products(s, [(480, 480, 720, 0, 0, 0, 0)])
 
 
 def multiply_parts(s, ex):
