@@ -179,7 +179,7 @@ sass:
 # (experiment:seeds), in some five hours on two cores; finished runs are not repeated
 EXPERIMENTS = qk_norm:3 logit_growth:3 predict_logits:3 z_loss:3 warmup:3 weight_decay:3 \
 	depth_width:3 mu_param:3 coord_check:3 kappa:3 predict_eps:3 block_rms:3 recipe:3 scale:3 \
-	qk_norm_over:3 pointwise:3 rms_lr:3 steps:3 batch:3 beta2:3 clip:3
+	qk_norm_over:3 pointwise:3 rms_lr:3 steps:3 batch:3 beta2:3 clip:3 league:3
 figures: train_gpt build/venv/ready
 	for e in $(EXPERIMENTS); do \
 	  ./sweep.sh $${e%:*} -seeds $${e#*:} -out runs/figures/$${e%:*} || exit 1; \
@@ -222,6 +222,8 @@ lint: setup build/venv/ready | build
 	$(MEMCHECK) -resume -steps 6
 	$(MEMCHECK) -sample 20 -prompt Munlu
 	$(MEMCHECK) -eval
+	$(MEMCHECK) -d 8 -layers 1 -heads 2 -T 8 -batch 2 -steps 4 -eval_tokens 32 -qk_norm 0 \
+		-attn_cap 2 -qk_clip 1 -optimizer muon -gate 1 -peri_ln 1 -cautious 1
 
 mirror:
 	@python3 test/tools/mirror.py $(ARGS)

@@ -14,20 +14,21 @@ enum { QK_NORM_OFF, QK_NORM_HEADS, QK_NORM_MODEL };       // -qk_norm
 enum { MU_OFF, MU_SIMPLE, MU_INTERMEDIATE, MU_FULL };    // -mu_param
 enum { SCALE_SQRT, SCALE_D_H };                          // -scale
 enum { ATTENTION_SOFTMAX, ATTENTION_RELU2 };             // -attention
+enum { OPTIMIZER_ADAMW, OPTIMIZER_MUON };                // -optimizer
 enum { SCHEDULE_COSINE, SCHEDULE_CONSTANT, SCHEDULE_WSD };    // -schedule
 enum { MAX_LAYERS = 1024 };
 
 typedef struct {    // the values of the flags, described in the table below
     // the model
     int d, layers, heads, T, vocab;
-    int qk_norm, mu_param, base_d, scale, attention;
+    int qk_norm, mu_param, base_d, scale, attention, gate, peri_ln;
     // training
-    int batch, steps, seed, schedule;
+    int batch, steps, seed, schedule, optimizer;
     char lr_text[MAX_TEXT], warmup_text[MAX_TEXT];    // -lr and -warmup as given
     double lr;                                        // the peak learning rate, from lr_text
     int warmup;                                       // steps of warm-up, from warmup_text
-    double min_lr, beta1, beta2, eps, clip, wd, z_loss, kappa;
-    int wd_independent, rms_lr, bf16_logits;
+    double min_lr, beta1, beta2, eps, clip, wd, z_loss, kappa, attn_cap, qk_clip;
+    int wd_independent, cautious, rms_lr, bf16_logits;
     // data, files and commands
     char data[MAX_TEXT], val[MAX_TEXT], init[MAX_TEXT], out[MAX_TEXT];
     int eval_tokens, eval_every, log_every, checkpoint_every;
@@ -52,7 +53,7 @@ typedef struct {
     double least, most;      // of a number
     const char *choices;     // the words of a CHOICE, by number; the form of a TEXT
     FlagScope scope;
-    const char *section;     // of the paper
+    const char *section;     // of the paper; later: found since; ours: neither
     const char *help;
 } Flag;
 
@@ -78,6 +79,8 @@ static const Flag FLAGS[] = {
         "linear warm-up, steps or a share of them"),
     FLAG(schedule, CHOICE, "cosine", NULL, 0, 2, "cosine constant wsd", THE_RUN, "ours",
         "after warm-up; wsd: a late decay"),
+    FLAG(optimizer, CHOICE, "adamw", NULL, 0, 1, "adamw muon", THE_RUN, "later",
+        "muon: orthogonal steps of hidden matrices"),
     NUMBER(min_lr, REAL, "1e-5", 0, ANY, "2.1", "learning rate at the end of cosine and wsd"),
     NUMBER(beta1, REAL, "0.9", 0, BELOW_1, "2.1", "AdamW's decay of the first moment"),
     NUMBER(beta2, REAL, "0.95", 0, BELOW_1, "ours", "AdamW's decay of the second moment"),
@@ -85,10 +88,15 @@ static const Flag FLAGS[] = {
     NUMBER(clip, REAL, "1", 0, ANY, "ours", "largest norm of the gradient; 0: no limit"),
     NUMBER(wd, REAL, "1e-4", 0, ANY, "3.2.2", "weight decay"),
     NUMBER(wd_independent, INT, "1", 0, 1, "3.2.2", "wd times lr_t/lr_peak; 0: lr_t, as PyTorch"),
+    NUMBER(cautious, INT, "0", 0, 1, "later", "1: decay only where the update agrees"),
     NUMBER(rms_lr, INT, "0", 0, 1, "E.14", "1: lr times the tensor's RMS, >= 1e-3"),
     FLAG(qk_norm, CHOICE, "1", NULL, 0, 2, "0 1 model", THE_RUN, "3.1.1",
         "LayerNorm on q and k by head; model: all C"),
     NUMBER(kappa, REAL, "0", 0, ANY, "3.3", "> 0: scores near kappa; 0: any size"),
+    NUMBER(attn_cap, REAL, "0", 0, 1e4, "later", "> 0: scores become cap tanh(score / cap)"),
+    NUMBER(qk_clip, REAL, "0", 0, ANY, "later", "> 0: shrinks q, k of a head above this"),
+    NUMBER(gate, INT, "0", 0, 1, "later", "1: attention's output times sigmoid(x W)"),
+    NUMBER(peri_ln, INT, "0", 0, 1, "later", "1: LayerNorm after each sublayer, too"),
     NUMBER(z_loss, REAL, "1e-4", 0, ANY, "3.1.2", "weight of log(Z)^2 in the loss"),
     NUMBER(bf16_logits, INT, "0", 0, 1, "3.1.2", "1: round logits to bf16, as train_gpt_cu"),
     FLAG(mu_param, CHOICE, "off", NULL, 0, 3, "off simple intermediate full", THE_RUN, "3.2.4",
@@ -133,7 +141,8 @@ enum { NUM_FLAGS = sizeof(FLAGS) / sizeof(FLAGS[0]) };
 // log and the checkpoints follow from it.
 
 enum {
-    WTE, LN_1, C_ATTN, Q_NORM, K_NORM, ATTN_C_PROJ, LN_2, C_FC, MLP_C_PROJ, LN_F, LM_HEAD, NUM_KINDS
+    WTE, LN_1, C_ATTN, Q_NORM, K_NORM, GATE, ATTN_C_PROJ, POST_1, LN_2, C_FC, MLP_C_PROJ, POST_2,
+    LN_F, LM_HEAD, NUM_KINDS
 };
 
 // A tensor's role decides its initial values, and whether muParam scales its learning rate.
@@ -145,6 +154,7 @@ typedef struct {
     int copies;            // L, 1, or 0 if the model has none
     int rows, cols;        // out x in; a vector has one row
     Role role;
+    int stream;            // of random numbers, for the initial values
     size_t offset;         // of the first copy, in reals from the start of all parameters
 } Parameter;
 
@@ -159,17 +169,20 @@ static size_t parameter_table(const Config *cfg, int V, Parameter table[NUM_KIND
     int C = cfg->d, L = cfg->layers, over = qk_norm_over(cfg);
     int QK = cfg->qk_norm ? L : 0;                                              // [qk_norm]
     const Parameter rows[NUM_KINDS] = {
-        {"wte", "wte.weight", 1, V, C, EMBEDDING, 0},
-        {"ln_1", "h.%d.ln_1.weight", L, 1, C, NORM, 0},
-        {"c_attn", "h.%d.attn.c_attn.weight", L, 3 * C, C, LINEAR, 0},
-        {"q_norm", "h.%d.attn.q_norm.weight", QK, 1, over, NORM, 0},            // [qk_norm]
-        {"k_norm", "h.%d.attn.k_norm.weight", QK, 1, over, NORM, 0},            // [qk_norm]
-        {"attn_c_proj", "h.%d.attn.c_proj.weight", L, C, C, LINEAR, 0},
-        {"ln_2", "h.%d.ln_2.weight", L, 1, C, NORM, 0},
-        {"c_fc", "h.%d.mlp.c_fc.weight", L, 4 * C, C, LINEAR, 0},
-        {"mlp_c_proj", "h.%d.mlp.c_proj.weight", L, C, 4 * C, LINEAR, 0},
-        {"ln_f", "ln_f.weight", 1, 1, C, NORM, 0},
-        {"lm_head", "lm_head.weight", 1, V, C, LINEAR, 0},
+        {"wte", "wte.weight", 1, V, C, EMBEDDING, 0, 0},
+        {"ln_1", "h.%d.ln_1.weight", L, 1, C, NORM, 1, 0},
+        {"c_attn", "h.%d.attn.c_attn.weight", L, 3 * C, C, LINEAR, 2, 0},
+        {"q_norm", "h.%d.attn.q_norm.weight", QK, 1, over, NORM, 3, 0},         // [qk_norm]
+        {"k_norm", "h.%d.attn.k_norm.weight", QK, 1, over, NORM, 4, 0},         // [qk_norm]
+        {"gate", "h.%d.attn.gate.weight", cfg->gate * L, C, C, LINEAR, 11, 0},  // [gate]
+        {"attn_c_proj", "h.%d.attn.c_proj.weight", L, C, C, LINEAR, 5, 0},
+        {"post_1", "h.%d.post_1.weight", cfg->peri_ln * L, 1, C, NORM, 12, 0},  // [peri_ln]
+        {"ln_2", "h.%d.ln_2.weight", L, 1, C, NORM, 6, 0},
+        {"c_fc", "h.%d.mlp.c_fc.weight", L, 4 * C, C, LINEAR, 7, 0},
+        {"mlp_c_proj", "h.%d.mlp.c_proj.weight", L, C, 4 * C, LINEAR, 8, 0},
+        {"post_2", "h.%d.post_2.weight", cfg->peri_ln * L, 1, C, NORM, 13, 0},  // [peri_ln]
+        {"ln_f", "ln_f.weight", 1, 1, C, NORM, 9, 0},
+        {"lm_head", "lm_head.weight", 1, V, C, LINEAR, 10, 0},
     };
     size_t total = 0;
     for (int k = 0; k < NUM_KINDS; k++) {
@@ -180,6 +193,11 @@ static size_t parameter_table(const Config *cfg, int V, Parameter table[NUM_KIND
     return total;
 }
 
+// Whether Muon trains this kind: the matrices inside the layers. AdamW trains the others.
+static int uses_muon(const Config *cfg, const Parameter *table, int k) {        // [optimizer
+    return cfg->optimizer == OPTIMIZER_MUON && table[k].role == LINEAR && k != LM_HEAD;
+}                                                                               // optimizer]
+
 // Elements of one copy.
 static size_t parameter_size(const Parameter *p) {
     return (size_t)p->rows * (size_t)p->cols;
@@ -187,7 +205,7 @@ static size_t parameter_size(const Parameter *p) {
 
 // muParam (section 3.2.4) scales with m = C/base_d, which is the fan-in of every linear layer over
 // its fan-in at the width base_d:
-//   (i)   a linear layer, the head included, learns at lr/m
+//   (i)   a linear layer, the head included, learns at lr/m (with Muon too, which no paper says)
 //   (ii)  the head's initial standard deviation is sqrt(base_d)/C, not 1/sqrt(C)
 //   (iii) attention's scale is 1/HS, not 1/sqrt(HS)
 //   (iv)  the weights of the queries start at 0
@@ -221,7 +239,7 @@ static void parameters_init(real *params, const Parameter table[NUM_KINDS], cons
         for (int l = 0; l < table[k].copies; l++) {
             const Parameter *p = &table[k];
             real *out = params + p->offset + (size_t)l * parameter_size(p);
-            uint64_t stream = random_stream(~(uint64_t)cfg->seed, (uint64_t)k, (uint64_t)l);
+            uint64_t stream = random_stream(~(uint64_t)cfg->seed, (uint64_t)p->stream, (uint64_t)l);
             double std = 1 / sqrt((double)p->cols);
             if (p->role == LINEAR) std /= truncated_std;
             if (k == LM_HEAD && cfg->mu_param >= MU_INTERMEDIATE)               // [mu_param

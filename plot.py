@@ -82,7 +82,9 @@ STYLE = {
 }
 ACROSS = 4  # at most so many panels side by side
 N = "parameters_non_embedding"  # without the embedding and without the head
-TEXTS = "warmup schedule qk_norm mu_param scale attention data val init out measure".split()
+TEXTS = (
+    "warmup schedule optimizer qk_norm mu_param scale attention data val init out measure".split()
+)
 # flags that do not change a result
 HANDLING = """micro_batch resume eval sample prompt tokenizer temperature out eval_every log_every
     checkpoint_every""".split()
@@ -453,6 +455,7 @@ AXES = {
     "eps": "epsilon of AdamW",
     "kappa": "kappa: mean square of q and of k",
     "block": "block",
+    "sensitivity": "LR sensitivity",
 }
 WORDS = {  # in the order of lines and panels
     ("qk_norm", "0"): "without qk-norm",
@@ -478,6 +481,11 @@ WORDS = {  # in the order of lines and panels
     ("family", "width"): "width alone",
     ("family", "both"): "both",
 }
+CURES = (
+    "bare; soft cap; QK-clip; gate; Peri-LN; decay 1e-2, cautious;"
+    " Muon; Muon, QK-clip; Muon, qk-norm; qk-norm; qk-norm, long warm-up"
+)
+WORDS |= {("cure", name): name for name in CURES.split("; ")}
 # of the same type as the values, which may be others
 ORDER = {pair: f"{i:02}" if isinstance(pair[1], str) else i for i, pair in enumerate(WORDS)}
 
@@ -493,13 +501,35 @@ def families(runs):
 
 
 # an axis or line of this name tells apart the runs of these flags too
-TELLS = {"recipe": "qk_norm z_loss wd warmup mu_param".split(), "kappa": ["layers"]}
+TELLS = {
+    "recipe": "qk_norm z_loss wd warmup mu_param".split(),
+    "kappa": ["layers"],
+    "cure": "qk_norm attn_cap qk_clip gate peri_ln optimizer wd cautious warmup".split(),
+}
 
 
 def recipes(runs):
     """recipe: which of the paper's interventions the runs have."""
     all_of_them = np.where(runs.mu_param == "off", "all", "all and muParam")
     return runs.assign(recipe=np.where(runs.qk_norm == "0", "none", all_of_them))
+
+
+def cures(runs):
+    """league: the cures that each run has. All have weight decay and warm-up, some have more."""
+    has = pd.DataFrame(
+        {
+            "decay 1e-2": runs.wd == 1e-2,
+            "cautious": runs.cautious > 0,
+            "soft cap": runs.attn_cap > 0,
+            "gate": runs.gate > 0,
+            "Peri-LN": runs.peri_ln > 0,
+            "Muon": runs.optimizer == "muon",
+            "QK-clip": runs.qk_clip > 0,
+            "qk-norm": runs.qk_norm != "0",
+            "long warm-up": runs.warmup >= 25,
+        }
+    )
+    return runs.assign(cure=[", ".join(has.columns[row]) or "bare" for row in has.values])
 
 
 def beside_bigrams(runs):
@@ -602,6 +632,10 @@ EXPERIMENTS = {
     "recipe": [
         ("loss", "lr", SIZE, "recipe", recipes),
         ("sensitivity shifted best_loss", N, "recipe", "", recipes),
+    ],
+    "league": [
+        ("best_loss", "sensitivity", "cure", SIZE, cures),
+        ("loss", "lr", SIZE, "cure", cures),
     ],
     "scale": [
         ("loss", "lr", "d", "qk_norm/scale"),
@@ -717,6 +751,19 @@ def draw_lines(ax, table, looks):
         ax.scatter(crosses.x, crosses.y, 70, shade, **look)
 
 
+def draw_points(ax, table, looks):
+    """Draws for each line a point: the medians over the seeds, and the range of both measures."""
+    for name, (colour, marker, _) in looks.items():
+        here = table[table.line == name][["x", "y"]]
+        if here.empty:
+            continue
+        middle, (least, most) = here.median(), (here.min(), here.max())
+        bars = np.array([middle - least, most - middle]).T[:, :, None]
+        ax.errorbar(
+            *middle, bars[1], bars[0], color=colour, marker=marker, linestyle="", label=name
+        )
+
+
 def draw_prediction(ax, table, looks, prediction):
     """Draws the prediction as it was written, and the runs: hollow points were fitted, full ones
     were not known to the fit."""
@@ -785,6 +832,8 @@ def draw_rows(part, rows, x, values, looks, seeds=1):
         table = panel["table"][np.isfinite(panel["table"][["x", "y"]]).all(axis=1)]
         if "prediction" in panel:
             draw_prediction(ax, table, looks, panel["prediction"])
+        elif x in OVER_LR:
+            draw_points(ax, table, looks)
         elif len(table):
             draw_lines(ax, table, looks)
         for y, words in panel["marks"]:
@@ -801,7 +850,7 @@ def draw_rows(part, rows, x, values, looks, seeds=1):
         title = "" if over and over[0]["title"] == panel["title"] else panel["title"]
         ax.set_title(title.replace(", ", ",\n", 1) if wide > 3 and len(title) > 24 else title)
         ax.set_xlabel("" if (i + 1, j) in drawn else AXES.get(x, x))
-        if x in LOGARITHMIC:
+        if x in (*LOGARITHMIC, *OVER_LR):
             log_scale(ax, "x")
         elif x != "step":
             ax.set_xticks(range(len(values)), map(plain, values))
@@ -913,8 +962,11 @@ def blocks_of(experiment, runs):
         for measure in measures.split():
             here[measure] = MEASURES[measure][2](here).astype(float)
         measures = [name for name in measures.split() if np.isfinite(here[name]).any()]
+        if x in OVER_LR:
+            here[x] = MEASURES[x][2](here).astype(float)
         values = sorted(here[x].dropna().unique())
-        here["x"] = here[x] if x in (*LOGARITHMIC, "step") else here[x].map(values.index)
+        number = x in (*LOGARITHMIC, *OVER_LR, "step")
+        here["x"] = here[x] if number else here[x].map(values.index)
         if measures:
             rows = panels_of(here, measures, panels, x, prediction)
             yield rows, x, values, palette[names], here.seed.nunique()

@@ -30,6 +30,7 @@ ladder            16,32,64,96        64,128,256,512 \
 three_sizes       16,32,64           64,128,256            512x3,512x6,768x12
 one_size          64                 128                   768x12
 small_size        32                 128                   512x6
+league_sizes      32,64              64,128                512x6,768x12
 depth_and_width   32x2,32x8,32x32,64x2,128x2,48x4,64x8 \
                   64x2,64x8,64x32,128x2,256x2,96x4,128x8 \
                   512x3,512x6,512x12,512x24,512x48,512x96,256x6,1024x6,2048x6,768x9,1024x12
@@ -97,6 +98,7 @@ pointwise       E.11   without softmax
 rms_lr          E.14   LR times RMS
 beta2           ours   AdamW's beta2
 clip            ours   gradient's limit
+league          later  cures since then
 grid            -      any flags, above
 "
 LR=3e-4,1e-3,3e-3,1e-2,3e-2,1e-1,3e-1    # the paper's seven (section 2.2)
@@ -164,6 +166,13 @@ experiment() {
     pointwise) grid d="${of[three_sizes]}" lr=$LR attention=softmax,relu2 qk_norm=0,1 ;;
     beta2) grid d="${of[small_size]}" lr=$LR beta2=0.9,0.95,0.99,0.999 qk_norm=0,1 ;;
     clip) grid d="${of[small_size]}" lr=$LR clip=0,0.1,1,10 qk_norm=0,1 ;;
+    league)
+        for what in qk_norm=1 "qk_norm=1 warmup=25%" "qk_norm=1 optimizer=muon" qk_norm=0 \
+            "qk_norm=0 "{attn_cap=30,qk_clip=30,gate=1,peri_ln=1,"wd=1e-2 cautious=1"} \
+            "qk_norm=0 optimizer=muon"{," qk_clip=30"}; do
+            # shellcheck disable=SC2086    # several
+            grid d="${of[league_sizes]}" lr=$LR,1 $what
+        done ;;
     grid) grid -d "${of[small_size]}" ;;
     *) return 1 ;;
     esac
@@ -413,7 +422,7 @@ END
     awk 'NF { print $1 }' <<<"$EXPERIMENTS" | fmt -w 78 | sed 's/^/  /'
 }
 
-list() {    # 80 columns, 24 rows
+list() {    # 80 columns, 24 rows with the prompt
     local name section text scale cost flags folder cores rate=0
     cores=$(nproc)
     # a run of about a second, which gives FLOPs a second
@@ -443,7 +452,7 @@ list() {    # 80 columns, 24 rows
                 }'
         done
         echo "$text"
-    done < <(grep . <<<"$EXPERIMENTS")
+    done < <(grep -v '^grid\|^$' <<<"$EXPERIMENTS")    # grid's runs are the user's
 }
 
 main() {

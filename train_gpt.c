@@ -2,15 +2,15 @@
 // unstable, and what cures it: each cure is a few lines, marked with its flag.
 //
 // Read it from the top: the layers, each forward then backward; the model, which calls them in
-// order; AdamW; the training loop; main. The matrix multiply, where most of the time goes, is last.
+// order; the optimizers, AdamW and Muon; the training loop; main. The matrix multiply is last.
 //
 // Shapes: B batch, T sequence length, C channels (the width, -d), L layers, NH heads, HS = C/NH
 // head size, V vocabulary; rows = B*T; IC, OC channels into and out of a matrix. Arrays are
 // row-major: x (B,T,C) has its element (b,t,c) at x[(b*T + t)*C + c]. dx is the gradient of the
 // loss with respect to x. A real is a float (a double in the gradient check).
 //
-// A line marked [flag], or the lines from `[flag` to `flag]`, are what that flag adds. gpt.h says
-// what each flag does.
+// A line marked [flag], or the lines from `[flag` to `flag]`, are what that flag adds to code that
+// others use. Functions that only these lines call may be unmarked. gpt.h says what each flag does.
 //
 // Threads: one thread runs the program. At `omp taskloop` it cuts a loop into tasks, runs them with
 // the help of idle threads, and goes on when all are done (with `nogroup`, at once). `omp simd`
@@ -45,6 +45,10 @@ static inline real row_max(const real *x, int n);
 // (n / SUM_CHUNK + 1) is scratch.
 enum { SUM_CHUNK = 4096 };                           // values that a task sums
 static double sum_squares(const real *x, size_t n, double *sums);
+// Takes x (rows,cols) = U S V^T to about U V^T: singular values become 0.7 to 1.2, except those
+// that are tiny beside the others. scratch
+// (2,n,n) and (rows,cols), where n is the shorter side; sums (rows * cols / SUM_CHUNK + 1)
+static void orthogonalize(real *x, int rows, int cols, real *scratch, double *sums);
 static inline real exponential(real x);              // e^x, for x <= 0
 static inline real reciprocal(real x);               // 1/x, for 1 <= x <= 2
 static int least(int a, int b) { return a < b ? a : b; }
@@ -179,6 +183,16 @@ static void matmul_backward(real *dinp, real *dweight, const real *dout, const r
     }
 }
 
+// Like matmul_backward, for another layer that reads the same inp: adds to dinp, does not set it.
+static void matmul_backward_add(real *dinp, real *dweight, const real *dout,    // [gate
+                                const real *inp, const real *weight, int rows, int IC, int OC) {
+    #pragma omp taskgroup
+    {
+        matmul(dinp, dinp, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
+        matmul(dweight, NULL, transposed(dout, OC), matrix(inp, IC), OC, IC, rows);
+    }
+}                                                                               // gate]
+
 // Rotary positions (Su et al. 2021) of the heads of one token, inp (NH,HS): the pair (i, i + HS/2)
 // of each head turns by an angle that grows with the position, forward if direction is 1, back if
 // -1. out may be inp. cosine, sine (HS/2): of the angles at this position.
@@ -290,7 +304,8 @@ static void qk_norm_rope_backward(real *dqkv, real *dq_weight, real *dk_weight, 
 
 // Causal attention: out_i = sum over j <= i of p_ij v_j, where p_i is the softmax over j of the
 // scores (attention logits) s_ij = scale * dot(q_i, k_j). A task computes a head of a sequence.
-// If relu2 is not 0, p_ij is relu2 * max(0, s_ij)^2 instead.
+// If cap is not 0, cap tanh(s_ij / cap) takes the place of s_ij in p_ij: the dot products, capped
+// at cap / scale. If relu2 is not 0, p_ij is relu2 * max(0, s_ij)^2 instead.
 //
 // Keeps the scores of at most QB queries per thread, not of all T (Dao et al. 2022). The backward
 // pass recomputes p from softmax (B,NH,T,2), which holds two numbers per query: the largest score,
@@ -303,13 +318,14 @@ typedef struct {
     real *p;                                         // (rows,cols) scores, then exp or p
     real *dp;                                        // (rows,cols) dp, then ds: backward only
     real *k_t, *v_t;                                 // (HS,T) k and v of this head, transposed
+    real *slope;                                     // (T) the cap's, of a query: backward only
     // (2T) T zeros, then T times -infinity. Adding mask[T - 1 - i + j] to the score of query i and
     // key j hides the key if j > i.
     real *mask;
 } AttentionScratch;
 
 // The reals that one thread needs
-static size_t attention_scratch_size(int T, int HS) { return (size_t)2 * (QB + HS + 1) * T; }
+static size_t attention_scratch_size(int T, int HS) { return (size_t)(2 * (QB + HS) + 3) * T; }
 
 // This thread's part of memory (threads, attention_scratch_size). A task of attention stays on its
 // thread and never waits, so no other task uses that part before it ends.
@@ -319,7 +335,8 @@ static AttentionScratch attention_scratch(real *memory, int T, int HS) {
     s.dp = s.p + (size_t)QB * T;
     s.k_t = s.dp + (size_t)QB * T;
     s.v_t = s.k_t + (size_t)HS * T;
-    s.mask = s.v_t + (size_t)HS * T;
+    s.slope = s.v_t + (size_t)HS * T;
+    s.mask = s.slope + T;
     for (int t = 0; t < T; t++) {
         s.mask[t] = 0;
         s.mask[T + t] = -INFINITY;
@@ -327,10 +344,19 @@ static AttentionScratch attention_scratch(real *memory, int T, int HS) {
     return s;
 }
 
+// Caps a score (Bello et al. 2016; Gemma 2, arXiv 2408.00118): returns cap tanh(s / cap).
+// *slope is its derivative, 1 - tanh^2. With e = exp(-2 |s| / cap), tanh is (1 - e) / (1 + e), and
+// its derivative 4 e / (1 + e)^2, which is right also where tanh rounds to 1.
+static inline real soft_cap(real s, real cap, real *slope) {                    // [attn_cap
+    real e = exponential(-2 * fabs(s) / cap), inverse = reciprocal(1 + e);
+    *slope = 4 * e * inverse * inverse;
+    return (s < 0 ? -cap : cap) * (1 - e) * inverse;
+}                                                                               // attn_cap]
+
 // out (B,T,C) from q and k in qk (B,T,2,C) and v in qkv (B,T,3,C). max_logit (B,NH), unless NULL:
-// the largest |s_ij| of each head. scratch (threads, attention_scratch_size).
+// the largest |s_ij| of each head, before the cap. scratch (threads, attention_scratch_size).
 static void attention_forward(real *out, real *softmax, real *max_logit, const real *qk,
-                              const real *qkv, real scale, real *scratch, real relu2,
+                              const real *qkv, real scale, real cap, real *scratch, real relu2,
                               int B, int T, int NH, int HS) {
     int C = NH * HS;
     int block = T > 2 * QB ? QB : QB / 2;            // shorter blocks mask fewer scores
@@ -353,11 +379,14 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
                      rows, cols, HS);
             for (int i = 0; i < rows; i++) {
                 real *p = s.p + (size_t)i * cols, *mask = s.mask + T - 1 - (i0 + i);
-                // 2. scale and mask; the largest score
+                // 2. the largest score; cap, scale and mask
+                if (max_logit)
+                    for (int j = 0; j <= i0 + i; j++) largest = larger(fabs(scale * p[j]), largest);
+                if (cap > 0)                                                    // [attn_cap
+                    for (int j = 0; j < cols; j++)
+                        p[j] = soft_cap(p[j], cap / scale, s.slope + j);        // attn_cap]
                 for (int j = 0; j < cols; j++) p[j] = scale * p[j] + mask[j];
                 real top = row_max(p, cols);
-                if (max_logit)
-                    for (int j = 0; j <= i0 + i; j++) largest = larger(fabs(p[j]), largest);
                 if (relu2 > 0) {                                                // [attention
                     for (int j = 0; j < cols; j++) p[j] = p[j] < 0 ? 0 : p[j] * p[j];
                     stats[2 * i + 1] = relu2;
@@ -381,13 +410,14 @@ static void attention_forward(real *out, real *softmax, real *max_logit, const r
 // dqkv (B,T,3,C), the gradients of q and k in qk and of v in qkv, from dout and out (B,T,C):
 //   dp_ij = dot(dout_i, v_j);  ds_ij = scale * p_ij (dp_ij - dot(dout_i, out_i))
 //   dq = ds k;  dk = ds^T q;  dv = p^T dout
-// With squares, ds_ij = scale * 2 relu2 max(0, s_ij) dp_ij.
+// With squares, ds_ij = scale * 2 relu2 max(0, s_ij) dp_ij. With a cap, ds_ij is also multiplied by
+// the cap's derivative.
 // ds_ij is the gradient of dot(q_i, k_j), not of s_ij: it includes the scale. Softmax's backward
 // pass subtracts from dp_ij the sum over j of p_ij dp_ij. This equals dot(dout_i, out_i), since
 // out_i = sum over j of p_ij v_j.
 static void attention_backward(real *dqkv, const real *dout, const real *out, const real *softmax,
-                               const real *qk, const real *qkv, real scale, real *scratch,
-                               real relu2, int B, int T, int NH, int HS) {
+                               const real *qk, const real *qkv, real scale, real cap,
+                               real *scratch, real relu2, int B, int T, int NH, int HS) {
     int C = NH * HS;
     int block = T > 2 * QB ? QB : QB / 2, last = (T - 1) / block * block;
     #pragma omp taskloop
@@ -413,22 +443,26 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
             for (int i = 0; i < rows; i++) {
                 real *p = s.p + (size_t)i * cols, *dp = s.dp + (size_t)i * cols;
                 real *mask = s.mask + T - 1 - (i0 + i);
-                if (relu2 > 0) {                                                // [attention
-                    for (int j = 0; j < cols; j++) {
-                        real s = scale * p[j] + mask[j];
-                        s = s < 0 ? 0 : s;
-                        p[j] = relu2 * s * s;
-                        dp[j] *= 2 * relu2 * s * scale;
-                    }
-                    continue;
-                }                                                               // attention]
+                if (cap > 0)                                                    // [attn_cap
+                    for (int j = 0; j < cols; j++)
+                        p[j] = soft_cap(p[j], cap / scale, s.slope + j);        // attn_cap]
                 real top = stats[2 * i], inverse = stats[2 * i + 1];
                 real dot = row_dot(oi + (size_t)i * C, doi + (size_t)i * C, HS);
-                #pragma omp simd
-                for (int j = 0; j < cols; j++) {
-                    p[j] = exponential(scale * p[j] + mask[j] - top) * inverse;
-                    dp[j] = scale * p[j] * (dp[j] - dot);
-                }
+                if (relu2 > 0)                                                  // [attention
+                    for (int j = 0; j < cols; j++) {
+                        real score = scale * p[j] + mask[j];
+                        score = score < 0 ? 0 : score;
+                        p[j] = relu2 * score * score;
+                        dp[j] *= 2 * relu2 * score * scale;
+                    }
+                else                                                            // attention]
+                    #pragma omp simd
+                    for (int j = 0; j < cols; j++) {
+                        p[j] = exponential(scale * p[j] + mask[j] - top) * inverse;
+                        dp[j] = scale * p[j] * (dp[j] - dot);
+                    }
+                if (cap > 0)                                                    // [attn_cap
+                    for (int j = 0; j < cols; j++) dp[j] *= s.slope[j];         // attn_cap]
             }
             // 3. dq = ds k, dk += ds^T q
             const real *dk_add = i0 == last ? NULL : dk, *dv_add = i0 == last ? NULL : dv;
@@ -439,6 +473,36 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
             multiply(dv, dv_add, 3 * C, transposed(s.p, cols), matrix(doi, C), cols, HS, rows);
         }
     }
+}
+
+// Returns the sigmoid, 1 / (1 + exp(-x)). *slope is its derivative. e = exp(-|x|) cannot overflow.
+static inline real sigmoid(real x, real *slope) {
+    real e = exponential(-fabs(x)), inverse = reciprocal(1 + e);
+    *slope = e * inverse * inverse;
+    return (x > 0 ? 1 : e) * inverse;
+}
+
+// Gated attention (Qiu et al. 2025, arXiv 2505.06708): out = att * sigmoid(gate), element by
+// element; all (rows,C). gate is a linear layer of attention's input.
+static void gate_forward(real *out, const real *att, const real *gate, int rows, int C) {
+    #pragma omp taskloop
+    for (int i = 0; i < rows; i++)
+        for (size_t j = (size_t)i * C; j < (size_t)(i + 1) * C; j++) {
+            real slope;
+            out[j] = att[j] * sigmoid(gate[j], &slope);
+        }
+}
+
+// dgate = dout * att * sigmoid'(gate);  datt = dout * sigmoid(gate). datt may be dout.
+static void gate_backward(real *datt, real *dgate, const real *dout, const real *att,
+                          const real *gate, int rows, int C) {
+    #pragma omp taskloop
+    for (int i = 0; i < rows; i++)
+        for (size_t j = (size_t)i * C; j < (size_t)(i + 1) * C; j++) {
+            real slope, s = sigmoid(gate[j], &slope), d = dout[j];
+            dgate[j] = d * att[j] * slope;
+            datt[j] = d * s;
+        }
 }
 
 // GELU in its tanh form (Hendrycks and Gimpel 2016), computed so that it is right at any x:
@@ -549,6 +613,9 @@ typedef struct {
     real *softmax;                                   // (B,NH,T,2)
     real *max_logit;                                 // (B,NH) largest |score|, if measured
     real *att;                                       // (B,T,C)
+    real *gate, *gated;                              // (B,T,C) before its sigmoid; att times it
+    real *post[2];                                   // (B,T,C) inputs of the norms post_1, post_2
+    real *post_mean[2], *post_rstd[2];               // (B,T)
     real *x_mid;                                     // (B,T,C) the residual stream after attention
     real *ln_2;                                      // (B,T,C)
     real *ln_2_mean, *ln_2_rstd;                     // (B,T)
@@ -575,10 +642,13 @@ typedef struct {
     real *losses, *log_z;                            // (B,T)
     real *fc;                                        // (B,T,4C) before GELU, of the layer at hand
     real *dx;                                        // (B,T,C) gradient of the residual stream
-    real *dnorm;                                     // (B,T,C) gradient of ln_1, ln_2, ln_f or att
+    real *dnorm;                                     // (B,T,C) gradient of a norm's output or att
     real *dqkv;                                      // (B,T,3,C)
+    real *dgate;                                     // (B,T,C)
+    real *dpost;                                     // (B,T,C) gradient of post
     real *dfc;                                       // (B,T,4C)
     real *scratch;                                   // (threads, attention_scratch_size)
+    real *muon;                                      // (10,C,C) of Muon: x, and scratch
     real *partial;                                   // (chunks,4,C) for any norm's backward pass
     double *sums;                                    // (longest array summed / SUM_CHUNK + 1)
     double squares[NUM_SUMS];                        // sums over the activations, if measured
@@ -642,6 +712,15 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
         a->softmax = reserve(g, BT * NH * 2);
         a->max_logit = reserve(g, B * NH);
         a->att = reserve(g, BT * C);
+        if (cfg->gate) {                                                        // [gate
+            a->gate = reserve(g, BT * C);
+            a->gated = reserve(g, BT * C);
+        }                                                                       // gate]
+        for (int i = 0; cfg->peri_ln && i < 2; i++) {                           // [peri_ln
+            a->post[i] = reserve(g, BT * C);
+            a->post_mean[i] = reserve(g, BT);
+            a->post_rstd[i] = reserve(g, BT);
+        }                                                                       // peri_ln]
         a->x_mid = reserve(g, BT * C);
         a->ln_2 = reserve(g, BT * C);
         a->ln_2_mean = reserve(g, BT);
@@ -662,8 +741,11 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, void *mem
     g->dx = reserve(g, BT * C);
     g->dnorm = reserve(g, BT * C);
     g->dqkv = reserve(g, BT * 3 * C);
+    if (cfg->gate) g->dgate = reserve(g, BT * C);                               // [gate]
+    if (cfg->peri_ln) g->dpost = reserve(g, BT * C);                            // [peri_ln]
     g->dfc = reserve(g, BT * 4 * C);
     g->scratch = reserve(g, omp_get_max_threads() * (double)attention_scratch_size(T, (int)HS));
+    if (cfg->optimizer == OPTIMIZER_MUON) g->muon = reserve(g, 10 * C * C);     // [optimizer]
     g->partial = reserve(g, (BT / CHUNK + 1) * 4 * C);
     double longest = fmax(N, BT * fmax(4 * C, V));
     g->sums = reserve(g, (longest / SUM_CHUNK + 1) * (sizeof(double) / sizeof(real)));
@@ -686,13 +768,32 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     rope_table(g->cosine, g->sine, T, cfg->d / cfg->heads);
 }
 
+// Normalizes the output of branch i of a layer, post[i]: 0 attention, 1 the MLP. Returns the norm's
+// output. So its weight alone decides by how much the branch moves the residual stream (Peri-LN:
+// Kim et al. 2025, arXiv 2502.02732).
+static real *post_forward(GPT *g, const Layer *a, int i, int rows, int C) {     // [peri_ln
+    residual_layernorm_forward(g->branch, a->post[i], a->post_mean[i], a->post_rstd[i], a->post[i],
+                               NULL, a->w[i ? POST_2 : POST_1], rows, C);
+    return g->branch;
+}                                                                               // peri_ln]
+
+// Returns the gradient of post[i], from g->dx, the gradient of the norm's output.
+static real *post_backward(GPT *g, const Layer *a, int i, int rows, int C) {    // [peri_ln
+    int kind = i ? POST_2 : POST_1;
+    memset(g->dpost, 0, (size_t)rows * C * sizeof(real));
+    residual_layernorm_backward(g->dpost, a->dw[kind], g->dx, a->post[i], a->w[kind],
+                                a->post_mean[i], a->post_rstd[i], g->partial, rows, C);
+    return g->dpost;
+}                                                                               // peri_ln]
+
 // Computes g->logits (B,T,V) from tokens (B,T). statistics 1: also the max_logit of each layer, and
 // g->squares.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
-    int over = qk_norm_over(&g->cfg);
+    int over = qk_norm_over(&g->cfg), peri_ln = g->cfg.peri_ln;
+    int measures = statistics || g->cfg.qk_clip > 0;    // QK-clip reads max_logit at each step
     size_t BTC = (size_t)rows * C;
-    real scale = (real)attention_scale(&g->cfg);
+    real scale = (real)attention_scale(&g->cfg), cap = (real)g->cfg.attn_cap;
     real kappa = (real)g->cfg.kappa, relu2 = (real)attention_relu2(&g->cfg);
     real *x = g->embedded, *branch = NULL;           // the residual stream is x + branch
     double *squares = g->squares;
@@ -709,15 +810,25 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
         if (kappa > 0) kappa_forward(a.qkv, a.qk_rstd, kappa, rows, NH, HS);    // [kappa]
         qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, w[Q_NORM], w[K_NORM], over,
                              g->cosine, g->sine, B, T, NH, HS);
-        attention_forward(a.att, a.softmax, statistics ? a.max_logit : NULL, a.qk, a.qkv, scale,
-                          g->scratch, relu2, B, T, NH, HS);
+        attention_forward(a.att, a.softmax, measures ? a.max_logit : NULL, a.qk, a.qkv, scale,
+                          cap, g->scratch, relu2, B, T, NH, HS);
+        real *heads = a.att;
+        if (g->cfg.gate) {                                                      // [gate
+            heads = a.gated;
+            matmul_forward(a.gate, a.ln_1, w[GATE], rows, C, C);
+            gate_forward(heads, a.att, a.gate, rows, C);
+        }                                                                       // gate]
         branch = g->branch;
-        matmul_forward(branch, a.att, w[ATTN_C_PROJ], rows, C, C);
+        if (peri_ln) branch = a.post[0];                                        // [peri_ln]
+        matmul_forward(branch, heads, w[ATTN_C_PROJ], rows, C, C);
+        if (peri_ln) branch = post_forward(g, &a, 0, rows, C);                  // [peri_ln]
         // a.x_mid = a.x + branch;  branch = mlp_c_proj(gelu(c_fc(ln_2(a.x_mid))))
         residual_layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, a.x, branch,
                                    w[LN_2], rows, C);
         matmul_gelu_forward(a.gelu, a.slope, g->fc, a.ln_2, w[C_FC], rows, C, 4 * C);
+        if (peri_ln) branch = a.post[1];                                        // [peri_ln]
         matmul_forward(branch, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
+        if (peri_ln) branch = post_forward(g, &a, 1, rows, C);                  // [peri_ln]
         x = a.x_mid;
         if (statistics) {                            // now: the next layer overwrites fc
             squares[ACT_C_ATTN] += sum_squares(a.qkv, 3 * BTC, g->sums);
@@ -760,8 +871,8 @@ static double gpt_loss(GPT *g, const int *targets, int B, int T, int gradient, d
 // first layer, a LayerNorm, which adds its part to dx.
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
-    int over = qk_norm_over(&g->cfg);
-    real scale = (real)attention_scale(&g->cfg);
+    int over = qk_norm_over(&g->cfg), peri_ln = g->cfg.peri_ln;
+    real scale = (real)attention_scale(&g->cfg), cap = (real)g->cfg.attn_cap;
     real kappa = (real)g->cfg.kappa, relu2 = (real)attention_relu2(&g->cfg);
     real *dx = g->dx, *dnorm = g->dnorm;
     real *dlogits = g->logits;                       // gpt_loss left them there
@@ -774,14 +885,22 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         const Layer a = g->layers[l];
         real *const *w = a.w, *const *dw = a.dw;
         // the MLP: mlp_c_proj(gelu(c_fc(ln_2(x_mid))))
-        matmul_gelu_backward(g->dfc, dw[MLP_C_PROJ], dx, a.slope, a.gelu, w[MLP_C_PROJ],
+        real *dbranch = dx;                          // gradient of the branch, before a norm post
+        if (peri_ln) dbranch = post_backward(g, &a, 1, rows, C);                // [peri_ln]
+        matmul_gelu_backward(g->dfc, dw[MLP_C_PROJ], dbranch, a.slope, a.gelu, w[MLP_C_PROJ],
                              rows, 4 * C, C);
         matmul_backward(dnorm, dw[C_FC], g->dfc, a.ln_2, w[C_FC], rows, C, 4 * C);
         residual_layernorm_backward(dx, dw[LN_2], dnorm, a.x_mid, w[LN_2], a.ln_2_mean,
                                     a.ln_2_rstd, g->partial, rows, C);
         // attention: attn_c_proj(attention(c_attn(ln_1(x))))
-        matmul_backward(dnorm, dw[ATTN_C_PROJ], dx, a.att, w[ATTN_C_PROJ], rows, C, C);
-        attention_backward(g->dqkv, dnorm, a.att, a.softmax, a.qk, a.qkv, scale, g->scratch,
+        real *heads = a.att;
+        dbranch = dx;
+        if (peri_ln) dbranch = post_backward(g, &a, 0, rows, C);                // [peri_ln]
+        if (g->cfg.gate) heads = a.gated;                                       // [gate]
+        matmul_backward(dnorm, dw[ATTN_C_PROJ], dbranch, heads, w[ATTN_C_PROJ], rows, C, C);
+        if (g->cfg.gate)                                                        // [gate
+            gate_backward(dnorm, g->dgate, dnorm, a.att, a.gate, rows, C);      // gate]
+        attention_backward(g->dqkv, dnorm, a.att, a.softmax, a.qk, a.qkv, scale, cap, g->scratch,
                            relu2, B, T, NH, HS);
         qk_norm_rope_backward(g->dqkv, dw[Q_NORM], dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
                               w[Q_NORM], w[K_NORM], over, g->cosine, g->sine, g->partial,
@@ -789,6 +908,9 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         if (kappa > 0)                                                          // [kappa
             kappa_backward(g->dqkv, a.qkv, a.qk_rstd, kappa, rows, NH, HS);     // kappa]
         matmul_backward(dnorm, dw[C_ATTN], g->dqkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
+        if (g->cfg.gate)                                                        // [gate
+            matmul_backward_add(dnorm, dw[GATE], g->dgate, a.ln_1, w[GATE], rows,
+                                C, C);                                          // gate]
         residual_layernorm_backward(dx, dw[LN_1], dnorm, a.x, w[LN_1], a.ln_1_mean, a.ln_1_rstd,
                                     g->partial, rows, C);
     }
@@ -796,11 +918,22 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
 }
 
 // ---------------------------------------------------------------------------
-// AdamW (Loshchilov and Hutter 2019)
+// The optimizer: AdamW (Loshchilov and Hutter 2019), or Muon for the matrices of the layers
 
 // The constants of a step. The moments start at 0, which makes them too small at first: m is
 // multiplied by correction1 = 1 / (1 - beta1^step), and v by correction2.
-typedef struct { real clip_scale, beta1, beta2, correction1, correction2, eps, decay; } AdamW;
+typedef struct {
+    real clip_scale, beta1, beta2, correction1, correction2, eps, decay;
+    int cautious;
+} AdamW;
+
+// Returns the new value of a parameter whose update is u. Cautious decay (Chen et al. 2025, arXiv
+// 2510.12402) spares a parameter that the update moves away from 0: decay would work against it.
+static inline real updated(real param, real u, real lr, AdamW o) {
+    real decay = o.decay;
+    if (o.cautious && u * param < 0) decay = 0;                                 // [cautious]
+    return param - (lr * u + decay * param);
+}
 
 // One step for n parameters:
 //   g = clip_scale * grad;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
@@ -821,7 +954,7 @@ static double adamw(real *param, const real *grad, real *m, real *v, size_t n, r
             m[i] = o.beta1 * m[i] + (1 - o.beta1) * g;
             v[i] = o.beta2 * v[i] + (1 - o.beta2) * g * g;
             real u = m[i] * o.correction1 / (sqrt(v[i] * o.correction2) + o.eps);
-            param[i] -= lr * u + o.decay * param[i];
+            param[i] = updated(param[i], u, lr, o);
             sum += (double)u * (double)u;
         }
         sums[chunk] = sum;
@@ -830,6 +963,52 @@ static double adamw(real *param, const real *grad, real *m, real *v, size_t n, r
     return total;
 }
 
+#define MUON_MOMENTUM ((real)0.95)
+
+// Takes one step of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for a matrix
+// (rows,cols). Makes its momentum, in Nesterov's form, orthogonal: equally long in every direction.
+//   m = 0.95 m + 0.05 g;  u = 0.2 sqrt(the longer side) orthogonalize(0.95 m + 0.05 g)
+// The factor gives u the RMS of AdamW's updates, about 0.2, so that the same lr and decay serve
+// (Moonlight: Liu et al. 2025, arXiv 2502.16982). Returns the sum of u^2. scratch (10,C,C). Costs
+// 300 C^3 operations per layer: 4.2 C / (B T) times those of the layers' products in a step.
+static double muon(real *param, const real *grad, real *m, int rows, int cols,  // [optimizer
+                   real lr, AdamW o, real *scratch, double *sums) {
+    size_t n = (size_t)rows * cols;
+    real *x = scratch, size = (real)0.2 * sqrt((real)(rows > cols ? rows : cols));
+    #pragma omp taskloop
+    for (int i = 0; i < rows; i++)
+        for (size_t j = (size_t)i * cols; j < (size_t)(i + 1) * cols; j++) {
+            real g = grad[j] * o.clip_scale;
+            m[j] = MUON_MOMENTUM * m[j] + (1 - MUON_MOMENTUM) * g;
+            x[j] = MUON_MOMENTUM * m[j] + (1 - MUON_MOMENTUM) * g;
+        }
+    orthogonalize(x, rows, cols, scratch + n, sums);
+    #pragma omp taskloop
+    for (int i = 0; i < rows; i++)
+        for (size_t j = (size_t)i * cols; j < (size_t)(i + 1) * cols; j++)
+            param[j] = updated(param[j], size * x[j], lr, o);
+    return size * size * sum_squares(x, n, sums);
+}                                                                               // optimizer]
+
+// QK-clip (Kimi K2, arXiv 2507.20534): where the largest |score| of a head in this batch was above
+// tau, multiplies the weights of its queries and keys by sqrt(tau / largest), so that its scores
+// become tau / largest times as large. (K2 takes the largest score.) c_attn (3C,C) has the rows of
+// q, k, v; max_logit (B,NH).
+static void qk_clip(real *c_attn, const real *max_logit, real tau, int B,       // [qk_clip
+                    int NH, int C) {
+    size_t head = (size_t)C / NH * C;                // weights of the queries of one head
+    for (int h = 0; h < NH; h++) {
+        real largest = 0;
+        for (int b = 0; b < B; b++) largest = larger(max_logit[b * NH + h], largest);
+        if (largest <= tau) continue;
+        real *q = c_attn + h * head, *k = q + (size_t)C * C, factor = sqrt(tau / largest);
+        for (size_t i = 0; i < head; i++) {
+            q[i] *= factor;
+            k[i] *= factor;
+        }
+    }
+}                                                                               // qk_clip]
+
 // Updates every parameter at this step (counted from 1), after scaling the gradient down to norm
 // cfg->clip if it is longer. Returns the norm before clipping. stats, unless NULL, gets for each
 // kind of tensor the RMS of its gradient (before clipping), of its update and of its new values.
@@ -837,7 +1016,7 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
     const Config *cfg = &g->cfg;
     double norm = sqrt(sum_squares(g->grads, g->num_parameters, g->sums));
     double lr = learning_rate(cfg, step);
-    double clip_scale = 1, beta2 = 0.95, eps = 1e-8, decay = 0;    // if the lines below go
+    double clip_scale = 1, beta2 = 0.95, eps = 1e-8, decay = 0;    // without the lines below
     if (cfg->clip > 0 && norm > cfg->clip) clip_scale = cfg->clip / norm;       // [clip]
     if (norm * clip_scale > LARGEST_SQUARED) clip_scale = NAN;    // v would overflow
     beta2 = cfg->beta2;                                                         // [beta2]
@@ -845,7 +1024,8 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
     decay = weight_decay(cfg, step);                                            // [wd]
     AdamW o = {(real)clip_scale, (real)cfg->beta1, (real)beta2,
                (real)(1 / (1 - pow(cfg->beta1, step))), (real)(1 / (1 - pow(beta2, step))),
-               (real)eps, (real)decay};
+               (real)eps, (real)decay, 0};
+    o.cautious = cfg->cautious;                                                 // [cautious]
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         size_t size = parameter_size(p), n = size * (size_t)p->copies, at = p->offset;
@@ -859,13 +1039,22 @@ static double gpt_update(GPT *g, int step, Stats *stats) {
                 double rms = sqrt(sum_squares(g->params + i, size, g->sums) / (double)size);
                 tensor_lr *= fmax(rms, 1e-3);
             }                                                                   // rms_lr]
-            double updates = adamw(g->params + i, g->grads + i, g->m + i, g->v + i, size,
-                                   (real)tensor_lr, o, g->sums);
+            real *params = g->params + i, *grads = g->grads + i, *m = g->m + i;
+            double updates = 0;
+            if (uses_muon(cfg, g->table, k)) {                                  // [optimizer
+                int parts = k == C_ATTN ? 3 : 1;     // q, k and v are three matrices
+                for (size_t j = 0; j < size; j += size / parts)
+                    updates += muon(params + j, grads + j, m + j, p->rows / parts, p->cols,
+                                    (real)tensor_lr, o, g->muon, g->sums);
+            } else                                                              // optimizer]
+                updates = adamw(params, grads, m, g->v + i, size, (real)tensor_lr, o, g->sums);
+            if (k == C_ATTN && cfg->qk_clip > 0)                                // [qk_clip
+                qk_clip(params, g->layers[l].max_logit, (real)cfg->qk_clip, cfg->batch,
+                        cfg->heads, p->cols);                                   // qk_clip]
             squares += updates;
             if (!stats || (k != C_FC && k != ATTN_C_PROJ)) continue;
             int to = k == C_FC ? C_FC_GRAD_RMS : ATTN_C_PROJ_GRAD_RMS;
-            double grads = sum_squares(g->grads + i, size, g->sums);
-            stats->by_layer[to][l] = sqrt(grads / (double)size);
+            stats->by_layer[to][l] = sqrt(sum_squares(grads, size, g->sums) / (double)size);
             stats->by_layer[to + 1][l] = sqrt(updates / (double)size);
         }
         if (!stats || n == 0) continue;
@@ -1373,4 +1562,34 @@ static void matmul(real *out, const real *add, Matrix a, Matrix b, int M, int N,
             multiply(out + at, add ? add + at : NULL, N, part(a, i, 0), part(b, 0, j),
                      least(height, M - i), least(width, N - j), K);
         }
+}
+
+// out (M,N) = a (M,K) b (K,N): matmul, and waits for its tasks
+static void product(real *out, Matrix a, Matrix b, int M, int N, int K) {
+    #pragma omp taskgroup
+    matmul(out, NULL, a, b, M, N, K);
+}
+
+// The Newton-Schulz iteration with the coefficients of Jordan et al. (2024). Scales x to norm 1.
+// Then replaces it five times by p x, where p = a + b g + c g^2 and g = x x^T; a tall x by x p,
+// where g = x^T x. That keeps the singular vectors and takes a singular value s to
+// s (a + b s^2 + c s^4): those from 0.002 on end between 0.68 and 1.21.
+static void orthogonalize(real *x, int rows, int cols, real *scratch, double *sums) {
+    const real a = (real)3.4445, b = (real)-4.7750, c = (real)2.0315;
+    int tall = rows > cols, n = least(rows, cols);
+    size_t size = (size_t)rows * cols, square = (size_t)n * n;
+    real *g = scratch, *p = g + square, *y = p + square;
+    Matrix X = matrix(x, cols), G = matrix(g, n), P = matrix(p, n);
+    real factor = (real)(1 / (sqrt(sum_squares(x, size, sums)) + 1e-30));
+    #pragma omp taskloop
+    for (size_t i = 0; i < size; i++) x[i] *= factor;
+    for (int turn = 0; turn < 5; turn++) {
+        product(g, tall ? flip(X) : X, tall ? X : flip(X), n, n, tall ? rows : cols);
+        product(p, G, G, n, n, n);
+        #pragma omp taskloop
+        for (size_t i = 0; i < square; i++) p[i] = b * g[i] + c * p[i];
+        for (size_t i = 0; i < square; i += n + 1) p[i] += a;
+        product(y, tall ? X : P, tall ? P : X, rows, cols, n);
+        memcpy(x, y, size * sizeof(real));
+    }
 }

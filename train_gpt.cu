@@ -163,7 +163,7 @@ static void residual_layernorm_forward(act *out, act *x, real *mean, real *rstd,
 // threads, or block, leaves its sum in one row of it. sum_partials adds these rows at the end of a
 // layer, for all norms of the layer in one launch.
 enum { ROW_BLOCKS = 4 * 132 };                       // at most: four per multiprocessor of an H200
-enum { MAX_PARTIALS = 5 };                           // ln_f, ln_2, q_norm, k_norm, ln_1
+enum { MAX_PARTIALS = 7 };    // ln_f, post_2, ln_2, post_1, q_norm, k_norm, ln_1
 typedef struct {
     real *memory;                                    // for MAX_PARTIALS arrays
     size_t used;                                     // of memory
@@ -280,6 +280,13 @@ static void matmul_backward(act *dinp, real *dweight, const act *dout, const act
     matmul(dinp, (act *)NULL, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
     matmul(dweight, dweight, transposed(dout, OC), matrix(inp, IC), OC, IC, rows);
 }
+
+// Like matmul_backward, for another layer that reads the same inp: adds to dinp, does not set it.
+static void matmul_backward_add(act *dinp, real *dweight, const act *dout,      // [gate
+                                const act *inp, const act *weight, int rows, int IC, int OC) {
+    matmul(dinp, dinp, matrix(dout, OC), matrix(weight, IC), rows, IC, OC);
+    matmul(dweight, dweight, transposed(dout, OC), matrix(inp, IC), OC, IC, rows);
+}                                                                               // gate]
 
 // A head of q or k stays in the registers of a group of lanes, PAIRS pairs (i, i + HS/2) in each.
 // The number of lanes is a power of 2, so that a warp holds whole groups.
@@ -472,6 +479,9 @@ static void qk_norm_rope_backward(act *dqkv, real *dq_weight, real *dk_weight, c
 
 // Causal attention: out_i = sum over j <= i of p_ij v_j, where p_i is the softmax over j of the
 // scores (attention logits) s_ij = scale * dot(q_i, k_j).
+// If cap is not 0, cap tanh(s_ij / cap) takes the place of s_ij in p_ij: the dot products, capped
+// at cap / scale, the kernels' cap. Each kernel is compiled with CAP and without: a cap of 0 costs
+// nothing.
 //
 // Scores and p stay in registers (Dao 2023, FlashAttention-2): a warp keeps 16 queries of a head
 // and reads the keys tile by tile; for dk and dv it keeps 16 keys and reads the queries. Of each
@@ -538,14 +548,29 @@ __device__ inline void store_rows(act *x, int row, int i, int rows, int HS,
         }
 }
 
-// out (B,T,C) from q and k in qk (B,T,2,C) and v in qkv (B,T,3,C). max_logit (1), unless NULL, is
-// raised to the largest |scale * dot(q_i, k_j)|. A block has ROWS queries, the longest rows first.
-// Blocks of a head are neighbours: they find its keys and values in L2. Moves 4 C values per token.
+// Caps a score (Bello et al. 2016; Gemma 2, arXiv 2408.00118): returns cap tanh(s / cap).
+// *slope is its derivative, 1 - tanh^2. With e = exp(-2 |s| / cap), tanh is (1 - e) / (1 + e), and
+// its derivative 4 e / (1 + e)^2, which is right also where tanh rounds to 1. A hidden score stays
+// -infinity.
+__device__ inline real soft_cap(real s, real cap, real *slope) {                // [attn_cap
+    real e = exponential(-2 * reciprocal(cap) * fabsf(s)), inverse = reciprocal(1 + e);
+    *slope = 4 * (e * inverse) * inverse;
+    return s == -INFINITY ? s : copysignf(cap * (inverse - e * inverse), s);
+}                                                                               // attn_cap]
+
+// The kernel for heads of HS channels
+// NOLINTNEXTLINE(bugprone-macro-parentheses): (f)<32, CAP> would be a comparison
+#define FOR_HEADS(f, CAP) (HS <= 32 ? f<32, CAP> : HS <= 64 ? f<64, CAP> : f<128, CAP>)
+
+// out (B,T,C) from q and k in qk (B,T,2,C) and v in qkv (B,T,3,C). max_logit (NH), unless NULL, is
+// raised to the largest |s_ij| of each head, before the cap. A block has ROWS queries, the longest
+// rows first. Blocks of a head are neighbours: they find its keys and values in L2. Moves 4 C
+// values per token.
 // The compiler may use as many registers as leave room for 2 or 3 blocks on a multiprocessor.
-template <int CH>
-__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
+template <int CH, bool CAP>
+__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 || CAP ? 2 : 3)
 attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *qk,
-                         const act *qkv, float scale, int T, int NH, int HS) {
+                         const act *qkv, float scale, float cap, int T, int NH, int HS) {
     const int KEYS = Tile<CH>::HEIGHT;
     __shared__ Tile<CH> k_tile[2], v_tile[2];
     int C = NH * HS, head = blockIdx.z * NH + blockIdx.y;
@@ -570,18 +595,19 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
         }
         if (j0 > i0 + 15) continue;                  // no query of this warp sees these keys
         // 1. scores = q k^T
-        float s[KEYS / 16][8] = {}, factor[2];
+        float s[KEYS / 16][8] = {}, factor[2], slope;
         #pragma unroll
         for (int n = 0; n < KEYS / 16; n++)
             #pragma unroll
             for (int c = 0; c < CH / 16; c++)
                 multiply(s[n], qi[c], over_channels(k_tile[now], 16 * n, 16 * c));
-        // 2. scale and mask, which only the diagonal needs; the largest score
-        if (max_logit || j0 + KEYS - 1 > i0)
+        // 2. the largest score; cap, scale and mask, which only the diagonal needs
+        if (CAP || max_logit || j0 + KEYS - 1 > i0)
             for (int n = 0; n < KEYS / 16; n++)
                 for (int e = 0; e < 8; e++) {
                     bool seen = j0 + 16 * n + block_column(e) <= i0 + block_row(e);
                     largest = fmaxf(largest, seen ? fabsf(s[n][e]) : 0);
+                    if (CAP) s[n][e] = soft_cap(s[n][e], cap, &slope);          // [attn_cap]
                     s[n][e] = seen ? s[n][e] : -INFINITY;
                 }
         float old[2] = {top[0], top[1]};
@@ -632,28 +658,31 @@ attention_forward_kernel(act *out, float *softmax, float *max_logit, const act *
     for (int distance = 16; distance > 0; distance /= 2)
         largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, distance));
     // a maximum is the same in any order, and floats from 0 up are ordered as their bits are
-    if (threadIdx.x % 32 == 0) atomicMax((int *)max_logit, __float_as_int(scale * largest));
+    if (threadIdx.x % 32 == 0)
+        atomicMax((int *)max_logit + blockIdx.y, __float_as_int(scale * largest));
 }
 
 static void attention_forward(act *out, float *softmax, float *max_logit, const act *qk,
-                              const act *qkv, float scale, int B, int T, int NH, int HS) {
-    auto kernel = HS <= 32 ? attention_forward_kernel<32>
-                : HS <= 64 ? attention_forward_kernel<64> : attention_forward_kernel<128>;
+                              const act *qkv, float scale, float cap,
+                              int B, int T, int NH, int HS) {
+    auto kernel = FOR_HEADS(attention_forward_kernel, false);
+    if (cap > 0) kernel = FOR_HEADS(attention_forward_kernel, true);            // [attn_cap]
     launch(kernel, dim3(ceil_div(T, ROWS), NH, B), ATTENTION_THREADS, out, softmax, max_logit, qk,
-           qkv, scale, T, NH, HS);
+           qkv, scale, cap / scale, T, NH, HS);
 }
 
 // dqkv (B,T,3,C), the gradients of q and k in qk and of v in qkv, from dout and out (B,T,C):
 //   dp_ij = dot(dout_i, v_j);  ds_ij = scale * p_ij (dp_ij - dot(dout_i, out_i))
 //   dq = ds k;  dk = ds^T q;  dv = p^T dout
+// With a cap, ds_ij is also multiplied by the cap's derivative.
 // dq is a sum over keys, dk and dv are sums over queries. Two kernels keep these sums in registers,
 // in a fixed order, and both compute p and ds. The scale of ds is applied to the sums.
 
 // dq, and dot (B,NH,T): dot_i = dot(dout_i, out_i). Moves 6 C values per token.
-template <int CH>
-__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
+template <int CH, bool CAP>
+__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 || CAP ? 2 : 3)
 attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, const float *softmax,
-                    const act *qk, const act *qkv, float scale, int T, int NH, int HS) {
+                    const act *qk, const act *qkv, float scale, float cap, int T, int NH, int HS) {
     const int KEYS = Tile<CH>::HEIGHT;
     __shared__ Tile<CH> k_tile[2], v_tile[2];
     int C = NH * HS, head = blockIdx.z * NH + blockIdx.y;
@@ -694,7 +723,7 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
         #pragma unroll
         for (int n = 0; n < KEYS / 16; n++) {
             // 1. scores = q k^T, dp = dout v^T
-            float s[8] = {}, dp[8] = {}, ds[8];
+            float s[8] = {}, dp[8] = {}, ds[8], slope;
             #pragma unroll
             for (int c = 0; c < CH / 16; c++) {
                 multiply(s, qi[c], over_channels(k_tile[now], 16 * n, 16 * c));
@@ -706,9 +735,11 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
                     if (j0 + 16 * n + block_column(e) > i0 + block_row(e)) s[e] = -INFINITY;
             for (int e = 0; e < 8; e++) {
                 int r = e / 2 % 2;
+                if (CAP) s[e] = soft_cap(s[e], cap, &slope);                    // [attn_cap]
                 s[e] = __fmul_rn(s[e], scale * PER_LN_2);
                 float p = power_of_2(s[e] - top[r]) * inverse[r];
                 ds[e] = p * (dp[e] - dot_i[r]);
+                if (CAP) ds[e] *= slope;                                        // [attn_cap]
             }
             // 3. dq = ds k
             Left ds_i = left_factor(ds);
@@ -722,10 +753,11 @@ attention_dq_kernel(act *dqkv, float *dot, const act *dout, const act *out, cons
 }
 
 // dk and dv. Rows of scores and p are keys here, columns are queries. Moves 6 C values per token.
-template <int CH>
-__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 ? 2 : 3)
+template <int CH, bool CAP>
+__global__ void __launch_bounds__(ATTENTION_THREADS, CH == 128 || CAP ? 2 : 3)
 attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *softmax,
-                     const act *qk, const act *qkv, float scale, int T, int NH, int HS) {
+                     const act *qk, const act *qkv, float scale, float cap,
+                     int T, int NH, int HS) {
     const int QUERIES = Tile<CH>::HEIGHT;
     __shared__ Tile<CH> q_tile[2], do_tile[2];
     __shared__ __align__(16) float softmax_tile[2][2 * QUERIES], dot_tile[2][QUERIES];
@@ -761,7 +793,7 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
         #pragma unroll 1                             // more would not fit in the registers
         for (int n = 0; n < QUERIES / 16; n++) {
             // 1. transposed scores = k q^T, transposed dp = v dout^T; so are p and ds below
-            float s[8] = {}, dp[8] = {}, p[8], ds[8];
+            float s[8] = {}, dp[8] = {}, p[8], ds[8], slope;
             #pragma unroll
             for (int c = 0; c < CH / 16; c++) {
                 multiply(s, kj[c], over_channels(q_tile[now], 16 * n, 16 * c));
@@ -774,9 +806,11 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
             for (int e = 0; e < 8; e++) {
                 int i = 16 * n + block_column(e);
                 float top = softmax_tile[now][2 * i], inverse = softmax_tile[now][2 * i + 1];
+                if (CAP) s[e] = soft_cap(s[e], cap, &slope);                    // [attn_cap]
                 s[e] = __fmul_rn(s[e], scale * PER_LN_2);
                 p[e] = power_of_2(s[e] - top) * inverse;
                 ds[e] = p[e] * (dp[e] - dot_tile[now][i]);
+                if (CAP) ds[e] *= slope;                                        // [attn_cap]
             }
             // 3. dk = ds^T q
             Left ds_j = left_factor(ds), p_j = left_factor(p);
@@ -797,16 +831,66 @@ attention_dkv_kernel(act *dqkv, const float *dot, const act *dout, const float *
 
 // scratch (B,NH,T): dot_i
 static void attention_backward(act *dqkv, const act *dout, const act *out, const float *softmax,
-                               const act *qk, const act *qkv, float scale, float *scratch,
-                               int B, int T, int NH, int HS) {
+                               const act *qk, const act *qkv, float scale, float cap,
+                               float *scratch, int B, int T, int NH, int HS) {
     dim3 grid(ceil_div(T, ROWS), NH, B);
-    auto dq = HS <= 32 ? attention_dq_kernel<32>
-            : HS <= 64 ? attention_dq_kernel<64> : attention_dq_kernel<128>;
-    auto dkv = HS <= 32 ? attention_dkv_kernel<32>
-             : HS <= 64 ? attention_dkv_kernel<64> : attention_dkv_kernel<128>;
-    launch(dq, grid, ATTENTION_THREADS, dqkv, scratch, dout, out, softmax, qk, qkv, scale, T, NH,
-           HS);
-    launch(dkv, grid, ATTENTION_THREADS, dqkv, scratch, dout, softmax, qk, qkv, scale, T, NH, HS);
+    auto dq = FOR_HEADS(attention_dq_kernel, false);
+    auto dkv = FOR_HEADS(attention_dkv_kernel, false);
+    if (cap > 0) dq = FOR_HEADS(attention_dq_kernel, true);                     // [attn_cap]
+    if (cap > 0) dkv = FOR_HEADS(attention_dkv_kernel, true);                   // [attn_cap]
+    launch(dq, grid, ATTENTION_THREADS, dqkv, scratch, dout, out, softmax, qk, qkv, scale,
+           cap / scale, T, NH, HS);
+    launch(dkv, grid, ATTENTION_THREADS, dqkv, scratch, dout, softmax, qk, qkv, scale,
+           cap / scale, T, NH, HS);
+}
+
+// Returns the sigmoid, 1 / (1 + exp(-x)). *slope is its derivative. e = exp(-|x|) cannot overflow.
+__device__ inline real sigmoid(real x, real *slope) {
+    real e = exponential(-fabsf(x)), inverse = reciprocal(1 + e);
+    *slope = e * inverse * inverse;
+    return (x > 0 ? 1 : e) * inverse;
+}
+
+// Gated attention (Qiu et al. 2025, arXiv 2505.06708): out = att * sigmoid(gate), element by
+// element; all (n). gate is a linear layer of attention's input. Moves 3 values per element.
+__global__ void gate_forward_kernel(act *out, const act *att, const act *gate, size_t n) {
+    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
+    if (at >= n) return;
+    float x[W], y[W], slope;
+    load(x, gate + at);
+    load(y, att + at);
+    for (int i = 0; i < W; i++) y[i] *= sigmoid(x[i], &slope);
+    store(out + at, y);
+}
+
+static void gate_forward(act *out, const act *att, const act *gate, int rows, int C) {
+    size_t n = (size_t)rows * C;
+    launch(gate_forward_kernel, (n / W + 127) / 128, 128, out, att, gate, n);
+}
+
+// dgate = dout * att * sigmoid'(gate);  datt = dout * sigmoid(gate). datt may be dout. Moves 5
+// values per element.
+__global__ void gate_backward_kernel(act *datt, act *dgate, const act *dout, const act *att,
+                                     const act *gate, size_t n) {
+    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W;
+    if (at >= n) return;
+    float x[W], y[W], d[W], slope;
+    load(x, gate + at);
+    load(y, att + at);
+    load(d, dout + at);
+    for (int i = 0; i < W; i++) {
+        real s = sigmoid(x[i], &slope);
+        y[i] *= d[i] * slope;
+        d[i] *= s;
+    }
+    store(dgate + at, y);
+    store(datt + at, d);
+}
+
+static void gate_backward(act *datt, act *dgate, const act *dout, const act *att, const act *gate,
+                          int rows, int C) {
+    size_t n = (size_t)rows * C;
+    launch(gate_backward_kernel, (n / W + 127) / 128, 128, datt, dgate, dout, att, gate, n);
 }
 
 // GELU in its tanh form, computed as in train_gpt.c: gelu(x) = x s with s = 1 / (1 + exp(-2u)) and
@@ -1005,12 +1089,15 @@ static void sum_values(double *sums, const act *x, size_t n) {
 
 // Where the tensors of each kind lie among all parameters, and the size of one of them: blockIdx.y
 // is a kind.
-typedef struct { size_t offset[NUM_KINDS], size[NUM_KINDS], tensor[NUM_KINDS]; } Kinds;
+typedef struct {
+    size_t offset[NUM_KINDS], size[NUM_KINDS], tensor[NUM_KINDS];
+    real muon[NUM_KINDS];                            // the factor of Muon's updates
+} Kinds;
 
-// sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind's gradient. Moves 4
-// bytes per parameter.
-__global__ void grad_squares_kernel(double *sums, const real *grads, Kinds kinds) {
-    double sum = block_sum<2>(grads + kinds.offset[blockIdx.y], kinds.size[blockIdx.y]);
+// sums (NUM_KINDS,blocks) = each block's share of the sum of squares of a kind in all, which are
+// gradients or parameters. Moves 4 bytes per parameter.
+__global__ void squares_kernel(double *sums, const real *all, Kinds kinds) {
+    double sum = block_sum<2>(all + kinds.offset[blockIdx.y], kinds.size[blockIdx.y]);
     if (threadIdx.x == 0) sums[blockIdx.y * gridDim.x + blockIdx.x] = sum;
 }
 
@@ -1022,6 +1109,54 @@ __global__ void rms_kernel(real (*rms)[MAX_LAYERS], const real *all, double lowe
     if (l * n >= kinds.size[k]) return;              // this kind has no tensor l
     double sum = block_sum<2>(all + kinds.offset[k] + l * n, n);
     if (threadIdx.x == 0) rms[k][l] = (real)fmax(sqrt(sum / n), lowest);
+}
+
+// out (n) = x (n) over its norm. sums (blocks): the shares of its sum of squares
+__global__ void normalize_kernel(act *out, const real *x, const double *sums, int blocks, int n) {
+    int at = (blockIdx.x * blockDim.x + threadIdx.x) * W;
+    double total = 0;
+    float y[W];
+    for (int i = threadIdx.x; i < blocks; i += blockDim.x) total += sums[i];
+    real factor = (real)(1 / (sqrt(row_sum(total)) + 1e-30));
+    if (at >= n) return;
+    load(y, x + at);
+    for (int i = 0; i < W; i++) y[i] *= factor;
+    store(out + at, y);
+}
+
+// p (n,n) = a + b g + c p, where p was g g, and a is on the diagonal
+__global__ void polynomial_kernel(act *p, const act *g, int n) {
+    const real a = (real)3.4445, b = (real)-4.7750, c = (real)2.0315;
+    int at = (blockIdx.x * blockDim.x + threadIdx.x) * W;
+    float x[W], y[W];
+    if (at >= n * n) return;
+    load(x, g + at);
+    load(y, p + at);
+    for (int i = 0; i < W; i++) y[i] = b * x[i] + c * y[i] + (at / n == at % n + i ? a : 0);
+    store(p + at, y);
+}
+
+// Takes x (rows,cols) = U S V^T to about U V^T, as in train_gpt.c: by the Newton-Schulz iteration
+// with the coefficients of Jordan et al. (2024). Scales x to norm 1. Then replaces it five times by
+// p x, where p = a + b g + c g^2 and g = x x^T; a tall x by x p, where g = x^T x. Products read
+// act, as Jordan's read bf16. scratch (2,n,n) and (2,rows,cols), where n is the shorter side; sums
+// (blocks). 22 launches: on a small model they take longer than the work.
+static void orthogonalize(real *x, int rows, int cols, act *scratch, double *sums) {
+    int tall = rows > cols, n = least(rows, cols), size = rows * cols, blocks = sum_blocks(size);
+    act *g = scratch, *p = g + n * n, *y[2] = {p + n * n, p + n * n + size};
+    Matrix G = matrix(g, n), P = matrix(p, n);
+    Kinds one = {};
+    one.size[0] = size;
+    launch(squares_kernel, blocks, 128, sums, x, one);
+    launch(normalize_kernel, ceil_div(size, 128 * W), 128, y[0], x, sums, blocks, size);
+    for (int turn = 0; turn < 5; turn++) {
+        Matrix X = matrix(y[turn % 2], cols);
+        product(g, tall ? flip(X) : X, tall ? X : flip(X), n, n, size / n);
+        product(p, G, G, n, n, n);
+        launch(polynomial_kernel, ceil_div(n * n, 128 * W), 128, p, g, n);
+        if (turn < 4) product(y[1 - turn % 2], tall ? X : P, tall ? P : X, rows, cols, n);
+        else product(x, tall ? X : P, tall ? P : X, rows, cols, n);
+    }
 }
 
 // ---------------------------------------------------------------------------
@@ -1181,8 +1316,11 @@ typedef struct {
     real *qk_mean, *qk_rstd;                         // (B,T,2,NH)
     act *qk;                                         // (B,T,2,C) q and k as attention sees them
     real *softmax;                                   // (B,NH,T,2)
-    real *max_logit;                                 // (1) largest |score|, if measured
+    real *max_logit;                                 // (NH) largest |score|, if measured
     act *att;                                        // (B,T,C)
+    act *gate, *gated;                               // (B,T,C) before its sigmoid; att times it
+    act *post[2];                                    // (B,T,C) inputs of the norms post_1, post_2
+    real *post_mean[2], *post_rstd[2];               // (B,T)
     act *x_mid;                                      // (B,T,C) the residual stream after attention
     act *ln_2;                                       // (B,T,C)
     real *ln_2_mean, *ln_2_rstd;                     // (B,T)
@@ -1194,6 +1332,7 @@ typedef struct {
 // multiplied by correction1 = 1 / (1 - beta1^step), and v by correction2.
 typedef struct {
     real clip, beta1, beta2, correction1, correction2, eps, decay;
+    int cautious;
     real lr[NUM_KINDS];                              // muParam gives each kind its own
     int step;
 } AdamW;
@@ -1220,12 +1359,15 @@ typedef struct {
     act *logits;                                     // (B,T,padded(V)); gpt_loss overwrites them
     real *losses, *log_z;                            // (batch,T)
     act *dx;                                         // (B,T,C) gradient of the residual stream
-    act *dnorm;                                      // (B,T,C) gradient of ln_1, ln_2, ln_f or att
+    act *dnorm;                                      // (B,T,C) gradient of a norm's output or att
     act *dqkv;                                       // (B,T,3,C)
+    act *dgate;                                      // (B,T,C)
+    act *dpost;                                      // (B,T,C) gradient of post
     act *dfc;                                        // (B,T,4C)
     real *scratch;                                   // (B,NH,T) of attention_backward
+    act *muon;                                       // (10,C,C) of Muon: x, and scratch
     Partials partial[1];                             // (1) of the norms' backward passes
-    real *max_logit;                                 // (MAX_LAYERS) the layers' max_logit
+    real *max_logit;                                 // (L,NH) the layers' max_logit
     double (*squares)[SUM_BLOCKS];                   // (NUM_SUMS,SUM_BLOCKS)
     double *sums;                                    // (3,NUM_KINDS,blocks) of gpt_update
     real (*grad_rms)[MAX_LAYERS];                    // (NUM_KINDS,MAX_LAYERS) if measured
@@ -1274,7 +1416,7 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     g->sine = reserve(g, T * HS / 2);
     g->embedded = reserve(g, BT * C);
     g->branch = reserve(g, BT * C);
-    g->max_logit = reserve(g, MAX_LAYERS);
+    g->max_logit = reserve(g, cfg->layers * NH);
     g->layers = (Layer *)allocate((size_t)cfg->layers, sizeof(Layer));
     for (int l = 0; l < cfg->layers; l++) {
         Layer *a = &g->layers[l];
@@ -1290,8 +1432,17 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
         a->qk_rstd = reserve(g, BT * 2 * NH);
         a->qk = reserve(g, BT * 2 * C);
         a->softmax = reserve(g, BT * NH * 2);
-        a->max_logit = g->max_logit + l;
+        a->max_logit = g->max_logit + l * cfg->heads;
         a->att = reserve(g, BT * C);
+        if (cfg->gate) {                                                        // [gate
+            a->gate = reserve(g, BT * C);
+            a->gated = reserve(g, BT * C);
+        }                                                                       // gate]
+        for (int i = 0; cfg->peri_ln && i < 2; i++) {                           // [peri_ln
+            a->post[i] = reserve(g, BT * C);
+            a->post_mean[i] = reserve(g, BT);
+            a->post_rstd[i] = reserve(g, BT);
+        }                                                                       // peri_ln]
         a->x_mid = reserve(g, BT * C);
         a->ln_2 = reserve(g, BT * C);
         a->ln_2_mean = reserve(g, BT);
@@ -1311,8 +1462,11 @@ static void gpt_layout(GPT *g, const Config *cfg, int V, int B, int T, bool crea
     g->dx = reserve(g, BT * C);
     g->dnorm = reserve(g, BT * C);
     g->dqkv = reserve(g, BT * 3 * C);
+    if (cfg->gate) g->dgate = reserve(g, BT * C);                               // [gate]
+    if (cfg->peri_ln) g->dpost = reserve(g, BT * C);                            // [peri_ln]
     g->dfc = reserve(g, BT * 4 * C);
     g->scratch = reserve(g, BT * NH);
+    if (cfg->optimizer == OPTIMIZER_MUON) g->muon = reserve(g, 10 * C * C);     // [optimizer]
     g->partial->memory = reserve(g, (double)MAX_PARTIALS * ROW_BLOCKS * row_block(C).y * C);
     g->squares = reserve(g, NUM_SUMS);
     g->sums = reserve(g, 3 * NUM_KINDS * SUM_BLOCKS);
@@ -1366,13 +1520,33 @@ static void gpt_init(GPT *g, const Config *cfg, int V, int B, int T) {
     update_weights(g->weights, g->params, n);
 }
 
+// Normalizes the output of branch i of a layer, post[i]: 0 attention, 1 the MLP. Returns the norm's
+// output. So its weight alone decides by how much the branch moves the residual stream (Peri-LN:
+// Kim et al. 2025, arXiv 2502.02732).
+static act *post_forward(GPT *g, const Layer *a, int i, int rows, int C) {      // [peri_ln
+    residual_layernorm_forward(g->branch, a->post[i], a->post_mean[i], a->post_rstd[i], a->post[i],
+                               NULL, a->w[i ? POST_2 : POST_1], rows, C);
+    return g->branch;
+}                                                                               // peri_ln]
+
+// Returns the gradient of post[i], from g->dx, the gradient of the norm's output.
+static act *post_backward(GPT *g, const Layer *a, int i, int rows, int C) {     // [peri_ln
+    int kind = i ? POST_2 : POST_1;
+    check(cudaMemsetAsync(g->dpost, 0, (size_t)rows * C * sizeof(act), stream));
+    residual_layernorm_backward(g->dpost, a->dw[kind], g->dx, a->post[i], a->w[kind],
+                                a->post_mean[i], a->post_rstd[i], g->partial, rows, C);
+    return g->dpost;
+}                                                                               // peri_ln]
+
 // Computes g->logits (B,T,V) from tokens (B,T). statistics 1: also the max_logit of each layer, and
 // g->squares, to which it adds. tokens are a part of the batch.
 static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     V = padded(V);                                   // products of odd sizes take twice as long
+    int peri_ln = g->cfg.peri_ln;
+    int measures = statistics || g->cfg.qk_clip > 0;    // QK-clip reads max_logit at each step
     size_t BTC = (size_t)rows * C;
-    real scale = (real)attention_scale(&g->cfg);
+    real scale = (real)attention_scale(&g->cfg), cap = (real)g->cfg.attn_cap;
     act *x = g->embedded, *branch = NULL;            // the residual stream is x + branch
     double (*squares)[SUM_BLOCKS] = g->squares;
 
@@ -1386,15 +1560,25 @@ static void gpt_forward(GPT *g, const int *tokens, int B, int T, int statistics)
         matmul_forward(a.qkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
         qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, w[Q_NORM], w[K_NORM],
                              g->cosine, g->sine, B, T, NH, HS);
-        attention_forward(a.att, a.softmax, statistics ? a.max_logit : NULL, a.qk, a.qkv, scale,
-                          B, T, NH, HS);
+        attention_forward(a.att, a.softmax, measures ? a.max_logit : NULL, a.qk, a.qkv, scale,
+                          cap, B, T, NH, HS);
+        act *heads = a.att;
+        if (g->cfg.gate) {                                                      // [gate
+            heads = a.gated;
+            matmul_forward(a.gate, a.ln_1, w[GATE], rows, C, C);
+            gate_forward(heads, a.att, a.gate, rows, C);
+        }                                                                       // gate]
         branch = g->branch;
-        matmul_forward(branch, a.att, w[ATTN_C_PROJ], rows, C, C);
+        if (peri_ln) branch = a.post[0];                                        // [peri_ln]
+        matmul_forward(branch, heads, w[ATTN_C_PROJ], rows, C, C);
+        if (peri_ln) branch = post_forward(g, &a, 0, rows, C);                  // [peri_ln]
         // a.x_mid = a.x + branch;  branch = mlp_c_proj(gelu(c_fc(ln_2(a.x_mid))))
         residual_layernorm_forward(a.ln_2, a.x_mid, a.ln_2_mean, a.ln_2_rstd, a.x, branch,
                                    w[LN_2], rows, C);
         matmul_gelu_forward(a.gelu, a.fc, a.ln_2, w[C_FC], rows, C, 4 * C);
+        if (peri_ln) branch = a.post[1];                                        // [peri_ln]
         matmul_forward(branch, a.gelu, w[MLP_C_PROJ], rows, 4 * C, C);
+        if (peri_ln) branch = post_forward(g, &a, 1, rows, C);                  // [peri_ln]
         x = a.x_mid;
         if (statistics) {
             sum_squares(squares[ACT_C_ATTN], a.qkv, 3 * BTC);
@@ -1432,7 +1616,8 @@ static void gpt_loss(GPT *g, const int *targets, int B, int T, int gradient) {
 static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
     int L = g->cfg.layers, NH = g->cfg.heads, C = g->cfg.d, HS = C / NH, V = g->V, rows = B * T;
     V = padded(V);
-    real scale = (real)attention_scale(&g->cfg);
+    int peri_ln = g->cfg.peri_ln;
+    real scale = (real)attention_scale(&g->cfg), cap = (real)g->cfg.attn_cap;
     act *dx = g->dx, *dnorm = g->dnorm;
     act *dlogits = g->logits;                        // gpt_loss left them there
 
@@ -1445,18 +1630,29 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
         act *const *w = a.w;
         real *const *dw = a.dw;
         // the MLP: mlp_c_proj(gelu(c_fc(ln_2(x_mid))))
-        matmul_gelu_backward(g->dfc, dw[MLP_C_PROJ], dx, a.fc, a.gelu, w[MLP_C_PROJ],
+        act *dbranch = dx;                           // gradient of the branch, before a norm post
+        if (peri_ln) dbranch = post_backward(g, &a, 1, rows, C);                // [peri_ln]
+        matmul_gelu_backward(g->dfc, dw[MLP_C_PROJ], dbranch, a.fc, a.gelu, w[MLP_C_PROJ],
                              rows, 4 * C, C);
         matmul_backward(dnorm, dw[C_FC], g->dfc, a.ln_2, w[C_FC], rows, C, 4 * C);
         residual_layernorm_backward(dx, dw[LN_2], dnorm, a.x_mid, w[LN_2], a.ln_2_mean,
                                     a.ln_2_rstd, g->partial, rows, C);
         // attention: attn_c_proj(attention(c_attn(ln_1(x))))
-        matmul_backward(dnorm, dw[ATTN_C_PROJ], dx, a.att, w[ATTN_C_PROJ], rows, C, C);
-        attention_backward(g->dqkv, dnorm, a.att, a.softmax, a.qk, a.qkv, scale, g->scratch,
+        act *heads = a.att;
+        dbranch = dx;
+        if (peri_ln) dbranch = post_backward(g, &a, 0, rows, C);                // [peri_ln]
+        if (g->cfg.gate) heads = a.gated;                                       // [gate]
+        matmul_backward(dnorm, dw[ATTN_C_PROJ], dbranch, heads, w[ATTN_C_PROJ], rows, C, C);
+        if (g->cfg.gate)                                                        // [gate
+            gate_backward(dnorm, g->dgate, dnorm, a.att, a.gate, rows, C);      // gate]
+        attention_backward(g->dqkv, dnorm, a.att, a.softmax, a.qk, a.qkv, scale, cap, g->scratch,
                            B, T, NH, HS);
         qk_norm_rope_backward(g->dqkv, dw[Q_NORM], dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
                               w[Q_NORM], w[K_NORM], g->cosine, g->sine, g->partial, B, T, NH, HS);
         matmul_backward(dnorm, dw[C_ATTN], g->dqkv, a.ln_1, w[C_ATTN], rows, C, 3 * C);
+        if (g->cfg.gate)                                                        // [gate
+            matmul_backward_add(dnorm, dw[GATE], g->dgate, a.ln_1, w[GATE], rows,
+                                C, C);                                          // gate]
         residual_layernorm_backward(dx, dw[LN_1], dnorm, a.x, w[LN_1], a.ln_1_mean, a.ln_1_rstd,
                                     g->partial, rows, C);
         sum_partials(g->partial, C);
@@ -1467,7 +1663,7 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
 }
 
 // ---------------------------------------------------------------------------
-// AdamW (Loshchilov and Hutter 2019)
+// The optimizer: AdamW (Loshchilov and Hutter 2019), or Muon for the matrices of the layers
 
 // True from the step after the first one whose loss was not finite: then nothing changes any more.
 __device__ inline bool over(const Results *results, const AdamW *o) {
@@ -1486,22 +1682,32 @@ __global__ void grad_norm_kernel(Results *results, const double *sums, int n, co
     results->clip_scale = (real)clip_scale;
 }
 
+// Returns the new value of a parameter whose update is u. Cautious decay (Chen et al. 2025, arXiv
+// 2510.12402) spares a parameter that the update moves away from 0: decay would work against it.
+__device__ inline real updated(real param, real u, real lr, const AdamW &o) {
+    real decay = o.decay;
+    if (o.cautious && u * param < 0) decay = 0;                                 // [cautious]
+    return param - (lr * u + decay * param);
+}
+
 // One step for every parameter:
 //   g = clip_scale * grad;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
 //   u = m correction1 / (sqrt(v correction2) + eps);  param -= lr u + decay param
 // With -rms_lr a tensor's lr is that of its kind times max(RMS(param), 1e-3) (section E.14).
 // Writes weights = param as act. One launch for all tensors, since most are small. Moves 30 bytes
 // per parameter (reads param, m, v, grad; writes param, m, v, weights). If statistics is 1, sums
-// (2,NUM_KINDS,blocks) = each block's sums of squares of u and of the new param.
+// (NUM_KINDS,blocks) = each block's sum of u^2. With MUON, the last part of Muon's step instead: u
+// is a multiple of grad, which is orthogonal by then, and m and v stay.
+template <bool MUON>
 __global__ void adamw_kernel(real *params, act *weights, const real *grads, real *ms, real *vs,
                              double *sums, int statistics, const Results *results,
                              real (*rms)[MAX_LAYERS], const AdamW *constants, Kinds kinds) {
-    if (over(results, constants)) return;
     int k = blockIdx.y;
+    if (over(results, constants) || (MUON && kinds.size[k] == 0)) return;
     size_t n = kinds.size[k], tensor = kinds.tensor[k], step = (size_t)gridDim.x * blockDim.x * W;
     AdamW o = *constants;
     real kind_lr = constants->lr[k], clip_scale = results->clip_scale;
-    double sum = 0, squares = 0;
+    double sum = 0;
     for (size_t j = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * W; j < n; j += step) {
         size_t at = kinds.offset[k] + j;
         real lr = kind_lr, param[W], grad[W], m[W], v[W];
@@ -1515,22 +1721,75 @@ __global__ void adamw_kernel(real *params, act *weights, const real *grads, real
             m[i] = o.beta1 * m[i] + (1 - o.beta1) * g;
             v[i] = o.beta2 * v[i] + (1 - o.beta2) * g * g;
             real u = m[i] * o.correction1 / (sqrt(v[i] * o.correction2) + o.eps);
-            param[i] -= lr * u + o.decay * param[i];
+            if (MUON) u = kinds.muon[k] * grad[i];                              // [optimizer]
+            param[i] = updated(param[i], u, lr, o);
             sum += (double)u * (double)u;
-            squares += (double)param[i] * (double)param[i];
         }
         store(params + at, param);
-        store(ms + at, m);
-        store(vs + at, v);
+        store(ms + at, m, !MUON);
+        store(vs + at, v, !MUON);
         if (BF16) store(weights + at, param);
     }
     if (!statistics) return;
     sum = row_sum(sum);
-    squares = row_sum(squares);
-    if (threadIdx.x) return;
-    sums[k * gridDim.x + blockIdx.x] = sum;
-    sums[(NUM_KINDS + k) * gridDim.x + blockIdx.x] = squares;
+    if (threadIdx.x == 0) sums[k * gridDim.x + blockIdx.x] = sum;
 }
+
+// Momentum in Nesterov's form: m (n) = beta m + (1 - beta) g, where g = clip_scale * grad. Then
+// beta m + (1 - beta) g takes the place of grad (n).
+__global__ void nesterov_kernel(real *grads, real *ms, size_t n, real beta, const Results *results,
+                                const AdamW *constants) {
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n || over(results, constants)) return;
+    real g = grads[i] * results->clip_scale;
+    ms[i] = beta * ms[i] + (1 - beta) * g;
+    grads[i] = beta * ms[i] + (1 - beta) * g;
+}
+
+#define MUON_MOMENTUM ((real)0.95)
+
+// Takes one step of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the layers'
+// matrices. Makes their momentum, in Nesterov's form, orthogonal: equally long in every direction.
+//   m = 0.95 m + 0.05 g;  u = 0.2 sqrt(the longer side) orthogonalize(0.95 m + 0.05 g)
+// The factor gives u the RMS of AdamW's updates, about 0.2, so that the same lr and decay serve
+// (Moonlight: Liu et al. 2025, arXiv 2502.16982). grid, sums, statistics: as adamw_kernel's. Costs
+// 300 C^3 operations per layer: 4.2 C / (B T) times those of the layers' products in a step. A
+// layer has six matrices (seven with -gate), 23 launches each: recorded in the graph of a step.
+static void muon(GPT *g, Kinds kinds, dim3 grid, double *sums,                  // [optimizer
+                 int statistics) {
+    for (int k = 0; k < NUM_KINDS; k++) {
+        const Parameter *p = &g->table[k];
+        int rows = k == C_ATTN ? p->rows / 3 : p->rows;    // q, k and v are three matrices
+        size_t n = (size_t)rows * p->cols;
+        kinds.size[k] *= uses_muon(&g->cfg, g->table, k);
+        kinds.muon[k] = 0.2f * sqrtf(rows > p->cols ? rows : p->cols);
+        for (size_t at = p->offset; at < p->offset + kinds.size[k]; at += n) {
+            launch(nesterov_kernel, (n + 127) / 128, 128, g->grads + at, g->m + at, n,
+                   MUON_MOMENTUM, g->results, g->adamw);
+            orthogonalize(g->grads + at, rows, p->cols, g->muon, sums + grid.x * NUM_KINDS);
+        }
+    }
+    launch(adamw_kernel<true>, grid, 128, g->params, g->weights, g->grads, g->m, g->v, sums,
+           statistics, g->results, g->rms, g->adamw, kinds);
+}                                                                               // optimizer]
+
+// QK-clip (Kimi K2, arXiv 2507.20534): where the largest |score| of a head in this batch was above
+// tau, multiplies the weights of its queries and keys by sqrt(tau / largest), so that its scores
+// become tau / largest times as large. (K2 takes the largest score.) c_attn (L,3C,C) has the rows
+// of q, k, v; weights (L,3C,C) = c_attn as act; max_logit (L,NH). A block has the queries of a
+// head, or its keys.
+__global__ void qk_clip_kernel(real *c_attn, act *weights,                      // [qk_clip
+                               const real *max_logit, real tau, int NH, int C,
+                               const Results *results, const AdamW *constants) {
+    size_t head = (size_t)C / NH * C;                // weights of the queries of one head
+    size_t first = ((size_t)blockIdx.y * 3 + blockIdx.z) * C * C + blockIdx.x * head;
+    real largest = max_logit[blockIdx.y * NH + blockIdx.x];
+    if (largest <= tau || over(results, constants)) return;
+    for (size_t i = first + threadIdx.x; i < first + head; i += blockDim.x) {
+        c_attn[i] *= sqrtf(tau / largest);
+        round_to(weights + i, c_attn[i]);
+    }
+}                                                                               // qk_clip]
 
 // A launch keeps a copy of its arguments: the host may go on and change from.
 __global__ void constants_kernel(AdamW *to, AdamW from) { *to = from; }
@@ -1540,13 +1799,14 @@ __global__ void constants_kernel(AdamW *to, AdamW from) { *to = from; }
 static void gpt_constants(GPT *g, int step) {
     const Config *cfg = &g->cfg;
     double lr = learning_rate(cfg, step);
-    double beta2 = 0.95, eps = 1e-8, decay = 0;      // if the lines below go
+    double beta2 = 0.95, eps = 1e-8, decay = 0;      // without the lines below
     beta2 = cfg->beta2;                                                         // [beta2]
     eps = cfg->eps;                                                             // [eps]
     decay = weight_decay(cfg, step);                                            // [wd]
     AdamW o = {(real)cfg->clip, (real)cfg->beta1, (real)beta2,
                (real)(1 / (1 - pow(cfg->beta1, step))), (real)(1 / (1 - pow(beta2, step))),
-               (real)eps, (real)decay, {}, step};
+               (real)eps, (real)decay, 0, {}, step};
+    o.cautious = cfg->cautious;                                                 // [cautious]
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         double kind_lr = lr;
@@ -1560,7 +1820,8 @@ static void gpt_constants(GPT *g, int step) {
 // 1: also leaves in g->sums, as sums of squares, what gives gpt_statistics for each
 // kind of tensor the RMS of its gradient (before clipping), of its update and of its new values.
 static void gpt_update(GPT *g, int statistics) {
-    Kinds kinds;
+    const Config *cfg = &g->cfg;
+    Kinds kinds = {};
     for (int k = 0; k < NUM_KINDS; k++) {
         const Parameter *p = &g->table[k];
         kinds.offset[k] = p->offset;
@@ -1569,15 +1830,24 @@ static void gpt_update(GPT *g, int statistics) {
     }
     dim3 grid(sum_blocks(g->num_parameters), NUM_KINDS);
     int n = grid.x * NUM_KINDS;
-    launch(grad_squares_kernel, grid, 128, g->sums, g->grads, kinds);
+    launch(squares_kernel, grid, 128, g->sums, g->grads, kinds);
     launch(grad_norm_kernel, 1, 1024, g->results, g->sums, n, g->adamw);
-    dim3 tensors(1, NUM_KINDS, g->cfg.layers ? g->cfg.layers : 1);
+    dim3 tensors(1, NUM_KINDS, cfg->layers ? cfg->layers : 1);
     Kinds logged = kinds;                            // layer by layer: two kinds
     for (int k = 0; k < NUM_KINDS; k++) logged.size[k] *= k == C_FC || k == ATTN_C_PROJ;
     if (statistics) launch(rms_kernel, tensors, 1024, g->grad_rms, g->grads, 0, logged);
     if (g->rms) launch(rms_kernel, tensors, 1024, g->rms, g->params, 1e-3, kinds);  // [rms_lr]
-    launch(adamw_kernel, grid, 128, g->params, g->weights, g->grads, g->m, g->v, g->sums + n,
-           statistics, g->results, g->rms, g->adamw, kinds);
+    Kinds rest = kinds;                              // AdamW's
+    for (int k = 0; k < NUM_KINDS; k++)                                         // [optimizer
+        rest.size[k] *= !uses_muon(cfg, g->table, k);                           // optimizer]
+    launch(adamw_kernel<false>, grid, 128, g->params, g->weights, g->grads, g->m, g->v,
+           g->sums + n, statistics, g->results, g->rms, g->adamw, rest);
+    if (g->muon) muon(g, kinds, grid, g->sums + n, statistics);                 // [optimizer]
+    if (cfg->qk_clip > 0 && cfg->layers)                                        // [qk_clip
+        launch(qk_clip_kernel, dim3(cfg->heads, cfg->layers, 2), 512,
+               g->params + kinds.offset[C_ATTN], g->weights + kinds.offset[C_ATTN], g->max_logit,
+               cfg->qk_clip, cfg->heads, cfg->d, g->results, g->adamw);         // qk_clip]
+    if (statistics) launch(squares_kernel, grid, 128, g->sums + 2 * n, g->params, kinds);
 }
 
 // ---------------------------------------------------------------------------
@@ -1590,7 +1860,10 @@ static void gpt_gradient(GPT *g, int B, int T, int statistics) {
     if (statistics) {
         size_t squares = NUM_SUMS * SUM_BLOCKS * sizeof(double);
         check(cudaMemsetAsync(g->squares, 0, squares, stream));
-        check(cudaMemsetAsync(g->max_logit, 0, g->cfg.layers * sizeof(real), stream));
+    }
+    if (statistics || g->cfg.qk_clip > 0) {
+        size_t heads = (size_t)g->cfg.layers * g->cfg.heads;
+        check(cudaMemsetAsync(g->max_logit, 0, heads * sizeof(real), stream));
     }
     for (int b = 0, n; b < B; b += n) {
         n = least(g->micro_batch, B - b);
@@ -1632,19 +1905,23 @@ static int gpt_statistics(const GPT *g, int B, int T, int statistics, Stats *sta
 
     size_t L = g->cfg.layers, BTC = (size_t)B * T * g->cfg.d, BTV = (size_t)B * T * g->V;
     double total[NUM_SUMS + 3 * NUM_KINDS], *of_kinds = total + NUM_SUMS;
-    real max_logit[MAX_LAYERS], grad_rms[NUM_KINDS][MAX_LAYERS];
+    size_t NH = g->cfg.heads;
+    real *max_logit = (real *)allocate(L * NH, sizeof(real)), grad_rms[NUM_KINDS][MAX_LAYERS];
     launch(totals_kernel, NUM_SUMS, 128, g->totals, g->squares[0], SUM_BLOCKS);
     launch(totals_kernel, 3 * NUM_KINDS, 128, g->totals + NUM_SUMS, g->sums,
            sum_blocks(g->num_parameters));
     from_gpu(total, g->totals, sizeof total);
-    from_gpu(max_logit, g->max_logit, L * sizeof(real));
+    from_gpu(max_logit, g->max_logit, L * NH * sizeof(real));
     from_gpu(grad_rms, g->grad_rms, sizeof grad_rms);
     for (size_t l = 0; l < L; l++) {
         for (int i = 0; i < NUM_BY_LAYER; i++) stats->by_layer[i][l] = NAN;
-        stats->by_layer[MAX_ATTN_LOGIT][l] = max_logit[l];
+        real top = 0;
+        for (size_t h = 0; h < NH; h++) top = fmaxf(top, max_logit[l * NH + h]);
+        stats->by_layer[MAX_ATTN_LOGIT][l] = top;
         stats->by_layer[C_FC_GRAD_RMS][l] = grad_rms[C_FC][l];
         stats->by_layer[ATTN_C_PROJ_GRAD_RMS][l] = grad_rms[ATTN_C_PROJ][l];
     }
+    free(max_logit);
     // in the order of the ACT_ constants; c_attn, att and c_fc are summed over the layers
     const size_t count[NUM_ACTIVATIONS] = {BTC, 3 * L * BTC, L * BTC, 4 * L * BTC, BTC, BTV};
     for (int i = 0; i < NUM_ACTIVATIONS; i++)

@@ -182,8 +182,8 @@ static void parse_metadata(Safetensors *s) {
     json_expect(s, '}');
 }
 
-#define OTHER_MODEL ": it was saved with another -d, -heads, -layers, -vocab or -qk_norm; " \
-    "-resume, -sample, -eval and -init read these from the file, so leave them out"
+#define OTHER_MODEL ": it was saved with another -d, -heads, -layers, -vocab, -qk_norm, -gate or " \
+    "-peri_ln; -resume, -sample, -eval and -init read these from the file, so leave them out"
 
 // One tensor's fields. Unless only the metadata is wanted, the tensor must be a wanted one that was
 // not found yet, with its dtype and shape, in bytes of the file that no other tensor has.
@@ -556,9 +556,10 @@ static void config_load(Config *cfg, const char *given[NUM_FLAGS]) {
 
 // The flags that describe a model. The first NUM_SHAPES give its tensors their number and shapes.
 static const char *const MODEL_FLAGS[] = {
-    "d", "layers", "heads", "vocab", "qk_norm", "kappa", "mu_param", "base_d", "scale", "attention"
+    "d", "layers", "heads", "vocab", "qk_norm", "gate", "peri_ln",
+    "kappa", "mu_param", "base_d", "scale", "attention", "attn_cap"
 };
-enum { NUM_SHAPES = 5, NUM_MODEL_FLAGS = sizeof MODEL_FLAGS / sizeof MODEL_FLAGS[0] };
+enum { NUM_SHAPES = 7, NUM_MODEL_FLAGS = sizeof MODEL_FLAGS / sizeof MODEL_FLAGS[0] };
 
 // Sets the flags of the model from the file of -init, except for those given. A shape that is given
 // must be the file's; the other flags may be changed.

@@ -232,6 +232,16 @@ static void config_finish(Config *cfg, const char *file) {
     if (cfg->kappa > 0 && cfg->qk_norm)
         flag_fail(file, "-kappa %g: qk-norm fixes the size of q and k already; add -qk_norm 0",
                   cfg->kappa);
+    if (cfg->qk_clip > 0 && (cfg->qk_norm || cfg->kappa > 0))
+        flag_fail(file, "-qk_clip %g: %s gives q and k their size, whatever their weights are; "
+                  "leave -qk_clip out, or add %s", cfg->qk_clip,
+                  cfg->qk_norm ? "qk-norm" : "-kappa", cfg->qk_norm ? "-qk_norm 0" : "-kappa 0");
+    const struct { const char *flag; double value; } sizes[] = {
+        {"kappa", cfg->kappa}, {"attn_cap", cfg->attn_cap}, {"qk_clip", cfg->qk_clip},
+    };
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)    // a float would take it for 0
+        if (sizes[i].value > 0 && sizes[i].value < 1e-30)
+            flag_fail(file, "-%s %g: expected 0, or at least 1e-30", sizes[i].flag, sizes[i].value);
 }
 
 // Mixes a text and its end into a hash.
@@ -330,6 +340,7 @@ static void say_no_effect(const Config *cfg, const char *given[NUM_FLAGS]) {
         {"base_d", cfg->mu_param == MU_OFF, "without -mu_param"},
         {"scale", cfg->mu_param == MU_FULL, "with -mu_param full, which has d_h"},
         {"wd_independent", cfg->wd == 0, "with -wd 0"},
+        {"cautious", cfg->wd == 0, "with -wd 0"},
         {"min_lr", cfg->warmup == cfg->steps, "where warm-up takes all steps"},
         {"min_lr", cfg->schedule == SCHEDULE_CONSTANT, "with -schedule constant"},
         {"bf16_logits", BF16_LOGITS, "in this program, which always rounds them"},
@@ -339,6 +350,11 @@ static void say_no_effect(const Config *cfg, const char *given[NUM_FLAGS]) {
         {"kappa", no_layers, "without layers"},
         {"scale", no_layers, "without layers"},
         {"attention", no_layers, "without layers"},
+        {"attn_cap", no_layers, "without layers"},
+        {"qk_clip", no_layers, "without layers"},
+        {"gate", no_layers, "without layers"},
+        {"peri_ln", no_layers, "without layers"},
+        {"optimizer", no_layers, "without layers"},
         {"temperature", !cfg->sample, "without -sample"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)

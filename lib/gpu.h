@@ -299,6 +299,7 @@ __device__ inline void multiply(float (&sums)[8], const Left &a, const Right &b)
 typedef struct { const act *data; int row; bool flipped; } Matrix;
 static Matrix matrix(const act *data, int row) { return {data, row, false}; }
 static Matrix transposed(const act *data, int row) { return {data, row, true}; }
+static Matrix flip(Matrix m) { return {m.data, m.row, !m.flipped}; }    // its transpose
 
 // A product that cuBLASLt has been asked for: the descriptions and the algorithm that it advised
 typedef struct {
@@ -314,7 +315,8 @@ typedef struct {
 enum { WORKSPACE = 32 << 20 };                       // bytes, as cuBLAS recommends for Hopper
 static char *workspace;
 
-enum { MAX_PRODUCTS = 64 };                          // a step has 14, an evaluation a few more
+enum { MAX_PRODUCTS = 64 };                          // a step has 14, with Muon 24; an
+                                                     // evaluation has a few more
 static Product products[MAX_PRODUCTS];
 static int num_products;
 static cublasLtHandle_t cublas;
@@ -399,6 +401,12 @@ static void matmul(number *out, const number *add, Matrix a, Matrix b, int M, in
     float one = 1, beta = add ? 1 : 0;
     check(cublasLtMatmul(cublas, p->product, &one, b.data, p->left, a.data, p->right, &beta, out,
                          p->out, out, p->out, &p->algorithm, workspace, WORKSPACE, stream));
+}
+
+// out (M,N) = a (M,K) b (K,N)
+template <class number>
+static void product(number *out, Matrix a, Matrix b, int M, int N, int K) {
+    matmul(out, (const number *)NULL, a, b, M, N, K);
 }
 
 // ---------------------------------------------------------------------------

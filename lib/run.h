@@ -638,22 +638,26 @@ static bool finds_decay(const Findings *f) {
                    1 / sqrt(table[first].cols));
 }
 
-// Past 100 softmax looks at one token only. -kappa sets the logits; relu2 does not saturate; and
-// bigrams need no attention.
+// Past 100 softmax looks at one token only. At ten times -attn_cap the slope of the cap is 1e-8, so
+// that no gradient passes. -kappa sets the logits; relu2 does not saturate; and bigrams need no
+// attention. qk-norm is no cure for a run that has it, nor may it stand beside -qk_clip.
 static bool finds_logits(const Findings *f) {
     char name[64];
     int layers = f->cfg->layers;
-    if (!(f->logit > 100) || f->cfg->kappa > 0 || f->cfg->attention != ATTENTION_SOFTMAX ||
+    double limit = f->cfg->attn_cap > 0 ? 10 * f->cfg->attn_cap : 100;
+    bool bounded = f->cfg->qk_norm || f->cfg->qk_clip > 0;
+    if (!(f->logit > limit) || f->cfg->kappa > 0 || f->cfg->attention != ATTENTION_SOFTMAX ||
         !strcmp(f->cfg->data, "bigram"))
         return false;
     for (int row = 0; row <= f->last; row++)
         for (int l = 0; l < layers; l++) {
             snprintf(name, sizeof name, "max_attn_logit_%d", l);
-            if (csv_value(f->log, row, name) > 100)
-                return finding(f, "attention logits grew past 100, first in layer %d of %d (%s) at "
-                               "step %.0f, up to %.3g: %s fixes it", l + 1, layers, name,
-                               csv_value(f->log, row, "step"), f->logit,
-                               f->cfg->qk_norm ? "a lower -lr" : "-qk_norm 1");
+            if (csv_value(f->log, row, name) > limit)
+                return finding(f, "attention logits grew past %g%s, first in layer %d of %d (%s) "
+                               "at step %.0f, up to %.3g: %s fixes it", limit,
+                               f->cfg->attn_cap > 0 ? ", ten times -attn_cap" : "", l + 1, layers,
+                               name, csv_value(f->log, row, "step"), f->logit,
+                               bounded ? "a lower -lr" : "-qk_norm 1");
         }
     return false;
 }
@@ -669,7 +673,8 @@ static bool finds_epsilon(const Findings *f) {
     for (int k = 0; k < NUM_KINDS; k++) {
         snprintf(name, sizeof name, "grad_rms_%s", table[k].kind);
         double rms = csv_value(f->log, f->last, name);
-        if (table[k].role == NORM || !(rms * scale < 0.1 * eps) || f->logit > 100) continue;
+        if (table[k].role == NORM || !(rms * scale < 0.1 * eps) || f->logit > 100 ||
+            uses_muon(f->cfg, table, k)) continue;
         snprintf(name, sizeof name, "update_rms_%s", table[k].kind);
         return finding(f, "the updates of %s are small (RMS %.2g, before the learning rate) as "
                        "the RMS of its %sgradient, %.2g, is below a tenth of epsilon, %g: a %s "

@@ -120,8 +120,9 @@ class Library:
         c.shim_num_parameters.restype = ct.c_long
         for name in (
             "free layernorm_forward layernorm_backward gelu_forward gelu_backward rope "
-            "attention_forward attention_backward round_to_bf16 cross_entropy matmul "
-            "matmul_forward matmul_backward tensor".split()
+            "capped_forward capped_backward soft_cap gate_forward gate_backward "
+            "orthogonalize round_to_bf16 cross_entropy matmul matmul_forward matmul_backward "
+            "tensor".split()
         ):
             if path is None or hasattr(c, "shim_" + name):
                 getattr(c, "shim_" + name).restype = None
@@ -175,22 +176,41 @@ class Library:
         self.call("rope", out, x, dict(forward=1, backward=-1)[which], *x.shape)
         return out
 
-    def attention_forward(self, q, k, v, scale):
+    def attention_forward(self, q, k, v, scale, cap=0.0):
+        """Out, softmax's two numbers and the largest logit; a cap of 0 is none."""
         B, T, NH, HS = q.shape
-        out, softmax, largest = (
-            self.empty(B, T, NH, HS),
-            self.empty(B, NH, T, 2),
-            np.full(1, np.nan),
-        )
-        qk, qkv = packed(q, k, v)
-        self.call("attention_forward", out, softmax, qk, qkv, scale, B, T, NH, HS, largest)
-        return out, softmax, largest[0]
+        out, softmax = self.empty(B, T, NH, HS), self.empty(B, NH, T, 2)
+        largest, (qk, qkv) = self.empty(NH), packed(q, k, v)
+        self.call("capped_forward", out, softmax, qk, qkv, scale, cap, B, T, NH, HS, largest)
+        return out, softmax, largest.max()
 
-    def attention_backward(self, dout, out, softmax, q, k, v, scale):
+    def attention_backward(self, dout, out, softmax, q, k, v, scale, cap=0.0):
         B, T, NH, HS = q.shape
         dqkv, (qk, qkv) = self.empty(B, T, 3, NH, HS), packed(q, k, v)
-        self.call("attention_backward", dqkv, dout, out, softmax, qk, qkv, scale, *q.shape)
+        self.call("capped_backward", dqkv, dout, out, softmax, qk, qkv, scale, cap, *q.shape)
         return [np.ascontiguousarray(dqkv[:, :, i]) for i in range(3)]
+
+    def soft_cap(self, s, cap):
+        """The value and the slope."""
+        out, slope = self.empty(*s.shape), self.empty(*s.shape)
+        self.call("soft_cap", out, slope, s, float(cap), s.size)
+        return out, slope
+
+    def gate_forward(self, att, gate):
+        out = self.empty(*att.shape)
+        self.call("gate_forward", out, att, gate, *rows_of(att))
+        return out
+
+    def gate_backward(self, dout, att, gate):
+        """The gradients of att, in dout's place as in the model, and of gate."""
+        datt, dgate = dout.copy(), self.empty(*att.shape)
+        self.call("gate_backward", datt, dgate, datt, att, gate, *rows_of(att))
+        return datt, dgate
+
+    def orthogonalize(self, x):
+        out = x.copy()
+        self.call("orthogonalize", out, *out.shape)
+        return out
 
     def round_to_bf16(self, logits):
         out = logits.copy()
@@ -266,7 +286,7 @@ class Model:
             offset, rows, cols = ct.c_long(), ct.c_long(), ct.c_long()
             self.c.shim_tensor(self.handle, ct.c_int(i), name, *map(ct.byref, (offset, rows, cols)))
             name, offset, rows, cols = name.value.decode(), offset.value, rows.value, cols.value
-            vector = ".ln_" in name or name.startswith("ln_") or "_norm." in name
+            vector = re.search(r"(^|\.)(ln|post)_|_norm\.", name) is not None
             assert rows == 1 or not vector, name
             for flat_array, tensors in zip(flat, (self.p, self.g, self.m, self.v)):
                 x = flat_array[offset : offset + rows * cols]

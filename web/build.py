@@ -19,7 +19,7 @@ IMITATED = {
     "MMAN": "mman",
     "GETPID": "getpid",
 }
-INTERVENTIONS = "qk_norm z_loss warmup wd mu_param".split()
+INTERVENTIONS = "qk_norm z_loss warmup wd mu_param optimizer attn_cap".split()
 
 
 def compile_program(out):

@@ -12,6 +12,10 @@ const TICKS = [
   {flag: "wd", on: "1e-4", off: "0", text: "weight decay, independent of the learning rate"},
   {flag: "mu_param", on: "full", off: "off", ticked: false,
    text: "muParam: one best learning rate at any width (base width 32)"},
+  {flag: "optimizer", on: "muon", off: "adamw", ticked: false,
+   text: "Muon instead of AdamW: orthogonal steps of the layers' matrices (found since)"},
+  {flag: "attn_cap", on: "30", off: "0", ticked: false,
+   text: "soft cap: attention logits within ±30 (found since)"},
 ];
 const SLIDERS = [
   {flag: "d", values: [16, 32, 48, 64, 96, 128], at: 1, text: "width C"},

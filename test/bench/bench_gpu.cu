@@ -121,7 +121,7 @@ static std::vector<Cost> costs(const GPT *g, int B, size_t tokens) {
          sizeof(real) * ((2 * L + 1) * row_grid * C + normed * 2 * L * head_grid * HS)},
         {"embedding_backward_kernel", 0, x + 2 * sizeof(real) * (double)tokens * C},
         {"loss_kernel", 0, 2 * sizeof(real) * rows},
-        {"grad_squares_kernel", 0, sizeof(real) * N},
+        {"squares_kernel", 0, sizeof(real) * N},
         {"grad_norm_kernel", 0, 0},
         {"adamw_kernel", 0, (7 * sizeof(real) + (BF16 ? sizeof(act) : 0)) * N},
     };

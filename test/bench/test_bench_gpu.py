@@ -74,7 +74,7 @@ COUNTS = {
     "embedding_backward_kernel": (1, 0, VALUES, 2 * TOKENS * 16),
     "memset": (2, 0, VALUES, 7856),  # the gradients, and the residual stream's
     "loss_kernel": (1, 0, 0, 2 * 16),
-    "grad_squares_kernel": (1, 0, 0, 7856),
+    "squares_kernel": (1, 0, 0, 7856),
     "grad_norm_kernel": (1, 0, 0, 0),
     "adamw_kernel": (1, 0, 7856, 7 * 7856),  # the bf16 copy is the activations' size
 }

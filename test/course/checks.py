@@ -4,7 +4,7 @@ student's program and its exercise, and raises Wrong."""
 import numpy as np
 
 import reference as ref
-from student import Wrong, differs, expect
+from student import Wrong, apart, differs, expect, place
 
 ROUNDED = (
     "The difference is as small as a float's rounding; in a grading a real is a double. Is a number"
@@ -131,14 +131,18 @@ def update(s, ex):
 def one_update(s, ex, cfg, step, p, m, v, g):
     """Returns the new weights."""
     size, names = ref.pack(p).size, ref.log_columns(cfg)
-    sent = np.concatenate([ref.pack(x) for x in (p, g, m, v)])
+    sent, by_head = np.concatenate([ref.pack(x) for x in (p, g, m, v)]), ()
+    if tau := cfg.get("qk_clip", 0):
+        # a head's largest is above the limit in one sequence of two
+        by_head = tau * np.exp(s.rng.uniform(-1, 1, (cfg["layers"], cfg["batch"], cfg["heads"])))
+        sent = np.concatenate([sent, by_head.ravel()])
     flat, _ = s.answer(1 + 3 * size + len(names), "update", step, cfg, sent)
     parts = [ref.unpack(cfg, x) for x in np.split(flat[1 : 1 + 3 * size], 3)]
     found = dict(zip("pmv", parts), norm=flat[0])
     found |= columns(dict(log=dict(zip(names, flat[1 + 3 * size :]))))
 
     def right(c):
-        *parts, norm, log = ref.adamw(c, p, m, v, g, step)
+        *parts, norm, log = ref.adamw(c, p, m, v, g, step, by_head)
         return dict(zip("pmv", parts), norm=norm) | logged(log, "double")
 
     compare(ex, "update", right, found, cfg, 1e-9, f"after the update of step {step}: ")
@@ -177,7 +181,7 @@ def whole_steps(s, ex, cfg, p, batches, program="double", tolerance=1e-6):
         m, v = ({n: np.zeros_like(x) for n, x in p.items()} for _ in "mv")
         for t, batch in enumerate(batches, 1):
             one = ref.gradient(c, q, *batch)
-            q, m, v, one["norm"], log = ref.adamw(c, q, m, v, one["grads"], t)
+            q, m, v, one["norm"], log = ref.adamw(c, q, m, v, one["grads"], t, one["by_head"])
             one["lr"], one["log"] = ref.schedule(c, t), {**one["log"], **log}
             seen = {n: one[n] for n in names} | q | logged(one["log"], program)
             out.update({f"step {t}, {n}": x for n, x in seen.items()})
@@ -213,6 +217,51 @@ def qk_norm_gradient(s, ex):
         raise one_scratch(f"{rows} rows", "dw + 2 * HS of this chunk's dw")
 
 
+def far_past_the_cap(s, ex):
+    """The gradient of queries and keys where every tanh is nearly 1."""
+    cap, B, T, NH, HS = 0.5, 2, 5, 2, 4
+    cfg = {**ref.CONFIG, "d": NH * HS, "heads": NH, "T": T, "batch": B, "attn_cap": cap}
+    # The first channel alone makes the scores, 13 to 15 times the cap: one of q and k is 0 in the
+    # others.
+    q, k, v, dout = s.rng.standard_normal((4, B, T, NH, HS))
+    q[..., 2:], k[..., 1:2] = 0, 0
+    q[..., 0] = s.rng.uniform(13, 14, (B, T, NH)) * s.rng.choice([-1, 1], (B, T, NH))
+    k[..., 0] = s.rng.uniform(2, 2.14, (B, T, NH)) * cap
+    dout *= np.exp(28)
+    turn = lambda x: x.transpose(0, 2, 1, 3)
+    Q, K, V = (ref.Var(turn(x)) for x in (q, k, v))
+    hide, scale = np.where(np.tril(np.ones((T, T), bool)), 0, -1e30), HS**-0.5
+    scores = ref.capped(cfg, Q @ K.transpose(0, 1, 3, 2) * scale, scale)
+    out = ref.weights(cfg, scores, hide) @ V
+    (out * turn(dout)).sum().backward()
+    top = (scores.value + hide).max(-1, keepdims=True)
+    softmax = np.concatenate(
+        [top, 1 / np.exp(scores.value + hide - top).sum(-1, keepdims=True)], -1
+    )
+    right = dict(dq=turn(Q.grad), dk=turn(K.grad))
+    given = np.stack([q, k], 2), np.stack([q, k, v], 2), dout, turn(out.value), softmax
+    size = 3 * B * T * NH * HS
+
+    def named(flat):
+        dq, dk, _ = np.moveaxis(flat[:size].reshape(B, T, 3, NH, HS), 2, 0)
+        return dict(dq=dq, dk=dk)
+
+    sent = np.concatenate([x.ravel() for x in given])
+    found = named(s.answer(size + 1, "attention", B, cfg, sent, named=named)[0])
+    if not (at := differs(right, found, 1e-9)):
+        return
+    name, i, wanted, got = at
+    few = all((abs(found[n] - x) <= 0.01 * abs(x).max()).all() for n, x in right.items())
+    none = "" if found["dq"].any() else "The gradient of the queries is 0 everywhere."
+    raise Wrong(
+        f"{place(name, i)}: {apart(wanted, got)} (scores are 13 to 15 times the cap, 0.5; indices"
+        " b,t,h,i)",
+        "The derivative has few right digits where tanh is nearly 1." if few else none,
+        "Your derivative of the cap: does it subtract two numbers that are nearly the same?",
+        "with e = exp(-2 |score| / cap) the derivative is 4 e / (1 + e)^2",
+    )
+
+
 EFFECT = dict(
     d=32,
     heads=2,
@@ -226,14 +275,17 @@ EFFECT = dict(
 )
 
 
-def training(s, change, lr, steps, ex=None):
-    """Trains, always from the same weights on the same text. Returns the trained weights, how far
-    they moved, and what the reference measures with them on other text: loss, log Z, largest
-    attention logit. With ex, the first steps must be the reference's: what a wrong program trains
-    has no effect to measure."""
+def training(s, change, lr, steps, ex=None, grown=1):
+    """Trains, always from the same weights on the same text; grown multiplies those of queries and
+    keys. Returns the trained weights, how far they moved, and what the reference measures with them
+    on other text: loss, log Z, largest attention logit. With ex, the first steps must be the
+    reference's: what a wrong program trains has no effect to measure."""
     cfg = {**ref.CONFIG, **EFFECT, **change, "steps": steps, "lr": lr}
     s.rng, kept = np.random.default_rng(s.seed), s.rng
     p, batches = ref.init(cfg, s.rng), s.text_batches(cfg, steps)
+    for name in p:
+        if name.endswith("c_attn.weight"):
+            p[name][: 2 * cfg["d"]] *= grown
     other = s.text_batches({**cfg, "batch": 32}, 1)[0]
     s.rng = kept
     if ex:
@@ -264,6 +316,28 @@ def effect_qk_norm(s, ex):
         f" qk-norm (loss {on['loss']:.3f}), {off['max_attn_logit']:.3g} without (loss"
         f" {off['loss']:.3f})",
         "expected a twentieth or less",
+    )
+
+
+def effect_attn_cap(s, ex):
+    off, on = (training(s, dict(qk_norm=0, attn_cap=c), 0.03, 100, ex, 10) for c in (0, 20))
+    claim(
+        on["loss"] < off["loss"] - 0.1 and on["max_attn_logit"] > 100,
+        "after 100 steps at LR 0.03, from queries and keys ten times as large as usual, the loss is"
+        f" {on['loss']:.3f} with -attn_cap 20 (largest logit {on['max_attn_logit']:.3g}),"
+        f" {off['loss']:.3f} without",
+        "expected it lower by 0.1 or more, and the largest logit, before the cap, still above 100",
+    )
+
+
+def effect_qk_clip(s, ex):
+    off, on = (training(s, dict(qk_norm=0, qk_clip=c), 0.1, 100, ex, 4) for c in (0, 5))
+    claim(
+        on["max_attn_logit"] < 15 < off["max_attn_logit"] / 5,
+        "after 100 steps at LR 0.1, from queries and keys four times as large as usual, the largest"
+        " attention logit is"
+        f" {on['max_attn_logit']:.3g} with -qk_clip 5, {off['max_attn_logit']:.3g} without",
+        "expected at most 15 with it, more than 75 without",
     )
 
 
@@ -455,6 +529,128 @@ EXERCISES = {
                     " q or k, and of this head: (B,T,2,NH).",
                 ),
             },
+            steps=(AGAIN, ""),
+        ),
+    ),
+    "attn_cap": dict(
+        tests=[
+            (25, "value: attention logits and loss", forward),
+            (25, "gradient of every weight", gradient),
+            (15, "gradient where scores are 13 to 15 times the cap", far_past_the_cap),
+            (20, "five steps of AdamW", steps),
+            (15, "effect: training at a high learning rate", effect_attn_cap),
+        ],
+        # scores below and above the cap; many heads and layers; the flag off; a cap of which all
+        # scores are thousands; no layer; one row; relu2; more queries than a block of 64
+        cases=[
+            dict(attn_cap=0.7, qk_norm=0),
+            dict(attn_cap=1.5, qk_norm=1, d=24, heads=3, layers=2, T=23, batch=3, scale="d_h"),
+            dict(attn_cap=0, qk_norm=0, layers=2),
+            dict(attn_cap=1e-3, qk_norm=0, layers=2),
+            dict(attn_cap=2, layers=0),
+            dict(attn_cap=30, T=1, batch=1, eps=1e-3),
+            dict(attn_cap=0.5, qk_norm=0, attention="relu2", d=12, heads=3, T=9),
+            dict(attn_cap=1, qk_norm=0, d=12, heads=2, T=131, batch=2),
+        ],
+        cuda_cases=[
+            dict(attn_cap=0.7, qk_norm=0),
+            dict(attn_cap=0),
+            dict(attn_cap=0.7, d=24, heads=3, layers=2, T=15, batch=3, vocab=13),
+        ],
+        fields=("max_attn_logit", "loss", "log_z"),
+        first=("c_attn",),
+        mistakes=[
+            ({"wrong_cap": "missing"}, OFF),
+            *(
+                ({"wrong_cap": name}, words)
+                for name, words in dict(
+                    no_factor="The capped score is between -1 and 1: the cap is not multiplied in.",
+                    no_division="The score is not divided by the cap before the tanh.",
+                    product="The products are capped before they are scaled, with the cap of the"
+                    " scores.",
+                    squared="The scale is there twice before the tanh: the product is a score"
+                    " already.",
+                    size="Negative scores become positive.",
+                    hard="A hard limit: scores within the cap must change too.",
+                    mask="Later keys are hidden before the cap, which brings them back.",
+                    logged="max_logit is that after the cap; it must be that before it.",
+                    no_back="The backward pass knows nothing of the cap.",
+                    back_p="The backward pass computes the softmax from the scores before the cap.",
+                    straight="The gradient does not go through the cap: it is that of the capped"
+                    " scores.",
+                    no_square="In the derivative, tanh is not squared.",
+                    square="The derivative is 0 where it should be 1, and 1 where it should be 0.",
+                    capped="The derivative is taken at the capped score; it must be at the score.",
+                    over_cap="The derivative is divided by the cap; the two factors cancel.",
+                    at_product="The derivative is taken at the product; it must be at the score.",
+                ).items()
+            ),
+        ],
+        hints=dict(
+            forward=(
+                "The forward pass: what p holds before and after the next loop, and which number"
+                " the cap is compared with.",
+                "p[j] = cap / scale * tanh(p[j] * scale / cap) before the loop that scales and"
+                " masks; for no score may an exponential overflow.",
+            ),
+            gradient=(
+                "The backward pass: the capped scores again for the softmax, and for each score the"
+                " derivative at the score, not at the capped one.",
+                "ds_ij times 1 - tanh(s_ij / cap)^2, for the row at hand: s.slope holds one row.",
+            ),
+            steps=(AGAIN, ""),
+        ),
+    ),
+    "qk_clip": dict(
+        tests=[
+            (45, "value: one update", update),
+            (30, "five steps of AdamW", steps),
+            (25, "effect: training at a high learning rate", effect_qk_clip),
+        ],
+        cases=[
+            dict(qk_clip=1.5, qk_norm=0, d=12, heads=3, layers=2, batch=4, steps=20),
+            dict(qk_clip=0, qk_norm=0, layers=2, batch=3),
+            dict(qk_clip=0.3, qk_norm=0, layers=3, heads=4, batch=7, lr=0.2, wd=0.1),
+            dict(qk_clip=100, qk_norm=0, d=40, heads=1, layers=1, batch=1, steps=6),
+            dict(qk_clip=2, qk_norm=0, layers=0, heads=1, steps=6),
+        ],
+        cuda_cases=[dict(qk_clip=0.4, qk_norm=0, d=24, heads=3, layers=2, batch=3, steps=6)],
+        mistakes=[
+            ({"qk_clip": 0}, OFF),
+            *(
+                ({"wrong_clip": name}, words)
+                for name, words in dict(
+                    whole="The scores shrink twice: queries and keys each take the whole factor.",
+                    fourth="The scores shrink by half as many orders of magnitude as they should.",
+                    queries="Only the queries shrink; the keys must too.",
+                    keys="Only the keys shrink; the queries must too.",
+                    queries_whole="The queries take the whole factor, the keys nothing.",
+                    values="The values shrink too.",
+                    upside_down="The factor is upside down: the weights grow.",
+                    always="A head below the limit must stay as it is.",
+                    heads="All heads take the factor of the layer's largest score.",
+                    first="The largest score is that of the batch's first sequence.",
+                    last="The largest score is that of the batch's last sequence.",
+                    mean="The mean over the batch stands where the largest should.",
+                    least="The smallest over the batch stands where the largest should.",
+                    sum="The scores of the batch's sequences are added.",
+                    turned="max_logit is read as (NH,B); it is (B,NH).",
+                    layer="The largest scores are those of the first layer, for every layer.",
+                    layout="The rows are those of another layout: c_attn has all queries, then all"
+                    " keys, then all values.",
+                    columns="Columns shrink where rows should: a row makes one channel of q.",
+                    before="The weights are clipped before the optimizer's step, not after it.",
+                ).items()
+            ),
+        ],
+        hints=dict(
+            update=(
+                "Your lines in gpt_update: which rows of c_attn make a head's queries and keys,"
+                " which numbers of max_logit are this head's, and how a score depends on both.",
+                "With HS rows a head, rows h HS to (h + 1) HS - 1 of c_attn and those C rows below"
+                " them, times sqrt(tau / largest), where largest is the maximum over b of"
+                " max_logit[b * NH + h], if it is above tau.",
+            ),
             steps=(AGAIN, ""),
         ),
     ),

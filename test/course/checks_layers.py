@@ -11,7 +11,7 @@ import numpy as np
 import reference as ref
 from checks import claim, gradient, one_scratch, steps, training
 from sandbox import THREADS, run
-from student import Wrong, differs, in_float, kit_file, place
+from student import Wrong, apart, differs, in_float, kit_file, place
 
 
 def same(right, found, case, mistakes, hints, tolerance):
@@ -24,7 +24,7 @@ def same(right, found, case, mistakes, hints, tolerance):
     name, i, wanted, got = at
     array, whole = found[name], right()[name]
     bad = ~(abs(array - whole) <= tolerance * abs(whole).max() + 1e-12)
-    text = f"{place(name, i)}: expected {wanted:.6g}, found {got:.6g} ({case};"
+    text = f"{place(name, i)}: {apart(wanted, got)} ({case};"
     text += f" {bad.sum()} of {bad.size} numbers are wrong)"
     if np.isnan(array).all():
         raise Wrong(
@@ -355,8 +355,8 @@ def products(s, shapes, program="double"):
             (close(product + 2 * plus), "To these elements add is added twice."),
         ]
         raise Wrong(
-            f"{place('out', at)} of {case}: expected {expected:.6g}, found {got:.6g}; the wrong"
-            f" elements are in rows {top} to {bottom}, columns {left} to {last}",
+            f"{place('out', at)} of {case}: {apart(expected, got)}; the wrong elements are in rows"
+            f" {top} to {bottom}, columns {left} to {last}",
             next((words for same, words in mistakes if same[bad].all()), ""),
             *hints,
         )
@@ -366,10 +366,10 @@ def products(s, shapes, program="double"):
 def multiply_right(s, ex):
     sizes = [(1, 1, 1), (2, 3, 4), (8, 16, 8), (13, 33, 17), (64, 64, 64), (100, 129, 600)]
     sizes += [(448, 304, 24), (1, 7, 1100), (200, 1, 3)]  # several blocks of rows and of columns
-    # long enough for threads to take turns on a busy machine: what two of them share is overwritten
-    products(s, [(480, 480, 720, 0, 0, 0, 0)])
     ways = [(ta, tb, add) for ta in (0, 1) for tb in (0, 1) for add in (0, 1)]
     products(s, [(*size, *way, 0) for size in sizes for way in ways])
+    # long enough for threads to take turns on a busy machine: what two of them share is overwritten
+    products(s, [(480, 480, 720, 0, 0, 0, 0)])
 
 
 def multiply_parts(s, ex):
@@ -477,7 +477,7 @@ def two_threads(s, layer, good, threads=(1, 3, 4)):
         found, different, norm, mine, tasks, others = one_layer(s, layer, count)
         at = "norm" in found and differs(dict(norm=norm), found, 1e-9)
         if at:
-            text = f"norm: expected {at[2]:.6g}, found {at[3]:.6g} (threads: {count})"
+            text = f"norm: {apart(at[2], at[3])} (threads: {count})"
             raise Wrong(text, "" if at[3] else "It is 0: no task adds to it.", *RACE_HINTS)
         one, alone = one or found, alone or (mine, tasks)
         at = differs(one, found, 0, 0)

@@ -2,7 +2,9 @@
 place of each cut and says what to compute; where the rest would not compile, a stub follows."""
 
 # cut: {file: [(comment, stub), ...]}, one for each flagged chunk in the order of the file; a chunk
-# counts if its flag is in `flags` (default: the exercise's name).
+# counts if its flag is in `flags` (default: the exercise's name); None leaves it as it is.
+# hides: {file: patterns}: parts of comments that would say too much. In these files the comment
+# above a flagged function goes too.
 # functions: {file: {name: (comment, stub of the body)}}. remove: {file: names of the solution's
 # helpers}. pragmas: {file: (name, comment)}: the OpenMP tasks in all functions.
 EXERCISES = {
@@ -216,6 +218,139 @@ EXERCISES = {
             ],
         },
     ),
+    "attn_cap": dict(
+        hides={
+            "train_gpt.c": [
+                r"If cap is not 0, .*?cap / scale\. ",
+                r" With a cap, ds_ij .*?derivative\.",
+            ],
+            "train_gpt.cu": [
+                r"// If cap is not 0, .*?costs\n// nothing\.\n",
+                r"// With a cap, ds_ij .*?derivative\.\n",
+            ],
+        },
+        cut={
+            "train_gpt.c": [
+                (
+                    (
+                        "A function of one score, if you like: its capped value and the derivative"
+                        " of that, for both passes. No score may be too large for it. Its"
+                        " derivative must have all digits also where tanh is nearly 1."
+                        " exponential(x), for x <= 0, and reciprocal(x), for 1 <= x <= 2, become"
+                        " vector instructions in a loop; tanh does not."
+                    ),
+                    "",
+                ),
+                (
+                    (
+                        "The forward pass. p (cols) holds the products q.k of a query with the keys"
+                        " from 0 on. The next loop makes scores of them and hides the later keys."
+                        " Where cap is not 0, let cap tanh(score / cap) take the place of each"
+                        " score. max_logit is that of the scores before the cap."
+                    ),
+                    "(void)cap;",
+                ),
+                (
+                    (
+                        "The backward pass. p (cols) holds the products again. Where cap is not 0,"
+                        " treat them as in the forward pass. s.slope (T) is memory for the"
+                        " derivatives of this row."
+                    ),
+                    "(void)cap;",
+                ),
+                (
+                    (
+                        "dp (cols) is the gradient of the products as if there were no cap. Where"
+                        " cap is not 0, make it right."
+                    ),
+                    "",
+                ),
+            ],
+            "train_gpt.cu": [
+                (
+                    (
+                        "A function of one score, if you like, as in train_gpt.c. In both backward"
+                        " kernels, a hidden score is -infinity before the cap, and must stay so."
+                    ),
+                    "",
+                ),
+                (
+                    (
+                        "The forward kernel. CAP is false where the cap is 0. s[n][e] is a product"
+                        " q.k, and cap is the argument of attention_forward over the scale: cap the"
+                        " product, before it is hidden."
+                    ),
+                    "(void)cap, (void)slope;",
+                ),
+                ("The kernel with CAP where cap is not 0", ""),
+                (
+                    (
+                        "dq: cap the product s[e], as in the forward kernel, and keep the"
+                        " derivative."
+                    ),
+                    "(void)cap, (void)slope;",
+                ),
+                ("The gradient of the product, through the cap", ""),
+                (
+                    (
+                        "dk and dv: cap the product s[e], as in the forward kernel, and keep the"
+                        " derivative."
+                    ),
+                    "(void)cap, (void)slope;",
+                ),
+                ("The gradient of the product, through the cap", ""),
+                ("The kernels with CAP where cap is not 0: dq", ""),
+                ("and dkv", ""),
+            ],
+        },
+    ),
+    "qk_clip": dict(
+        hides={"train_gpt.c": [], "train_gpt.cu": []},
+        cut={
+            "train_gpt.c": [
+                (
+                    (
+                        "A function that clips a layer, if you like: from its c_attn (3C,C), whose"
+                        " C rows of queries come first, then C rows of keys, then C rows of values;"
+                        " and from its max_logit (B,NH), the largest |score| of each head in each"
+                        " sequence of the last batch."
+                    ),
+                    "",
+                ),
+                (
+                    (
+                        "params is a tensor of layer l, after this step of the optimizer. Where it"
+                        " is c_attn and cfg->qk_clip is above 0: for each head whose largest score"
+                        " in the last batch was above cfg->qk_clip, shrink the weights of its"
+                        " queries and those of its keys by the same factor, so that this score"
+                        " would have been cfg->qk_clip. g->layers[l].max_logit (B,NH) was measured"
+                        " before this step, as in every step with -qk_clip; B is cfg->batch."
+                    ),
+                    "",
+                ),
+            ],
+            "train_gpt.cu": [
+                (
+                    (
+                        "A kernel that clips all layers, if you like. g->max_logit (L,NH) has the"
+                        " largest of each head over the whole batch. It does nothing where the step"
+                        " is left out: where over(results, constants), which are g->results and"
+                        " g->adamw. round_to(to, x) writes x to *to as act."
+                    ),
+                    "",
+                ),
+                (
+                    (
+                        "Where cfg->qk_clip is above 0, clip the heads of all layers: c_attn"
+                        " (L,3C,C), from g->params + kinds.offset[C_ATTN] on, and its copy as act,"
+                        " from g->weights + kinds.offset[C_ATTN] on, which the next forward pass"
+                        " reads."
+                    ),
+                    "",
+                ),
+            ],
+        },
+    ),
     "attention_backward": dict(
         functions={
             "train_gpt.c": {
@@ -233,11 +368,12 @@ EXERCISES = {
                         " Four loops for each head are enough. For speed, use multiply() on blocks"
                         " of at most QB queries; scratch holds attention_scratch_size reals for"
                         " each thread, and attention_scratch finds this thread's. Heads may be"
-                        " tasks of `omp taskloop`. relu2, of -attention relu2, is 0 here."
+                        " tasks of `omp taskloop`. cap, of -attn_cap, and relu2, of -attention"
+                        " relu2, are 0 here."
                     ),
                     (
                         "(void)dout, (void)out, (void)softmax, (void)qk, (void)qkv, (void)scale,"
-                        " (void)scratch, (void)relu2;\n"
+                        " (void)cap, (void)scratch, (void)relu2;\n"
                         "memset(dqkv, 0, (size_t)B * T * 3 * NH * HS * sizeof(real));"
                     ),
                 )
@@ -274,7 +410,7 @@ EXERCISES = {
                 )
             }
         },
-        remove={"train_gpt.c": ("KC", "tile", "pack", "flip")},
+        remove={"train_gpt.c": ("KC", "tile", "pack")},
     ),
     "layernorm": dict(
         functions={
@@ -327,6 +463,60 @@ EXERCISES = {
                         "        dwte[(size_t)tokens[i] * C + c] += dout[(size_t)i * C + c];"
                     ),
                 )
+            }
+        },
+    ),
+    "muon": dict(
+        flags=("optimizer",),
+        cut={
+            "train_gpt.c": [
+                None,  # the memory
+                None,  # the function below
+                (
+                    (
+                        "Where uses_muon(cfg, g->table, k), Muon's step in place of AdamW's below:"
+                        " updates is the sum of u^2. The tensor is a matrix (p->rows,p->cols); the"
+                        " queries, keys and values in c_attn (3C,C) are three matrices, one below"
+                        " the other. g->muon (10,C,C) is the scratch."
+                    ),
+                    "(void)muon;",
+                ),
+            ]
+        },
+        functions={
+            "train_gpt.c": {
+                "orthogonalize": (
+                    (
+                        "Divide x by the root of the sum of its squares. A matrix of zeros stays 0;"
+                        " any other, however small, gets the norm 1. Then, five times, x becomes"
+                        " a x + b (x x^T) x + c (x x^T)^2 x, with a = 3.4445, b = -4.7750, c ="
+                        " 2.0315. Where x is taller than wide, multiply from the other side, so"
+                        " that the square matrices are (n,n) with the shorter side n. product(out,"
+                        " a, b, M, N, K) writes a (M,K) b (K,N) to out (M,N), which must not be a"
+                        " or b. matrix(x, cols) is x as a Matrix, flip(m) is m transposed."
+                        " sum_squares needs sums."
+                    ),
+                    "(void)x, (void)rows, (void)cols, (void)scratch, (void)sums, (void)product;",
+                ),
+                "muon": (
+                    (
+                        "A step for the matrix param (rows,cols) with the gradient grad and the"
+                        " momentum m. g = o.clip_scale * grad; m = beta m + (1 - beta) g, where"
+                        " beta is MUON_MOMENTUM; the momentum one step ahead is beta m + (1 - beta)"
+                        " g, with this new m and the same g. Make it orthogonal, and multiply it by"
+                        " the factor that would give it the RMS 0.2 if all singular values were 1:"
+                        " that is u. The new weight is updated(param, u, lr, o), which also decays."
+                        " Return the sum of u^2. grad must stay as it is. scratch (10,C,C), where C"
+                        " is the shorter side, holds the matrix u and behind it the scratch of"
+                        " orthogonalize, if no side is longer than 4 C. sums is for sum_squares."
+                    ),
+                    (
+                        "(void)param, (void)grad, (void)m, (void)rows, (void)cols, (void)lr,"
+                        " (void)o;\n"
+                        "(void)scratch, (void)sums;\n"
+                        "return 0;"
+                    ),
+                ),
             }
         },
     ),

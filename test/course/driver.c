@@ -138,8 +138,8 @@ static void kit_init(const Config *cfg) {
     kit_put(g.params, g.num_parameters);
 }
 
-// update: weights, gradients, moments; answers the norm of the gradients, weights and moments after
-// the update of step COUNT, and what it logs
+// update: weights, gradients, moments and, with -qk_clip, each layer's max_logit (B,NH); answers
+// the norm of the gradients, weights and moments after the update of step COUNT, and what it logs
 static void kit_update(const Config *cfg, int step) {
     GPT g;
     guarded_init(&g, cfg);
@@ -148,6 +148,8 @@ static void kit_update(const Config *cfg, int step) {
     kit_get(g.grads, N);
     kit_get(g.m, N);
     kit_get(g.v, N);
+    for (int l = 0; cfg->qk_clip > 0 && l < cfg->layers; l++)
+        kit_get(g.layers[l].max_logit, (size_t)(cfg->batch * cfg->heads));
     static Stats stats;
     kit_put_one(gpt_update(&g, step, &stats));
     guards_check(&g);
@@ -174,8 +176,8 @@ static void kit_attention(const Config *cfg, int B) {
     kit_get(dout, n);
     kit_get(out, n);
     kit_get(softmax, 2 * rows);
-    attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)attention_scale(cfg), scratch,
-                       0, B, T, NH, HS);
+    attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)attention_scale(cfg),
+                       (real)cfg->attn_cap, scratch, 0, B, T, NH, HS);
     guards_check(NULL);
     kit_put(dqkv, 3 * n);
     for (size_t i = 0; i < (size_t)mine * each; i++) others += !isnan(scratch[i]);
@@ -282,6 +284,42 @@ static void kit_qk_norm(const Config *cfg) {
     kit_put_one(used[0] && !used[1]);
 }
 
+// orthogonalize: rows, cols; then x (rows,cols). Answers x.
+static void kit_orthogonalize(void) {
+    real head[2];
+    kit_get(head, 2);
+    int rows = (int)head[0], cols = (int)head[1], n = least(rows, cols);
+    size_t size = (size_t)(rows * cols);
+    real *x = kit_some("x", size), *scratch = kit_some("scratch", (size_t)(2 * n * n) + size);
+    double *sums = guarded_memory("sums", (size / SUM_CHUNK + 1) * sizeof(double));
+    kit_get(x, size);
+    orthogonalize(x, rows, cols, scratch, sums);
+    guards_check(NULL);
+    kit_put(x, size);
+}
+
+// muon: rows, cols, lr, clip_scale, decay, cautious; then param, grad, m (rows,cols). Answers
+// param, m and the result.
+static void kit_muon(void) {
+    real head[6];
+    kit_get(head, 6);
+    int rows = (int)head[0], cols = (int)head[1], n = least(rows, cols);
+    size_t size = (size_t)(rows * cols);
+    AdamW o = {.clip_scale = head[3], .beta1 = (real)0.9, .beta2 = (real)0.95, .correction1 = 1,
+               .correction2 = 1, .eps = (real)1e-8, .decay = head[4], .cautious = (int)head[5]};
+    real *param = kit_some("param", size), *grad = kit_some("grad", size);
+    real *m = kit_some("m", size), *scratch = kit_some("scratch", (size_t)(10 * n * n));
+    double *sums = guarded_memory("sums", (size / SUM_CHUNK + 1) * sizeof(double));
+    kit_get(param, size);
+    kit_get(grad, size);
+    kit_get(m, size);
+    double squares = muon(param, grad, m, rows, cols, head[2], o, scratch, sums);
+    guards_check(NULL);
+    kit_put(param, size);
+    kit_put(m, size);
+    kit_put_one(squares);
+}
+
 // Seconds of processor time of this thread
 static double kit_seconds(void) {
     struct timespec t;
@@ -366,12 +404,12 @@ static int kit_compute(GPT *g, int which, const int *inputs, const int *targets,
         kappa_forward(a.qkv, a.qk_rstd, 1, rows, NH, HS);
         qk_norm_rope_forward(a.qk, a.qk_mean, a.qk_rstd, a.qkv, a.w[Q_NORM], a.w[K_NORM], over,
                              g->cosine, g->sine, B, T, NH, HS);
-        attention_forward(a.att, a.softmax, a.max_logit, a.qk, a.qkv, 1, g->scratch, 0, B, T, NH,
-                          HS);
+        attention_forward(a.att, a.softmax, a.max_logit, a.qk, a.qkv, 1, 0, g->scratch, 0, B, T,
+                          NH, HS);
         round_to_bf16(g->logits, rows, V);
         cross_entropy(g->logits, g->losses, g->log_z, targets, (real)1e-4, 1, rows, V);
-        attention_backward(g->dqkv, g->dnorm, a.att, a.softmax, a.qk, a.qkv, 1, g->scratch, 0, B,
-                           T, NH, HS);
+        attention_backward(g->dqkv, g->dnorm, a.att, a.softmax, a.qk, a.qkv, 1, 0, g->scratch, 0,
+                           B, T, NH, HS);
         qk_norm_rope_backward(g->dqkv, a.dw[Q_NORM], a.dw[K_NORM], a.qkv, a.qk_mean, a.qk_rstd,
                               a.w[Q_NORM], a.w[K_NORM], over, g->cosine, g->sine, g->partial,
                               B, T, NH, HS);
@@ -469,6 +507,8 @@ int main(int argc, char **argv) {
         else if (!strcmp(work, "attention")) kit_attention(&cfg, count);
         else if (!strcmp(work, "layernorm")) kit_layernorm();
         else if (!strcmp(work, "qk_norm")) kit_qk_norm(&cfg);
+        else if (!strcmp(work, "orthogonalize")) kit_orthogonalize();
+        else if (!strcmp(work, "muon")) kit_muon();
         else if (!strcmp(work, "layer")) kit_layer(&cfg, count);
         else kit_products(count);
     }

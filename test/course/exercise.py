@@ -34,15 +34,29 @@ def indented(code, indent):
     return "".join("\n" + indent + line for line in code.splitlines())
 
 
-def cut_chunks(text, flags, pieces, name):
+def without(text, patterns, name):
+    """The text without these parts of comments."""
+    for pattern in patterns:
+        text, n = re.subn(pattern, "", text, flags=re.S)
+        if n != 1:
+            sys.exit(f"exercise: {name} has {n} comments '{pattern}', which cuts.py hides")
+    return text
+
+
+def cut_chunks(text, flags, pieces, name, hides):
     lines, chunks = text.split("\n"), [c for c in show.chunks(text, name) if c[0] in flags]
     if len(chunks) != len(pieces):
         sys.exit(
             f"exercise: {name} has {len(chunks)} chunks of {', '.join(flags)}, but cuts.py has"
             f" comments for {len(pieces)}"
         )
-    for (flag, first, last), (comment, stub) in reversed(list(zip(chunks, pieces))):
+    for (flag, first, last), piece in reversed(list(zip(chunks, pieces))):
+        if not piece:  # these lines stay, or are in a function that is cut
+            continue
+        comment, stub = piece
         indent = re.match(r" *", lines[first - 1])[0]
+        while hides and not indent and lines[first - 2].startswith("//"):
+            first -= 1
         code = indented(stub, indent)
         lines[first - 1 : last] = [commented(f"[{flag}] TO WRITE: {comment}", indent) + code]
     return "\n".join(lines)
@@ -51,6 +65,7 @@ def cut_chunks(text, flags, pieces, name):
 def definition(lines, name):
     """First line (with template or attributes), line of the opening brace and last line, from 0, of
     a function, or of the enum whose first constant has this name."""
+    lines = [*map(show.unmarked, lines)]
     for i, line in enumerate(lines):
         if line.startswith(f"enum {{ {name} "):
             return i, i, i
@@ -81,7 +96,11 @@ def cut_functions(text, bodies, removed):
         if name in bodies:
             comment, body = bodies[name]
             todo = commented(f"[{name}] TO WRITE: {comment}", "    ")
-            stub = [*lines[start : brace + 1], todo + indented(body, "    "), "}"]
+            stub = [
+                *map(show.unmarked, lines[start : brace + 1]),
+                todo + indented(body, "    "),
+                "}",
+            ]
         lines[above : end + 1] = stub
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
@@ -89,12 +108,13 @@ def cut_functions(text, bodies, removed):
 def around(name, file, text):
     """The functions that the exercise cuts, or that hold its cuts."""
     ex, lines = EXERCISES[name], text.split("\n")
+    found = [c for c in show.chunks(text, file) if c[0] in ex.get("flags", (name,))]
     holders = {
         show.enclosing(lines, first)
-        for flag, first, _ in show.chunks(text, file)
-        if flag in ex.get("flags", (name,)) and lines[first - 1].startswith(" ")
+        for (_, first, _), piece in zip(found, ex.get("cut", {}).get(file, ()))
+        if piece and lines[first - 1].startswith(" ")
     }
-    return sorted(holders) if file in ex.get("cut", {}) else [*ex["functions"][file]]
+    return sorted(holders | {*ex.get("functions", {}).get(file, ())})
 
 
 def renamed(name, file, text, names):
@@ -119,11 +139,14 @@ def pieces_of(name, file, pieces, variant):
     names, says = variants.names(name, variant), variants.sentence(name, variant)
     said_in = variants.NUMBERS[name][2] if says else ("", ())
     out = []
-    for i, (comment, stub) in enumerate(pieces):
-        comment = variants.in_prose(comment, names)
+    for i, piece in enumerate(pieces):
+        if not piece:
+            out.append(None)
+            continue
+        comment, stub = variants.in_prose(piece[0], names), variants.in_code(piece[1], names)
         if file == said_in[0] and i in said_in[1]:
             comment = f"{comment.rstrip('.')}. {says}"
-        out.append((comment, variants.in_code(stub, names)))
+        out.append((comment, stub))
     return out
 
 
@@ -132,10 +155,13 @@ def sources(name, cuda=False, variant=None):
     ex, out, names = EXERCISES[name], {}, variants.names(name, variant)
     for file, pieces in ex.get("cut", {}).items():
         if file != "train_gpt.cu" or cuda:
-            text, flags = renamed(name, file, show.read(file), names), ex.get("flags", (name,))
-            out[file] = cut_chunks(text, flags, pieces_of(name, file, pieces, variant), file)
+            hides, flags = ex.get("hides", {}).get(file), ex.get("flags", (name,))
+            text = renamed(name, file, without(show.read(file), hides or (), file), names)
+            pieces = pieces_of(name, file, pieces, variant)
+            out[file] = cut_chunks(text, flags, pieces, file, hides is not None)
     for file, bodies in ex.get("functions", {}).items():
-        text, pieces = renamed(name, file, show.read(file), names), bodies.values()
+        text = out.get(file) or renamed(name, file, show.read(file), names)
+        pieces = bodies.values()
         bodies = dict(zip(bodies, pieces_of(name, file, pieces, variant)))
         out[file] = cut_functions(text, bodies, ex.get("remove", {}).get(file, ()))
     for file, (flag, comment) in ex.get("pragmas", {}).items():

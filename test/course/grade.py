@@ -22,15 +22,16 @@ import numpy as np
 
 import checks
 import checks_layers
+import checks_muon
 import variants
 from checks import cuda_forward, cuda_gradient, cuda_steps, forward
 from sandbox import Endless, Wrong
 from student import Student, kit_file
 
-EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES}
+EXERCISES = {**checks.EXERCISES, **checks_layers.EXERCISES, **checks_muon.EXERCISES}
 SHEETS = ("stability",)  # handouts that no program grades
 # What a student's folder needs to grade itself
-MODULES = "grade checks checks_layers student sandbox reference variants".split()
+MODULES = "grade checks checks_layers checks_muon student sandbox reference variants".split()
 KIT_FILES = [*(name + ".py" for name in MODULES), "driver.c", "kit.h", "naive.c"]
 
 
@@ -100,7 +101,7 @@ def grade(folder, name, seed, cuda=False, only=None, progress=lambda text: None)
             student.build(ex.get("program", "double"))
         except Wrong as error:
             result["verdict"] = str(error)
-        needed, of = False, tests(name, cuda)
+        needed, of, first = False, tests(name, cuda), ""
         for i, (points, title, test, *gate) in enumerate(of, 1):
             if only and i not in only:
                 continue
@@ -118,6 +119,9 @@ def grade(folder, name, seed, cuda=False, only=None, progress=lambda text: None)
                 one["score"] = points
             except Wrong as error:
                 one["output"] = str(error)
+                if first and title.startswith(("five steps", "effect")):
+                    one["output"] += f'\nfirst make "{first}" right'
+                first = first or title.split(":")[0]
                 one["hints"] = [variants.in_prose(hint, variants.renamed) for hint in error.hints]
                 needed = bool(gate)
                 if isinstance(error, Endless):

@@ -55,7 +55,7 @@ static const Field gpt_fields[] = {
     GPT_FIELD(log_z), GPT_FIELD(dx), GPT_FIELD(dnorm), GPT_FIELD(dqkv), GPT_FIELD(dfc),
     GPT_FIELD(scratch), GPT_FIELD(sums), GPT_FIELD(partial),
 #ifndef __cplusplus
-    GPT_FIELD(fc),
+    GPT_FIELD(fc), GPT_FIELD(dgate), GPT_FIELD(dpost), GPT_FIELD(muon),
 #endif
 };
 static const Field layer_fields[] = {
@@ -66,7 +66,9 @@ static const Field layer_fields[] = {
 #ifdef __cplusplus
     LAYER_FIELD(fc),
 #else
-    LAYER_FIELD(slope),
+    LAYER_FIELD(slope), LAYER_FIELD(gate), LAYER_FIELD(gated), LAYER_FIELD(post[0]),
+    LAYER_FIELD(post[1]), LAYER_FIELD(post_mean[0]), LAYER_FIELD(post_mean[1]),
+    LAYER_FIELD(post_rstd[0]), LAYER_FIELD(post_rstd[1]),
 #endif
 };
 

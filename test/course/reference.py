@@ -48,6 +48,9 @@ STANDARD = dict(
     z_target=0,
     qk_scale=1,
     mu_power=1,
+    cap_slope=1,
+    qk_clip_to=1,
+    muon_size=0.2,
 )
 VARIANT = {}
 
@@ -316,6 +319,70 @@ def qk_norm(cfg, q, k, q_weight, k_weight):
     return out
 
 
+# The capped score by mistake, from the score x, the cap c and attention's scale; the right one is
+# c tanh(x / c)
+CAPS = dict(
+    missing=lambda x, c, scale: x,
+    no_factor=lambda x, c, scale: tanh_cap(x, c) * (1 / c),
+    no_division=lambda x, c, scale: tanh_cap(x, 1) * c,
+    product=lambda x, c, scale: tanh_cap(x, c * scale),
+    squared=lambda x, c, scale: tanh_cap(x, c / scale),
+    size=lambda x, c, scale: tanh_cap(x * np.sign(x.value), c),
+    hard=lambda x, c, scale: Var(x.value.clip(-c, c), (x, lambda g: g * (abs(x.value) < c))),
+    straight=lambda x, c, scale: with_gradient(tanh_cap(x, c).value, x),
+    no_square=lambda x, c, scale: sloped(x, c, 1 - abs(np.tanh(x.value / c))),
+    square=lambda x, c, scale: sloped(x, c, np.tanh(x.value / c) ** 2),
+    capped=lambda x, c, scale: sloped(x, c, 1 - np.tanh(np.tanh(x.value / c)) ** 2),
+    over_cap=lambda x, c, scale: sloped(x, c, (1 - np.tanh(x.value / c) ** 2) / c),
+    at_product=lambda x, c, scale: sloped(x, c, 1 - np.tanh(x.value / (c * scale)) ** 2),
+)
+
+
+def sloped(x, c, slope):
+    """c tanh(x / c) with another derivative."""
+    return Var(c * np.tanh(x.value / c), (x, lambda g: g * slope))
+
+
+def tanh_cap(x, c, times=1):
+    """c tanh(times x / c). 1 - tanh^2 would round to 0 where tanh rounds to 1."""
+    e = np.exp(-2 * abs(times * x.value) / c)
+    return sloped(x * times, c, 4 * e / (1 + e) ** 2)
+
+
+def capped(cfg, x, scale):
+    """The scores that go into softmax."""
+    c = cfg.get("attn_cap", 0)
+    if not c:
+        return x
+    if cfg.get("wrong_cap") in CAPS:
+        return CAPS[cfg["wrong_cap"]](x, c, scale)
+    return tanh_cap(x, c, number(cfg, "cap_slope"))
+
+
+def weights(cfg, x, hide):
+    """The weights of the keys (B,NH,T,T) from the scores that hide makes causal."""
+    if cfg.get("attention") == "relu2":
+        return (x * (hide + x.value > 0)) ** 2 * x.value.shape[-1] ** -0.5
+    e = (x + (hide - (x.value + hide).max(-1, keepdims=True))).exp()
+    return e * e.sum(-1) ** -1
+
+
+def uncapped_backward(att, raw, y, hide, v, through):
+    """Attention (B,NH,T,HS) whose backward pass computes the softmax from the scores before the
+    cap, raw, with the largest and the sum of those after it, y. through: their gradient goes
+    through the cap."""
+    seen, grown = y.value + hide, raw.value + hide
+    with np.errstate(over="ignore"):
+        p = np.exp(grown - seen.max(-1, keepdims=True))
+    p /= np.exp(seen - seen.max(-1, keepdims=True)).sum(-1, keepdims=True)
+    dp = lambda g: g @ v.value.swapaxes(-1, -2) - (g * att.value).sum(-1, keepdims=True)
+    return Var(
+        att.value,
+        (y if through else raw, lambda g: p * dp(g)),
+        (v, lambda g: p.swapaxes(-1, -2) @ g),
+    )
+
+
 # What the z-loss adds to the weight of p, over z_loss: the right one is 2 log Z. z: log Z of each
 # row, x: the logits
 Z_TERMS = dict(
@@ -338,7 +405,8 @@ Z_TERMS = dict(
 
 def model(cfg, p, inputs, targets):
     """The results of a batch (B,T), as Vars: total (the loss with the z-loss, whose gradient is
-    taken), loss, log_z, max_attn_logit (L), logits; and log, what the forward pass logs."""
+    taken), loss, log_z, max_attn_logit (L), by_head (L,B,NH), the largest score of each head,
+    logits; and log, what the forward pass logs."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS = C // NH
     scale = 1 / HS if cfg.get("scale") == "d_h" else HS**-0.5
@@ -349,7 +417,7 @@ def model(cfg, p, inputs, targets):
             "width": 1 / C,
             "base head": cfg["base_d"] / NH / HS,
         }.get(cfg.get("wrong_scale"), 1 / HS)
-    hide, largest, log = np.where(np.tril(np.ones((T, T), bool)), 0, -1e30), [], {}
+    hide, by_head, log = np.where(np.tril(np.ones((T, T), bool)), 0, -1e30), [], {}
     seen = {name: [] for name in ACTIVATIONS}
     p = {n: var(x) for n, x in p.items()}
     x = p["wte.weight"][inputs]
@@ -368,14 +436,23 @@ def model(cfg, p, inputs, targets):
         else:
             q, k = map(turn, norm(q, k) if cfg["qk_norm"] else (q, k))
         s = q @ k.transpose(0, 1, 3, 2) * scale
-        largest.append(np.where(hide < 0, 0, abs(s.value)).max())
-        i = np.unravel_index(np.where(hide < 0, -1, abs(s.value)).argmax(), s.value.shape)
+        raw, s = s, capped(cfg, s, scale)
+        sizes = abs((s if cfg.get("wrong_cap") == "logged" else raw).value)
+        by_head.append(np.where(hide < 0, 0, sizes).max((2, 3)))
+        i = np.unravel_index(np.where(hide < 0, -1, abs(raw.value)).argmax(), raw.value.shape)
         a, b = q.value[i[:3]], k.value[(*i[:2], i[3])]
         with np.errstate(invalid="ignore"):
             log[f"qk_cosine_{l}"] = a @ b / np.sqrt(a @ a * (b @ b))
         log.update({f"q_rms_{l}": rms(q.value), f"k_rms_{l}": rms(k.value)})
-        s = (s + (hide - (s.value + hide).max(-1, keepdims=True))).exp()
-        att = (s * s.sum(-1) ** -1 @ v).transpose(0, 2, 1, 3).reshape(B, T, C)
+        if cfg.get("wrong_cap") == "mask":
+            late = hide < 0
+            s, after = s * ~late + late * -cfg["attn_cap"], 0 * hide
+        else:
+            after = hide
+        att = weights(cfg, s, after) @ v
+        if cfg.get("wrong_cap") in ("no_back", "back_p"):
+            att = uncapped_backward(att, raw, s, hide, v, cfg["wrong_cap"] == "back_p")
+        att = att.transpose(0, 2, 1, 3).reshape(B, T, C)
         x = x + att @ w("attn.c_proj").transpose(1, 0)
         fc = layernorm(x, w("ln_2")) @ w("mlp.c_fc").transpose(1, 0)
         y = fc * ((fc + fc**3 * 0.044715) * (2 / np.pi) ** 0.5).tanh() * 0.5 + fc * 0.5
@@ -400,7 +477,8 @@ def model(cfg, p, inputs, targets):
         total=total,
         loss=reported,
         log_z=log_z.mean(),
-        max_attn_logit=var(largest),
+        max_attn_logit=var([x.max() for x in by_head]),
+        by_head=by_head,
         logits=out,
         log={"val_loss": loss.value, **log},
         p=p,
@@ -545,18 +623,137 @@ def direction(cfg, m, v, step):
         return m / below
 
 
-def adamw(cfg, p, m, v, g, step):
-    """One step of AdamW. Returns new p, m, v; the norm of the gradient before it was clipped; and
-    what it logs."""
+# QK-clip, by mistake: the largest score of each head from those of each sequence, seen (B,NH); and
+# the powers of the factor tau / largest for queries, keys and values. The right ones are the
+# maximum over the batch, and 0.5, 0.5, 0.
+LARGEST = dict(
+    first=lambda seen: seen[0],
+    last=lambda seen: seen[-1],
+    mean=lambda seen: seen.mean(0),
+    sum=lambda seen: seen.sum(0),
+    least=lambda seen: seen.min(0),
+    heads=lambda seen: 0 * seen[0] + seen.max(),
+    turned=lambda seen: seen.reshape(seen.shape[1], -1).max(1),
+)
+POWERS = dict(
+    whole=(1, 1, 0),
+    fourth=(0.25, 0.25, 0),
+    queries=(0.5, 0, 0),
+    keys=(0, 0.5, 0),
+    queries_whole=(1, 0, 0),
+    values=(0.5, 0.5, 0.5),
+    upside_down=(-0.5, -0.5, 0),
+)
+
+
+def qk_clip(cfg, p, by_head):
+    """The weights p after QK-clip; by_head (L,B,NH): the largest score of each head of each
+    sequence."""
+    tau, C, NH, wrong = cfg.get("qk_clip", 0), cfg["d"], cfg["heads"], cfg.get("wrong_clip")
+    out = dict(p)
+    for l in range(cfg["layers"] if tau else 0):
+        largest = LARGEST.get(wrong, lambda seen: seen.max(0))(
+            by_head[0 if wrong == "layer" else l]
+        )
+        factor = number(cfg, "qk_clip_to") * tau / largest
+        factor = np.where((largest > tau) | (wrong == "always"), factor, 1)
+        factors = np.stack([factor**n for n in POWERS.get(wrong, (0.5, 0.5, 0))])  # (3,NH)
+        if wrong == "layout":
+            factors = factors.T
+        rows = np.repeat(factors, C // NH).reshape(3, C, 1)
+        if wrong == "columns":
+            rows = rows.swapaxes(1, 2)
+        name = f"h.{l}.attn.c_attn.weight"
+        out[name] = (p[name].reshape(3, C, C) * rows).reshape(3 * C, C)
+    return out
+
+
+# ---- Muon. wrong: a mistake, one of those in checks_muon.py
+
+
+@np.errstate(all="ignore")  # a mistake may overflow
+def orthogonalize(x, wrong=""):
+    """x = U S V^T with other singular values: Newton and Schulz's polynomial, five times, of S."""
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    a, b, c = 3.4445, -4.7750, 2.0315
+    if wrong == "swapped":
+        b, c = c, b
+    if wrong == "cubic":
+        a, b, c = 1.5, -0.5, 0
+    norm = np.sqrt((x * x).sum())
+    by = dict(
+        no_norm=1, spectral=s[0], entry=abs(x).max(), squared=norm**2, guarded=norm + 1e-7
+    ).get(wrong, norm)
+    s = s / by if by else s
+    first = s * s
+    for _ in range(dict(four=4, six=6).get(wrong, 5)):
+        g = first if wrong == "once" else s * s
+        s = s * (a + b * g + c * (g if wrong == "linear" else g * g))
+    return u * s @ vt
+
+
+@np.errstate(all="ignore")
+def muon(p, m, g, lr, cut, share, cautious, size, wrong=""):
+    """A step of a matrix p with the momentum m and the gradient g, of which the share `share`
+    decays. Returns its new values, its new momentum and its update."""
+    g, beta = g * dict(no_clip=1, clip_twice=cut * cut).get(wrong, cut), 0.95
+    beta = 0.9 if wrong == "beta1" else beta
+    m = beta * m + (1 if wrong == "sum" else 1 - beta) * g
+    ahead = beta * m + (1 if wrong == "ahead" else 1 - beta) * g
+    u = orthogonalize(m if wrong == "plain" else g if wrong == "gradient" else ahead, wrong)
+    sides = dict(
+        shorter=size * min(p.shape) ** 0.5,
+        no_root=size,
+        no_size=max(p.shape) ** 0.5,
+        no_factor=1,
+        original=max(1, p.shape[0] / p.shape[1]) ** 0.5,
+        ratio=size * max(1, p.shape[0] / p.shape[1]) ** 0.5,
+        linear_side=size * max(p.shape),
+    )
+    u = u * sides.get(wrong, size * max(p.shape) ** 0.5)
+    against = (g if wrong == "sign_of_g" else u) * p < 0
+    share = dict(no_decay=0, decay_lr=share * lr).get(wrong, share)
+    share = np.where(against & bool(cautious) & (wrong != "not_cautious"), 0, share)
+    rate = dict(no_lr=1, lr_twice=lr * lr).get(wrong, lr)
+    logged = dict(log_x=(size * max(p.shape) ** 0.5) ** -1, log_lr=lr).get(wrong, 1) * u
+    return p - rate * u - share * p, m, logged
+
+
+def uses_muon(cfg, name):
+    """Whether Muon trains this tensor: the matrices inside the layers."""
+    wrong = cfg.get("wrong_muon")
+    inside = name.startswith("h.") and name.endswith(LINEAR)
+    more = dict(head=("lm_head.weight",), ends=("lm_head.weight", "wte.weight")).get(wrong, ())
+    return cfg.get("optimizer") == "muon" and (inside or name in more)
+
+
+@np.errstate(all="ignore")
+def adamw(cfg, p, m, v, g, step, by_head=()):
+    """One step of the optimizer, AdamW or Muon, and with -qk_clip QK-clip by these largest scores
+    (L,B,NH). Returns new p, m, v; the norm of the gradient before it was clipped; and what it
+    logs."""
     norm, clip = np.sqrt(sum((x * x).sum() for x in g.values())), cfg["clip"]
     cut = number(cfg, "clip_to") * clip / norm if clip and norm > clip else 1.0
     if "wrong_cut" in cfg:
         cut = CUTS[cfg["wrong_cut"]](clip, norm)
-    lr, P, M, V, U = schedule(cfg, step), {}, {}, {}, {}
+    lr, wrong, share = schedule(cfg, step), cfg.get("wrong_muon"), decay(cfg, step)
+    cautious, P, M, V, U = cfg.get("cautious", 0), {}, {}, {}, {}
+    before = cfg.get("wrong_clip") == "before"
+    p = qk_clip(cfg, p, by_head) if before else p
     for n in p:
+        rate = lr * mu_lr_scale(cfg, n)
         M[n], V[n] = moments(cfg, m[n], v[n], g[n], cut)
+        if uses_muon(cfg, n):
+            V[n] = V[n] if wrong == "v" else v[n]
+            rate = lr if wrong == "kind" else rate
+            parts = dict(whole=1, heads=3 * cfg["heads"]).get(wrong, 3) if "c_attn" in n else 1
+            rest = rate, cut, share, cautious, number(cfg, "muon_size"), wrong
+            steps = [muon(*x, *rest) for x in zip(*(np.split(y[n], parts) for y in (p, m, g)))]
+            P[n], M[n], U[n] = map(np.concatenate, zip(*steps))
+            continue
         U[n] = direction(cfg, M[n], V[n], step)
-        P[n] = p[n] - lr * mu_lr_scale(cfg, n) * U[n] - decay(cfg, step) * p[n]
+        P[n] = p[n] - rate * U[n] - share * p[n] * (1 - cautious * (U[n] * p[n] < 0))
+    P = P if before else qk_clip(cfg, P, by_head)
     seen = {n: x * cut for n, x in g.items()} if "wrong_scaled" in cfg else g
     log = {}
     for name, arrays in ("grad", seen), ("param", P), ("update", U):

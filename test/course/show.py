@@ -81,6 +81,38 @@ FORMULA = {
     ),
     "beta2": "v_t = beta2 v_(t-1) + (1 - beta2) g^2;  v^ = v / (1 - beta2^t).",
     "clip": "g *= clip / |g| where |g| > clip, |g| the norm of all gradients together; 0: never.",
+    "attn_cap": (
+        "score = cap tanh(score / cap), within +-cap, before the mask and the softmax (Gemma 2,"
+        " arXiv 2408.00118).\n"
+        "d score / d before = 1 - tanh^2 = 4 e / (1 + e)^2, e = exp(-2 |before| / cap):"
+        " a score far past the cap has no gradient."
+    ),
+    "qk_clip": (
+        "After the update, in each head whose largest |score| of the batch passed tau:"
+        " W_q *= sqrt(tau / largest), W_k alike.\n"
+        "A score is bilinear in W_q and W_k: it becomes tau / largest times as large.\n"
+        "Kimi K2 (arXiv 2507.20534) takes the largest score; here it is the largest |score|."
+    ),
+    "optimizer": (
+        "muon (Jordan et al. 2024): m = 0.95 m + 0.05 g; u = 0.2 sqrt(max(rows, cols)) U V^T, where"
+        " U S V^T = 0.95 m + 0.05 g; for q, k, v and every other matrix inside the layers."
+        " MUON_MOMENTUM = 0.95; the factor is Moonlight's (Liu et al. 2025, arXiv 2502.16982).\n"
+        "U V^T by five turns of X = a X + b (X X^T) X + c (X X^T)^2 X, from X = U S V^T / |S|;"
+        " a, b, c = 3.4445, -4.7750, 2.0315. |S| is the root of the sum of squares."
+    ),
+    "gate": (
+        "out = attention(x) sigmoid(W x), element by element, before the output matrix; x is ln_1's"
+        " output, W (C,C) (Qiu et al. 2025, arXiv 2505.06708).\n"
+        "sigmoid' = sigmoid (1 - sigmoid)."
+    ),
+    "peri_ln": (
+        "x += norm(attention(norm(x))); x += norm(mlp(norm(x))): the outer norms are what the flag"
+        " adds (Kim et al. 2025, arXiv 2502.02732)."
+    ),
+    "cautious": (
+        "p -= lr_t u + decay_t p [u p >= 0]: no decay where the update moves p away from 0"
+        " (Chen et al. 2025, arXiv 2510.12402)."
+    ),
     "batch": "B sequences of T tokens a step: the loss is their mean.",
     "steps": "the cosine ends at the last step.",
 }
@@ -114,11 +146,11 @@ def chunks(text, where=""):
 def enclosing(lines, n):
     """The name of the function that holds line n (from 1); "" outside of any."""
     for i in range(n - 1, -1, -1):
-        line = lines[i]
-        if line.startswith("}") and i < n - 1:
+        line = re.sub(r"\s*//.*", "", lines[i])
+        if i < n - 1 and re.match(r"}|\w.*[;}]$", line):
             return ""
         if m := re.match(
-            r"(?!typedef|enum|struct|extern|template\b.*;)[A-Za-z_].*?(\w+)\s*\((?!\()",
+            r"(?!typedef|enum|struct|extern|template\b.*;)(?=[A-Za-z_]).*?(\w+)\s*\((?!\()",
             re.sub(r"__(launch_bounds|attribute)__\s*\([^()]*\)", "", line),
         ):
             return m[1]
@@ -141,6 +173,33 @@ def flags(root=ROOT):
     rows = read("gpt.h", root).split("FLAGS[] = {")[1].split("\n};")[0]
     row = r'^    (?:FLAG_IN\(\w+, |FLAG\(|NUMBER\()(\w+),[^;]*?"([^"]*)",\s+"([^"]*)"\),$'
     return {name: (section, text) for name, section, text in re.findall(row, rows, re.M)}
+
+
+def helpers(name, flag, root=ROOT):
+    """{function: first line}: the functions of a file that only the flagged lines call, and those
+    that only these functions call."""
+    lines = [re.sub(r"//.*", "", line) for line in read(name, root).splitlines()]
+    marked = {
+        n
+        for f, first, last in chunks(read(name, root), name)
+        for n in range(first, last + 1)
+        if f == flag
+    }
+    if not marked:
+        return {}
+    bodies, calls, allowed, found = {}, {}, set(marked), set()
+    for n in range(1, len(lines) + 1):
+        bodies.setdefault(enclosing(lines, n), set()).add(n)
+    for function in bodies.keys() - {""}:
+        word = re.compile(rf"(?<![.>\w]){function}\b")
+        with_it = {n for n, line in enumerate(lines, 1) if word.search(line)}
+        calls[function] = with_it - bodies[function]
+    while more := {f for f in calls.keys() - found if calls[f] and calls[f] <= allowed}:
+        found |= more
+        allowed |= set().union(*map(bodies.get, more))
+    # a declaration may stand above the definition
+    first = {f: max(n for n in bodies[f] if n - 1 not in bodies[f]) for f in found}
+    return {f: n for f, n in sorted(first.items(), key=lambda f: f[1]) if n not in marked}
 
 
 def listing(name, flag, width, root=ROOT):
@@ -167,6 +226,10 @@ def listing(name, flag, width, root=ROOT):
                 subsequent_indent=" " * (11 + left),
                 break_long_words=True,
             ) or [f"{n:5}"]
+    if needed := helpers(name, flag, root):
+        where = ", ".join(map(str, needed.values()))
+        text = f"Only these lines need {', '.join(needed)} ({name}:{where})."
+        out += textwrap.wrap(text, width, break_on_hyphens=False)
     return out
 
 
@@ -174,7 +237,7 @@ def show(flag, width, root=ROOT):
     if flag not in FORMULA:
         sys.exit(f"show: no intervention '{flag}'; there are: {' '.join(FORMULA)}")
     section, text = flags(root)[flag]
-    place = "not in the paper" if section == "ours" else "the paper, section " + section
+    place = "not in the paper" if section in ("ours", "later") else "the paper, section " + section
     print(textwrap.fill(f"-{flag}: {text} ({place})", width), end="\n\n")
     for line in FORMULA[flag].splitlines():
         print(

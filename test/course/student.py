@@ -317,6 +317,7 @@ def shown(cfg):
     )
 
 
+@np.errstate(invalid="ignore")
 def differs(wanted, found, tolerance, least=1e-12):
     """Where two dicts of numbers and arrays differ first: (name, index, wanted, found), or None.
     Relative to the array's largest, or by `least`."""
@@ -341,6 +342,15 @@ def place(name, i):
     return name + ("[" + ",".join(map(str, i)) + "]" if len(i) > 1 or i[0] else "")
 
 
+def apart(wanted, got):
+    """The two numbers in words, with six digits or as many as tell them apart."""
+    for digits in range(6, 18):
+        one, other = f"{wanted:.{digits}g}", f"{got:.{digits}g}"
+        if one != other:
+            break
+    return f"expected {one}, found {other}"
+
+
 def expect(right, found, cfg, mistakes, hints, tolerance=1e-6, prefix=""):
     """Raises Wrong unless found equals right(cfg). The message names the first difference; its
     first hint is the mistake with which the reference gives the same numbers, if there is one."""
@@ -348,7 +358,7 @@ def expect(right, found, cfg, mistakes, hints, tolerance=1e-6, prefix=""):
     if not at:
         return
     name, i, wanted, got = at
-    text = f"{prefix}{place(name, i)}: expected {wanted:.6g}, found {got:.6g} (with {shown(cfg)})"
+    text = f"{prefix}{place(name, i)}: {apart(wanted, got)} (with {shown(cfg)})"
     if not np.isfinite(got):
         raise Wrong(
             text,

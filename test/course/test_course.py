@@ -20,12 +20,14 @@ import pytest
 
 import checks
 import checks_layers
+import checks_muon
 import exercise
 import grade
 import reference as ref
 import show
 import wrong_interventions
 import wrong_layers
+import wrong_muon
 from conftest import ROOT, TEST
 from student import differs
 
@@ -75,6 +77,8 @@ def test_show(flag, width):
     )
     assert not out.returncode, out.stderr
     assert all(len(line) <= width for line in out.stdout.splitlines())
+    section = show.flags()[flag][0]
+    assert ("not in the paper" in out.stdout) == (section in ("ours", "later"))
     wanted = [
         f"{n:5}  "
         for name in show.FILES
@@ -84,6 +88,31 @@ def test_show(flag, width):
     assert all(n in out.stdout for n in wanted) and "[" + flag not in out.stdout
     assert ("no flagged lines" in out.stdout) == (flag in SIZES)
     assert (" | " in out.stdout) or width < 160 or flag in IN_GPT_H
+    for name, function in re.findall(r"(\S+), (\w+):(?: +\||$)", out.stdout, re.M):
+        assert exercise.definition(show.read(name).split("\n"), function)
+
+
+def test_show_helpers():
+    """show names the unmarked functions that only the flagged lines need, where they begin."""
+    c, cuda = "train_gpt.c", "train_gpt.cu"
+    wanted = {
+        ("gate", c): "sigmoid gate_forward gate_backward",
+        ("optimizer", c): "product orthogonalize",
+        ("optimizer", cuda): "normalize_kernel polynomial_kernel orthogonalize nesterov_kernel",
+        ("gate", cuda): "sigmoid gate_forward_kernel gate_forward gate_backward_kernel"
+        " gate_backward",
+        ("qk_norm", cuda): "layernorm_head layernorm_head_backward sum_heads",
+        ("attn_cap", c): "",
+        ("clip", c): "",
+    }
+    for (flag, name), functions in wanted.items():
+        found, lines = show.helpers(name, flag), show.read(name).split("\n")
+        assert list(found) == functions.split()
+        assert all(f"{f}(" in lines[n - 1] and lines[n - 1][-1] != ";" for f, n in found.items())
+    gate = run("make", "-s", "show-gate", "COLUMNS=80", cwd=ROOT).stdout
+    found = show.helpers(c, "gate")
+    where = ", ".join(map(str, found.values()))
+    assert f"Only these lines need {', '.join(found)} ({c}:{where})." in " ".join(gate.split())
 
 
 def test_show_table():
@@ -120,12 +149,19 @@ def test_show_functions():
         eps="gpt_update",
         beta2="gpt_update",
         clip="gpt_update",
+        attn_cap="attention_backward",
+        qk_clip="gpt_update",
+        optimizer="gpt_update",
+        gate="gpt_backward",
+        peri_ln="gpt_backward",
+        cautious="gpt_update",
     )
 
 
 # ---- exercises
 
-WRONG = {**wrong_interventions.WRONG, **wrong_layers.WRONG}
+WRONG = {**wrong_interventions.WRONG, **wrong_layers.WRONG, **wrong_muon.WRONG}
+INTERVENTIONS = {**checks.EXERCISES, **checks_muon.EXERCISES}
 NEAR_ZERO = 0
 # a grading of train_gpt.cu takes four times as long
 CUDA_GRADINGS = [
@@ -134,6 +170,8 @@ CUDA_GRADINGS = [
     ("qk_norm cuda", "solution"),
     ("mu_param cuda", "solution"),
     ("clip cuda", "solution"),
+    ("attn_cap cuda", "solution"),
+    ("qk_clip cuda", "solution"),
 ]
 # All take ten minutes. `make test` plays a quarter of the wrong solutions, another one for each
 # commit; COURSE=all, which make test_course sets, plays them all.
@@ -248,16 +286,16 @@ def test_grading(grading, gradings):
 def test_ten_wrong_solutions():
     exercises = {name: cases for name, cases in WRONG.items() if not name.endswith(" cuda")}
     assert set(exercises) == set(exercise.EXERCISES) == set(grade.EXERCISES)
-    assert all(len(exercises[name]) >= 10 for name in checks.EXERCISES)
+    assert all(len(exercises[name]) >= 10 for name in INTERVENTIONS)
     for cases in wrong_layers.WRONG.values():
         assert sum(not variant.startswith("right_") for variant in cases) >= 10
 
 
-@pytest.mark.parametrize("name", checks.EXERCISES)
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_reference(name):
     """The reference's gradients are those of finite differences, at random places."""
     rng = np.random.default_rng(1)
-    for change in checks.EXERCISES[name]["cases"]:
+    for change in INTERVENTIONS[name]["cases"]:
         cfg = {**ref.CONFIG, **change}
         p = ref.init(cfg, rng, 0.2)
         batch = rng.integers(cfg["vocab"], size=(2, cfg["batch"], cfg["T"]))
@@ -269,7 +307,8 @@ def test_reference(name):
 def reference_answers(cfg, p, g, batch):
     """What each test compares, by the reference, as {test: one array}."""
     one, step = ref.gradient(cfg, p, *batch), cfg["warmup"] + 3
-    new = ref.adamw(cfg, p, g, {n: x * x for n, x in g.items()}, g, step)
+    squares = {n: x * x for n, x in g.items()}
+    new = ref.adamw(cfg, p, g, squares, g, step, one["by_head"])
     flat = lambda *parts: np.concatenate([np.ravel(x) for x in parts])
     return dict(
         forward=flat(one["max_attn_logit"], one["loss"], one["log_z"], one["dlogits"]),
@@ -280,11 +319,11 @@ def reference_answers(cfg, p, g, batch):
     )
 
 
-@pytest.mark.parametrize("name", checks.EXERCISES)
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_mistakes(name):
     """In the first case, in which a mistake shows first, no two give the same numbers: a hint names
     the one that was made. (That it is the value of another flag is true in any case.)"""
-    ex, rng = checks.EXERCISES[name], np.random.default_rng(1)
+    ex, rng = INTERVENTIONS[name], np.random.default_rng(1)
     cfg = {**ref.CONFIG, **ex["cases"][0]}
     p, g = ref.init(cfg, rng, 0.2), ref.init(cfg, rng, 0.2)
     batch = rng.integers(cfg["vocab"], size=(2, cfg["batch"], cfg["T"]))
@@ -300,10 +339,10 @@ def test_mistakes(name):
                 assert not np.allclose(y, z, 1e-9, 0), (test, words, others)
 
 
-@pytest.mark.parametrize("name", checks.EXERCISES)
+@pytest.mark.parametrize("name", INTERVENTIONS)
 def test_hints(name):
     """Neither the mistake nor the place gives the formula away."""
-    ex = checks.EXERCISES[name]
+    ex = INTERVENTIONS[name]
     hints = [h for x in ex["hints"].values() for h in (x.values() if isinstance(x, dict) else [x])]
     for text in [words for _, words in ex["mistakes"]] + [where for where, _ in hints]:
         assert not re.search(r"sqrt|[-+*/^=] ?\(?[a-zA-Z]\w* ?[*/^]|log_z\[i\]", text), text
@@ -324,6 +363,9 @@ def test_mistakes_differ():
     (ref.layernorm(X, w) * dout).sum().backward()
     layernorm = lambda m: checks_layers.layernorm_wrong(given, m, True)
     assert not differs(dict(dx=X.grad + add, dweight=w.grad + dweight), layernorm(""), 1e-9)
+    tall = 1e-3 * rng.standard_normal((3, 8, 5))
+    muon = lambda m: dict(zip("pmu", ref.muon(*tall, 0.3, 0.4, 0.1, 1, 0.2, m)))
+    orthogonal = lambda m: dict(x=ref.orthogonalize(tall[0].T, m))
     inp, branch = rng.standard_normal((2, 2, 1032)) + 2
     norm = lambda m: checks_layers.norm_results(inp * 1e-3, branch * 1e-3, 1 + x.mean(), m)
     y = norm("")["out"].reshape(inp.shape)
@@ -337,6 +379,8 @@ def test_mistakes_differ():
     for results, mistakes in (
         (attention, checks_layers.ATTENTION_MISTAKES),
         (layernorm, checks_layers.LAYERNORM_MISTAKES),
+        (orthogonal, checks_muon.OF_MATRIX),
+        (muon, checks_muon.OF_MATRIX + checks_muon.OF_STEP),
         (norm, checks_layers.NORM_MISTAKES),
         (slopes, checks_layers.GELU_MISTAKES),
     ):
@@ -384,8 +428,10 @@ def test_exercise(name, tmp_path):
     ex = exercise.EXERCISES[name]
     for file in changed:
         assert "TO WRITE" in changed[file]
-        for flag, first, last in show.chunks(show.read(file), file):
-            if flag in ex.get("flags", (name,)):
+        flags, pieces = ex.get("flags", (name,)), ex.get("cut", {}).get(file, ())
+        flagged = [chunk for chunk in show.chunks(show.read(file), file) if chunk[0] in flags]
+        for (_, first, last), piece in zip(flagged, pieces):
+            if piece:
                 lines = [
                     show.unmarked(line).strip()
                     for line in show.read(file).splitlines()[first - 1 : last]

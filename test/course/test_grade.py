@@ -19,7 +19,7 @@ import pytest
 import grade
 import sandbox
 from conftest import ROOT, TEST
-from student import nearest
+from student import apart, nearest
 from test_course import run, student_folder
 
 COURSE = TEST / "course"
@@ -140,6 +140,14 @@ def test_quoted(tmp_path):
     assert "warning" not in says(student_folder(tmp_path / "y", "eps", "solution")).stdout
 
 
+def test_apart():
+    """The expected and the found number have six digits, or as many as tell them apart."""
+    assert apart(0.5, 1 / 3) == "expected 0.5, found 0.333333"
+    assert apart(-0.5743672, -0.57436721) == "expected -0.5743672, found -0.57436721"
+    assert apart(1e9, 1e9 + 1) == "expected 1000000000, found 1000000001"
+    assert apart(0.1, 0.1 + 2**-56) == "expected 0.10000000000000001, found 0.10000000000000002"
+
+
 # ---- hints, single tests, progress
 
 
@@ -201,6 +209,7 @@ def test_one_test(tmp_path):
     leaves grade.json alone."""
     folder = student_folder(tmp_path / "x", "eps", "untouched")
     whole = says(folder)
+    assert whole.text.count('first make "value" right') == 2
     before = (folder / "grade.json").read_text()
     for wanted in "2", "FIVE steps":
         out = says(folder, TEST=wanted)
@@ -209,6 +218,7 @@ def test_one_test(tmp_path):
         assert expected is None or expected[0] in out.text
         found = re.findall(r"expected (\S+), found", out.text)
         assert len(found) == 1 and found[0] in whole.text
+        assert "first make" not in out.text
     assert (folder / "grade.json").read_text() == before
 
 

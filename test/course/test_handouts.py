@@ -30,10 +30,13 @@ ANSWERS = {
     "z_loss": (r"2 (\* )?(c|z_loss) (\* )?log",),
     "layernorm": (r"(average|mean)\(g", r"g_[ij] - ", r"g\[j\] - ", r"(rstd|r) (\* )?\(g"),
     "qk_norm": (r"layernorm_row\(to", r"sqrt\(HS\) \*? ?max", r"p \(1 - p\)"),
+    "attn_cap": (r"1 - \w*tanh", r"4 ?\*? ?e ?/", r"tanh\(.*\)\^2", r"sech|cosh"),
+    "qk_clip": (r"sqrt\(tau", r"tau / (largest|S\b)"),
     "mu_param": (r"(1|lr) ?/ ?m\b", r"sqrt\(base_d\)", r"1 ?/ ?HS\b"),
     "attention_backward": (r"\(dp(_ij|_b)? - ", r"d[qkv] = ", r"sum of p_ij dp_ij is"),
     "matmul": (r"sum\[i\]\[",),
     "parallel": (r"\+= CHANNELS", r"channels? (for|of|is) (each|a) task"),
+    "muon": (r"a s \+ b s", r"sqrt\((the )?longer", r"0\.2 (\* )?sqrt", r"300 C", r"p_?\(S\^2"),
     "cuda": (r"s \+ x s \(1 - s\)",),
 }
 HANDOUTS = [*exercise.EXERCISES, *grade.SHEETS]
@@ -118,6 +121,14 @@ def test_gives_nothing_away(name):
             assert line not in plain, (other, line)
     for line in show.FORMULA.get(name, "").splitlines():
         assert line not in plain
+
+
+@pytest.mark.parametrize("name", [n for n, ex in exercise.EXERCISES.items() if "hides" in ex])
+def test_comments_give_nothing_away(name):
+    """Nor do the comments that stay in the sources."""
+    for file, text in exercise.sources(name, True).items():
+        for pattern in ANSWERS[name]:
+            assert not re.search(pattern, text), (file, pattern)
 
 
 @pytest.fixture(scope="module")

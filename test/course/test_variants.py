@@ -46,6 +46,17 @@ RIGHT = {
             "                    for (int c = 0; c < C; c++) d[c] *= {};\n",
         ),
     ],
+    "attn_cap": [
+        (
+            "train_gpt.c",
+            "    real e = exponential(-2 * fabs(s) / cap), inverse = reciprocal(1 + e);\n"
+            "    *slope = 4 * e",
+            "    real e = exponential(-2 * ({}) * fabs(s) / cap), inverse = reciprocal(1 + e);\n"
+            "    *slope = ({}) * 4 * e",
+        )
+    ],
+    "qk_clip": [("train_gpt.c", "= sqrt(tau / largest);", "= sqrt({} * tau / largest);")],
+    "muon": [("train_gpt.c", "size = (real)0.2 * sqrt(", "size = (real){} * sqrt(")],
     "mu_param": [("gpt.h", "? 1 / mu_m(cfg) : 1;", "? pow(mu_m(cfg), -{}) : 1;")],
 }
 

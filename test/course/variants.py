@@ -60,11 +60,30 @@ NUMBERS = {
         ("train_gpt.c", (0, 1)),
         "The normalised heads, those of q and those of k, are {} * LayerNorm.",
     ),
+    "attn_cap": (
+        "cap_slope",
+        (0.5, 0.75, 1.5),
+        ("train_gpt.c", (1,)),
+        "The cap is steeper or flatter: a score becomes cap tanh({} score / cap).",
+    ),
+    "qk_clip": (
+        "qk_clip_to",
+        (0.25, 0.5, 0.8),
+        ("train_gpt.c", (1,)),
+        "A head that is above the limit is shrunk further, so that its largest score would have"
+        " been {} * cfg->qk_clip.",
+    ),
     "mu_param": (
         "mu_power",
         (0.75, 1.25, 1.5),
         ("gpt.h", (1,)),
         "The factor of (i) is taken to the power of {}.",
+    ),
+    "muon": (
+        "muon_size",
+        (0.15, 0.18, 0.25),
+        ("train_gpt.c", (1,)),
+        "The update has the RMS {}, not 0.2, where all singular values are 1.",
     ),
 }
 # exercise: {a name in the functions around its cuts: what it may be called}
@@ -79,6 +98,11 @@ NAMES = {
     "eps": UPDATE,
     "beta2": UPDATE,
     "mu_param": {**UPDATE, "std": ("sigma", "spread", "deviation")},
+    "muon": {
+        **UPDATE,
+        "param": ("weight", "value", "p_now"),
+        "grad": ("slope", "dparam", "g_raw"),
+    },
     "warmup": {
         "step": ("t", "now", "at_step"),
         "end": ("low", "last_lr", "floor_lr"),
@@ -100,6 +124,14 @@ NAMES = {
         "partial": ("by_chunk", "parts", "sums"),
         "angles": ("turn", "at_angle", "phase"),
     },
+    "attn_cap": {
+        "largest": ("biggest", "highest", "most"),
+        "stats": ("kept", "of_row", "two"),
+        "block": ("chunk", "many", "at_once"),
+        "first": ("base", "row_0", "begin"),
+        "channel": ("offset", "column", "lane"),
+    },
+    "qk_clip": UPDATE,
     "attention_backward": {
         "dout": ("d_out", "grad_out", "out_grad"),
         "dqkv": ("d_qkv", "grad_qkv", "qkv_grad"),
@@ -112,7 +144,7 @@ NAMES = {
     },
 }
 # English words, and letters that prose uses for something else
-ENGLISH = "from to over step end done lr top factor squares angles".split()
+ENGLISH = "from to over step end done lr top factor squares angles largest block first".split()
 
 
 def drawn(name, seed):

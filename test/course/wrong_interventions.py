@@ -141,6 +141,206 @@ QK_NORM = {
     ),
 }
 
+# ---- the soft cap
+
+CAP = "p[j] = soft_cap(p[j], cap / scale, s.slope + j);"
+CAP_LOOP = (
+    "                if (cap > 0)                                                    // [attn_cap\n"
+    "                    for (int j = 0; j < cols; j++)\n"
+    "                        " + CAP + "        // attn_cap]\n"
+)
+SCALED = "                for (int j = 0; j < cols; j++) p[j] = scale * p[j] + mask[j];\n"
+CAP_FORWARD = CAP_LOOP + SCALED
+CAP_BACKWARD = CAP_LOOP + "                real top = stats"
+CAP_SLOPE = "*slope = 4 * e * inverse * inverse;"
+CAP_VALUE = "return (s < 0 ? -cap : cap) * (1 - e) * inverse;"
+CAP_E = "real e = exponential(-2 * fabs(s) / cap), inverse"
+CAP_DP = "dp[j] *= s.slope[j];"
+MEASURE = (
+    "                if (max_logit)\n"
+    "                    for (int j = 0; j <= i0 + i; j++) largest ="
+    " larger(fabs(scale * p[j]), largest);\n"
+)
+
+
+def both_caps(instead, *more, lost=ALL, says=""):
+    """Wrong in the same way in both passes."""
+    patches = [(text, text.replace(CAP, instead)) for text in (CAP_FORWARD, CAP_BACKWARD)]
+    return wrong(lost, *patches, *more, says=says)
+
+
+# the third test is of the gradient of queries and keys alone
+CAP_FORTH, CAP_BACK = [0, 1, 3, 4], [1, 2, 3, 4]
+ATTN_CAP = {
+    "right_tanh": wrong(
+        [],
+        (CAP_SLOPE, "*slope = 1 / (cosh(s / cap) * cosh(s / cap));"),
+        (CAP_VALUE, "(void)e, (void)inverse; return cap * tanh(s / cap);"),
+    ),
+    "one_minus_a_square": wrong(
+        [2],
+        (CAP_SLOPE, "real t = tanh(s / cap); *slope = 1 - t * t;"),
+        says="few right digits",
+    ),
+    "overflows": wrong(
+        [0, 1, 3],
+        (CAP_SLOPE, "*slope = 4 * e * inverse * inverse; e = exp(2 * s / cap);"),
+        (CAP_VALUE, "return cap * (e - 1) / (e + 1);"),
+    ),
+    "flag_off_ignored": wrong(CAP_FORTH, (CAP_FORWARD, CAP_FORWARD.replace("cap > 0", "cap >= 0"))),
+    "hard_limit": wrong(
+        ALL,
+        (CAP_SLOPE, "*slope = fabs(s) < cap;"),
+        (CAP_VALUE, "(void)e, (void)inverse; return fmax(-cap, fmin(cap, s));"),
+        says="hard limit",
+    ),
+    "cap_not_multiplied": both_caps(
+        CAP.replace(";", " / cap;"),
+        (CAP_DP, "dp[j] *= s.slope[j] / cap;"),
+        says="between -1 and 1",
+    ),
+    "not_divided_by_the_cap": both_caps(
+        CAP.replace("cap / scale", "1 / scale").replace(";", " * cap;"),
+        (CAP_DP, "dp[j] *= s.slope[j] * cap;"),
+        says="not divided by the cap",
+    ),
+    "cap_of_the_products": both_caps(
+        CAP.replace("cap / scale", "cap"), says="before they are scaled"
+    ),
+    "scaled_twice": both_caps(
+        CAP.replace("cap / scale", "cap / scale / scale"), says="scale is there twice"
+    ),
+    "sign_lost": wrong(ALL, ("(s < 0 ? -cap : cap)", "cap"), says="become positive"),
+    "after_the_mask": wrong(
+        CAP_FORTH,
+        (CAP_FORWARD, SCALED + CAP_LOOP.replace("cap / scale", "cap")),
+        says="hidden before the cap",
+    ),
+    "logged_after_it": wrong(
+        [0, 3, 4],
+        (MEASURE + CAP_FORWARD, CAP_LOOP + MEASURE + SCALED),
+        says="max_logit is that after",
+    ),
+    "not_with_relu2": wrong(
+        [0, 1, 3],
+        (CAP_FORWARD, CAP_FORWARD.replace("cap > 0", "cap > 0 && !relu2")),
+        says="flag off",
+    ),
+    "float": wrong(
+        [0, 1],
+        (CAP_VALUE, "return (float)(" + CAP_VALUE[7:-1] + ");"),
+        either=[2, 3, 4],
+        says="float",
+    ),
+    "no_backward": wrong(
+        CAP_BACK,
+        (CAP_BACKWARD, CAP_BACKWARD.removeprefix(CAP_LOOP)),
+        (CAP_DP, "(void)dp;"),
+        says="knows nothing",
+    ),
+    "no_derivative": wrong(CAP_BACK, (CAP_DP, "(void)dp;"), says="does not go through the cap"),
+    "softmax_of_what_was_not_capped": wrong(
+        CAP_BACK,
+        (CAP_BACKWARD, CAP_BACKWARD.replace("p[j] = soft_cap(", "soft_cap(")),
+        says="scores before the cap",
+    ),
+    "derivative_at_the_capped_score": wrong(
+        CAP_BACK,
+        (CAP_BACKWARD, CAP_BACKWARD.replace(CAP, "{ " + CAP + CAP.replace("p[j] =", "") + " }")),
+        says="at the capped score",
+    ),
+    "not_squared": wrong(
+        CAP_BACK, (CAP_SLOPE, "*slope = 1 - (1 - e) * inverse;"), says="not squared"
+    ),
+    "derivative_over_the_cap": wrong(
+        CAP_BACK, (CAP_DP, "dp[j] *= s.slope[j] / cap;"), says="divided by the cap"
+    ),
+    "derivative_of_the_first_key": wrong(CAP_BACK, (CAP_DP, "dp[j] *= s.slope[0];")),
+    "dv_through_the_cap": wrong([1, 3, 4], (CAP_DP, "p[j] *= s.slope[j], dp[j] *= s.slope[j];")),
+}
+
+# ---- QK-clip
+
+CLIP_LARGEST = "for (int b = 0; b < B; b++) largest = larger(max_logit[b * NH + h], largest);"
+CLIP_Q, CLIP_K = "            q[i] *= factor;\n", "            k[i] *= factor;\n"
+CLIP_ROWS = "real *q = c_attn + h * head, *k = q + (size_t)C * C, factor = sqrt(tau / largest);"
+CLIP_ROOT = "factor = sqrt(tau / largest);"
+CLIP_CALL = (
+    "            if (k == C_ATTN && cfg->qk_clip > 0)                                // [qk_clip\n"
+    "                qk_clip(params, g->layers[l].max_logit, (real)cfg->qk_clip, cfg->batch,\n"
+    "                        cfg->heads, p->cols);                                   // qk_clip]\n"
+)
+CLIP_LOOP = "        for (size_t i = 0; i < head; i++) {\n" + CLIP_Q + CLIP_K + "        }\n"
+CLIP_COLUMNS = """
+        (void)q, (void)k;
+        for (int r = 0; r < 2 * C; r++)
+            for (int j = 0; j < C / NH; j++) c_attn[r * C + h * (C / NH) + j] *= factor;
+"""
+NO_UPDATE = "            double updates = 0;\n"
+QK_CLIP = {
+    "whole_factor": wrong(ALL, (CLIP_ROOT, "factor = tau / largest;"), says="shrink twice"),
+    "root_of_the_root": wrong(
+        ALL, (CLIP_ROOT, "factor = sqrt(sqrt(tau / largest));"), says="half as many"
+    ),
+    "upside_down": wrong(ALL, (CLIP_ROOT, "factor = sqrt(largest / tau);"), says="upside down"),
+    "float": wrong(
+        [0], (CLIP_ROOT, "factor = (float)sqrt(tau / largest);"), either=[1, 2], says="float"
+    ),
+    "only_queries": wrong(ALL, (CLIP_K, ""), says="Only the queries"),
+    "only_keys": wrong(ALL, (CLIP_Q, ""), says="Only the keys"),
+    "queries_take_all": wrong(
+        ALL, (CLIP_Q + CLIP_K, CLIP_Q + CLIP_Q + "(void)k;\n"), says="the keys nothing"
+    ),
+    "values_too": wrong(
+        ALL, (CLIP_K, CLIP_K + "k[i + (size_t)C * C] *= factor;\n"), says="values shrink"
+    ),
+    "below_the_limit_too": wrong(
+        ALL, ("        if (largest <= tau) continue;\n", ""), says="below the limit"
+    ),
+    "largest_of_all_heads": wrong(
+        ALL,
+        (CLIP_LARGEST, "for (int b = 0; b < B * NH; b++) largest = larger(max_logit[b], largest);"),
+        says="layer's largest",
+    ),
+    "first_sequence": wrong(
+        ALL, (CLIP_LARGEST, "(void)B; largest = max_logit[h];"), says="first sequence"
+    ),
+    "last_sequence": wrong(
+        ALL, (CLIP_LARGEST, "largest = max_logit[(B - 1) * NH + h];"), says="last sequence"
+    ),
+    "mean": wrong(
+        ALL,
+        (CLIP_LARGEST, CLIP_LARGEST.replace("= larger(", "+= (").replace(", largest)", ") / B")),
+        says="mean over the batch",
+    ),
+    "transposed": wrong(
+        ALL, (CLIP_LARGEST, CLIP_LARGEST.replace("b * NH + h", "h * B + b")), says="read as"
+    ),
+    "largest_so_far": wrong(
+        ALL, ("real largest = 0;\n        for (int b", "static real largest;\nfor (int b")
+    ),
+    "another_layout": wrong(
+        ALL,
+        (CLIP_ROWS, "real *q = c_attn + 3 * h * head, *k = q + head, " + CLIP_ROOT),
+        says="another layout",
+    ),
+    "columns": wrong(ALL, (CLIP_LOOP, CLIP_COLUMNS), says="Columns shrink"),
+    "one_row_of_a_head": wrong(ALL, ("size_t head = (size_t)C / NH * C;", "size_t head = C;")),
+    "first_layer": wrong(
+        ALL, (CLIP_CALL, CLIP_CALL.replace("layers[l]", "layers[0]")), says="first layer"
+    ),
+    "before_the_step": wrong(
+        ALL,
+        (NO_UPDATE, CLIP_CALL + NO_UPDATE),
+        (CLIP_CALL + "            squares +=", "            squares +="),
+        says="before the optimizer's step",
+    ),
+    "always_at_100": wrong(
+        ALL, (CLIP_CALL, CLIP_CALL.replace("(real)cfg->qk_clip,", "100,")), says="flag off"
+    ),
+    "flag_off_ignored": wrong([1, 2], (CLIP_CALL, CLIP_CALL.replace(" && cfg->qk_clip > 0", ""))),
+}
+
 # ---- z-loss
 
 Z_LINE = "weight += 2 * z_loss * log_z[i];"
@@ -561,6 +761,19 @@ QK_NORM_CUDA = {
         file=CU,
     ),
 }
+CAP_DQ = "    if (cap > 0) dq = FOR_HEADS(attention_dq_kernel, true);"
+CAP_DKV = "    if (cap > 0) dkv = FOR_HEADS(attention_dkv_kernel, true);"
+ATTN_CAP_CUDA = {
+    "no_backward": wrong([6, 7], (CAP_DQ, ""), (CAP_DKV, ""), file=CU, says="knows nothing"),
+    "keys_without_it": wrong([6, 7], (CAP_DKV, ""), file=CU),
+    "hidden_scores_come_back": wrong([6, 7], ("return s == -INFINITY ? s :", "return"), file=CU),
+}
+CLIP_GRID = "dim3(cfg->heads, cfg->layers, 2), 512,"
+QK_CLIP_CUDA = {
+    "only_queries": wrong([3], (CLIP_GRID, CLIP_GRID.replace("2)", "1)")), file=CU),
+    "first_layer": wrong([3], (CLIP_GRID, CLIP_GRID.replace("cfg->layers", "1")), file=CU),
+    "whole_factor": wrong([3], ("*= sqrtf(tau / largest)", "*= tau / largest"), file=CU),
+}
 Z_LOSS_CUDA = one_line(
     CU,
     "weight += 2 * z_loss * z;",
@@ -596,6 +809,8 @@ ADAMW_CUDA = {
 
 WRONG = {
     "qk_norm": QK_NORM,
+    "attn_cap": ATTN_CAP,
+    "qk_clip": QK_CLIP,
     "z_loss": Z_LOSS,
     "warmup": WARMUP,
     "wd": WD,
@@ -604,6 +819,8 @@ WRONG = {
     "beta2": BETA2,
     "clip": CLIP,
     "qk_norm cuda": QK_NORM_CUDA,
+    "attn_cap cuda": ATTN_CAP_CUDA,
+    "qk_clip cuda": QK_CLIP_CUDA,
     "z_loss cuda": Z_LOSS_CUDA,
     **ADAMW_CUDA,
 }

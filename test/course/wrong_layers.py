@@ -433,7 +433,7 @@ WRONG = {
             ),
         ),
         "one_scratch_for_all_rows": wrong(
-            [4, 5, 6], ("rstd[i], dw + C, C);", "rstd[i], partial + C, C);")
+            [4, 5, 6], ("rstd[i], dw + C, C);", "rstd[i], partial + C, C);"), either=[4]
         ),
         "one_partial_sum": wrong(
             [4, 5, 6],
@@ -479,7 +479,7 @@ WRONG = {
                 "real a = fabsf(x) < 30 ? fabsf(x) : 30;\n    real a2 = a * a;",
                 "real a = x, a2 = x * x;",
             ),
-            ("(x > 0 ? 1 : e) * inverse", "inverse"),
+            ("real s = (x > 0 ? 1 : e) * inverse", "real s = inverse"),
         ),
         "returns_before_the_sum": cuda(
             [2, 3, 4], (NORM_START, NORM_START + "    if (row >= rows) return;\n"), either=[5]
@@ -547,7 +547,7 @@ WRONG = {
             [],
             *by_hand(ATOMICS),
             ("exponential(-a * (GELU_A + GELU_B * a2))", "__expf(-a * (GELU_A + GELU_B * a2))"),
-            ("reciprocal(1 + e)", "__fdividef(1, 1 + e)"),
+            ("real inverse = reciprocal(1 + e)", "real inverse = __fdividef(1, 1 + e)"),
         ),
     },
 }

@@ -1,5 +1,7 @@
-// train_gpt.cu's attention as a library with shim.c's two functions (test_attention.py). Arrays are
-// float; numbers are rounded to act on their way to the device.
+// train_gpt.cu's attention as a library (test_attention.py): shim.c's two functions, and the same
+// with a cap. Arrays are float; numbers are rounded to act on their way to the device.
+#include <algorithm>
+
 #define main train_gpt_main
 #include "../../train_gpt.cu"
 #undef main
@@ -27,35 +29,52 @@ template <class number> static void to_host(float *host, number *device, size_t 
 
 extern "C" {
 
-void shim_attention_forward(float *out, float *softmax, const float *qk, const float *qkv,
-                            double scale, int B, int T, int NH, int HS, double *largest) {
+// largest (NH), unless NULL
+void shim_capped_forward(float *out, float *softmax, const float *qk, const float *qkv,
+                         double scale, double cap, int B, int T, int NH, int HS,
+                         float *largest) {
     size_t n = (size_t)B * T * NH * HS, statistics = (size_t)B * NH * T * 2;
     act *o = to_device<act>(NULL, n), *x = to_device<act>(qk, 2 * n);
     act *y = to_device<act>(qkv, 3 * n);
-    float *s = to_device<float>(NULL, statistics), top = 0, *t = to_device<float>(&top, 1);
-    attention_forward(o, s, largest ? t : NULL, x, y, (float)scale, B, T, NH, HS);
+    float *s = to_device<float>(NULL, statistics), *tops = (float *)allocate(NH, sizeof(float));
+    float *t = to_device<float>(tops, NH);
+    attention_forward(o, s, largest ? t : NULL, x, y, (float)scale, (float)cap, B, T, NH, HS);
     to_host(out, o, n);
     to_host(softmax, s, statistics);
-    to_host(&top, t, 1);
+    to_host(largest ? largest : tops, t, NH);
     check(cudaFree(x));
     check(cudaFree(y));
-    if (largest) *largest = top;
+    free(tops);
 }
 
-void shim_attention_backward(float *dqkv, const float *dout, const float *out,
-                             const float *softmax, const float *qk, const float *qkv,
-                             double scale, int B, int T, int NH, int HS) {
+void shim_attention_forward(float *out, float *softmax, const float *qk, const float *qkv,
+                            double scale, int B, int T, int NH, int HS, double *largest) {
+    float *tops = (float *)allocate(NH, sizeof(float));
+    shim_capped_forward(out, softmax, qk, qkv, scale, 0, B, T, NH, HS, largest ? tops : NULL);
+    if (largest) *largest = *std::max_element(tops, tops + NH);
+    free(tops);
+}
+
+void shim_capped_backward(float *dqkv, const float *dout, const float *out, const float *softmax,
+                          const float *qk, const float *qkv, double scale, double cap,
+                          int B, int T, int NH, int HS) {
     size_t n = (size_t)B * T * NH * HS, rows = (size_t)B * NH * T;
     act *gradient = to_device<act>(NULL, 3 * n);
     act *from[] = {to_device<act>(dout, n), to_device<act>(out, n), to_device<act>(qk, 2 * n),
                    to_device<act>(qkv, 3 * n)};
     float *s = to_device<float>(softmax, 2 * rows), *scratch = to_device<float>(NULL, rows);
-    attention_backward(gradient, from[0], from[1], s, from[2], from[3], (float)scale, scratch,
-                       B, T, NH, HS);
+    attention_backward(gradient, from[0], from[1], s, from[2], from[3], (float)scale, (float)cap,
+                       scratch, B, T, NH, HS);
     to_host(dqkv, gradient, 3 * n);
     for (act *x : from) check(cudaFree(x));
     check(cudaFree(s));
     check(cudaFree(scratch));
+}
+
+void shim_attention_backward(float *dqkv, const float *dout, const float *out,
+                             const float *softmax, const float *qk, const float *qkv,
+                             double scale, int B, int T, int NH, int HS) {
+    shim_capped_backward(dqkv, dout, out, softmax, qk, qkv, scale, 0, B, T, NH, HS);
 }
 
 }

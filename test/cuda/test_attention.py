@@ -36,6 +36,33 @@ def attention(request):
     return Attention(path, TOLERANCE[request.param])
 
 
+def capped(library, q, k, v, dout, cap):
+    """As run, of the scores under a cap."""
+    (B, T, NH, HS), (qk, qkv) = q.shape, packed(q, k, v)
+    out, softmax = library.empty(B, T, NH, HS), library.empty(B, NH, T, 2)
+    largest, dqkv = library.empty(NH), library.empty(B, T, 3, NH, HS)
+    given = qk, qkv, scale(q.shape), float(cap), *q.shape
+    library.call("capped_forward", out, softmax, *given, largest)
+    library.call("capped_backward", dqkv, dout, out, softmax, *given)
+    return out, largest, *(dqkv[:, :, i] for i in range(3))
+
+
+def capped_exactly(q, k, v, dout, cap):
+    """The same from the formulas, in double, with p and ds as matrices."""
+    q, k, v, dout = (x.astype(float).swapaxes(1, 2) for x in (q, k, v, dout))
+    s = scale(q.swapaxes(1, 2).shape) * (q @ k.swapaxes(2, 3))
+    hidden = np.triu(np.ones(s.shape[2:], bool), 1)
+    largest = np.where(hidden, 0, abs(s)).max((0, 2, 3))
+    bounded = np.where(hidden, -np.inf, cap * np.tanh(s / cap))
+    p = np.exp(bounded - bounded.max(3, keepdims=True))
+    p /= p.sum(3, keepdims=True)
+    out, dp = p @ v, dout @ v.swapaxes(2, 3)
+    ds = p * (dp - (p * dp).sum(3, keepdims=True)) / np.cosh(np.minimum(abs(s / cap), 300)) ** 2
+    ds *= scale(q.swapaxes(1, 2).shape)
+    gradients = ds @ k, ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ dout
+    return out.swapaxes(1, 2), largest, *(x.swapaxes(1, 2) for x in gradients)
+
+
 def rounded(x):
     """Numbers that bf16 holds, so that both precisions start from the same."""
     return np.asarray(x, ml_dtypes.bfloat16).astype(np.float32)
@@ -88,6 +115,43 @@ def test_shapes(shape, attention, float_library, monkeypatch):
         monkeypatch.setenv("CUDA_EMU_ORDER", order)
         for x, y in zip(run(attention, *given), first):
             assert np.array_equal(x, y), order
+
+
+@pytest.mark.parametrize("cap", [0.3, 2, 50, 1e4])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_cap(shape, cap, attention, monkeypatch):
+    """Values, gradients, and each head's largest score before the cap: as the formulas in double;
+    the same bits in every order."""
+    given = [2 * numbers(shape)[0], *numbers(shape)[1:]]
+    first = capped(attention, *given, cap)
+    # in float tanh is right to 1e-7: a score to 1e-7 of the cap
+    near(first, capped_exactly(*given, cap), attention.tolerance + 1e-6 * cap)
+    for order in ORDERS[1:] or ORDERS:
+        monkeypatch.setenv("CUDA_EMU_ORDER", order)
+        for x, y in zip(capped(attention, *given, cap), first):
+            assert np.array_equal(x, y), order
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e3, 1e6, 1e15])
+def test_cap_of_extreme_scores(size, attention):
+    """Every score is the cap, or minus the cap, or nearly 0; no gradient is left of q and k."""
+    q, k, v, dout = numbers((2, 70, 2, 64))
+    q[..., 1:], k[..., 1:] = 0, 0
+    q[..., 0] = k[..., 0] = rounded(size)
+    k[:, ::2] *= -1
+    actual = capped(attention, q, k, v, dout, 5)
+    near(actual[:2], capped_exactly(q, k, v, dout, 5)[:2], attention.tolerance)
+    near([actual[4]], [capped_exactly(q, k, v, dout, 5)[4]], attention.tolerance)
+    for x in actual[2:4]:
+        assert np.isfinite(x).all() and (size < 1 or (x == 0).all())
+
+
+def test_a_large_cap_is_none(attention):
+    given = numbers((1, 70, 2, 64))
+    with_it, without = capped(attention, *given, 1e3), run(attention, *given)
+    assert with_it[1].max() == np.float32(without[1])
+    for i in 0, 2, 3, 4:
+        near([with_it[i]], [without[i]], attention.tolerance + 1e-3)
 
 
 def test_without_the_largest_score(attention):

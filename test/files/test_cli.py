@@ -143,6 +143,12 @@ SECTIONS = dict(
     batch="E.9",
     steps="E.7",
     schedule="ours",
+    attn_cap="later",
+    qk_clip="later",
+    optimizer="later",
+    gate="later",
+    peri_ln="later",
+    cautious="later",
 )
 DEFAULTS = dict(
     qk_norm="1",
@@ -163,6 +169,12 @@ DEFAULTS = dict(
     data="synthetic",
     schedule="cosine",
     eval="0",
+    attn_cap="0",
+    qk_clip="0",
+    optimizer="adamw",
+    gate="0",
+    peri_ln="0",
+    cautious="0",
 )
 RANGES = dict(
     eps=">= 1e-30",
@@ -182,15 +194,21 @@ RANGES = dict(
     attention="softmax relu2",
     temperature=">= 0",
     schedule="cosine constant wsd",
+    attn_cap="0 .. 10000",
+    qk_clip=">= 0",
+    optimizer="adamw muon",
+    gate="0 .. 1",
+    peri_ln="0 .. 1",
+    cautious="0 .. 1",
     eval="0 .. 1",
     init="FILE",
     prompt="TEXT",
     tokenizer="FILE",
 )
-FLAGS = """lr d layers heads T batch steps warmup schedule min_lr beta1 beta2 eps clip wd
-    wd_independent rms_lr qk_norm kappa z_loss bf16_logits mu_param base_d scale attention seed data
-    val init vocab eval_tokens eval_every log_every checkpoint_every micro_batch resume eval sample
-    prompt tokenizer temperature out""".split()
+FLAGS = """lr d layers heads T batch steps warmup schedule optimizer min_lr beta1 beta2 eps clip wd
+    wd_independent cautious rms_lr qk_norm kappa attn_cap qk_clip gate peri_ln z_loss bf16_logits
+    mu_param base_d scale attention seed data val init vocab eval_tokens eval_every log_every
+    checkpoint_every micro_batch resume eval sample prompt tokenizer temperature out""".split()
 MAY_BE_EMPTY = "val init prompt tokenizer out".split()
 
 
@@ -213,7 +231,8 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
     tried = 0
     for name, (_, accepted, _) in flag_table(tmp_path).items():
         if match := re.fullmatch(r"(\S+) \.\. (\S+)", accepted):
-            bad = [str(int(match[1]) - 1), str(int(float(match[2])) + 1), "1.5", "1e99"]
+            bad = [str(int(match[1]) - 1), str(int(float(match[2])) + 1), "1e99"]
+            bad += ["1.5"] * (name != "attn_cap")  # a real number
         elif match := re.fullmatch(r">= (\S+)", accepted):
             # of eps: 1e-60 is 0 in a float, and 0/0 AdamW's first update
             bad = ["-1e-9"] + ["0", "1e-60"] * (match[1] != "0")
@@ -267,6 +286,14 @@ def test_every_flag_refuses_what_is_outside_its_range(tmp_path):
         ("-T 65536 -batch 16384 -heads 2", "2^31"),
         ("-heads 2 -d 18", "9 | odd | even"),
         ("-kappa 3", "-kappa 3 | qk-norm | add -qk_norm 0"),
+        ("-qk_clip 30", "-qk_clip 30: qk-norm gives q and k their size | add -qk_norm 0\n"),
+        ("-qk_clip 9 -qk_norm model", "-qk_clip 9: qk-norm | whatever their | add -qk_norm 0\n"),
+        ("-attn_cap 1e-31", "-attn_cap 1e-31 | expected 0, or at least 1e-30"),
+        ("-qk_norm 0 -qk_clip 1e-300", "-qk_clip 1e-300 | expected 0, or at least 1e-30"),
+        ("-qk_norm 0 -kappa 1e-40", "-kappa 1e-40 | expected 0, or at least 1e-30"),
+        ("-qk_clip 30 -qk_norm 0 -kappa 3", "-qk_clip 30: -kappa gives | add -kappa 0\n"),
+        ("-optimizer adam", "-optimizer | 'adam' | one of: adamw muon"),
+        ("-gate 2", "-gate | '2' | 0 .. 1"),
         ("-heads 16 -d 16", "odd"),
         *[
             (f"-steps 30 -warmup '{x}'", "-warmup | from 0 to 30 | 100%")
@@ -337,6 +364,9 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
         ("-mu_param simple -base_d 8 -scale d_h", []),
         ("-wd 0 -wd_independent 0", ["-wd_independent has no effect with -wd 0"]),
         ("-wd_independent 0", []),
+        ("-wd 0 -cautious 1", ["-cautious has no effect with -wd 0"]),
+        ("-cautious 1", []),
+        ("-qk_norm 0 -qk_clip 3 -attn_cap 30 -gate 1 -peri_ln 1 -optimizer muon", []),
         ("-warmup 100% -min_lr 1e-3", ["-min_lr has no effect where warm-up takes all steps"]),
         ("-min_lr 1e-3", []),
         ("-min_lr 1e-3 -schedule constant", ["-min_lr has no effect with -schedule constant"]),
@@ -347,6 +377,13 @@ def test_names_of_other_programs_lead_to_flags(tmp_path):
             [
                 f"-{name} has no effect without layers"
                 for name in "heads qk_norm kappa scale attention".split()
+            ],
+        ),
+        (
+            "-layers 0 -qk_norm 0 -attn_cap 30 -qk_clip 30 -gate 1 -peri_ln 1 -optimizer muon",
+            [
+                f"-{name} has no effect without layers"
+                for name in "heads qk_norm attn_cap qk_clip gate peri_ln optimizer".split()
             ],
         ),
         ("-temperature 0.5", ["-temperature has no effect without -sample"]),
@@ -396,6 +433,8 @@ def test_a_flag_without_effect_is_named(folder, arguments, says):
         ("-sample", "runs/default/model.safetensors"),
         ("-resume -out run -d 32", "run/model.safetensors | shape | leave them out"),
         ("-sample 5 -out run -layers 2", "run/model.safetensors | h.1. | leave them out"),
+        ("-resume -out run -gate 1", "no tensor h.0.attn.gate.weight | -gate | leave them out"),
+        ("-eval -out run -peri_ln 1", "no tensor h.0.post_1.weight | -peri_ln | leave them out"),
         ("-resume -out run -steps 1", "run/model.safetensors | 2 steps | -steps 1"),
         ("-out file", "file | folder"),
         ("-out file/run", "file/run | Not a directory"),
@@ -729,19 +768,21 @@ def test_sample_is_drawn(book_model):
     assert len(set(sample(book_model, "1000", "-temperature", "1e6"))) > 200
 
 
-@pytest.mark.parametrize("steps", [300, 0])
-def test_sample_at_temperature_0_is_the_oracles_likeliest(book_model, tmp_path, steps):
+@pytest.mark.parametrize(
+    "steps, flags", [(300, {}), (0, {}), (0, dict(gate=1, peri_ln=1, attn_cap=1))], ids=str
+)
+def test_sample_at_temperature_0_is_the_oracles_likeliest(book_model, tmp_path, steps, flags):
     """Also of a model that was not trained, whose choice depends on all of its context."""
     from safetensors.numpy import load_file
 
     import oracle
 
     cfg, model = (
-        dict(oracle.CONFIG, d=32, layers=1, heads=2, T=8),
+        dict(oracle.CONFIG, d=32, layers=1, heads=2, T=8, **flags),
         book_model if steps else tmp_path / "x",
     )
     if not steps:
-        train(model, d=32, steps=0)
+        train(model, d=32, steps=0, **flags)
     weights = {
         n: x.astype(float)
         for n, x in load_file(model / "model.safetensors").items()

@@ -68,6 +68,27 @@ WRONG = {
         rf"{LOGITS} .*: a lower -lr fixes it",
         dict(lr="1e-1"),
     ),
+    "logits past ten times the cap": (
+        dict(qk_norm=0, attn_cap=10, lr="1e-1"),
+        r"attention logits grew past 100, ten times -attn_cap, first in layer \d of 2 .*:"
+        " -qk_norm 1 fixes it",
+        dict(qk_norm=1),
+    ),
+    "logits of Muon": (
+        dict(optimizer="muon", qk_norm=0, lr="1e-1"),
+        rf"{LOGITS} \d of 2 .*: -qk_norm 1 fixes it",
+        dict(qk_norm=1),
+    ),
+    "logits between two of QK-clip's": (
+        dict(qk_norm=0, qk_clip=30, lr=1),
+        rf"{LOGITS} \d of 2 .*: a lower -lr fixes it",
+        dict(lr="1e-1"),
+    ),
+    "logits that QK-clip lets grow": (
+        dict(qk_norm=0, qk_clip=1000, lr="1e-1"),
+        rf"{LOGITS} \d of 2 .*: a lower -lr fixes it",
+        dict(lr="1e-2"),
+    ),
     "decay": (
         dict(wd="0.1"),
         r"the weights have decayed, each matrix to less than 0.3 of its initial RMS \(c_attn to"
@@ -230,6 +251,18 @@ RIGHT = {
     "a text": dict(data=TEXT),
     "logits that kappa sets": dict(qk_norm=0, kappa=1000),
     "logits that nothing saturates": dict(qk_norm=0, attention="relu2", lr="3e-1"),
+    "a cap": dict(qk_norm=0, attn_cap=30),
+    "a cap, with logits past 100 before it": dict(qk_norm=0, attn_cap=50, lr="7e-2"),
+    "QK-clip": dict(qk_norm=0, qk_clip=30, lr="1e-1"),
+    "Muon": dict(optimizer="muon"),
+    "Muon at a high learning rate": dict(optimizer="muon", lr="1e-1"),
+    "Muon, with gradients of its matrices below epsilon": dict(
+        optimizer="muon", vocab=128, layers=6, peri_ln=1, wd=0, lr="3e-1", steps=100, eps="1e-3"
+    ),
+    "a gate": dict(gate=1, lr="1e-1"),
+    "norms after sublayers": dict(peri_ln=1, lr="1e-1"),
+    "cautious decay": dict(cautious=1, wd="1e-2"),
+    "many cures": dict(optimizer="muon", gate=1, peri_ln=1, attn_cap=30, cautious=1),
     "muParam": dict(mu_param="simple", base_d=8),
     "muParam with queries of 0": dict(mu_param="full", base_d=8, qk_norm=0),
     "muParam with a small output matrix": dict(mu_param="intermediate", base_d=1, steps=100),

@@ -26,10 +26,13 @@ KINDS = dict(
     c_attn="attn.c_attn",
     q_norm="attn.q_norm",
     k_norm="attn.k_norm",
+    gate="attn.gate",
     attn_c_proj="attn.c_proj",
+    post_1="post_1",
     ln_2="ln_2",
     c_fc="mlp.c_fc",
     mlp_c_proj="mlp.c_proj",
+    post_2="post_2",
     ln_f="ln_f",
     lm_head="lm_head",
 )
@@ -75,6 +78,8 @@ def assert_same_run(a, b, but=()):
         dict(layers=2, d=24, heads=3, T=7, qk_norm=1),
         dict(qk_norm=0, steps=17),
         dict(steps=1, layers=3, log_every=1),
+        dict(steps=1, log_every=1, optimizer="muon", gate=1, peri_ln=1, d=24, heads=3),
+        dict(gate=1, peri_ln=1, attn_cap=2, qk_clip=3, qk_norm=0, cautious=1),
     ],
     ids=str,
 )
@@ -88,11 +93,8 @@ def run(request, tmp_path_factory):
 def test_log(run):
     folder, flags = run
     rows, L, steps = log(folder), flags["layers"], flags["steps"]
-    kinds = (
-        [k for k in KINDS if flags["qk_norm"] or not k.endswith("_norm")]
-        if "qk_norm" in flags
-        else list(KINDS)
-    )
+    has = dict(q_norm="qk_norm", k_norm="qk_norm", gate="gate", post_1="peri_ln", post_2="peri_ln")
+    kinds = [k for k in KINDS if k not in has or flags.get(has[k], has[k] == "qk_norm")]
     by_layer = "max_attn_logit q_rms k_rms qk_cosine block_rms".split()
     by_layer += [f"{k}_{x}_rms" for k in ("c_fc", "attn_c_proj") for x in ("grad", "update")]
     assert list(rows) == [
@@ -173,41 +175,51 @@ def test_model_holds_every_tensor_and_the_flags(run):
         p + n: s for n, s in shapes.items() for p in ("", "adam.m.", "adam.v.")
     }
     saved = metadata(folder)
-    assert [float(saved[name]) for name in flags] == [float(x) for x in flags.values()] and saved[
-        "step"
-    ] == str(flags["steps"])
+    assert saved["step"] == str(flags["steps"])
+    for name, value in flags.items():
+        assert saved[name] == value or float(saved[name]) == float(value), name
 
 
 def test_rms_columns_follow_from_the_weights_and_moments(run):
-    """The last row's, from the checkpoint: the parameters, AdamW's update without the learning
-    rate, and after the first step the gradient."""
+    """The last row's, from the checkpoint: the parameters, the update without the learning rate,
+    and after the first step the gradient. Then Muon's update follows from its momentum, too: both
+    are multiples of the gradient."""
+    oracle = pytest.importorskip("oracle")
     folder, flags = run
     rows, weights, step = log(folder), load_file(folder / MODEL), flags["steps"]
+    rms = lambda tensors: np.sqrt((np.concatenate([x.ravel() for x in tensors]) ** 2).mean())
     total = 0
     for kind, name in KINDS.items():
         if "param_rms_" + kind not in rows:
             continue
         p, m, v = (
-            np.concatenate(
-                [
-                    x.ravel()
-                    for n, x in weights.items()
-                    if re.fullmatch(
-                        re.escape(prefix) + r"(h\.\d+\.)?" + re.escape(name) + r"\.weight", n
-                    )
-                ]
-            ).astype(float)
+            [
+                x.astype(float)
+                for n, x in weights.items()
+                if re.fullmatch(
+                    re.escape(prefix) + r"(h\.\d+\.)?" + re.escape(name) + r"\.weight", n
+                )
+            ]
             for prefix in ("", "adam.m.", "adam.v.")
         )
-        update = m / (1 - 0.9**step) / (np.sqrt(v / (1 - 0.95**step)) + 1e-8)
-        for what, x in dict(param=p, update=update).items():
-            assert rows[f"{what}_rms_{kind}"][-1] == pytest.approx(
-                np.sqrt((x**2).mean()), rel=1e-5
-            ), (what, kind)
+        muon = flags.get("optimizer") == "muon" and name.split(".")[-1] + ".weight" in oracle.HIDDEN
+        share = 0.05 if muon else 0.1  # of the first gradient in its moment
+        if muon:
+            assert step == 1 and not any(x.any() for x in v)
+            update = [oracle.muon(0, x / share, 3 if kind == "c_attn" else 1)[1] for x in m]
+        else:
+            update = [
+                a / (1 - 0.9**step) / (np.sqrt(b / (1 - 0.95**step)) + 1e-8) for a, b in zip(m, v)
+            ]
+        for what, tensors in dict(param=p, update=update).items():
+            assert rows[f"{what}_rms_{kind}"][-1] == pytest.approx(rms(tensors), rel=1e-5), (
+                what,
+                kind,
+            )
         if step == 1:
-            gradient = np.sqrt((m**2).mean()) / 0.1 * max(1, rows["grad_norm"][-1])
+            gradient = rms(m) / share * max(1, rows["grad_norm"][-1])
             assert rows["grad_rms_" + kind][-1] == pytest.approx(gradient, rel=1e-5), kind
-        total += len(p) * rows["grad_rms_" + kind] ** 2
+        total += sum(x.size for x in p) * rows["grad_rms_" + kind] ** 2
     assert rows["grad_norm"][1:] == pytest.approx(np.sqrt(total[1:]), rel=1e-6)
 
 
@@ -543,6 +555,7 @@ def test_resume_with_another_batch_and_length_goes_on_counting_tokens(tmp_path):
         ),
         ("-steps 2000", "changed: -steps 20 -> 2000{}"),
         ("-warmup 3", "changed: -warmup 5% -> 3{}"),
+        ("-optimizer muon -cautious 1", "changed: -optimizer adamw -> muon, -cautious 0 -> 1"),
         ("-data bigram -vocab 256", "changed: -data synthetic -> bigram"),
     ],
 )
@@ -916,7 +929,10 @@ def test_a_checkpoint_that_is_older_than_a_flag(tmp_path, command):
     for name in "new", "old":
         train(tmp_path / name, **TINY)
     flags = metadata(tmp_path / "old")
-    for name in "schedule init attention kappa tokens data_tokens".split():
+    newer = (
+        "schedule init attention kappa tokens data_tokens attn_cap qk_clip optimizer gate peri_ln"
+    )
+    for name in [*newer.split(), "cautious"]:
         del flags[name]
     save_file(load_file(tmp_path / "old" / MODEL), tmp_path / "old" / MODEL, flags)
     said = [
@@ -960,7 +976,15 @@ def loss_of(folder, *flags):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    "flags", [dict(), dict(qk_norm=0, d=24, heads=3), dict(layers=0), dict(T=7, batch=3)], ids=str
+    "flags",
+    [
+        dict(),
+        dict(qk_norm=0, d=24, heads=3),
+        dict(layers=0),
+        dict(T=7, batch=3),
+        dict(gate=1, peri_ln=1, attn_cap=2, optimizer="muon"),
+    ],
+    ids=str,
 )
 def test_eval_is_the_runs_own_last_loss(tmp_path, monkeypatch, flags, threads):
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
@@ -1018,7 +1042,7 @@ def test_a_loss_that_cannot_be_written(tmp_path):
 # ---------------------------------------------------------------------------
 # -init: a new run from given weights
 
-SHAPES = dict(d=24, layers=2, heads=3, qk_norm=0, vocab=200)
+SHAPES = dict(d=24, layers=2, heads=3, qk_norm=0, vocab=200, gate=1, peri_ln=1)
 WITHOUT_SIZES = {k: v for k, v in TINY.items() if k not in ("d", "layers", "heads")}
 
 
@@ -1073,7 +1097,10 @@ def test_init_with_weights_alone_is_the_same_run(trained, tmp_path):
     assert "fewer has no tensor ln_f.weight" in says and not (tmp_path / "d").exists()
 
 
-@pytest.mark.parametrize("name, other", dict(d=48, layers=1, heads=2, qk_norm=1, vocab=201).items())
+@pytest.mark.parametrize(
+    "name, other",
+    dict(d=48, layers=1, heads=2, qk_norm=1, vocab=201, gate=0, peri_ln=0).items(),
+)
 def test_init_of_another_shape(trained, tmp_path, name, other):
     says = begin(tmp_path / "b", {"init": trained, name: other}, 2)
     assert says == (
@@ -1086,11 +1113,13 @@ def test_init_of_another_shape(trained, tmp_path, name, other):
 
 def test_init_takes_what_the_model_computes_unless_it_is_given(tmp_path):
     model = dict(qk_norm=0, kappa=3, mu_param="full", base_d=8, scale="d_h", attention="relu2")
-    train(tmp_path / "a", **{**TINY, **model, "z_loss": 0, "seed": 7, "schedule": "wsd"})
+    model.update(attn_cap=2, gate=1, peri_ln=1)
+    ways = dict(z_loss=0, seed=7, schedule="wsd", optimizer="muon", cautious=1)
+    train(tmp_path / "a", **{**TINY, **model, **ways})
     begin(tmp_path / "b", dict(init=tmp_path / "a" / MODEL, steps=0))
     a, b = metadata(tmp_path / "a"), metadata(tmp_path / "b")
     assert {n: b[n] for n in model} == {n: a[n] for n in model} == {n: str(model[n]) for n in model}
-    assert [b[n] for n in ("z_loss", "seed", "schedule")] == ["0.0001", "1", "cosine"]
+    assert [b[n] for n in ways] == ["0.0001", "1", "cosine", "adamw", "0"]
     begin(tmp_path / "c", dict(init=tmp_path / "a" / MODEL, steps=0, attention="softmax", kappa=0))
     c = metadata(tmp_path / "c")
     assert (c["attention"], c["kappa"], c["mu_param"]) == ("softmax", "0", "full")

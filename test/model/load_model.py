@@ -18,6 +18,7 @@ KNOWN = dict(
     scale=["sqrt"],
     attention=["softmax"],
     mu_param=["off", "simple", "intermediate"],
+    attn_cap=["0"],
 )
 
 
@@ -29,7 +30,7 @@ def load(path):
         names = [name for name in file.keys() if not name.startswith("adam.")]
         weights = {name: file.get_tensor(name) for name in names}
     for name, known in KNOWN.items():
-        if flags[name] not in known:
+        if flags.get(name, known[0]) not in known:  # a file older than the flag does not have it
             raise ValueError(f"{path}: not for a model with -{name} {flags[name]}")
     return flags, weights
 
@@ -55,13 +56,19 @@ def logits(flags, weights, tokens):
     x = weights["wte.weight"][tokens]  # (B,T,C)
     for l in range(int(flags["layers"])):
         w = lambda name: weights[f"h.{l}.{name}.weight"]
-        qkv = layernorm(x, w("ln_1")) @ w("attn.c_attn").T
+        # -peri_ln: a norm after each sublayer, too
+        post = lambda y, name: layernorm(y, w(name)) if flags.get("peri_ln") == "1" else y
+        normed = layernorm(x, w("ln_1"))
+        qkv = normed @ w("attn.c_attn").T
         q, k, v = (y.reshape(B, T, NH, -1) for y in jnp.split(qkv, 3, -1))  # (B,T,NH,HS)
         if flags["qk_norm"] == "1":
             q, k = layernorm(q, w("attn.q_norm")), layernorm(k, w("attn.k_norm"))
-        att = jax.nn.dot_product_attention(rope(q), rope(k), v, is_causal=True)
-        x = x + att.reshape(B, T, -1) @ w("attn.c_proj").T
-        x = x + jax.nn.gelu(layernorm(x, w("ln_2")) @ w("mlp.c_fc").T) @ w("mlp.c_proj").T
+        att = jax.nn.dot_product_attention(rope(q), rope(k), v, is_causal=True).reshape(B, T, -1)
+        if flags.get("gate") == "1":
+            att = att * jax.nn.sigmoid(normed @ w("attn.gate").T)
+        x = x + post(att @ w("attn.c_proj").T, "post_1")
+        inner = jax.nn.gelu(layernorm(x, w("ln_2")) @ w("mlp.c_fc").T)
+        x = x + post(inner @ w("mlp.c_proj").T, "post_2")
     return layernorm(x, weights["ln_f.weight"]) @ weights["lm_head.weight"].T
 
 

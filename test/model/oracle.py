@@ -1,11 +1,11 @@
-"""The same model a second time, in JAX and float64, written from the paper's definitions alone
+"""The same model a second time, in JAX and float64, written from the papers' definitions alone
 and not from train_gpt.c: what both agree on is hardly a slip of one.
 
 A model is a dict of arrays under the names of model.safetensors; a config is a dict as CONFIG:
 
     p = init(cfg, seed)
     (total, seen), g = value_and_grad(cfg)(p, inputs, targets)    # inputs, targets: integers (B, T)
-    p, m, v, norm = adamw_step(cfg, p, m, v, g, step)             # steps count from 1
+    p, m, v, u, norm = step(cfg, p, m, v, g, seen, 1)             # steps count from 1
 """
 
 import os
@@ -28,6 +28,10 @@ CONFIG = dict(
     bf16_logits=0,
     kappa=0,
     attention="softmax",
+    attn_cap=0,
+    qk_clip=0,
+    gate=0,
+    peri_ln=0,
     mu_param="off",
     base_d=32,
     scale="sqrt",
@@ -43,9 +47,12 @@ CONFIG = dict(
     clip=1.0,
     wd=1e-4,
     wd_independent=1,
+    cautious=0,
+    optimizer="adamw",
 )
-# linear layers: every matrix but the embedding
-LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "lm_head.weight")
+# linear layers: every matrix but the embedding; those inside the layers
+HIDDEN = ("c_attn.weight", "c_proj.weight", "c_fc.weight", "gate.weight")
+LINEAR = (*HIDDEN, "lm_head.weight")
 
 
 # ---- parameters
@@ -62,10 +69,16 @@ def shapes(cfg):
         if cfg["qk_norm"]:
             over = C if cfg["qk_norm"] == "model" else HS
             out[h + "attn.q_norm.weight"] = out[h + "attn.k_norm.weight"] = (over,)
+        if cfg["gate"]:
+            out[h + "attn.gate.weight"] = (C, C)
         out[h + "attn.c_proj.weight"] = (C, C)
+        if cfg["peri_ln"]:
+            out[h + "post_1.weight"] = (C,)
         out[h + "ln_2.weight"] = (C,)
         out[h + "mlp.c_fc.weight"] = (4 * C, C)
         out[h + "mlp.c_proj.weight"] = (C, 4 * C)
+        if cfg["peri_ln"]:
+            out[h + "post_2.weight"] = (C,)
     out["ln_f.weight"] = (C,)
     out["lm_head.weight"] = (V, C)
     return out
@@ -129,19 +142,20 @@ def to_bfloat16(x):
 
 
 def forward(cfg, p, inputs):
-    """Returns the logits (B, T, V), what is logged of each layer, and the RMS of activations:
-    embedding, q k v, attention's output, fc1's output, last residual, logits (the three between
-    only where there are layers)."""
+    """Returns the logits (B, T, V); the measures of each layer; the RMS of activations: embedding,
+    q k v, attention's output, fc1's output, last residual, logits (the three between only where
+    there are layers); and the largest score of each layer and head. Scores are before a cap."""
     C, NH, (B, T) = cfg["d"], cfg["heads"], inputs.shape
     HS = C // NH
     scale = 1 / HS if cfg["mu_param"] == "full" or cfg["scale"] == "d_h" else HS**-0.5
     causal = jnp.tril(jnp.ones((T, T), bool))
-    x, inner = p["wte.weight"][inputs], []
+    x, inner, head_logits = p["wte.weight"][inputs], [], []
     by_layer = {name: [] for name in "max_attn_logit q_rms k_rms qk_cosine block_rms".split()}
     embedding = x
     for l in range(cfg["layers"]):
         w = lambda name: p[f"h.{l}.{name}.weight"]
-        qkv = layernorm(x, w("ln_1")) @ w("attn.c_attn").T
+        normed = layernorm(x, w("ln_1"))
+        qkv = normed @ w("attn.c_attn").T
         q, k, v = jnp.split(qkv, 3, -1)
         if cfg["qk_norm"] == "model":  # section E.8: over C
             q, k = layernorm(q, w("attn.q_norm")), layernorm(k, w("attn.k_norm"))
@@ -157,32 +171,46 @@ def forward(cfg, p, inputs):
         size = lambda y: jnp.sqrt((y * y).sum(-1)).transpose(0, 2, 1)  # (B, NH, T)
         cosine = s / scale / size(q)[..., :, None] / size(k)[..., None, :]
         measures = largest.max(), rms(q), rms(k), cosine.ravel()[largest.argmax()]
+        head_logits.append(largest.max((0, 2, 3)))
+        if cfg["attn_cap"]:  # Gemma 2
+            s = cfg["attn_cap"] * jnp.tanh(s / cfg["attn_cap"])
         if cfg["attention"] == "relu2":  # section E.11: T is the length in training
             a = jnp.where(causal, jax.nn.relu(s) ** 2 / cfg["T"] ** 0.5, 0)
         else:
             a = jax.nn.softmax(jnp.where(causal, s, -jnp.inf))
         att = jnp.einsum("bhqk,bkhc->bqhc", a, v).reshape(B, T, C)
-        x = x + att @ w("attn.c_proj").T
+        heads = att
+        if cfg["gate"]:  # arXiv 2505.06708: of each element, from attention's input
+            heads = att / (1 + jnp.exp(-(normed @ w("attn.gate").T)))
+        # arXiv 2502.02732: x += norm(sublayer(norm(x)))
+        post = layernorm if cfg["peri_ln"] else lambda y, weight: y
+        post_weights = [w("post_1"), w("post_2")] if cfg["peri_ln"] else [None, None]
+        x = x + post(heads @ w("attn.c_proj").T, post_weights[0])
         y = layernorm(x, w("ln_2")) @ w("mlp.c_fc").T
         inner.append((qkv, att, y))
         y = 0.5 * y * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (y + 0.044715 * y**3)))
-        x = x + y @ w("mlp.c_proj").T
+        x = x + post(y @ w("mlp.c_proj").T, post_weights[1])
         for name, value in zip(by_layer, (*measures, rms(x))):
             by_layer[name].append(value)
     out = layernorm(x, p["ln_f.weight"]) @ p["lm_head.weight"].T
     out = to_bfloat16(out) if cfg["bf16_logits"] else out
     acts = [embedding, *map(jnp.stack, zip(*inner)), x, out]
-    return out, by_layer, jnp.stack([rms(y) for y in acts])
+    return out, by_layer, jnp.stack([rms(y) for y in acts]), head_logits
 
 
 def evaluate(cfg, p, inputs, targets):
     """Everything measured: total (what is descended), ce (what is logged), mean log Z, mean logit,
-    largest attention logits, RMS of activations."""
-    out, by_layer, act_rms = forward(cfg, p, inputs)
+    largest attention logits, also by head, RMS of activations."""
+    out, by_layer, act_rms, head_logits = forward(cfg, p, inputs)
     log_z = jax.nn.logsumexp(out, -1)
     ce = (log_z - jnp.take_along_axis(out, targets[..., None], -1)[..., 0]).mean()
     return ce + cfg["z_loss"] * (log_z**2).mean(), dict(
-        ce=ce, log_z=log_z.mean(), mean_logit=out.mean(), by_layer=by_layer, act_rms=act_rms
+        ce=ce,
+        log_z=log_z.mean(),
+        mean_logit=out.mean(),
+        by_layer=by_layer,
+        act_rms=act_rms,
+        head_logits=head_logits,
     )
 
 
@@ -224,29 +252,67 @@ def schedule(cfg, step):
     return low + (peak - low) * 0.5 * (1 + np.cos(np.pi * done))
 
 
-def update(cfg, m, v, step):
-    """AdamW's, of the moments after this step, without the learning rate."""
-    m, v = m / (1 - cfg["beta1"] ** step), v / (1 - cfg["beta2"] ** step)
-    return m / (np.sqrt(v) + cfg["eps"])
+def adamw(cfg, m, v, g, step):
+    """New moments, and the update without the learning rate."""
+    b1, b2 = cfg["beta1"], cfg["beta2"]
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+    return m, v, m / (1 - b1**step) / (np.sqrt(v / (1 - b2**step)) + cfg["eps"])
 
 
-def adamw_step(cfg, p, m, v, g, step):
-    """One step of AdamW with a global-norm clip. muParam: linear layers learn at base fan-in /
-    fan-in of the rate. rms_lr (section E.14): each tensor's rate times its RMS, at least 1e-3.
-    Returns new p, m, v and the gradients' norm before the clip."""
+def newton_schulz(x):
+    """Keller Jordan's five steps: about U V^T of x = U S V^T. They are the same polynomial of the
+    singular values, computed here by them, not by products of matrices."""
+    U, s, Vt = np.linalg.svd(x, full_matrices=False)
+    s = s / (np.sqrt((s * s).sum()) + 1e-30)  # the Frobenius norm; a matrix of zeros stays one
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return U * s @ Vt
+
+
+def muon(m, g, parts):
+    """Momentum 0.95 in Nesterov's form, made orthogonal, each of the parts of the rows alone, and
+    of the RMS of AdamW's (Kimi K2: 0.2 sqrt(the longer side))."""
+    m = 0.95 * m + 0.05 * g
+    steps = [
+        0.2 * np.sqrt(max(x.shape)) * newton_schulz(x) for x in np.split(0.95 * m + 0.05 * g, parts)
+    ]
+    return m, np.concatenate(steps)
+
+
+def clip_queries_and_keys(cfg, c_attn, largest):
+    """QK-clip (Kimi K2): a head whose largest score passed tau has its rows of Wq and of Wk
+    multiplied by sqrt(tau / largest)."""
+    factor = np.sqrt(np.minimum(1, cfg["qk_clip"] / np.maximum(largest, 1e-300)))
+    rows = np.repeat(factor, cfg["d"] // cfg["heads"])
+    return c_attn * np.concatenate([rows, rows, np.ones(cfg["d"])])[:, None]
+
+
+def step(cfg, p, m, v, g, seen, step):
+    """One step of the optimizer with a global-norm clip. muParam: linear layers learn at base
+    fan-in / fan-in of the rate. rms_lr (section E.14): each tensor's rate times its RMS, at least
+    1e-3. cautious (arXiv 2510.12402): decays only where the update and the weight have the same
+    sign. seen: of the batch, for QK-clip. Returns new p, m, v, the updates without the learning
+    rate, and the gradients' norm before the clip."""
     g = {n: np.asarray(x) for n, x in g.items()}
     norm = np.sqrt(sum((x * x).sum() for x in g.values()))
     cut = cfg["clip"] / norm if cfg["clip"] and norm > cfg["clip"] else 1.0
-    lr, b1, b2 = schedule(cfg, step), cfg["beta1"], cfg["beta2"]
+    lr = schedule(cfg, step)
     decay = (lr / cfg["lr"] if cfg["wd_independent"] else lr) * cfg["wd"]
-    P, M, V = {}, {}, {}
+    P, M, V, updates = {}, {}, {}, {}
     for n in p:
-        M[n] = b1 * m[n] + (1 - b1) * cut * g[n]
-        V[n] = b2 * v[n] + (1 - b2) * (cut * g[n]) ** 2
+        if cfg["optimizer"] == "muon" and n.endswith(HIDDEN):
+            M[n], u = muon(m[n], cut * g[n], 3 if n.endswith("c_attn.weight") else 1)
+            V[n] = v[n]
+        else:
+            M[n], V[n], u = adamw(cfg, m[n], v[n], cut * g[n], step)
         rate = lr
         if cfg["mu_param"] != "off" and n.endswith(LINEAR):
             rate *= cfg["base_d"] / cfg["d"]
         if cfg["rms_lr"]:
             rate *= max(np.sqrt((p[n] ** 2).mean()), 1e-3)
-        P[n] = p[n] - rate * update(cfg, M[n], V[n], step) - decay * p[n]
-    return P, M, V, norm
+        decays = u * p[n] >= 0 if cfg["cautious"] else 1
+        P[n], updates[n] = p[n] - rate * u - decay * decays * p[n], u
+    for l in range(cfg["layers"] if cfg["qk_clip"] else 0):
+        n = f"h.{l}.attn.c_attn.weight"
+        P[n] = clip_queries_and_keys(cfg, P[n], np.asarray(seen["head_logits"][l]))
+    return P, M, V, updates, norm

@@ -149,25 +149,52 @@ static real *scratch_of_all(int T, int HS) {
     return (real *)allocate(threads * attention_scratch_size(T, HS), sizeof(real));
 }
 
-void shim_attention_forward(real *out, real *softmax, const real *qk, const real *qkv,
-                            double scale, int B, int T, int NH, int HS, double *max_logit) {
+// largest (NH): of each head, over the batch
+void shim_capped_forward(real *out, real *softmax, const real *qk, const real *qkv,
+                         double scale, double cap, int B, int T, int NH, int HS, real *largest) {
     real *scratch = scratch_of_all(T, HS);
-    real *largest = (real *)allocate((size_t)(B * NH), sizeof(real));
-    IN_TEAM attention_forward(out, softmax, largest, qk, qkv, (real)scale, scratch, 0,
+    real *all = (real *)allocate((size_t)(B * NH), sizeof(real));
+    IN_TEAM attention_forward(out, softmax, all, qk, qkv, (real)scale, (real)cap, scratch, 0,
                               B, T, NH, HS);
-    *max_logit = 0;
-    for (int i = 0; i < B * NH; i++) *max_logit = fmax(*max_logit, (double)largest[i]);
+    for (int i = 0; i < B * NH; i++)
+        largest[i % NH] = i < NH ? all[i] : larger(all[i], largest[i % NH]);
     free(scratch);
-    free(largest);
+    free(all);
 }
 
-void shim_attention_backward(real *dqkv, const real *dout, const real *out, const real *softmax,
-                             const real *qk, const real *qkv, double scale,
-                             int B, int T, int NH, int HS) {
+void shim_capped_backward(real *dqkv, const real *dout, const real *out, const real *softmax,
+                          const real *qk, const real *qkv, double scale, double cap,
+                          int B, int T, int NH, int HS) {
     real *scratch = scratch_of_all(T, HS);
-    IN_TEAM attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)scale, scratch,
+    IN_TEAM attention_backward(dqkv, dout, out, softmax, qk, qkv, (real)scale, (real)cap, scratch,
                                0, B, T, NH, HS);
     free(scratch);
+}
+
+// out, slope (n): of the scores s (n)
+void shim_soft_cap(real *out, real *slope, const real *s, double cap, int n) {
+    for (int i = 0; i < n; i++) out[i] = soft_cap(s[i], (real)cap, slope + i);
+}
+
+void shim_gate_forward(real *out, const real *att, const real *gate, int rows, int C) {
+    IN_TEAM gate_forward(out, att, gate, rows, C);
+}
+
+void shim_gate_backward(real *datt, real *dgate, const real *dout, const real *att,
+                        const real *gate, int rows, int C) {
+    IN_TEAM gate_backward(datt, dgate, dout, att, gate, rows, C);
+}
+
+// The scratch has the size that orthogonalize asks for, and NaN in it.
+void shim_orthogonalize(real *x, int rows, int cols) {
+    size_t n = (size_t)least(rows, cols), size = (size_t)rows * (size_t)cols;
+    size_t extent = 2 * n * n + size;
+    real *scratch = (real *)allocate(extent, sizeof(real));
+    double *sums = (double *)allocate(size / SUM_CHUNK + 1, sizeof(double));
+    for (size_t i = 0; i < extent; i++) scratch[i] = NAN;
+    IN_TEAM orthogonalize(x, rows, cols, scratch, sums);
+    free(scratch);
+    free(sums);
 }
 
 void shim_round_to_bf16(real *logits, int rows, int V) {

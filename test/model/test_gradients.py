@@ -18,6 +18,14 @@ COMBINATIONS = [
     )
 ]
 COMBINATIONS += [dict(qk_norm=qk_norm, attention="relu2") for qk_norm in (0, 1)]
+COMBINATIONS += [
+    dict(qk_norm=qk_norm, attention=attention, attn_cap=cap)
+    for qk_norm, attention, cap in itertools.product((0, 1), ("softmax", "relu2"), (0.5, 30))
+]
+COMBINATIONS += [
+    dict(qk_norm=qk_norm, gate=1, peri_ln=peri_ln) for qk_norm in (0, 1) for peri_ln in (0, 1)
+]
+COMBINATIONS += [dict(peri_ln=1), dict(gate=1, peri_ln=1, attn_cap=1, mu_param="full", z_loss=0.1)]
 COMBINATIONS += [dict(qk_norm=0, kappa=kappa, mu_param="full") for kappa in (0.3, 4)]
 SMALL = dict(d=8, layers=1, heads=2, T=5, batch=2, vocab=5, base_d=2)  # every coordinate
 SHAPES = [

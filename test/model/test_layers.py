@@ -295,20 +295,28 @@ def test_rope(lib, rng, shape, scale):
 # ---- attention
 
 
-def attention(q, k, v, scale, dout):
-    """Out, the largest logit and 1 / sum of exp(logit - largest) of each row, largest |logit| and
-    the three gradients, all in double."""
+def soft_cap(s, cap):
+    """The function and its derivative in double; 0: none."""
+    if not cap:
+        return s, np.ones_like(s)
+    return cap * np.tanh(s / cap), 1 / np.cosh(np.clip(s / cap, -300, 300)) ** 2
+
+
+def attention(q, k, v, scale, dout, cap=0):
+    """Out, the largest logit and 1 / sum of exp(logit - largest) of each row, largest |logit|
+    before the cap and the three gradients, all in double."""
     T = q.shape[1]
     causal = np.tril(np.ones((T, T), bool))
     s = np.einsum("bqhc,bkhc->bhqk", q, k) * scale
     largest = abs(np.where(causal, s, 0)).max()
+    s, slope = soft_cap(s, cap)
     s = np.where(causal, s, -np.inf)
     top = s.max(-1, keepdims=True)
     e = np.exp(s - top)
     total = e.sum(-1, keepdims=True)
     p = e / total
     dp = np.einsum("bqhc,bkhc->bhqk", dout, v)
-    ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * scale
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * scale * slope
     return (
         np.einsum("bhqk,bkhc->bqhc", p, v),
         np.concatenate([top, 1 / total], -1),
@@ -320,11 +328,11 @@ def attention(q, k, v, scale, dout):
     )
 
 
-def check_attention(lib, q, k, v, scale, rng, exact=False):
+def check_attention(lib, q, k, v, scale, rng, exact=False, cap=0.0):
     q, k, v = map(lib.array, (q, k, v))
     dout = lib.array(rng.standard_normal(q.shape))
     doubles = [x.astype(float) for x in (q, k, v)]
-    out, softmax, largest, dq, dk, dv, ds = attention(*doubles, scale, dout.astype(float))
+    out, softmax, largest, dq, dk, dv, ds = attention(*doubles, scale, dout.astype(float), cap)
     T = q.shape[1]
     # a logit is a sum of HS products, rounded at their size; exp turns that into a relative error
     # of a probability
@@ -333,15 +341,15 @@ def check_attention(lib, q, k, v, scale, rng, exact=False):
         + (np.linalg.norm(doubles[0], axis=-1).max() * np.linalg.norm(doubles[1], axis=-1).max())
         * scale
     )
-    rounding = (16 + T / 8) * U
+    rounding = (16 + T / 8 + 16 * cap) * U
     condition = rounding + 4 * U * size
 
-    out32, softmax32, largest32 = lib.attention_forward(q, k, v, scale)
+    out32, softmax32, largest32 = lib.attention_forward(q, k, v, scale, cap)
     within(out32, out, (rounding if exact else condition) * abs(v).max(), "out")
-    within(softmax32[..., 0], softmax[..., 0], 4 * U * size, "largest logit")
+    within(softmax32[..., 0], softmax[..., 0], 4 * U * (size + 2 * cap), "largest logit")
     within(softmax32[..., 1], softmax[..., 1], rounding if exact else condition, "1 / sum")
     within([largest32], np.array([largest]), 4 * U * size, "max_logit")
-    dq32, dk32, dv32 = lib.attention_backward(dout, out32, softmax32, q, k, v, scale)
+    dq32, dk32, dv32 = lib.attention_backward(dout, out32, softmax32, q, k, v, scale, cap)
     condition = rounding if exact else condition
     within(dq32, dq, 4 * condition * ds * abs(k).max(), "dq")
     within(dk32, dk, 4 * condition * ds * abs(q).max() * np.sqrt(T), "dk")
@@ -364,19 +372,119 @@ def check_attention(lib, q, k, v, scale, rng, exact=False):
     ids=str,
 )
 @pytest.mark.parametrize("size", [0, 1, 10, 1e3, 1e6])
-def test_attention(lib, rng, shape, size):
-    """Logits from 0 (uniform weights) to about 1e6 (one position takes all)."""
+@pytest.mark.parametrize("cap", [0.0, 0.5, 30.0])
+def test_attention(lib, rng, shape, size, cap):
+    """Logits from 0 (uniform weights) to about 1e6 (one position takes all, unless capped)."""
     q, k, v = rng.standard_normal((3, *shape))
-    check_attention(lib, q * size**0.5, k * size**0.5, v, shape[3] ** -0.5, rng)
+    check_attention(lib, q * size**0.5, k * size**0.5, v, shape[3] ** -0.5, rng, cap=cap)
 
 
 @pytest.mark.parametrize("T", [2, 7, 33, 64, 70])
-def test_attention_saturated_exactly(lib, rng, T):
+@pytest.mark.parametrize("cap", [0.0, 0.5, 30.0])
+def test_attention_saturated_exactly(lib, rng, T, cap):
     """Products of small integers times 2^k: the logits, up to 4e6 and some equal, are exact, so out
     must be too."""
     q, k = rng.integers(-4, 5, (2, 2, T, 3, 8)) * 128.0
-    _, largest = check_attention(lib, q, k, rng.standard_normal(q.shape), 0.25, rng, exact=True)
+    v = rng.standard_normal(q.shape)
+    _, largest = check_attention(lib, q, k, v, 0.25, rng, exact=True, cap=cap)
     assert largest > (1e5 if T == 2 else 2e5)
+
+
+@pytest.mark.parametrize("T", [7, 70])
+@pytest.mark.parametrize("cap", [0.5, 8.0, 30.0])
+def test_attention_about_its_cap_exactly(lib, rng, T, cap):
+    """The same of logits of the cap's size, on its bend."""
+    q, k = rng.integers(-4, 5, (2, 2, T, 3, 8)) * 0.5
+    v = rng.standard_normal(q.shape)
+    _, largest = check_attention(lib, q, k, v, 0.25, rng, exact=True, cap=cap)
+    assert 1 < largest < 30
+
+
+@pytest.mark.parametrize("cap", [0.5, 1, 30, 1e4])
+def test_soft_cap(lib, rng, cap):
+    """cap tanh(s / cap) and its slope, at most 1 and never negative, of scores from 0 to infinity.
+    Scores far below the cap are rounded as the cap is."""
+    points = np.concatenate([cap * np.array(GELU_AT), GELU_AT, [1e30, -1e30, np.inf, -np.inf]])
+    for s in points, cap * rng.standard_normal(1000), rng.standard_normal(1000):
+        s = lib.array(s)
+        value, slope = soft_cap(s.astype(float), cap)
+        value32, slope32 = lib.soft_cap(s, cap)
+        within(value32, value, 8 * U * cap, "value")
+        within(slope32, slope, 8 * U, "slope")
+        assert (abs(value32) <= cap * (1 + 4 * U)).all() and (slope32 >= 0).all()
+    assert np.isnan(lib.soft_cap(lib.array([np.nan]), cap)).all()
+
+
+# ---- the gate
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, len(GELU_AT)), (70, 33)], ids=str)
+def test_gate(lib, rng, shape):
+    """att times the sigmoid, which is right to its own size however small it is, down to e^-60."""
+    for points in GELU_AT, GELU_AT[::-1], 4 * rng.standard_normal(shape):
+        gate, (att, dout) = np.resize(points, shape), rng.standard_normal((2, *shape))
+        gate, att, dout = map(lib.array, (gate, 1e6 * att, dout))
+        x, a, d = (y.astype(float) for y in (gate, att, dout))
+        e = np.exp(-abs(x))
+        s = np.where(x > 0, 1, e) / (1 + e)
+        slope = e / (1 + e) ** 2
+        error = (8 + 2 * np.minimum(abs(x), 60)) * U  # exp of a rounded number
+        within(lib.gate_forward(att, gate), a * s, abs(a) * (error * s + 1e-26), "out")
+        datt, dgate = lib.gate_backward(dout, att, gate)
+        within(datt, d * s, abs(d) * (error * s + 1e-26), "datt")
+        within(dgate, d * a * slope, abs(d * a) * (error * slope + 1e-26), "dgate")
+
+
+# ---- Muon's orthogonal matrices
+
+
+def newton_schulz(s):
+    """Of singular values whose squares add up to 1 at most, five steps."""
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return s
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1), (1, 9), (9, 1), (2, 3), (24, 24), (37, 24), (24, 96), (96, 24), (64, 64), (70, 130)],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["ordinary", "spread", "deficient", "orthogonal", "repeated"])
+@pytest.mark.parametrize("size", [1e-30, 1e-10, 1, 1e15, 1e30])
+def test_orthogonalize(lib, rng, shape, kind, size):
+    """The singular vectors stay, and the singular values, over the root of the sum of their
+    squares, end in 0.68 to 1.21 if they were above 2e-3. Those of 0 stay 0, but for rounding, which
+    each step multiplies by 3.4."""
+    n = min(shape)
+    x = rng.standard_normal(shape)
+    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    kinds = dict(
+        ordinary=s,
+        spread=np.geomspace(1, 1e-4, n),
+        deficient=s * (np.arange(n) <= n // 2),
+        orthogonal=np.ones(n),
+        repeated=np.resize([1, 1, 0.01], n),
+    )
+    x = lib.array(size * (u * kinds[kind] @ vt))
+    u, s, vt = np.linalg.svd(x.astype(float), full_matrices=False)
+    s = s / (np.sqrt((s * s).sum()) + 1e-30)  # the guard against 0 / 0
+    out = lib.orthogonalize(x)
+    within(out, u * newton_schulz(s) @ vt, 2e-4, "out")
+    seen = np.linalg.svd(out.astype(float), compute_uv=False)
+    assert (seen < 1.21).all() and (seen > 0.68).sum() >= (s > 2e-3).sum() > 0
+
+
+def test_orthogonalize_zeros(lib):
+    """No direction to step in: no step, and no NaN."""
+    for shape in (1, 1), (24, 24), (7, 30), (30, 7):
+        assert (lib.orthogonalize(lib.array(np.zeros(shape))) == 0).all()
+
+
+def test_orthogonalize_of_what_is_not_a_number(lib, rng):
+    x = lib.array(rng.standard_normal((8, 12)))
+    x[3, 4] = np.nan
+    assert np.isnan(lib.orthogonalize(x)).all()
 
 
 def test_attention_of_equal_rows(lib, rng):

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from conftest import ROOT, TEST, Model, build
-from test_cli import FLAGS, PROGRAM, log, program, summary, words
+from test_cli import FLAGS, PROGRAM, log, program, summary, train, words
 from test_runs import assert_same_run, start, wait, write_tokens
 
 GOLDEN = TEST / "model" / "golden.csv"
@@ -42,11 +43,15 @@ EDGES = dict(
     scale=["d_h"],
     rms_lr=["1"],
     attention=["relu2"],
+    attn_cap=["1e-30", "10000"],
+    optimizer=["muon"],
+    cures=["-gate 1 -peri_ln 1 -cautious 1"],
     warmup=["100%"],
     steps=["0", "1"],
     min_lr=["1e30"],
     schedule=["constant", "wsd"],
     shape=["-d 2 -heads 1", "-T 1 -batch 1", "-layers 3", "-layers 0", "-qk_norm 0 -kappa 1e6"],
+    qk_clip=["1e-300 -qk_norm 0 -kappa 0"],
     data=["same", "two.bin -vocab 2", "one.bin -vocab 1"],
 )
 VALUES = [(flag, value) for flag, values in EDGES.items() for value in values]
@@ -73,7 +78,7 @@ def test_edges(corpus, tmp_path, edge):
         extra = [
             w
             for name, value in dict([edge, other]).items()
-            for w in shlex.split(value if name == "shape" else f"-{name} {value}")
+            for w in shlex.split(value if value.startswith("-") else f"-{name} {value}")
         ]
         folder, given = tmp_path / "x", dict(zip(extra[::2], extra[1::2]))
         result = program(
@@ -269,6 +274,25 @@ CASES |= dict(
     kappa=dict(kappa=10, qk_norm=0),
     schedule=dict(schedule="wsd"),
     constant=dict(schedule="constant"),
+    attn_cap=dict(attn_cap=1),
+    qk_clip=dict(qk_clip=1, qk_norm=0),
+    optimizer=dict(optimizer="muon"),
+    gate=dict(gate=1),
+    peri_ln=dict(peri_ln=1),
+    cautious=dict(cautious=1, wd="1e-1"),
+    cures=dict(
+        d=24,
+        heads=3,
+        T=5,
+        batch=3,
+        qk_norm=0,
+        attn_cap=2,
+        qk_clip=1,
+        optimizer="muon",
+        gate=1,
+        peri_ln=1,
+        cautious=1,
+    ),
 )
 # mu_*; test_data.py has data, but for bigram; test_runs.py has init
 NO_NUMBERS = (
@@ -299,6 +323,7 @@ def test_every_flag_has_a_case():
         "mu_intermediate",
         "mu_full",
         "constant",
+        "cures",
     }
 
 
@@ -313,6 +338,14 @@ def test_threads_change_no_bit(tmp_path, monkeypatch, number, case):
         )
         assert result.returncode == 0, result.stderr
         assert_same_run(tmp_path / "1", tmp_path / str(threads))
+
+
+def test_what_is_logged_changes_no_bit(tmp_path):
+    """-qk_clip needs the largest scores at steps that log none too."""
+    for every in 1, 3:
+        train(tmp_path / str(every), qk_norm=0, qk_clip=1, lr="1e-1", log_every=every)
+    one, three = (load_file(tmp_path / str(every) / "model.safetensors") for every in (1, 3))
+    assert one.keys() == three.keys() and all((one[n] == three[n]).all() for n in one)
 
 
 def test_threads_given_as_a_list(tmp_path):

@@ -37,13 +37,14 @@ def output(*command):
 
 
 def plain(mangled):
-    """The name of a kernel, with its template's first number."""
+    """The name of a kernel, with its template's first number and, as 1, a switch that is on."""
     length = re.match(r"_Z(\d+)", mangled)
     if not length:
         return mangled
     name, rest = mangled[length.end() :][: int(length[1])], mangled[length.end() + int(length[1]) :]
-    number = re.match(r"ILi(\d+)E", rest)
-    return f"{name}<{number[1]}>" if number else name
+    number, on = re.match(r"ILi(\d+)E", rest), re.match(r"I(Li\d+E)?Lb1E", rest)
+    words = ([number[1]] if number else []) + (["1"] if on else [])
+    return f"{name}<{','.join(words)}>" if words else name
 
 
 def kernels(cubin):
@@ -98,7 +99,7 @@ def report(architecture, cubin):
         line = f"{name:29} {registers:9} {spills:6} {shared:6} {generic:7}"
         products = PRODUCTS.get(name.split("<")[0])
         if products:
-            channels = int(re.search(r"<(\d+)>", name)[1])
+            channels = int(re.search(r"<(\d+)", name)[1])
             outer, inner = loops(code)
             # blocks of 16 x 32 scores in a tile, and how often the inner loop runs
             blocks = min(64, 4096 // channels) / 32

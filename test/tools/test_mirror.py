@@ -20,7 +20,7 @@ ALONE = (
     "Arithmetic",  # a GPU's is in lib/gpu.h
 )
 # The sections whose functions have the same parameters in both
-LESSON = "Layers", "The model", "AdamW", "The training loop"
+LESSON = "Layers", "The model", "The optimizer", "The training loop"
 # Parameters that only train_gpt.c's or only train_gpt.cu's function has, and why
 SLOPE = "memory costs a GPU more than GELU's slope does, which it computes again"
 LATER = "the GPU is not waited for: results are read later"
@@ -41,6 +41,11 @@ DIFFERENT = {
     "cross_entropy": ([], ["batch_rows"], "the rows are those of a micro-batch"),
     "gpt_layout": (["memory"], ["create"], "each array is an allocation"),
     "gpt_loss": (["log_z"], [], LATER),
+    "muon": (
+        ["param", "grad", "m", "rows", "cols", "lr", "o", "scratch"],
+        ["g", "kinds", "grid", "statistics"],
+        "all matrices in one call: one launch makes their steps",
+    ),
     "gpt_update": (["step", "stats"], ["statistics"], LATER),
     "gpt_statistics": ([], ["statistics"], LATER),
 }

@@ -30,12 +30,18 @@ RUN = dict(
     batch=16,
     steps=300,
     warmup="5%",
+    optimizer="adamw",
     beta2=0.95,
     eps="1e-08",
     clip=1,
     wd="0.0001",
     wd_independent=1,
+    cautious=0,
     qk_norm=1,
+    attn_cap=0,
+    qk_clip=0,
+    gate=0,
+    peri_ln=0,
     z_loss="0.0001",
     mu_param="off",
     base_d=32,
@@ -542,6 +548,42 @@ def test_recipe(tmp_path):
     assert curves(axes[3])[0] == {
         name: [(RUN[N], near(above * 6 / 7))] for name, above in zip(names, (2, 1, 0.5))
     }
+
+
+def test_league(tmp_path):
+    """A point for each cure: the medians and the ranges of sensitivity and best loss. A panel for
+    each cure, in the order of the list."""
+    cures = {
+        "bare": (1, dict(qk_norm=0)),
+        "soft cap": (0.75, dict(qk_norm=0, attn_cap=30)),
+        "QK-clip": (0.7, dict(qk_norm=0, qk_clip=30)),
+        "gate": (0.65, dict(qk_norm=0, gate=1)),
+        "Peri-LN": (0.6, dict(qk_norm=0, peri_ln=1)),
+        "decay 1e-2, cautious": (0.55, dict(qk_norm=0, cautious=1, wd="0.01")),
+        "Muon": (0.5, dict(qk_norm=0, optimizer="muon")),
+        "Muon, QK-clip": (0.45, dict(qk_norm=0, optimizer="muon", qk_clip=30)),
+        "Muon, qk-norm": (0.4, dict(optimizer="muon")),
+        "qk-norm": (0.35, dict()),
+        "qk-norm, long warm-up": (0.3, dict(warmup="25%")),
+    }
+    runs = [
+        run
+        for above, flags in reversed(cures.values())
+        for seed in (1, 2, 3)
+        for run in seven(above=above * seed, seed=seed, **flags)
+    ]
+    axes = draw("league", tmp_path, *runs)
+    points = {bar.get_label(): bar for bar in axes[0].containers}
+    assert list(points) == list(cures)
+    for name, (above, _) in cures.items():
+        (middle, _, bars) = points[name].lines
+        assert (middle.get_xdata()[0], middle.get_ydata()[0]) == (near(above * 12 / 7), 2)
+        (ends,) = bars[0].get_segments()
+        assert list(ends[:, 0]) == [near(above * 6 / 7), near(above * 18 / 7)]
+    assert axes[0].get_xlabel() == "LR sensitivity"
+    assert [ax.get_title().replace(",\n", ", ") for ax in axes[1:]] == list(cures)
+    for ax in axes[1:]:
+        assert len(curves(ax)[0]) == 1
 
 
 def test_warmup(tmp_path):
