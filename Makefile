@@ -3,7 +3,7 @@
 #                   ARCH=sm_90, or ARCH="sm_80 sm_90": for those
 # make test         every check; train_gpt.cu's without a GPU. First installs what they need:
 #                   programs by apt (as root, on Debian and Ubuntu), Python's packages in build/venv
-# make test_course  every wrong solution of the exercises; make test plays a quarter of them
+# make test_course  every wrong solution of the exercises; make test plays a tenth of them
 # make test_gpu     train_gpt.cu's checks on this machine's GPU
 # make train_gpt_cu_emu the CUDA program on the CPU, slowly, by g++ alone
 # make survive      kills runs and sweeps at 200 random moments: nothing is lost
