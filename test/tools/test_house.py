@@ -65,3 +65,10 @@ def test_readme_lists_every_file():
         if not any(hidden.fullmatch(part) for part in file.parts) and file.name != "README.md"
     ]
     assert sorted(listed) == sorted(there)
+
+
+def test_make_test_runs_every_folder():
+    """But page, which needs a browser: make test_page."""
+    (named,) = re.findall(r"\$\(addprefix test/,([\w ]+)\)", (ROOT / "Makefile").read_text())
+    folders = {path.parent.name for path in TEST.rglob("test_*.py")}
+    assert set(named.split()) == folders - {"page"}
