@@ -51,7 +51,7 @@ EDGES = dict(
     min_lr=["1e30"],
     schedule=["constant", "wsd"],
     shape=["-d 2 -heads 1", "-T 1 -batch 1", "-layers 3", "-layers 0", "-qk_norm 0 -kappa 1e6"],
-    qk_clip=["1e-300 -qk_norm 0 -kappa 0"],
+    qk_clip=["1e-30 -qk_norm 0 -kappa 0"],
     data=["same", "two.bin -vocab 2", "one.bin -vocab 1"],
 )
 VALUES = [(flag, value) for flag, values in EDGES.items() for value in values]
