@@ -433,7 +433,7 @@ WRONG = {
             ),
         ),
         "one_scratch_for_all_rows": wrong(
-            [4, 5, 6], ("rstd[i], dw + C, C);", "rstd[i], partial + C, C);"), either=[4]
+            [4, 5, 6], ("rstd[i], dw + C, C);", "rstd[i], partial + C, C);"), either=[4, 6]
         ),
         "one_partial_sum": wrong(
             [4, 5, 6],
