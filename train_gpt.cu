@@ -1639,7 +1639,6 @@ static void gpt_backward(GPT *g, const int *tokens, int B, int T) {
                                     a.ln_2_rstd, g->partial, rows, C);
         // attention: attn_c_proj(attention(c_attn(ln_1(x))))
         act *heads = a.att;
-        dbranch = dx;
         if (peri_ln) dbranch = post_backward(g, &a, 0, rows, C);                // [peri_ln]
         if (g->cfg.gate) heads = a.gated;                                       // [gate]
         matmul_backward(dnorm, dw[ATTN_C_PROJ], dbranch, heads, w[ATTN_C_PROJ], rows, C, C);

@@ -137,7 +137,7 @@ static void print_help(void) {
     printf("usage: %s [-flag value ...]\n\n"
            "Trains a small GPT and shows when, and why, training is unstable. The paper is\n"
            "\"Small-scale proxies for large-scale Transformer training instabilities\",\n"
-           "arXiv 2309.14322; beside each flag stands its section.\n\n"
+           "arXiv 2309.14322; beside each flag stands its section (later: found since).\n\n"
            "  %s -lr               sweep the learning rate, 3e-4:1 by half-decades\n"
            "  %s -lr -qk_norm 0    the same without qk-norm: the instability\n"
            "  %s -lr 1e-2          train once\n\n", program, program, program, program);
