@@ -279,7 +279,8 @@ def training(s, change, lr, steps, ex=None, grown=1):
     """Trains, always from the same weights on the same text; grown multiplies those of queries and
     keys. Returns the trained weights, how far they moved, and what the reference measures with them
     on other text: loss, log Z, largest attention logit. With ex, the first steps must be the
-    reference's: what a wrong program trains has no effect to measure."""
+    reference's: what a wrong program trains has no effect to measure. They start from norms whose
+    scales differ: from 1 those of q and k grow alike, and one may stand for the other."""
     cfg = {**ref.CONFIG, **EFFECT, **change, "steps": steps, "lr": lr}
     s.rng, kept = np.random.default_rng(s.seed), s.rng
     p, batches = ref.init(cfg, s.rng), s.text_batches(cfg, steps)
@@ -289,7 +290,8 @@ def training(s, change, lr, steps, ex=None, grown=1):
     other = s.text_batches({**cfg, "batch": 32}, 1)[0]
     s.rng = kept
     if ex:
-        whole_steps(s, ex, cfg, p, batches[:2])
+        norms = {n: x for n, x in ref.init(cfg, s.rng, 0.2).items() if x.ndim == 1}
+        whole_steps(s, ex, cfg, p | norms, batches[:2])
     trained = s.trained(cfg, p, batches)
     seen, before = ref.measure(cfg, trained, *other), ref.measure(cfg, p, *other)
     return dict(
