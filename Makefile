@@ -129,7 +129,7 @@ setup:
 
 test: setup train_gpt build/venv/ready
 	build/venv/bin/python -m pytest -q -rs -n auto --dist loadfile --no-loadscope-reorder \
-		$(addprefix test/,tools course cuda files model bench)    # the longest files first
+		$(addprefix test/,cuda tools course files model bench)    # the longest files first
 
 test_course: setup train_gpt build/venv/ready
 	COURSE=all build/venv/bin/python -m pytest -q -n auto --dist loadfile test/course

@@ -122,7 +122,7 @@ def rounds_shim():
 def trainer(precision, *flags):
     if GPU:
         return nvcc_build("train_gpt_cu", ROOT / "train_gpt.cu", *BUILT_FOR[precision])
-    flags = [*BUILT_FOR[precision], *(flags or ["-O0"])]
+    flags = [*BUILT_FOR[precision], *flags]
     return build_emu("train_gpt_cu_emu", ROOT / "train_gpt.cu", *flags)
 
 
