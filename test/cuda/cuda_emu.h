@@ -69,8 +69,8 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define CUDA_EMU_ASAN(statement) statement
-// Before each _longjmp of libc AddressSanitizer clears its notes on the whole stack, which takes ten
-// times as long as all the rest; of the compiler's own it knows nothing.
+// Before each _longjmp of libc AddressSanitizer clears its notes on the whole stack, which takes
+// ten times as long as all the rest; of the compiler's own it knows nothing.
 #define CUDA_EMU_SWITCHES __attribute__((noinline, no_sanitize_address))
 #define _setjmp(context) __builtin_setjmp((void **)(context))
 #define _longjmp(context, value) __builtin_longjmp((void **)(context), value)
