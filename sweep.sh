@@ -602,7 +602,8 @@ begin() {
     flock -n 9 || die 1 "$word"
     # in a folder that no sweep.sh has begun, the names that it writes to
     [ -e "$dir/experiment" ] ||
-        for word in flags joblog prediction.csv slurm1 slurm2 slurm.txt summary.csv; do
+        for word in flags joblog prediction.csv slurm1 slurm2 slurm.txt summary.csv \
+            {experiment,flags,summary.csv}.tmp; do
             [ ! -e "$dir/$word" ] || die 2 "sweep.sh did not write $dir/$word; choose another -out"
         done
     [ ! -e "$dir/slurm1" ] || [ -z "$(squeue -h -n "$job_name")" ] || die 1 "$word"

@@ -227,9 +227,10 @@ static double random_normal(uint64_t *state) {
 
 static char atomic_tmp[MAX_TEXT + 4];    // PATH.tmp of the file being written: one at a time
 
-// Opens PATH.tmp for writing. Dies if that fails.
+// Opens a new PATH.tmp for writing. Dies if that fails.
 static FILE *atomic_open(const char *path) {
     format_text(atomic_tmp, sizeof atomic_tmp, "%s.tmp", path);
+    unlink(atomic_tmp);    // if it is a link, what lies behind it stays as it is
     FILE *file = fopen(atomic_tmp, "wb");
     if (!file) die(FAILED, "cannot write %s: %s", atomic_tmp, strerror(errno));
     return file;

@@ -311,13 +311,17 @@ static void path_in(const Config *cfg, const char *file, char out[MAX_TEXT]) {
 }
 
 // The files, and a text near the start of each that shows that this program wrote it. Until its
-// first checkpoint, a new run over an older one's results writes log.csv.new.
+// first checkpoint, a new run over an older one's results writes log.csv.new. The names in .tmp are
+// those of base.h's atomic_open.
 static const struct { const char *name, *sign; } RESULTS[] = {
     {"log.csv", "step,tokens,lr,train_loss,val_loss,"},
     {"log.csv.new", "step,tokens,lr,train_loss,val_loss,"},
     {"summary.csv", ",threads,parameters,parameters_non_embedding,"},
     {"model.safetensors", "\"log_bytes\""},
     {"model.safetensors.new", "\"log_bytes\""},
+    {"summary.csv.tmp", ",threads,parameters,parameters_non_embedding,"},
+    {"model.safetensors.tmp", "\"log_bytes\""},
+    {"model.safetensors.new.tmp", "\"log_bytes\""},
 };
 enum { NUM_RESULTS = sizeof RESULTS / sizeof RESULTS[0] };
 
@@ -353,6 +357,7 @@ static void results_replace(const Config *cfg) {
     char from[MAX_TEXT], to[MAX_TEXT];
     path_in(cfg, "model.safetensors.new", from);
     if (access(from, F_OK)) return;
+    results_check(cfg);
     path_in(cfg, "summary.csv", to);
     int folder = open(cfg->out, O_RDONLY);
     bool failed = folder < 0 || (unlink(to) && errno != ENOENT);

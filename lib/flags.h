@@ -5,11 +5,16 @@
 #include "../gpt.h"    // Config, FLAGS; die, format_text
 
 // Whether the program rounds output logits to bfloat16 whatever -bf16_logits says: train_gpt_cu,
-// unless it is built in fp32
-#if (defined(__CUDACC__) || defined(CUDA_EMU)) && !defined(FP32)
-enum { BF16_LOGITS = 1 };
-#else
+// unless it is built in fp32. How the names of its folders begin.
+#if !defined(__CUDACC__) && !defined(CUDA_EMU)
 enum { BF16_LOGITS = 0 };
+#define FOLDER_PREFIX ""
+#elif defined(FP32)
+enum { BF16_LOGITS = 0 };
+#define FOLDER_PREFIX "cu_fp32_"
+#else
+enum { BF16_LOGITS = 1 };
+#define FOLDER_PREFIX "cu_"
 #endif
 
 enum { MAX_RUNS = 64, MAX_RATE = 16 };    // learning rates of a sweep; bytes of one as text
@@ -251,8 +256,8 @@ static uint64_t hash_text(uint64_t hash, const char *text) {
     return hash;
 }
 
-// runs/, then the flags that differ from their defaults: runs/lr3e-2_qk_norm0. Two commands share
-// no folder: a hash of all values ends a name that is cut, or in which a path is (it shows its last
+// runs/, then the flags that differ from their defaults: runs/lr3e-2_qk_norm0. Two commands, those
+// of train_gpt_cu among them, share no folder: a hash of all values ends a name that is cut, or in which a path is (it shows its last
 // folder and its file), or that has letters that a file system may not tell apart.
 static void default_folder(const Config *cfg, char out[MAX_TEXT]) {
     enum { LONGEST = 200 };    // bytes of a name; most file systems take 255
@@ -282,7 +287,8 @@ static void default_folder(const Config *cfg, char out[MAX_TEXT]) {
     }
     if (end == name) end += sprintf(end, "default");
     exact &= end - name <= LONGEST;
-    snprintf(out, MAX_TEXT, "runs/%.*s", (int)fmin((double)(end - name), LONGEST), name);
+    snprintf(out, MAX_TEXT, "runs/" FOLDER_PREFIX "%.*s",
+             (int)fmin((double)(end - name), LONGEST), name);
     if (!exact) sprintf(out + strlen(out), "_%08" PRIx32, (uint32_t)hash);
 }
 

@@ -96,15 +96,22 @@ static int prompt_tokens(const char *prompt, bool bytes, int V, int tokens[MAX_T
     return n;
 }
 
+// A control character: of ASCII, or the last byte of one of U+0080 to U+009F, or such a byte alone
+static bool is_control(unsigned char byte, unsigned char before) {
+    if (byte >= 0x80) return byte < 0xa0 && (before < 0x80 || before == 0xc2);
+    return iscntrl(byte) && byte != '\n' && byte != '\t';
+}
+
 // Writes one token: its bytes, on a terminal with a dot for a control character, or its number.
 static void sample_write(int token, const Tokenizer *t, bool bytes, bool terminal) {
+    static unsigned char before;
     unsigned char byte = (unsigned char)token;
     const unsigned char *text = t->token ? t->token[token] + 1 : &byte;
     int length = t->token ? t->token[token][0] : bytes ? 1 : 0;    // 0: it has only a number
     if (length == 0) printf("%d ", token);
     for (int i = 0; i < length; i++) {
-        int c = text[i];
-        putchar(terminal && iscntrl(c) && c != '\n' && c != '\t' ? '.' : c);
+        putchar(terminal && is_control(text[i], before) ? '.' : text[i]);
+        before = text[i];
     }
 }
 

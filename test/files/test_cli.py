@@ -667,6 +667,9 @@ def test_a_folder_shows_the_end_of_a_path(tmp_path):
         ("summary.csv", b"name,score\n"),
         ("log.csv.new", b"somebody's"),
         ("model.safetensors.new", b"somebody's"),
+        ("summary.csv.tmp", b"somebody's"),
+        ("model.safetensors.tmp", b"somebody's"),
+        ("model.safetensors.new.tmp", b"somebody's"),
     ],
 )
 def test_files_of_others_are_refused(folder, name, content, lr):
@@ -676,6 +679,24 @@ def test_files_of_others_are_refused(folder, name, content, lr):
         (folder / out / name).write_bytes(content)
         says = f"{out}/{name}: this program did not write it | choose another -out"
         assert_refused(folder, words({**TINY, "lr": lr, "out": out}), 1, says)
+
+
+@pytest.mark.parametrize("command", [dict(eval=1), dict(sample=9), dict(resume=1, steps=9)])
+def test_a_command_on_a_saved_model_replaces_nothing_of_others(folder, command):
+    (folder / "run/model.safetensors.new").write_text("somebody's")
+    says = "run/model.safetensors.new: this program did not write it"
+    flags = " ".join(f"-{name} {value}" for name, value in command.items())
+    assert_refused(folder, words(f"{flags} -out run"), 1, says)
+
+
+def test_a_file_behind_a_link_stays(folder):
+    """Even one that this program wrote: of another run."""
+    (folder / "new").mkdir()
+    content = (folder / "run/summary.csv").read_bytes()
+    (folder / "new/summary.csv.tmp").symlink_to("../run/summary.csv")
+    train(folder / "new", steps=2)
+    assert (folder / "run/summary.csv").read_bytes() == content
+    assert not (folder / "new/summary.csv").is_symlink()
 
 
 def test_a_run_of_a_sweep_whose_folder_has_a_file_of_others(folder):

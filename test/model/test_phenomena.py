@@ -98,9 +98,10 @@ def test_z_loss_helps_output_logits_of_bfloat16(tmp_path):
             ends, (1, 1, 0, 0), ("0", "1e-4") * 2
         )
     # a step at learning rate 0: the weights that were trained in fp32, with rounded logits
-    more = "-steps 30001 -min_lr 0 -bf16_logits 1".split()
+    more = "-steps 30001 -min_lr 0 -bf16_logits 1 -z_loss 1e-12".split()
     result = program("-resume", "-out", "00", *more, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert "a larger -z_loss fixes it" in result.stdout
     assert log(tmp_path / "00")["val_loss"][-1] > exact + 0.3  # 0.70
     assert rounded > rounded_z + 0.3  # 0.50 to 0.80
     assert abs(exact - exact_z) < 0.1  # 0 to 0.03
