@@ -849,6 +849,13 @@ def test_no_gpu(settings, words, wanted, program, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("precision, name", [("bf16", "cu_lr1e-2"), ("fp32", "cu_fp32_lr1e-2")])
+def test_its_folders_are_not_those_of_train_gpt(precision, name, programs, tmp_path):
+    command = [programs[precision], "-lr", "1e-2", "-resume"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stderr
+    assert f" runs/{name}/model.safetensors: no saved model" in said
+
+
 @pytest.mark.skipif(GPU, reason="a real GPU cannot be told to fail")
 def test_every_call_is_checked(program, tmp_path):
     """Whichever call to CUDA or cuBLAS fails, the run ends with one line."""
