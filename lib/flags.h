@@ -257,8 +257,9 @@ static uint64_t hash_text(uint64_t hash, const char *text) {
 }
 
 // runs/, then the flags that differ from their defaults: runs/lr3e-2_qk_norm0. Two commands, those
-// of train_gpt_cu among them, share no folder: a hash of all values ends a name that is cut, or in which a path is (it shows its last
-// folder and its file), or that has letters that a file system may not tell apart.
+// of train_gpt_cu among them, share no folder: a hash of all values ends a name that is cut, or in
+// which a path is (it shows its last folder and its file), or that has letters that a file system
+// may not tell apart.
 static void default_folder(const Config *cfg, char out[MAX_TEXT]) {
     enum { LONGEST = 200 };    // bytes of a name; most file systems take 255
     static char name[NUM_FLAGS * 2 * MAX_TEXT];

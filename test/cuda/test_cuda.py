@@ -849,9 +849,9 @@ def test_no_gpu(settings, words, wanted, program, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("precision, name", [("bf16", "cu_lr1e-2"), ("fp32", "cu_fp32_lr1e-2")])
+@pytest.mark.parametrize("precision, name", [("bf16", "cu_lr3e-2"), ("fp32", "cu_fp32_lr3e-2")])
 def test_its_folders_are_not_those_of_train_gpt(precision, name, programs, tmp_path):
-    command = [programs[precision], "-lr", "1e-2", "-resume"]
+    command = [programs[precision], "-lr", "3e-2", "-resume"]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stderr
     assert f" runs/{name}/model.safetensors: no saved model" in said
 
