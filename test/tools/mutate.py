@@ -826,7 +826,14 @@ MUTANTS = [
         "test_checkpoint.py -k full_disk",
         [
             ("if (ferror(file) || fflush(file)", "if (fflush(file)"),
-            ("    unlink(atomic_tmp);", ""),
+            ("    unlink(atomic_tmp);\n", ""),
+        ],
+    ),
+    (
+        "lib/base.h",
+        "test_cli.py -k behind_a_link",
+        [
+            ("    unlink(atomic_tmp);    // if", "    // if"),
         ],
     ),
     (
@@ -941,7 +948,27 @@ MUTANTS = [
             ("if (size && !strstr(", "if (!strstr("),
             ("if (size && !strstr(", "if (size && strlen(text) < 99 && !strstr("),
             ('{"log.csv.new", "step,', '{"log.csv", "step,'),
+            ('{"summary.csv.tmp",', '{"summary.csv",'),
+            ('{"model.safetensors.tmp",', '{"model.safetensors",'),
+            ('{"model.safetensors.new.tmp",', '{"model.safetensors.new",'),
             ("if (!text[j]) text[j]", "if (0) text[j]"),
+        ],
+    ),
+    (
+        "lib/checkpoint.h",
+        "test_cli.py -k saved_model_replaces",
+        [
+            (
+                "    if (access(from, F_OK)) return;\n    results_check(cfg);",
+                "if (access(from, F_OK)) return;",
+            ),
+        ],
+    ),
+    (
+        "lib/flags.h",
+        "test_cuda.py -k its_folders",
+        [
+            ('"runs/" FOLDER_PREFIX', '"runs/"'),
         ],
     ),
     (
@@ -1240,7 +1267,10 @@ MUTANTS = [
         "test_terminal.py -k sample",
         [
             ("if (!isfinite(logits[i]))", "if (isinf(logits[i]))"),
-            ("terminal && iscntrl(c)", "terminal && iscntrl(c / 2)"),
+            ("return iscntrl(byte)", "return iscntrl(byte / 2)"),
+            ("byte < 0xa0 &&", "byte < 0x9b &&"),
+            ("before == 0xc2", "before == 0xc3"),
+            ("before < 0x80 ||", ""),
         ],
     ),
     (
