@@ -28,24 +28,25 @@ head_size         16                 32                    64
 ladder            16,32,64,96        64,128,256,512 \
                   512x3,512x6,768x6,768x12,1024x12,1024x24,2048x24
 three_sizes       16,32,64           64,128,256            512x3,512x6,768x12
-one_size          64                 128                   768x12
+one_size          64                 128                   512x3
 small_size        32                 128                   512x6
 league_sizes      32,64              64,128                512x6,768x12
 depth_and_width   32x2,32x8,32x32,64x2,128x2,48x4,64x8 \
                   64x2,64x8,64x32,128x2,256x2,96x4,128x8 \
                   512x3,512x6,512x12,512x24,512x48,512x96,256x6,1024x6,2048x6,768x9,1024x12
 depth_steps       2000               10000                 100000
-z_sizes           16x1,24x1,32x1     16x1,32x1,64x1        512x3,512x6,768x12
+z_sizes           16x1,24x1,32x1     16x1,32x1,64x1        256x3,512x6,768x12
 z_T               16                 16                    512
 z_batch           4                  4                     256
 z_steps           30000              100000                100000
 blocks            32x4,32x8,64x8     128x4,128x8,256x8     512x6,512x12,512x24,1024x12
 two_sizes         16,128             64,512                256x3,2048x24
 logits_fit        16,24,32,48,64     64,96,128,192,256     256x3,512x3,512x6,768x6,768x12,1024x12
-logits_held_out   96,128,192         384,512               1024x24,2048x24
+logits_held_out   96,128,192         384,512               1024x24,2048x24,4096x24
 eps_fit           16,32,48,64        64,96,128,192         256x3,512x3,512x6,768x6,768x12,1024x12
 eps_held_out      96,128             256,384               1024x24,2048x24
 eps_largest       128                384                   2048x24
+warmups           1%,5%,10%,25%      1%,5%,10%,25%         0.05%,0.5%,5%,25%
 recipe_base       16                 64                    512
 mu_base           32                 64                    256
 mu_widths         32,64,128,256      64,128,256,512        256,512,1024,2048
@@ -112,7 +113,7 @@ experiment() {
         grid d="${of[z_sizes]}" lr=$LR z_loss=0,1e-4 wd=0,1e-4 -data bigram -bf16_logits 1 \
             -T "${of[z_T]}" -batch "${of[z_batch]}" -steps "${of[z_steps]}" -log_every 100 \
             -eval_every 5000 ;;
-    warmup) grid d="${of[three_sizes]}" lr=$LR warmup=1%,5%,10%,25% qk_norm=0,1 ;;
+    warmup) grid d="${of[three_sizes]}" lr=$LR warmup="${of[warmups]}" qk_norm=0,1 ;;
     weight_decay)
         grid d="${of[three_sizes]}" lr=$LR,1 wd_independent=1 wd="${of[wd_independent]}" \
             -steps "${of[long_steps]}"

@@ -1,7 +1,7 @@
 """What the paper, and those on cures found since, predict and the trainer must show: short runs on
 the embedded language. Each margin is at most half of what seeds 1 to 4 gave (in nats unless said
 otherwise, in the comment beside it), so that another seed or another machine's rounding does not
-break it."""
+break it; but z-loss's with rounded logits is 0.3, of 0.50 to 0.80."""
 
 import concurrent.futures
 from pathlib import Path
@@ -110,7 +110,8 @@ def test_z_loss_helps_output_logits_of_bfloat16(tmp_path):
 
 def test_independent_decay_is_less_sensitive(tmp_path):
     """Section 3.2.2, figure 6: at one strength of the two at LR 3e-3, standard decay holds the
-    weights back at high learning rates."""
+    weights back at high learning rates. So over the LRs from 3e-3 on: at lower ones independent
+    decay costs more."""
     flags = dict(lr="3e-3,1e-2,1e-1,3e-1", steps=4000, log_every=100)
     sensitivity = []
     for independent, wd in (1, "1e-3"), (0, "0.3"):
