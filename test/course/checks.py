@@ -616,7 +616,11 @@ EXERCISES = {
             dict(qk_clip=100, qk_norm=0, d=40, heads=1, layers=1, batch=1, steps=6),
             dict(qk_clip=2, qk_norm=0, layers=0, heads=1, steps=6),
         ],
-        cuda_cases=[dict(qk_clip=0.4, qk_norm=0, d=24, heads=3, layers=2, batch=3, steps=6)],
+        # all heads above the limit; some; the flag off
+        cuda_cases=[
+            dict(qk_clip=tau, qk_norm=0, d=24, heads=3, layers=2, batch=3, steps=6)
+            for tau in (0.4, 2, 0)
+        ],
         mistakes=[
             ({"qk_clip": 0}, OFF),
             *(
@@ -780,6 +784,7 @@ EXERCISES = {
             dict(wd=0.7, steps=9, warmup=0, lr=0.03, min_lr=0.02, layers=0),
             dict(wd=0.2, wd_independent=0, steps=9, schedule="wsd", layers=3),
         ],
+        cuda_cases=[dict(wd=0.1, wd_independent=i, steps=20, warmup=5, lr=0.3) for i in (1, 0)],
         mistakes=[
             ({"wd": 0}, OFF),
             ({"wd_independent": 0}, "This is the decay of -wd_independent 0."),
@@ -828,7 +833,9 @@ EXERCISES = {
                 ("full", 8, 6, 0, 1, {}),
             )
         ],
-        cuda_cases=[dict(mu_param="full", d=24, base_d=9, layers=2, heads=3)],
+        cuda_cases=[
+            dict(mu_param=mu, d=24, base_d=9, layers=2, heads=3) for mu in ("full", "off", "simple")
+        ],
         fields=("max_attn_logit", "loss", "log_z", "dlogits"),
         first=("c_attn",),
         mistakes=[

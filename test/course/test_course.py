@@ -172,6 +172,9 @@ CUDA_GRADINGS = [
     ("clip cuda", "solution"),
     ("attn_cap cuda", "solution"),
     ("qk_clip cuda", "solution"),
+    ("eps cuda", "solution"),
+    ("beta2 cuda", "solution"),
+    ("wd cuda", "solution"),
 ]
 # All take twenty minutes. `make test` plays a tenth of the wrong solutions, the same in every run;
 # COURSE=all, which make test_course sets, plays them all.

@@ -29,7 +29,7 @@ ANSWERS = {
     "wd": (r"lr(_t)? / (cfg->)?lr", r"lr_t / lr"),
     "z_loss": (r"2 (\* )?(c|z_loss) (\* )?log",),
     "layernorm": (r"(average|mean)\(g", r"g_[ij] - ", r"g\[j\] - ", r"(rstd|r) (\* )?\(g"),
-    "qk_norm": (r"layernorm_row\(to", r"sqrt\(HS\) \*? ?max", r"p \(1 - p\)"),
+    "qk_norm": (r"layernorm_row\(to", r"sqrt\(HS\) (times|\*? ?max)", r"p \(1 - p\)"),
     "attn_cap": (r"1 - \w*tanh", r"4 ?\*? ?e ?/", r"tanh\(.*\)\^2", r"sech|cosh"),
     "qk_clip": (r"sqrt\(tau", r"tau / (largest|S\b)"),
     "mu_param": (r"(1|lr) ?/ ?m\b", r"sqrt\(base_d\)", r"1 ?/ ?HS\b"),
@@ -129,6 +129,17 @@ def test_comments_give_nothing_away(name):
     for file, text in exercise.sources(name, True).items():
         for pattern in ANSWERS[name]:
             assert not re.search(pattern, text), (file, pattern)
+
+
+def test_lectures_give_nothing_away():
+    """Nor do the lectures, but for what they keep until a sheet is in."""
+    text = (TEST / "course" / "lectures.md").read_text()
+    kept = r"(?ms)^\*\*When that sheet is in\*\*$.*?(?=^## |\Z)"
+    told, number = re.subn(kept, "", text)
+    assert number == 3  # hours 2 to 4
+    for name, patterns in ANSWERS.items():
+        for pattern in patterns:
+            assert not (found := re.search(pattern, told)), (name, found)
 
 
 @pytest.fixture(scope="module")

@@ -773,6 +773,10 @@ QK_CLIP_CUDA = {
     "only_queries": wrong([3], (CLIP_GRID, CLIP_GRID.replace("2)", "1)")), file=CU),
     "first_layer": wrong([3], (CLIP_GRID, CLIP_GRID.replace("cfg->layers", "1")), file=CU),
     "whole_factor": wrong([3], ("*= sqrtf(tau / largest)", "*= tau / largest"), file=CU),
+    "always": wrong([3], ("if (largest <= tau || over(", "if (over("), file=CU),
+    "0_clips_all": wrong(
+        [3], ("if (cfg->qk_clip > 0 && cfg->layers)", "if (cfg->layers)"), file=CU
+    ),
 }
 Z_LOSS_CUDA = one_line(
     CU,
@@ -803,6 +807,26 @@ ADAMW_CUDA = {
         {
             "always": ("if (o->clip > 0) clip_scale = o->clip / norm;", [3], ""),
             "0_clips_all": ("if (norm > o->clip) clip_scale = o->clip / norm;", [3], ""),
+        },
+    ),
+    "wd cuda": one_line(
+        CU,
+        "decay = weight_decay(cfg, step);",
+        {
+            "never_independent": ("decay = cfg->wd * learning_rate(cfg, step);", [3], ""),
+            "always_independent": ("decay = cfg->wd * lr / cfg->lr;", [3], ""),
+        },
+    ),
+    "mu_param cuda": one_line(
+        CU,
+        "kind_lr *= mu_lr_scale(cfg, p);",
+        {
+            "flag_ignored": ("if (p->role == LINEAR) kind_lr /= mu_m(cfg);", [7], ""),
+            "full_alone": (
+                "if (cfg->mu_param == MU_FULL) kind_lr *= mu_lr_scale(cfg, p);",
+                [7],
+                "",
+            ),
         },
     ),
 }
