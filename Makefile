@@ -21,7 +21,7 @@
 # make sass         the machine code of train_gpt.cu: registers, spills, and attention's main loops;
 #                   needs nvcc and cuobjdump, no GPU
 # make figures      the pictures of README.md, from runs made here
-# make page         build/train_gpt.html: the trainer as a page, which any browser opens without a
+# make page         build/train_gpt.html: the trainer as a page, which a browser opens without a
 #                   network
 # make test_page    its checks, in Chromium; PICTURES=figures: makes README.md's pictures of it
 # make bench_page   its speed beside the native program's

@@ -19,7 +19,9 @@ IMITATED = {
     "MMAN": "mman",
     "GETPID": "getpid",
 }
-INTERVENTIONS = "qk_norm z_loss warmup wd mu_param optimizer attn_cap".split()
+INTERVENTIONS = (
+    "qk_norm z_loss warmup wd mu_param optimizer attn_cap qk_clip gate peri_ln cautious".split()
+)
 
 
 def compile_program(out):

@@ -16,6 +16,14 @@ const TICKS = [
    text: "Muon instead of AdamW: orthogonal steps of the layers' matrices (found since)"},
   {flag: "attn_cap", on: "30", off: "0", ticked: false,
    text: "soft cap: attention logits within ±30 (found since)"},
+  {flag: "qk_clip", on: "30", off: "0", ticked: false,
+   text: "QK-clip: shrinks a head whose logits passed 30; without qk-norm (found since)"},
+  {flag: "gate", on: "1", off: "0", ticked: false,
+   text: "gate: attention's output times sigmoid(x W) (found since)"},
+  {flag: "peri_ln", on: "1", off: "0", ticked: false,
+   text: "Peri-LN: a LayerNorm after each sublayer, too (found since)"},
+  {flag: "cautious", on: "1", off: "0", ticked: false,
+   text: "cautious decay: only where the update shrinks the weight (found since)"},
 ];
 const SLIDERS = [
   {flag: "d", values: [16, 32, 48, 64, 96, 128], at: 1, text: "width C"},
@@ -276,9 +284,10 @@ function make_chart(id, x, y, log) {
       scales: {x: axis("x", x), y: axis("y", y)},
       plugins: {legend: {display: id == "run_logits", labels: {boxHeight: 0}}},
       onClick: (event, elements, chart) => {
-        const point = elements[0] && chart.data.datasets[elements[0].datasetIndex];
-        const rate = point?.rates?.[elements[0].index];
-        if (rate) choose(rate);
+        for (const {datasetIndex, index} of elements) {
+          const rate = chart.data.datasets[datasetIndex].rates?.[index];
+          if (rate) return choose(rate);
+        }
       },
     },
   });
@@ -293,8 +302,7 @@ function curve(runs, value, style) {
   const there = [...runs.values()].filter(run => isFinite(value(run)));
   return {
     ...style,
-    data: there.map(run => ({x: Number(run.rate), y: value(run)})),
-    rates: there.map(run => run.rate),
+    data: there.map(run => ({x: Number(run.rate), y: value(run), rate: run.rate})),
     borderWidth: 2, pointRadius: 5, pointHoverRadius: 8,
   };
 }
@@ -308,6 +316,7 @@ function draw_sweep() {
   for (const [id, value] of [["loss", loss_of], ["logit", logit_of]]) {
     const now = color("--now"), ghost = color("--before");
     const sets = [curve(runs, value, {label: "now", borderColor: now, backgroundColor: now})];
+    sets[0].rates = sets[0].data.map(point => point.rate);    // a click on the ghost shows nothing
     if (before.size) sets.push(curve(before, value, {
       label: "before", borderColor: ghost, backgroundColor: ghost, borderDash: [6, 4],
       pointStyle: "triangle",

@@ -206,13 +206,22 @@ def test_the_curve_bends(page):
     ghost = page.run("return charts.loss.data.datasets[1].data.map(point => point.y)")
     assert ghost == pytest.approx(flat, abs=1e-3)
 
-    x, y = page.run(  # the point of the highest learning rate
-        "const point = charts.loss.getDatasetMeta(0).data.at(-1), canvas = charts.loss.canvas;"
-        "canvas.scrollIntoView();"
-        "const box = canvas.getBoundingClientRect(); return [box.x + point.x, box.y + point.y]"
-    )
-    webdriver.ActionChains(page.driver).move_by_offset(int(x), int(y)).click().perform()
-    webdriver.ActionChains(page.driver).move_by_offset(-int(x), -int(y)).perform()
+    def click(chart, dataset, at):
+        x, y = page.run(
+            f"const chart = charts.{chart}, point = chart.getDatasetMeta({dataset}).data.at({at});"
+            "chart.canvas.scrollIntoView(); const box = chart.canvas.getBoundingClientRect();"
+            "return [box.x + point.x, box.y + point.y]"
+        )
+        webdriver.ActionChains(page.driver).move_by_offset(int(x), int(y)).click().perform()
+        webdriver.ActionChains(page.driver).move_by_offset(-int(x), -int(y)).perform()
+
+    click("loss", 0, -1)  # the highest learning rate
+    page.wait(lambda: "3e-1" in page.text("detail_title"))
+    click("logit", 1, -2)  # the ghost's points are of runs that are gone
+    assert "3e-1" in page.text("detail_title")
+    click("logit", 0, -2)
+    page.wait(lambda: "1e-1" in page.text("detail_title"))
+    click("logit", 0, -1)
     page.wait(lambda: "3e-1" in page.text("detail_title"))
     assert re.search("attention logits grew .*-qk_norm 1", page.text("diagnosis"))
     assert len(page.wait_until_shown("sample")) > 50
@@ -395,7 +404,8 @@ def test_every_control_by_the_keyboard(page):
     for _ in range(60):
         page.driver.switch_to.active_element.send_keys(Keys.TAB)
         reached.append(page.run("return document.activeElement.id"))
-    wanted = "qk_norm z_loss warmup wd mu_param d layers steps run stop command copy csv".split()
+    wanted = "qk_norm z_loss warmup wd mu_param optimizer attn_cap qk_clip gate peri_ln cautious"
+    wanted = f"{wanted} d layers steps run stop command copy csv".split()
     assert [name for name in reached if name in wanted][: len(wanted)] == wanted
     assert [name[4:] for name in reached if name.startswith("run_")][:7] == RATES
 
