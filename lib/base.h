@@ -230,8 +230,9 @@ static char atomic_tmp[MAX_TEXT + 4];    // PATH.tmp of the file being written: 
 // Opens a new PATH.tmp for writing. Dies if that fails.
 static FILE *atomic_open(const char *path) {
     format_text(atomic_tmp, sizeof atomic_tmp, "%s.tmp", path);
-    unlink(atomic_tmp);    // if it is a link, what lies behind it stays as it is
-    FILE *file = fopen(atomic_tmp, "wb");
+    // if it is a link, what lies behind it stays as it is
+    bool stuck = unlink(atomic_tmp) && errno != ENOENT;
+    FILE *file = stuck ? NULL : fopen(atomic_tmp, "wb");
     if (!file) die(FAILED, "cannot write %s: %s", atomic_tmp, strerror(errno));
     return file;
 }

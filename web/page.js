@@ -284,10 +284,9 @@ function make_chart(id, x, y, log) {
       scales: {x: axis("x", x), y: axis("y", y)},
       plugins: {legend: {display: id == "run_logits", labels: {boxHeight: 0}}},
       onClick: (event, elements, chart) => {
-        for (const {datasetIndex, index} of elements) {
-          const rate = chart.data.datasets[datasetIndex].rates?.[index];
-          if (rate) return choose(rate);
-        }
+        const point = elements[0] && chart.data.datasets[elements[0].datasetIndex];
+        const rate = point?.rates?.[elements[0].index];
+        if (rate) choose(rate);
       },
     },
   });
@@ -301,9 +300,10 @@ function short(value) {    // of a logarithmic axis: 1, 3 and 10
 function curve(runs, value, style) {
   const there = [...runs.values()].filter(run => isFinite(value(run)));
   return {
-    ...style,
-    data: there.map(run => ({x: Number(run.rate), y: value(run), rate: run.rate})),
+    data: there.map(run => ({x: Number(run.rate), y: value(run)})),
+    rates: there.map(run => run.rate),
     borderWidth: 2, pointRadius: 5, pointHoverRadius: 8,
+    ...style,
   };
 }
 
@@ -316,10 +316,9 @@ function draw_sweep() {
   for (const [id, value] of [["loss", loss_of], ["logit", logit_of]]) {
     const now = color("--now"), ghost = color("--before");
     const sets = [curve(runs, value, {label: "now", borderColor: now, backgroundColor: now})];
-    sets[0].rates = sets[0].data.map(point => point.rate);    // a click on the ghost shows nothing
     if (before.size) sets.push(curve(before, value, {
       label: "before", borderColor: ghost, backgroundColor: ghost, borderDash: [6, 4],
-      pointStyle: "triangle",
+      pointStyle: "triangle", rates: [],    // a click shows none of them: their runs are gone
     }));
     const floor = number([...runs.values()].find(run => run.summary)?.summary.entropy_floor);
     if (id == "loss" && floor > 0) sets.push({

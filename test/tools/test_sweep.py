@@ -557,7 +557,8 @@ def test_a_folder_of_a_single_run_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["summary.csv", "flags", "joblog", "slurm1", "prediction.csv", "flags.tmp", "summary.csv.tmp"],
+    "summary.csv flags joblog slurm1 prediction.csv".split()
+    + "experiment.tmp flags.tmp summary.csv.tmp".split(),
 )
 def test_files_of_others_are_refused(tmp_path, name):
     """In a folder that no sweep.sh has begun, such as that of a sweep by the trainer."""
